@@ -1,0 +1,13 @@
+"""The main job: one or more recipes, from raw files to report and submission.
+
+    python jobs/pipeline.py jobs/recipes/demo-qc.yaml jobs/recipes/demo-qi.yaml --output runs/demo
+    python jobs/pipeline.py jobs/recipes/paper-qc.yaml --dry-run
+    python jobs/pipeline.py jobs/recipes/demo-qc.yaml train.epochs=1 --until train
+
+The same command again goes on where it was stopped, and recomputes nothing that is finished.
+"""
+
+from ray_pipeline.cli import main
+
+if __name__ == "__main__":
+    main(__doc__)

@@ -1,0 +1,220 @@
+"""Identity, manifest and commit protocol of an artifact: one folder `<workdir>/<stage>/<fingerprint>/`.
+
+The folder holds Parquet shards `part-*.parquet`, the rows that were refused in `rejected/part-*.parquet`, and
+`manifest.json`, which is written last: without it the artifact is not finished. Each shard carries its own counts in
+the Parquet footer, so that a run that was killed goes on with the shards that are missing. Imports no Ray.
+"""
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import storage
+from ray_pipeline.errors import CorruptArtifactError, PipelineError
+
+MANIFEST = "manifest.json"
+SHARD_COUNTS = b"ray_pipeline.counts"
+LIBRARIES = (
+    "ray", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "sentence-transformers", "faiss-cpu",
+    "google-genai", "pyarrow", "numpy", "lingua-language-detector", "scikit-learn",
+)  # fmt: skip
+
+
+def fingerprint(stage: str, schema_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Identity of an artifact (20 hex digits): the same for equal content, wherever and however fast it is made."""
+    literal = json.dumps([stage, schema_version, config, dict(inputs)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(literal.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What went in and out of a shard or a stage; rows_in = rows_out + rows_rejected."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Rejected rows by reason."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Further totals that add up over shards, e.g. `requests`, `input_tokens`."""
+
+    @property
+    def rows_rejected(self) -> int:
+        """All rejected rows."""
+        return sum(self.reasons.values())
+
+    def __add__(self, other: "Counts") -> "Counts":
+        reasons = Counter(self.reasons)
+        reasons.update(other.reasons)
+        extra: Counter[str] = Counter(self.extra)  # type: ignore[arg-type]
+        extra.update(other.extra)  # type: ignore[arg-type]
+        return Counts(self.rows_in + other.rows_in, self.rows_out + other.rows_out, dict(reasons), dict(extra))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The account of a finished stage."""
+
+    stage: str
+    fingerprint: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    rows_in: int
+    rows_out: int
+    rows_rejected: int
+    reasons: dict[str, int]
+    bytes: int
+    seconds: float
+    """Wall time of the attempt that finished it."""
+    requests: int
+    tokens: dict[str, int]
+    """`input`, `output` and `thinking` tokens, as the server counted them."""
+    usd: float | None
+    """Null where the model's price is unknown."""
+    versions: dict[str, str]
+    shards: dict[str, int]
+    """Rows of each shard by file name."""
+    extra: dict[str, Any]
+    """What else the stage has to say."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact."""
+
+    url: str
+    manifest: Manifest
+
+    @property
+    def shards(self) -> list[str]:
+        """Urls of the shards."""
+        return [storage.join(self.url, name) for name in self.manifest.shards]
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All shards as one table."""
+        return pa.concat_tables(self.tables(columns))
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The shards, one at a time; raises CorruptArtifactError for one that is damaged, missing or short."""
+        for name, rows in self.manifest.shards.items():
+            yield read_shard(storage.join(self.url, name), rows, columns)
+
+    def rejected(self) -> pa.Table | None:
+        """All rejected rows; null if there are none."""
+        files = [url for url in storage.list_files(storage.join(self.url, "rejected")) if url.endswith(".parquet")]
+        return pa.concat_tables([storage.read_parquet(url) for url in files]) if files else None
+
+
+def read_shard(url: str, rows: int | None = None, columns: list[str] | None = None) -> pa.Table:
+    """One shard, checked against the rows that its manifest names."""
+    table = storage.read_parquet(url, columns)
+    if rows is not None and table.num_rows != rows:
+        raise CorruptArtifactError(
+            f"{url}: holds {table.num_rows} rows, its manifest says {rows}; "
+            f"delete the folder {url.rsplit('/', 1)[0]} and run the same command again"
+        )
+    return table
+
+
+def write_shard(
+    folder: str, name: str, table: pa.Table, rejected: pa.Table | None, rows_in: int, extra: Mapping[str, float] = {}
+) -> Counts:
+    """Write one shard and its rejected rows; the shard comes last, so that its presence means that both are whole."""
+    reasons: dict[str, int] = {}
+    if rejected is not None and rejected.num_rows:
+        reasons = dict(Counter(rejected.column("reason").to_pylist()))
+        storage.write_parquet(storage.join(folder, "rejected", name), rejected)
+    counts = Counts(rows_in, table.num_rows, reasons, dict(extra))
+    metadata = {**(table.schema.metadata or {}), SHARD_COUNTS: json.dumps(asdict(counts)).encode()}
+    storage.write_parquet(storage.join(folder, name), table.replace_schema_metadata(metadata))
+    return counts
+
+
+def shard_counts(url: str) -> Counts:
+    """What a shard's footer says of it."""
+    with storage.open_parquet(url) as file:
+        metadata = file.schema_arrow.metadata or {}
+    if SHARD_COUNTS not in metadata:
+        raise CorruptArtifactError(f"{url}: carries no counts; delete it and run the same command again")
+    return Counts(**json.loads(metadata[SHARD_COUNTS]))
+
+
+def present_shards(folder: str) -> list[str]:
+    """Names of the shards in a folder, finished or not."""
+    names = [storage.name(url) for url in storage.list_files(folder) if url.startswith(storage.join(folder, "part-"))]
+    return sorted(name for name in names if name.endswith(".parquet"))
+
+
+def commit(
+    folder: str,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    counts: Counts,
+    seconds: float,
+    extra: Mapping[str, Any],
+) -> Artifact:
+    """Finish an artifact by writing its manifest; raises PipelineError where rows do not add up."""
+    if counts.rows_in != counts.rows_out + counts.rows_rejected:
+        raise PipelineError(
+            f"{stage}: {counts.rows_in} rows in, but {counts.rows_out} out and {counts.rows_rejected} rejected; "
+            f"this is a defect: please report it with the folder {folder}"
+        )
+    shards = {name: shard_counts(storage.join(folder, name)).rows_out for name in present_shards(folder)}
+    spent = {key: int(counts.extra.get(f"{key}_tokens", 0)) for key in ("input", "output", "thinking")}
+    manifest = Manifest(
+        stage=stage,
+        fingerprint=storage.name(folder),
+        inputs=dict(inputs),
+        config=dict(config),
+        rows_in=counts.rows_in,
+        rows_out=counts.rows_out,
+        rows_rejected=counts.rows_rejected,
+        reasons=dict(sorted(counts.reasons.items())),
+        bytes=sum(storage.size(storage.join(folder, name)) for name in shards),
+        seconds=round(seconds, 3),
+        requests=int(counts.extra.get("requests", 0)),
+        tokens=spent,
+        usd=extra.get("usd", 0.0),
+        versions=versions(),
+        shards=shards,
+        extra={key: value for key, value in extra.items() if key != "usd"},
+    )
+    text = json.dumps(asdict(manifest), ensure_ascii=False, indent=1)
+    storage.write_bytes(storage.join(folder, MANIFEST), text.encode())
+    return Artifact(folder, manifest)
+
+
+def load(folder: str) -> Artifact | None:
+    """The finished artifact in a folder; null if there is none, or none yet."""
+    url = storage.join(folder, MANIFEST)
+    try:
+        return Artifact(folder, Manifest(**json.loads(storage.read_bytes(url))))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise CorruptArtifactError(
+            f"{url}: is damaged ({error}); delete {folder} and run the same command again"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of the code and of the libraries that make the results."""
+    found = {"python": platform.python_version()}
+    for package in ("ray-pipeline", *LIBRARIES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum of many counts."""
+    return sum(counts, Counts())

@@ -1,0 +1,81 @@
+"""The command line that all jobs share: recipes, overrides, working folder, exit codes."""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ray_pipeline import outputs, pipeline, recipe, runtime
+from ray_pipeline.dry_run import describe
+from ray_pipeline.errors import PipelineError
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.sandbox import serving
+
+DONE, PROBLEM = 0, 1
+
+
+def main(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Parse the command line, run, and exit: 0 done, 1 a problem of the user's, 2 wrong usage.
+
+    `until` fixes the last stage, for the job file of a single stage.
+    """
+    options = _parser(description, until).parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        sys.exit(_run(options, until or options.until))
+    except Exception as error:
+        problem = pipeline.user_problem(error)
+        if options.debug or problem is None:
+            raise
+        print(f"\nerror: {problem}", file=sys.stderr)
+        sys.exit(PROBLEM)
+    finally:
+        runtime.stop()
+
+
+def _parser(description: str, until: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "recipes", nargs="+", metavar="RECIPE|key=value", help="recipe files, and values that override theirs"
+    )
+    parser.add_argument("--workdir", default="runs/work", help="folder or s3:// url of all artifacts (%(default)s)")
+    parser.add_argument("--output", help="folder or s3:// url of report and submission (runs/<names of the recipes>)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be run and spent, and do nothing")
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
+    if until is None:
+        parser.add_argument("--until", choices=pipeline.STAGE_NAMES, help="the last stage to run")
+    return parser
+
+
+def _run(options: argparse.Namespace, until: str | None) -> int:
+    files = [item for item in options.recipes if "=" not in item]
+    overrides = [item for item in options.recipes if "=" in item]
+    if not files:
+        print("no recipe is named; see --help", file=sys.stderr)
+        return 2
+    chosen = _read(files, overrides, options.workdir)
+    if options.dry_run:
+        print(describe(chosen, options.workdir, until))
+        return DONE
+    runs = pipeline.run(chosen, options.workdir, until)
+    if until not in (None, pipeline.STAGE_NAMES[-1]):
+        last = {run.recipe.name: run.artifacts[until] for run, _ in runs}
+        print("\n".join(f"{name}: {artifact.url}" for name, artifact in last.items()))
+        return DONE
+    output = options.output or os.path.join("runs", "+".join(item.name for item in chosen))
+    command = shlex.join(["python", *sys.argv])
+    for url in outputs.write(runs, output, command):
+        print(url)
+    return DONE
+
+
+def _read(files: Sequence[str], overrides: Sequence[str], workdir: str) -> list[Recipe]:
+    chosen = [recipe.read(file, overrides) for file in files]
+    names = [item.name for item in chosen]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise PipelineError(f"two recipes are named {repeated[0]}: give each its own `name`")
+    return [serving.with_shop(item, workdir) for item in chosen]

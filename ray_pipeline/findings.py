@@ -1,0 +1,237 @@
+"""What a reader of the report should know, in words: the failure signatures, each with its number."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from ray_pipeline.report.data import Difference, Estimate, Finding, Slice, TaskReport
+
+SEEN_GROUP = "seen languages"
+"""Names, in `TaskReport.groups` and `Comparison.differences`, of what the transfer findings compare."""
+WITHHELD_GROUP = "withheld languages"
+
+WEAK_GAP = 0.1  # F1 below the task's that makes a language weak
+SHARE_GAP = 0.05  # predicted minus true share of positives
+MAX_WIDTH = 0.1  # of an interval that still says something about a language
+MIN_ROWS = 30  # a bootstrap of fewer rows looks narrower than it is
+MAX_ECE = 0.1
+MAX_REJECTED = 0.2
+MIN_AUROC = 0.6
+
+
+def findings(task: TaskReport) -> list[Finding]:
+    """The findings on `task`, warnings first; its own `findings` are not looked at.
+
+    Shares and F1 are of the holdout. A sentence claims no more than its 95 % interval: where the bounds are
+    NaN (too few queries) or hold the null, it says that nothing is shown.
+    """
+    checks: tuple[Callable[[TaskReport], Iterator[Finding]], ...] = (
+        _baseline,
+        _separation,
+        _predicted_share,
+        _weak_languages,
+        _transfer,
+        _comparison,
+        _hard_negatives,
+        _calibration,
+        _audit,
+        _few_rows,
+        _stopping,
+    )
+    found = [finding for check in checks for finding in check(task)]
+    return sorted(found, key=lambda finding: ("warning", "note", "good").index(finding.level))
+
+
+def _baseline(task: TaskReport) -> Iterator[Finding]:
+    f1, bar = task.headline.f1, task.always_relevant_f1
+    text = f"F1 is {_shown(f1)}; answering “relevant” to every row gives {bar:.3f}."
+    if not _known(f1):
+        yield Finding("warning", "Too few queries to judge", text)
+    elif f1.low > bar:
+        yield Finding("good", "Better than “always relevant”", text)
+    elif f1.high < bar:
+        yield Finding("warning", "Worse than “always relevant”", text)
+    else:
+        yield Finding("warning", "Not shown to beat “always relevant”", f"{text} This lies in the interval.")
+
+
+def _separation(task: TaskReport) -> Iterator[Finding]:
+    auroc = task.scalars.get("auroc")
+    if auroc is not None and (auroc.value < MIN_AUROC or auroc.low <= 0.5):
+        text = f"AUROC is {_shown(auroc)}; scores without any meaning have 0.5."
+        yield Finding("warning", "Scores hardly separate relevant from irrelevant", text)
+
+
+def _predicted_share(task: TaskReport) -> Iterator[Finding]:
+    whole = task.headline
+    predicted, true = _predicted(whole), whole.positives / max(whole.rows, 1)
+    text = f"{predicted:.1%} of the rows are predicted relevant, {true:.1%} are."
+    if predicted - true > SHARE_GAP:
+        text += f" Precision is {_shown(whole.precision)}; a threshold above {task.threshold:.3f} may raise it."
+        yield Finding("warning", "Positives are over-predicted", text)
+    elif true - predicted > SHARE_GAP:
+        text += f" Recall is {_shown(whole.recall)}; a threshold below {task.threshold:.3f} raises it."
+        yield Finding("warning", "Positives are under-predicted", text)
+    elif not math.isnan(predicted):
+        yield Finding("good", "Positives are predicted about as often as they occur", text)
+
+
+def _predicted(rows: Slice) -> float:
+    """Share of rows predicted positive: true positives over precision; NaN where that is undefined."""
+    if rows.rows == 0 or not rows.precision.value > 0:
+        return math.nan
+    return rows.recall.value * rows.positives / rows.precision.value / rows.rows
+
+
+def _weak_languages(task: TaskReport) -> Iterator[Finding]:
+    whole = task.headline.f1.value
+    weak = [one for one in task.languages if one.f1.value <= whole - WEAK_GAP and one.f1.high < whole]
+    if weak:
+        figures = "; ".join(
+            f"{one.name} {_shown(one.f1)}{'' if one.seen else ', not trained on'}, "
+            f"{one.positives / one.rows:.0%} relevant"
+            for one in sorted(weak, key=lambda one: one.f1.value)
+        )
+        text = f"F1 of all rows is {whole:.3f}, and lower by {WEAK_GAP} or more in: {figures}."
+        yield Finding("warning", f"Weak languages: {_names(weak)}", text)
+
+
+def _transfer(task: TaskReport) -> Iterator[Finding]:
+    groups = {one.name: one for one in task.groups}
+    if SEEN_GROUP not in groups or WITHHELD_GROUP not in groups:
+        return
+    seen, withheld = groups[SEEN_GROUP].f1, groups[WITHHELD_GROUP].f1
+    gap = _gap(seen, withheld)
+    text = (
+        f"F1 is {_shown(seen)} in languages seen in training and {_shown(withheld)} in withheld ones: "
+        f"a gap of {_shown(gap, '+')}."
+    )
+    if not _known(gap):
+        yield Finding("note", "Transfer to withheld languages: too few queries", text)
+    elif gap.low > 0:
+        level = "warning" if gap.value >= WEAK_GAP else "note"
+        yield Finding(level, "Withheld languages are weaker", text)
+    elif gap.high < 0:
+        yield Finding("note", "Withheld languages are stronger", text)
+    else:
+        yield Finding("note", "No gap shown between seen and withheld languages", text)
+
+
+def _gap(first: Estimate, second: Estimate) -> Estimate:
+    """`first` - `second` of disjoint rows; the interval by MOVER (Zou and Donner 2008, Stat. Med. 27)."""
+    value = first.value - second.value
+    low = value - math.hypot(first.value - first.low, second.high - second.value)
+    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, low, high)
+
+
+def _comparison(task: TaskReport) -> Iterator[Finding]:
+    if task.comparison is None or not task.comparison.differences:
+        return
+    name, there = task.comparison.name, task.comparison.training_rows
+    whole = _whole(task.comparison.differences)
+    withheld = [one for one in task.comparison.differences if one.name == WITHHELD_GROUP and one is not whole]
+    sizes = "".join(
+        f" Training rows: {here:,} here, {there:,} there." for part, here, _ in task.parts if part == "train"
+    )
+    for one in [whole, *withheld]:
+        where = "" if one is whole else f" in {WITHHELD_GROUP}"
+        level, verdict = _verdict(one.f1)
+        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows.{sizes}"
+        yield Finding(level, f"{verdict} {name}{where}", text)
+
+
+def _whole(differences: list[Difference]) -> Difference:
+    """The difference on all rows: no slice has more."""
+    return max(differences, key=lambda one: one.rows)
+
+
+def _verdict(f1: Estimate) -> tuple[str, str]:
+    if not _known(f1):
+        return "note", "Too few queries to compare with"
+    if f1.low > 0:
+        return "good", "Better than"
+    if f1.high < 0:
+        return "warning", "Worse than"
+    return "note", "No difference shown from"
+
+
+def _hard_negatives(task: TaskReport) -> Iterator[Finding]:
+    hard = sum(negatives for _, origin, _, negatives in task.composition if origin == "hard_negative")
+    if hard == 0:
+        return
+    negatives = sum(row[3] for row in task.composition)
+    rows = negatives + sum(row[2] for row in task.composition)
+    text = (
+        f"{hard:,} hard negatives are {hard / rows:.1%} of the training rows, {hard / negatives:.1%} of the "
+        "negatives. Near matches may be relevant after all, and then teach the model to doubt what is right."
+    )
+    level = "note"
+    if task.comparison is not None and task.comparison.differences:
+        precision = _whole(task.comparison.differences).precision
+        level = "warning" if precision.high < 0 else "note"
+        text += (
+            f" Precision differs by {_shown(precision, '+')} from {task.comparison.name}, by all that the "
+            "two recipes do differently."
+        )
+    yield Finding(level, "Hard negatives can be ambiguous", text)
+
+
+def _calibration(task: TaskReport) -> Iterator[Finding]:
+    ece = task.scalars.get("ece")
+    if ece is not None and ece.value > MAX_ECE:
+        text = (
+            f"The scores miss the true share of relevant rows by {_shown(ece)} on average (ECE): rank by "
+            "them, do not read them as probabilities."
+        )
+        yield Finding("warning", "Scores are not calibrated", text)
+
+
+def _audit(task: TaskReport) -> Iterator[Finding]:
+    figures = []
+    for language, asked, _, reasons in task.audit:
+        rejected = sum(reasons.values())
+        if rejected > MAX_REJECTED * asked:
+            most = max(reasons, key=lambda reason: reasons[reason])
+            figures.append(f"{language} {rejected / asked:.0%} of {asked:,} (most often: {most})")
+    if figures:
+        text = f"Rejected are over {MAX_REJECTED:.0%} of the translations into {'; '.join(figures)}."
+        yield Finding("warning", "Many translations were rejected", text)
+
+
+def _few_rows(task: TaskReport) -> Iterator[Finding]:
+    few = [one for one in task.languages if one.rows < MIN_ROWS or not one.f1.high - one.f1.low <= MAX_WIDTH]
+    if few:
+        figures = "; ".join(f"{one.name} {one.rows:,} rows, F1 {_shown(one.f1)}" for one in few)
+        text = f"Under {MIN_ROWS} rows, or an F1 interval wider than {MAX_WIDTH}: {figures}."
+        yield Finding("note", f"Too few rows to say much on: {_names(few)}", text)
+
+
+def _stopping(task: TaskReport) -> Iterator[Finding]:
+    losses = [(point["tune_loss"], i) for i, point in enumerate(task.curves) if "tune_loss" in point]
+    losses = [pair for pair in losses if not math.isnan(pair[0])]
+    if len(losses) < 2:
+        return
+    loss, best = min(losses)
+    epoch = task.curves[best].get("epoch", math.nan)
+    text = f"The tune part's loss was lowest ({loss:.3f}, epoch {epoch:.2f}) at the"
+    if best == losses[-1][1]:
+        yield Finding("note", "More epochs may help", f"{text} last of {len(losses)} evaluations.")
+    elif best == losses[0][1]:
+        text += f" first of {len(losses)} evaluations: lower the learning rate, or evaluate more often."
+        yield Finding("warning", "Training got worse after its first evaluation", text)
+
+
+def _known(figure: Estimate) -> bool:
+    return not (math.isnan(figure.value) or math.isnan(figure.low) or math.isnan(figure.high))
+
+
+def _shown(figure: Estimate, sign: str = "") -> str:
+    if math.isnan(figure.value):
+        return "undefined"
+    if not _known(figure):
+        return f"{figure.value:{sign}.3f} (no interval)"
+    return f"{figure.value:{sign}.3f} (95 % interval {figure.low:{sign}.3f} to {figure.high:{sign}.3f})"
+
+
+def _names(some: list[Slice]) -> str:
+    return ", ".join(one.name for one in some)

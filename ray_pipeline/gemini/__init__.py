@@ -1,0 +1,1 @@
+"""Gemini: client, quota, ledger, prices, prompts."""

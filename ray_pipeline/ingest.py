@@ -1,0 +1,235 @@
+"""Raw files to pairs: every record validated, normalised, or rejected with file, line, field and reason."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import artifact, rawfiles, shards, storage, tables
+from ray_pipeline.artifact import Counts
+from ray_pipeline.errors import InputError
+from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.text import language_code, normalise, stable_id, stable_number
+
+POSITION_BITS = 40
+ROW_BYTES = 200
+"""About what a raw row takes; only the number of shards rests on it."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a record is refused."""
+
+    reason: str
+    field: str | None = None
+    detail: str | None = None
+
+
+def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -> dict[str, Any] | Rejection:
+    """One record of a split as a row of `tables.PAIRS`, or why not."""
+    columns = recipe.data.columns
+    if columns.task and record.get(columns.task) not in (None, recipe.task):
+        return Rejection("unknown task", columns.task, f"{record[columns.task]!r} is not {recipe.task}")
+    texts = {}
+    for name, column in {"query": columns.query, "target": recipe.target_column}.items():
+        value = record.get(column)
+        if value is None or not str(value).strip():
+            return Rejection(f"missing {name}" if value is None else f"empty {name}", column)
+        texts[name] = " ".join(str(value).split())
+    label = _label(record.get(columns.label))
+    if isinstance(label, Rejection) or (label is None and split == "train"):
+        return replace(label or Rejection("missing label"), field=columns.label)
+    identity = record.get(columns.id) if columns.id else position
+    if identity is None or str(identity) == "":
+        return Rejection("missing id", columns.id)
+    tag = record.get(columns.language) if columns.language else None
+    pair_id = f"{recipe.task}-{split}-{identity}"
+    return {
+        "pair_id": pair_id, "task": recipe.task, "split": split, "part": None,
+        "language": language_code(tag), "language_raw": tag, **texts, "label": label, "query_en": None,
+        "origin": "original", "source_id": pair_id, "group_id": stable_id(normalise(texts["query"])),
+        "position": position, "similarity": None,
+    }  # fmt: skip
+
+
+def _label(value: Any) -> int | Rejection | None:
+    if value is None or value == "":
+        return None
+    text = str(value).strip()
+    if text in ("0", "1", "0.0", "1.0"):
+        return int(float(text))
+    return Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1")
+
+
+def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
+    """(pairs, rejected rows, how often each wanted column was there) of a slice."""
+    pairs, refused = [], []
+    columns: Counter[str] = Counter()
+    for row, record in rawfiles.records(part):
+        position = (part.file.number << POSITION_BITS) | row
+        if isinstance(record, Unreadable):
+            refused.append(_refused(part.file, row, None, record.reason, record.detail, record.raw))
+            continue
+        columns.update(record.keys())
+        made = pair(record, recipe, part.file.split, position)
+        if isinstance(made, Rejection):
+            raw = str(dict(record))[: rawfiles.RAW_CHARACTERS]
+            refused.append(_refused(part.file, row, made.field, made.reason, made.detail, raw))
+        else:
+            pairs.append(made)
+    return pairs, refused, columns
+
+
+def _refused(file: RawFile, row: int, field: str | None, reason: str, detail: str | None, raw: str) -> dict[str, Any]:
+    return {
+        "split": file.split,
+        "file": file.url,
+        "line": row,
+        "field": field,
+        "reason": reason,
+        "detail": detail,
+        "raw": raw,
+    }
+
+
+def _parsed(batch: pa.Table, recipe: Recipe, parts: list[Slice], folder: str, buckets: int) -> pa.Table:
+    """Parse a slice on a Ray worker; pairs travel on, rejected rows are written at once."""
+    number = batch.column("id")[0].as_py()
+    part = parts[number]
+    pairs, refused, columns = _parse(part, recipe)
+    _check_columns(part.file, columns, recipe)
+    if refused:
+        table = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
+        storage.write_parquet(storage.join(folder, "rejected", f"parse-{number:05d}.parquet"), table)
+    numbers = [stable_number(row["pair_id"]) % buckets for row in pairs]
+    return pa.Table.from_pylist(pairs, schema=tables.PAIRS).append_column(shards.BUCKET, pa.array(numbers, pa.int64()))
+
+
+def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None:
+    if not sum(columns.values()):
+        return
+    names = recipe.data.columns
+    wanted = {"columns.query": names.query, "columns.target": recipe.target_column, "columns.id": names.id}
+    if file.split == "train":
+        wanted["columns.label"] = names.label
+    for key, column in wanted.items():
+        if column and not columns[column]:
+            raise InputError(
+                f"{file.url}: no row has the column {column!r}, only {sorted(columns)}; map it with data.{key} in the recipe"
+            )
+
+
+def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[tuple[str, int], str]) -> Counts:
+    """Write one bucket as a shard, in the order of pair ids, keeping the first row of each id in the input's order."""
+    table = table.sort_by([("pair_id", "ascending"), ("position", "ascending")])
+    ids = table.column("pair_id").to_pylist()
+    first = [i == 0 or ids[i] != ids[i - 1] for i in range(len(ids))]
+    refused = []
+    for row in table.filter(pa.array([not keep for keep in first], pa.bool_())).to_pylist():
+        number, line = row["position"] >> POSITION_BITS, row["position"] & ((1 << POSITION_BITS) - 1)
+        file = RawFile(row["split"], number, files[row["split"], number], "jsonl")
+        refused.append(_refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}"))
+    rejected = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
+    kept = tables.conform(table.filter(pa.array(first, pa.bool_())), tables.PAIRS)
+    return artifact.write_shard(folder, name, kept, rejected, table.num_rows)
+
+
+def _files(recipe: Recipe) -> list[RawFile]:
+    data = recipe.data
+    splits = {"train": data.train, "dev": data.dev, "test": data.test}
+    return [file for split, patterns in splits.items() for file in rawfiles.find(split, patterns, data.format)]
+
+
+def _slices(files: list[RawFile]) -> list[Slice]:
+    """All slices, each knowing how many rows of its file come before it."""
+    found = []
+    for file in files:
+        first = 0
+        parts = rawfiles.slices(file)
+        for part in parts:
+            found.append(replace(part, first_row=part.first_row or first))
+            if file.format == "jsonl" and len(parts) > 1:
+                first += rawfiles.count_rows(part)
+    return found
+
+
+def config(recipe: Recipe) -> Mapping[str, Any]:
+    """Literals of the identity: the columns, and the content of every raw file in order."""
+    files = [[file.split, file.number, file.format, storage.content_hash(file.url)] for file in _files(recipe)]
+    return {
+        "task": recipe.task,
+        "columns": recipe.data.columns.model_dump(),
+        "target": recipe.target_column,
+        "files": files,
+    }
+
+
+def run(context: Context) -> Outcome:
+    """Read, validate and shard the raw files; raises InputError where the input as a whole is unusable."""
+    import ray.data
+
+    storage.remove_tree(context.folder)  # shards of a shuffle are whole together or not at all
+    recipe = context.recipe
+    files = _files(recipe)
+    parts = _slices(files)
+    if not parts:
+        raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check the recipe's data section")
+    bytes_in = sum(storage.size(file.url) for file in files)
+    buckets = max(1, round(bytes_in / ROW_BYTES / recipe.runtime.shard_rows))
+    names = {(file.split, file.number): file.url for file in files}
+    folder = context.folder
+    # Tasks rather than actors: a pool that holds every CPU would starve the shuffle behind it.
+    dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+        _parsed, fn_args=(recipe, parts, folder, buckets), batch_size=1, batch_format="pyarrow"
+    )
+    shards.shuffle(
+        dataset, lambda table, name: _without_repeated_ids(table, name, folder, names), buckets=buckets, label="ingest"
+    )
+    return _account(context)
+
+
+def _account(context: Context) -> Outcome:
+    """Count what was written, and stop where a split is empty, one-sided or has too many bad rows."""
+    folder, limit = context.folder, context.recipe.data.max_rejected_share
+    kept, labels = Counter[str](), Counter[int]()
+    for name in artifact.present_shards(folder):
+        table = storage.read_parquet(storage.join(folder, name), ["split", "label"])
+        splits = table.column("split").to_pylist()
+        kept.update(splits)
+        labels.update(v for s, v in zip(splits, table.column("label").to_pylist(), strict=True) if s == "train")
+    refused, reasons = Counter[str](), Counter[str]()
+    for url in storage.list_files(storage.join(folder, "rejected")):
+        table = storage.read_parquet(url, ["split", "reason"])
+        refused.update(table.column("split").to_pylist())
+        reasons.update(table.column("reason").to_pylist())
+    for split in ("train", "dev", "test"):
+        rows = kept[split] + refused[split]
+        if rows and refused[split] / rows > limit:
+            raise InputError(_too_many(context, split, refused[split], rows, reasons))
+    if not kept["train"]:
+        raise InputError(f"{', '.join(context.recipe.data.train)}: holds no rows; check data.train in the recipe")
+    if len(labels) < 2:
+        only = next(iter(labels))
+        raise InputError(
+            f"{', '.join(context.recipe.data.train)}: every label is {only}; a classifier and its threshold need both: "
+            f"add rows labelled {1 - only}"
+        )
+    counts = Counts(sum(kept.values()) + sum(refused.values()), sum(kept.values()), dict(reasons))
+    return Outcome(counts, {"splits": dict(kept), "rejected_by_split": dict(refused)})
+
+
+def _too_many(context: Context, split: str, refused: int, rows: int, reasons: Counter[str]) -> str:
+    limit = context.recipe.data.max_rejected_share
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(5))
+    where = storage.join(context.folder, "rejected")
+    return (
+        f"data.{split}: {refused} of {rows} rows are rejected ({refused / rows:.1%}), more than "
+        f"data.max_rejected_share {limit:.1%} allows ({why}); each is in {where}: mend the file or raise the limit"
+    )
+
+
+STAGE = Stage("ingest", (), config, run)

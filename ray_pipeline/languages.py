@@ -1,0 +1,138 @@
+"""Correction of language tags: script and a local detector decide the clear cases, Gemini the rest (paper, step 1)."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from ray_pipeline import shards, tables
+from ray_pipeline.gemini.fanout import Fanout, spent
+from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
+from ray_pipeline.recipe import Languages, Recipe
+from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.text import language_code
+
+SCRIPT_LANGUAGES = {"HANGUL": "ko", "HIRAGANA": "ja", "KATAKANA": "ja", "THAI": "th", "ARABIC": "ar"}
+"""Scripts that settle the language among the candidates."""
+SCRIPTS = {
+    "ko": {"HANGUL", "CJK"}, "ja": {"HIRAGANA", "KATAKANA", "CJK"}, "zh": {"CJK"}, "th": {"THAI"}, "ar": {"ARABIC"},
+    "ru": {"CYRILLIC"},
+}  # fmt: skip
+"""Scripts of languages not written in Latin letters."""
+UNDETERMINED = "und"
+
+
+class Detector(Protocol):
+    """Tells how likely a text is in each language."""
+
+    def confidences(self, text: str) -> Sequence[tuple[str, float]]:
+        """(ISO 639-1 code, probability), best first."""
+
+
+class Lingua:
+    """The lingua detector over some languages."""
+
+    def __init__(self, candidates: Sequence[str]) -> None:
+        from lingua import IsoCode639_1, LanguageDetectorBuilder
+
+        codes = [IsoCode639_1.from_str(code.upper()) for code in candidates]
+        self._detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+
+    def confidences(self, text: str) -> Sequence[tuple[str, float]]:
+        """(ISO 639-1 code, probability), best first."""
+        values = self._detector.compute_language_confidence_values(text)
+        return [(value.language.iso_code_639_1.name.lower(), value.value) for value in values]
+
+
+def scripts(text: str) -> Counter[str]:
+    """Letters of a text by script, as Unicode names it: LATIN, HANGUL, CJK, …"""
+    names = (unicodedata.name(c, "").split(" ")[0] for c in text if c.isalpha())
+    return Counter(name.removesuffix("-COMPATIBILITY") for name in names)
+
+
+def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | None:
+    """The language of a query where that is clear; null where it is not.
+
+    A native script settles it. In Latin script the detector decides when it is sure and the query long enough; where
+    it agrees with the tag, the tag stands.
+    """
+    found = scripts(text)
+    if not found:
+        return tag if tag in rules.candidates else UNDETERMINED
+    for script, _ in found.most_common():
+        language = SCRIPT_LANGUAGES.get(script)
+        if language in rules.candidates:
+            return language
+    if found.most_common(1)[0][0] == "CJK":
+        return tag if tag in ("ja", "zh") else None
+    best, confidence = detector.confidences(text)[0]
+    if best == tag or (confidence >= rules.min_confidence and len(text) >= rules.min_characters):
+        return best
+    return None
+
+
+class Correction:
+    """Corrects the language column of a shard of pairs."""
+
+    def __init__(self, recipe: Recipe, workdir: str) -> None:
+        self._rules = recipe.languages
+        self._detector = Lingua(self._rules.candidates)
+        self._fanout = None
+        if self._rules.gemini:
+            workers = recipe.runtime.translate_workers
+            self._fanout = Fanout(recipe.gemini, "detect_language", workdir, self._rules.candidates, workers)
+
+    def __call__(self, table: pa.Table) -> shards.Result:
+        texts, tags = table.column("query").to_pylist(), table.column("language").to_pylist()
+        questions = dict.fromkeys(zip(texts, tags, strict=True))
+        decided = {q: decide(q[0], q[1], self._rules, self._detector) for q in questions}
+        asked = {q: Item(q[0]) for q, language in decided.items() if language is None}
+        extra = {"asked": float(len(asked))}
+        if self._fanout is not None:
+            answers = self._fanout.answer(list(asked.values()))
+            for question, item in asked.items():
+                decided[question] = self._accept(answers[item.key].text)
+            extra |= self._fanout.counts()
+        languages = [decided[question] or question[1] for question in zip(texts, tags, strict=True)]
+        extra["corrected"] = float(sum(new != old for new, old in zip(languages, tags, strict=True)))
+        column = table.schema.get_field_index("language")
+        return shards.Result(table.set_column(column, "language", pa.array(languages, pa.string())), extra=extra)
+
+    def _accept(self, answer: str | None) -> str | None:
+        """Gemini's answer if it is one of the possible ones; else the tag stands."""
+        code = language_code(answer)
+        return code if code in self._rules.candidates or (code == UNDETERMINED and answer) else None
+
+
+def config(recipe: Recipe) -> Mapping[str, Any]:
+    """Literals of the identity."""
+    rules = recipe.languages
+    if not rules.correct:
+        return {"correct": False}
+    model = [recipe.gemini.model, recipe.gemini.temperature, TEMPLATE_VERSION] if rules.gemini else None
+    return {**rules.model_dump(), "gemini": model}
+
+
+def run(context: Context) -> Outcome:
+    """Write the pairs again with corrected languages."""
+    recipe, pairs = context.recipe, context.inputs["ingest"]
+    counts = shards.map_shards(
+        shards.sources([pairs]),
+        partial(Correction, recipe, context.workdir) if recipe.languages.correct else _keep,
+        context.folder,
+        tables.PAIRS,
+        workers=recipe.runtime.translate_workers,
+        label="languages",
+    )
+    corrected = {key: int(counts.extra.get(key, 0)) for key in ("asked", "corrected")}
+    return Outcome(counts, {**corrected, "usd": spent(recipe.gemini, counts.extra)})
+
+
+def _keep() -> shards.Work:
+    return shards.Result
+
+
+STAGE = Stage("languages", ("ingest",), config, run)

@@ -1,0 +1,80 @@
+"""What a run leaves for people: report.html, metrics.json, submission.zip."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ray_pipeline import ingest, rawfiles, storage
+from ray_pipeline.errors import InputError
+from ray_pipeline.rawfiles import Unreadable
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report import assemble
+from ray_pipeline.report.assemble import Finished
+from ray_pipeline.report.render import render
+from ray_pipeline.submission import SubmissionTask, verify_submission, write_submission
+
+SUBMISSIONS = {"test": "submission.zip", "dev": "submission_dev.zip"}
+Runs = Sequence[tuple[Finished, Finished | None]]
+
+
+def write(runs: Runs, folder: str, command: str) -> list[str]:
+    """Write all outputs below a folder; returns their urls, the report first."""
+    tasks = [assemble.task_report(run, other) for run, other in runs]
+    notices = [run.recipe.notice for run, _ in runs if run.recipe.notice]
+    files = {
+        "report.html": render(assemble.report(tasks, command, notices)).encode(),
+        "metrics.json": assemble.metrics_json(tasks).encode(),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(folder, name), data)
+    return [storage.join(folder, name) for name in [*files, *_write_submissions(runs, folder)]]
+
+
+def _write_submissions(runs: Runs, folder: str) -> list[str]:
+    """Write and read back the submissions of test and dev; two recipes of one task have none in common."""
+    if len({run.recipe.task for run, _ in runs}) < len(runs):
+        return []
+    names = []
+    for split, name in SUBMISSIONS.items():
+        chosen = {run.recipe.task: _submission(run, split) for run, _ in runs if getattr(run.recipe.data, split)}
+        if chosen:
+            buffer = io.BytesIO()
+            write_submission(buffer, chosen)
+            verify_submission(buffer, {task: [row["id"] for row in item.rows] for task, item in chosen.items()})
+            storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+            names.append(name)
+    return names
+
+
+def _submission(run: Finished, split: str) -> SubmissionTask:
+    recipe = run.recipe
+    predictions: dict[str, int] = {}
+    for table in run.artifacts["evaluate"].tables(["pair_id", "split", "prediction"]):
+        rows = table.to_pylist()
+        predictions.update({row["pair_id"]: row["prediction"] for row in rows if row["split"] == split})
+    default = recipe.data.rejected_prediction
+
+    def predicted(identity: Any) -> int | None:
+        return predictions.get(f"{recipe.task}-{split}-{identity}", default)
+
+    return SubmissionTask(list(_raw_rows(recipe, split)), predicted)
+
+
+def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
+    """The raw rows of a split in the input's order, under the competition's names of the columns."""
+    columns = recipe.data.columns
+    target = {"QC": "category_path", "QI": "item_title"}[recipe.task]
+    for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
+        for part in rawfiles.slices(file):
+            for row, record in rawfiles.records(part):
+                if isinstance(record, Unreadable):
+                    raise InputError(
+                        f"{file.url}, line {row}: {record.reason}: the submission cannot carry it; mend the line"
+                    )
+                position = (file.number << ingest.POSITION_BITS) | row
+                yield {
+                    "id": record.get(columns.id) if columns.id else position,
+                    "language": record.get(columns.language) if columns.language else None,
+                    "origin_query": record.get(columns.query),
+                    target: record.get(recipe.target_column),
+                }

@@ -1,0 +1,158 @@
+"""The order of the stages, the plan of a recipe, and its execution: what is finished is reused, the rest is run."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from ray_pipeline import (
+    artifact,
+    audit,
+    dedupe,
+    embed,
+    evaluate,
+    ingest,
+    languages,
+    mix,
+    negatives,
+    runtime,
+    score,
+    split,
+    storage,
+    translate,
+)
+from ray_pipeline import recipe as recipes
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import PipelineError, RecipeError
+from ray_pipeline.gemini.prices import price_of
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report.assemble import Finished
+from ray_pipeline.sandbox import serving
+from ray_pipeline.stage import Context, Stage
+from ray_pipeline.train import stage as train
+
+STAGES: tuple[Stage, ...] = (
+    ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
+    negatives.STAGE, mix.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
+)  # fmt: skip
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe: what it would make, where, and whether it is there."""
+
+    stage: Stage
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Fingerprints of the artifacts that it reads, by stage name."""
+    folder: str
+    finished: Artifact | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the artifact."""
+        return storage.name(self.folder)
+
+
+def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
+    """The steps of a recipe, up to a stage; raises PipelineError for missing input, models or prices."""
+    if recipe.gemini.max_usd is not None and price_of(recipe.gemini) is None:
+        raise RecipeError(
+            f"gemini.max_usd is set, but the price of gemini.model {recipe.gemini.model} is unknown: "
+            "set gemini.price_usd_per_million"
+        )
+    steps: list[Step] = []
+    fingerprints: dict[str, str] = {}
+    for stage in STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES:
+        config = stage.config(recipe)
+        inputs = {name: fingerprints[name] for name in stage.reads}
+        fingerprints[stage.name] = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
+        folder = storage.join(workdir, stage.name, fingerprints[stage.name])
+        steps.append(Step(stage, config, inputs, folder, artifact.load(folder)))
+    return steps
+
+
+def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callable[[str], None] = print) -> Finished:
+    """Run what is not finished of a recipe; returns all its artifacts."""
+    steps = plan(recipe, workdir, until)
+    done: dict[str, Artifact] = {}
+    pending = [step for step in steps if step.finished is None]
+    with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
+        if pending:
+            runtime.start(recipe.runtime)
+        for step in steps:
+            found = step.finished or _run(step, served, workdir, done)
+            done[step.stage.name] = found
+            show(_line(found, "reused" if step.finished else f"{found.manifest.seconds:.1f} s"))
+    return Finished(recipe, done, frozenset(step.stage.name for step in steps if step.finished))
+
+
+def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
+    inputs = {name: done[name] for name in step.stage.reads}
+    started = time.monotonic()
+    with _user_problems():
+        outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config))
+    seconds = time.monotonic() - started
+    return artifact.commit(
+        step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, outcome.extra
+    )
+
+
+@contextmanager
+def _user_problems() -> Iterator[None]:
+    """Bring a PipelineError that was raised on a worker back out of what Ray wraps it in."""
+    try:
+        yield
+    except Exception as error:
+        found = user_problem(error)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+def user_problem(error: BaseException | None) -> PipelineError | None:
+    """The PipelineError in a chain of causes; null if there is none."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, PipelineError):
+            return current
+        inner = list(current.exceptions) if isinstance(current, BaseExceptionGroup) else []
+        failures = getattr(current, "worker_failures", None) or {}
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__, *inner, *failures.values()]
+    return None
+
+
+def _line(item: Artifact, note: str) -> str:
+    manifest = item.manifest
+    spent = f"  {manifest.requests} requests" if manifest.requests else ""
+    spent += f", {manifest.usd:.4f} USD" if manifest.requests and manifest.usd is not None else ""
+    return (
+        f"  {manifest.stage:<10} {manifest.rows_in:>9} in {manifest.rows_out:>9} out "
+        f"{manifest.rows_rejected:>7} rejected  {note}{spent}"
+    )
+
+
+def run(
+    chosen: list[Recipe], workdir: str, until: str | None = None, show: Callable[[str], None] = print
+) -> list[tuple[Finished, Finished | None]]:
+    """Run recipes and what each compares itself with."""
+    serving.ensure_key(chosen)
+    found = []
+    for recipe in chosen:
+        show(f"{recipe.name} ({recipe.task})")
+        main = execute(recipe, workdir, until, show)
+        other = None
+        if recipe.compare is not None:
+            show(f"{recipe.name}: {recipe.compare.name}")
+            other = execute(recipes.variant(recipe, recipe.compare.set), workdir, until, show)
+        found.append((main, other))
+        sys.stdout.flush()
+    return found

@@ -1,0 +1,69 @@
+"""What the model reads: a zero-shot instruction per task (paper, step 5), then the query, then the target.
+
+The instruction comes first, since it is what all prompts share. Each piece is tokenised on its own, so that a prompt's
+tokens are the same whatever it is cut or cached by.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray_pipeline import recipe as recipes
+from ray_pipeline.text import levels
+
+INSTRUCTIONS = {
+    ("QC", "zero_shot"): "Is the product category relevant to the shop search query? Answer yes or no.",
+    ("QI", "zero_shot"): "Is the product relevant to the shop search query? Answer yes or no.",
+}
+TARGET_NAMES = {"QC": "Category", "QI": "Product"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one prompt, and whether it had to be cut."""
+
+    ids: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The template of a recipe's prompts."""
+
+    task: str
+    rules: recipes.Prompt
+
+    @property
+    def instruction(self) -> str:
+        """What all prompts of the task begin with."""
+        return INSTRUCTIONS[self.task, self.rules.template]
+
+    def pieces(self, query: str, target: str, query_en: str | None) -> tuple[str, str, str, str, str]:
+        """Instruction, query, what stands between, target, end."""
+        if self.rules.pivot and query_en:
+            query = f"{query} - {query_en}"
+        if self.rules.level_markers:
+            target = " ".join(f"[L{depth}] {level}" for depth, level in enumerate(levels(target), 1))
+        return f"{self.instruction}\nQuery:", f" {query}", f"\n{TARGET_NAMES[self.task]}:", f" {target}", "\nAnswer:"
+
+    def render(self, query: str, target: str, query_en: str | None = None) -> str:
+        """The prompt as text."""
+        return "".join(self.pieces(query, target, query_en))
+
+    def encode(self, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Encoded]:
+        """Prompts of rows with `query`, `target` and `query_en` as token ids, cut to `max_tokens`: the target first."""
+        texts = [self.pieces(row["query"], row["target"], row.get("query_en")) for row in rows]
+        flat = [piece for pieces in texts for piece in pieces]
+        ids = tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else []
+        start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        return [self._fit(start, ids[i : i + 5]) for i in range(0, len(ids), 5)]
+
+    def _fit(self, start: list[int], pieces: list[list[int]]) -> Encoded:
+        head, query, between, target, end = pieces
+        room = max(0, self.rules.max_tokens - len(start) - len(head) - len(between) - len(end))
+        query_kept = query[:room]
+        target_kept = target[: room - len(query_kept)]
+        if len(query_kept) < len(query) or not target_kept:  # both must be seen: the query gives way up to half
+            query_kept = query[: max(room // 2, room - len(target))]
+            target_kept = target[: room - len(query_kept)]
+        truncated = len(query_kept) < len(query) or len(target_kept) < len(target)
+        return Encoded([*start, *head, *query_kept, *between, *target_kept, *end], truncated)

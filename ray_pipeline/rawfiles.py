@@ -1,0 +1,158 @@
+"""Raw input files as records: JSON Lines, CSV, TSV and Parquet, cut into slices that can be read independently."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+from ray_pipeline import storage
+from ray_pipeline.errors import InputError
+
+Format = Literal["jsonl", "csv", "tsv", "parquet"]
+ENDINGS: dict[str, Format] = {
+    "txt": "jsonl", "json": "jsonl", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "tsv": "tsv",
+    "parquet": "parquet", "pq": "parquet",
+}  # fmt: skip
+SLICE_BYTES = 64 << 20
+RAW_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One input file of a split; `number` is its place in the split."""
+
+    split: str
+    number: int
+    url: str
+    format: Format
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a file: bytes [start, end) of JSON Lines, row groups [start, end) of Parquet, or a whole CSV."""
+
+    file: RawFile
+    start: int
+    end: int
+    first_row: int = 0
+    """Rows of the file before this slice."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that is no record."""
+
+    reason: str
+    detail: str
+    raw: str
+
+
+Record = Mapping[str, Any] | Unreadable
+
+
+def find(split: str, patterns: list[str], format: str) -> list[RawFile]:
+    """The files that a split's paths, globs and folders name, in order; raises InputError for none or an odd ending."""
+    urls = list(dict.fromkeys(url for pattern in patterns for url in storage.expand(pattern)))
+    return [RawFile(split, number, url, _format(url, format)) for number, url in enumerate(urls)]
+
+
+def slices(file: RawFile) -> list[Slice]:
+    """Cut a file into slices of about 64 MiB; a CSV, whose quoted fields may hold line ends, stays whole."""
+    if file.format == "parquet":
+        with storage.open_parquet(file.url) as parquet:
+            groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        return [Slice(file, i, i + 1, sum(groups[:i])) for i in range(len(groups))]
+    size = storage.size(file.url)
+    if file.format != "jsonl" or size <= SLICE_BYTES:
+        return [Slice(file, 0, size)]
+    starts = range(0, size, SLICE_BYTES)
+    return [Slice(file, start, min(start + SLICE_BYTES, size)) for start in starts]
+
+
+def count_rows(part: Slice) -> int:
+    """Lines that begin in a slice of JSON Lines."""
+    return sum(1 for _ in _lines(part))
+
+
+def records(part: Slice) -> Iterator[tuple[int, Record]]:
+    """(row of the file from 1, record or what is wrong with it) of a slice; blank lines are passed over."""
+    reader = {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet}[part.file.format]
+    return reader(part)
+
+
+def _format(url: str, format: str) -> Format:
+    if format != "auto":
+        return format  # type: ignore[return-value]
+    ending = storage.name(url).rsplit(".", 1)[-1].lower()
+    if ending not in ENDINGS:
+        raise InputError(f"{url}: unknown ending; set data.format to jsonl, csv, tsv or parquet")
+    return ENDINGS[ending]
+
+
+def _lines(part: Slice) -> Iterator[bytes]:
+    """Lines that begin in [start, end): the one under way at `start` belongs to the slice before."""
+    with storage.open_read(part.file.url) as file:
+        if part.start:
+            file.seek(part.start - 1)
+            file.readline()
+        at = file.tell()
+        while at < part.end and (line := file.readline()):
+            at += len(line)
+            yield line
+
+
+def _read_jsonl(part: Slice) -> Iterator[tuple[int, Record]]:
+    for row, line in enumerate(_lines(part), part.first_row + 1):
+        text = line.strip().removeprefix(b"\xef\xbb\xbf")
+        if text:
+            yield row, _parse_json(text)
+
+
+def _parse_json(line: bytes) -> Record:
+    raw = line[:RAW_CHARACTERS].decode("utf-8", "backslashreplace")
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Unreadable("invalid UTF-8", f"byte {error.start} of the line", raw)
+    except (ValueError, RecursionError) as error:
+        return Unreadable("broken JSON", str(error)[:RAW_CHARACTERS], raw)
+    if not isinstance(value, dict):
+        return Unreadable("broken JSON", "a line must be a JSON object", raw)
+    return value
+
+
+def _read_csv(part: Slice) -> Iterator[tuple[int, Record]]:
+    with storage.open_read(part.file.url) as file:
+        # Undecodable bytes become lone surrogates, which mark the field that holds them.
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        yield from _csv_records(text, "\t" if part.file.format == "tsv" else ",", part.file.url)
+        text.detach()
+
+
+def _csv_records(text: IO[str], delimiter: str, url: str) -> Iterator[tuple[int, Record]]:
+    reader = csv.DictReader(text, delimiter=delimiter)
+    while True:
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{url}, line {reader.line_num}: is not {delimiter!r}-separated text ({error})") from error
+        yield reader.line_num, _checked_csv(record)
+
+
+def _checked_csv(record: dict[str | None, Any]) -> Record:
+    raw = json.dumps({str(k): v for k, v in record.items()}, ensure_ascii=True)[:RAW_CHARACTERS]
+    if None in record or None in record.values():
+        return Unreadable("wrong number of fields", "the row has more or fewer fields than the header", raw)
+    if any("\udc80" <= c <= "\udcff" for value in record.values() for c in value):
+        return Unreadable("invalid UTF-8", "a field holds bytes that are not UTF-8", raw)
+    return {str(key): value for key, value in record.items()}
+
+
+def _read_parquet(part: Slice) -> Iterator[tuple[int, Record]]:
+    with storage.open_parquet(part.file.url) as parquet:
+        table = parquet.read_row_groups(list(range(part.start, part.end)))
+    yield from enumerate(table.to_pylist(), part.first_row + 1)

@@ -1,0 +1,452 @@
+"""A recipe: everything that one task's run is made of, read from YAML.
+
+A section's fields change what the stage of that name produces and so belong to the artifact's identity. What only
+changes how fast or where the work is done lives in `runtime` and in the limits of `gemini`, and does not.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ray_pipeline.errors import RecipeError
+
+ENVIRONMENT_PREFIX = "RECIPE__"
+"""`RECIPE__TRAIN__EPOCHS=1` in the environment overrides `train.epochs`."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Columns(Section):
+    """Which column of the raw files holds what; the defaults are the competition's."""
+
+    id: str | None = "id"
+    """Unique within a split; null: the row's position in the input is used."""
+    language: str | None = "language"
+    """Null: every row starts as `und`, and the languages stage decides."""
+    query: str = "origin_query"
+    target: str | None = None
+    """Null: `category_path` for QC, `item_title` for QI."""
+    label: str = "label"
+    task: str | None = "task"
+    """A column that, where present, must name the recipe's task."""
+
+
+class Data(Section):
+    """The raw files: paths, globs or folders, local, `s3://`, or `sandbox://shop/…` (the sample shop)."""
+
+    train: list[str] = Field(min_length=1)
+    """Labelled rows."""
+    dev: list[str] = []
+    """Rows to predict for the submission; labels, where present, are used for evaluation only."""
+    test: list[str] = []
+    """As dev."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    """`auto`: by the file's ending; `.txt` and `.json` are JSON Lines."""
+    columns: Columns = Columns()
+    max_rejected_share: Share = 0.05
+    """The run stops when a larger share of a split's rows is rejected."""
+    rejected_prediction: Literal[0, 1] | None = None
+    """What the submission says of dev and test rows that were rejected; null: such a row stops the submission."""
+
+
+class Sandbox(Section):
+    """The size of the sample shop, for recipes that name `sandbox://shop/…`."""
+
+    seed: int = 7
+    train_rows: Positive = 4000
+    dev_rows: Positive = 400
+    test_rows: Positive = 400
+    model_seed: int = 0
+    """Seed of the random tiny models, `sandbox://random-…`."""
+
+
+class Languages(Section):
+    """Correction of language tags (paper, step 1)."""
+
+    candidates: list[LanguageCode] = ["en", "fr", "es", "ko", "pt", "ja", "de", "it", "pl", "ar", "th", "id", "vi"]
+    """The languages that a query can be in; ISO 639-1."""
+    correct: bool = True
+    """False: tags are only normalised (`vn` to `vi`)."""
+    min_confidence: Share = 0.65
+    """The local detector decides a row only at this confidence or above; the rest goes to Gemini, or keeps its tag."""
+    min_characters: Count = 6
+    """Shorter queries in Latin script are never decided locally."""
+    gemini: bool = True
+    """Ask Gemini where the local detector disagrees with the tag without being sure."""
+
+
+class Split(Section):
+    """The three parts of the labelled rows: train, tune, holdout; made once, by group."""
+
+    tune: Share = 0.1
+    """Share of groups for early stopping, threshold and calibration."""
+    holdout: Share = 0.1
+    """Share of groups for the headline; looked at by nothing else."""
+    by: Literal["query", "branch"] = "query"
+    """`branch` (QC): also no branch of the category tree is in two parts; rows that would cross are dropped."""
+    branch_levels: Positive = 2
+    """How many first levels of a path make its branch."""
+    withhold: list[LanguageCode] = []
+    """Languages whose labelled rows are kept from training and tune, and evaluated on holdout as if unseen."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Self:
+        if self.tune + self.holdout >= 1:
+            raise ValueError("split.tune and split.holdout together must be below 1, or no row is left for training")
+        if self.tune == 0 or self.holdout == 0:
+            raise ValueError("split.tune and split.holdout must both be above 0: threshold and headline need them")
+        return self
+
+
+class Gemini(Section):
+    """How Gemini is spoken to. Only `model`, `temperature` and `thinking_budget` change what it answers."""
+
+    model: str = "gemini-2.5-flash"
+    base_url: str | None = None
+    """Null: GOOGLE_GEMINI_BASE_URL, else Google's own; `sandbox://` starts the local server."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    thinking_budget: int | None = 0
+    """0 turns thinking off (2.5 Flash); null leaves the model's default."""
+    items_per_request: Positive = 40
+    """Queries in one request."""
+    concurrency: Positive = 16
+    """Requests under way at once."""
+    requests_per_minute: Positive = 1000
+    """The project's limit for this model."""
+    tokens_per_minute: Positive = 1_000_000
+    """The project's limit of input tokens a minute."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """For one request."""
+    attempts: Positive = 5
+    """Tries of one request on server errors and lost connections; 429 spends none."""
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+    """The run stops, resumable, before it spends more than this; needs a model with a known price."""
+    price_usd_per_million: tuple[float, float] | None = None
+    """Input and output price, in USD per million tokens, for a model that the price table lacks."""
+
+
+class Translate(Section):
+    """Translation augmentation (paper, step 2) and the English pivot (1st team)."""
+
+    languages: list[LanguageCode] = []
+    """Languages to translate training queries into; empty: no augmentation."""
+    rows_per_language: Positive = 45_000
+    """Translated rows per language, at most."""
+    sources: list[LanguageCode] = []
+    """Source languages; empty: all seen ones."""
+    pivot: bool = False
+    """Also translate every query of every split to English, as `query_en`."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _no_circle(self) -> Self:
+        if self.sources and set(self.languages) & set(self.sources):
+            both = sorted(set(self.languages) & set(self.sources))
+            raise ValueError(f"translate.languages and translate.sources both name {both}: a source cannot be a target")
+        return self
+
+
+class Audit(Section):
+    """Checks that a translation has to pass."""
+
+    min_length_ratio: Annotated[float, Field(ge=0)] = 0.2
+    """Characters of the translation over characters of the source, scripts weighted."""
+    max_length_ratio: Annotated[float, Field(gt=0)] = 5.0
+    keep_numbers: bool = True
+    """Digits and model numbers of the source must stand in the translation."""
+    check_script: bool = True
+    """The translation must be in a script of its language."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_length_ratio >= self.max_length_ratio:
+            raise ValueError("audit.min_length_ratio must be below audit.max_length_ratio")
+        return self
+
+
+class Dedupe(Section):
+    """Exact duplicates of the normalised (query, target), and what to do where their labels disagree."""
+
+    conflicts: Literal["drop", "majority", "first"] = "majority"
+    """A tie of `majority` is dropped."""
+    remove_leaks: bool = False
+    """Drop training rows whose normalised (query, target) stands in dev or test; counted in any case."""
+
+
+class Embed(Section):
+    """The sentence-transformers model for mining."""
+
+    model: str = "intfloat/multilingual-e5-large"
+    """Hub name, local folder, or `sandbox://embedder`."""
+    revision: str | None = None
+    """Of a hub model: pins it."""
+    prompt: str = ""
+    """Put before each text, e.g. `passage: ` for E5."""
+    normalise: bool = True
+
+
+class Negatives(Section):
+    """Negatives mined by cosine similarity to the positive target (paper, step 4)."""
+
+    easy_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    """Easy negatives wanted per positive training row; 0.1 makes one for every tenth."""
+    hard_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    easy_quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Easy negatives come from this lowest share of similarities; the exact minimum would pick a few outliers."""
+    easy_max_per_target: Positive = 20
+    """No target serves more often than this as an easy negative."""
+    hard_min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.3
+    hard_max_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Above it a near match is taken for a false negative and left alone."""
+    hard_top_k: Positive = 50
+    """Neighbours looked at per positive."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _band(self) -> Self:
+        if self.hard_min_similarity >= self.hard_max_similarity:
+            raise ValueError("negatives.hard_min_similarity must be below negatives.hard_max_similarity")
+        return self
+
+
+class Mix(Section):
+    """The training set: caps per origin and language, class ratio."""
+
+    max_rows_per_language: Positive | None = None
+    max_rows_per_origin: dict[Literal["original", "translated", "easy_negative", "hard_negative"], Count] = {}
+    positive_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Rows of the larger class are dropped until this share is met; null leaves the classes as they are."""
+    seed: int = 0
+
+
+class Prompt(Section):
+    """What the model reads."""
+
+    template: Literal["zero_shot"] = "zero_shot"
+    level_markers: bool = False
+    """QC: `[L1] home [L2] kitchen` instead of the raw path (EAR-MP, DILAB)."""
+    pivot: bool = False
+    """The query is followed by ` - ` and its English translation (1st team)."""
+    max_tokens: Positive = 128
+    """Longer prompts are cut: the target first, then the query; counted."""
+
+
+class Lora(Section):
+    """Low-rank adapters by peft."""
+
+    rank: Positive = 32
+    alpha: Positive = 32
+    dropout: Share = 0.05
+    targets: Literal["attention", "all_linear"] = "all_linear"
+
+
+class Train(Section):
+    """LoRA fine-tuning of a classifier under Ray Train and DeepSpeed (paper, step 5)."""
+
+    model: str = "google/gemma-3-12b-it"
+    """Hub name, local folder, or `sandbox://…`."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    precision: Literal["float32", "bfloat16", "nf4"] = "nf4"
+    """`nf4`: 4-bit base by bitsandbytes with double quantisation, bfloat16 compute."""
+    lora: Lora = Lora()
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    epochs: Positive = 5
+    batch_rows: Positive = 32
+    """Rows of one optimiser step, over all workers and accumulation steps."""
+    micro_batch_rows: Positive = 8
+    """Rows of one forward and backward pass on one worker."""
+    warmup_share: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    evaluations_per_epoch: Positive = 1
+    patience: Positive = 1
+    """Evaluations without a better tune F1 before training stops."""
+    zero_stage: Literal[0, 2, 3] = 2
+    """DeepSpeed ZeRO."""
+    gradient_checkpointing: bool = False
+    workers: Positive = 1
+    """Ray Train workers; with it the result changes, so it is part of the identity."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if self.precision == "nf4" and self.zero_stage == 3:
+            raise ValueError(
+                "train.precision nf4 does not work with train.zero_stage 3: take zero_stage 2, or bfloat16"
+            )
+        if self.batch_rows % (self.micro_batch_rows * self.workers):
+            raise ValueError("train.batch_rows must be a multiple of train.micro_batch_rows times train.workers")
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimiser step and worker."""
+        return self.batch_rows // (self.micro_batch_rows * self.workers)
+
+
+class Evaluate(Section):
+    """Threshold and intervals."""
+
+    bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
+    seed: int = 0
+
+
+class Compare(Section):
+    """A second run with some values changed, evaluated on the same holdout rows; every artifact that agrees is shared."""
+
+    name: str = "without translation"
+    set: dict[str, Any] = Field(min_length=1)
+    """Dotted keys and their values, e.g. `translate.languages: []`."""
+
+
+class Runtime(Section):
+    """Where and how wide the work runs; never part of an artifact's identity."""
+
+    address: str = "local"
+    """`local` starts Ray here; `auto` joins the cluster that the job runs on."""
+    cpus: Positive | None = None
+    """CPUs of a local Ray; null: all."""
+    shard_rows: Positive = 50_000
+    """Rows of one Parquet shard, about."""
+    map_workers: Positive | None = None
+    """Workers of the CPU stages; null: one per CPU of the cluster."""
+    translate_workers: Positive = 1
+    embed_workers: Positive = 1
+    score_workers: Positive = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each embedding, training and scoring worker; 0 runs on CPU."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    score_batch_rows: Positive = 64
+    embed_batch_rows: Positive = 256
+    max_failures: Count = 3
+    """Restarts of training after a lost worker."""
+
+
+class Recipe(Section):
+    """One task, from raw files to report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    task: Literal["QC", "QI"]
+    data: Data
+    sandbox: Sandbox = Sandbox()
+    languages: Languages = Languages()
+    split: Split = Split()
+    gemini: Gemini = Gemini()
+    translate: Translate = Translate()
+    audit: Audit = Audit()
+    dedupe: Dedupe = Dedupe()
+    embed: Embed = Embed()
+    negatives: Negatives = Negatives()
+    mix: Mix = Mix()
+    prompt: Prompt = Prompt()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    compare: Compare | None = None
+    notice: str | None = None
+    """A caveat that the report shows at its top."""
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.prompt.pivot and not self.translate.pivot:
+            raise ValueError("prompt.pivot needs translate.pivot: the prompt has no English query to show otherwise")
+        if self.prompt.level_markers and self.task != "QC":
+            raise ValueError("prompt.level_markers needs task QC: item titles have no levels")
+        if self.split.by == "branch" and self.task != "QC":
+            raise ValueError("split.by branch needs task QC: item titles have no category tree")
+        lost = set(self.translate.sources) & set(self.split.withhold)
+        if lost:
+            raise ValueError(f"translate.sources names {sorted(lost)}, which split.withhold keeps from training")
+        return self
+
+    @property
+    def target_column(self) -> str:
+        """The raw files' column that holds the target."""
+        return self.data.columns.target or {"QC": "category_path", "QI": "item_title"}[self.task]
+
+
+def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe file; `overrides` are `dotted.key=value`, values in YAML; the environment comes before them.
+
+    Raises RecipeError where the file, an override or a value is wrong.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); name an existing recipe file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is not YAML ({error})") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: is empty or not a mapping; see jobs/recipes/ for examples")
+    for key, value in _environment_overrides(os.environ if environment is None else environment):
+        _set(raw, key, value)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        _set(raw, key, _parse(key, value))
+    return validate(raw, str(path))
+
+
+def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with some dotted keys set to other values and without its comparison."""
+    raw = recipe.model_dump()
+    raw["compare"] = None
+    for key, value in changes.items():
+        _set(raw, key, value)
+    return validate(raw, f"recipe {recipe.name}, compare")
+
+
+def validate(raw: Mapping[str, Any], where: str) -> Recipe:
+    """Check a mapping; raises RecipeError with one line per wrong field."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{where}: {len(error.errors())} wrong field(s)"]
+        lines += [f"  {_location(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+        raise RecipeError("\n".join(lines)) from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _location(location: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in location) + ": " if location else ""
+
+
+def _environment_overrides(environment: Mapping[str, str]) -> list[tuple[str, Any]]:
+    chosen = sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX))
+    keys = {name: name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".") for name in chosen}
+    return [(keys[name], _parse(keys[name], environment[name])) for name in chosen]
+
+
+def _parse(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{key}={text}: the value is not YAML ({error})") from error
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        inner = raw.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{dotted}: {section} is not a section of the recipe")
+        raw = inner
+    raw[last] = value

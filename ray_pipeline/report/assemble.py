@@ -1,0 +1,220 @@
+"""From a run's artifacts to what its report shows."""
+
+import datetime
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ray_pipeline import artifact, evaluate, metrics
+from ray_pipeline import recipe as recipes
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.evaluate import Rows
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
+from ray_pipeline.prompt import Prompt
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report.data import Comparison, Difference, Estimate, Report, StageCost, TaskReport
+
+EXAMPLES_PER_VERDICT = 2
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One recipe's run: its artifacts by stage name, and those that were there before."""
+
+    recipe: Recipe
+    artifacts: Mapping[str, Artifact]
+    reused: frozenset[str]
+
+
+def task_report(run: Finished, comparison: Finished | None) -> TaskReport:
+    """What the report shows of one task."""
+    evaluation = evaluate.load(run.artifacts["evaluate"])
+    report = TaskReport(
+        task=run.recipe.task,
+        recipe_name=run.recipe.name,
+        recipe_yaml=recipes.dump(run.recipe),
+        threshold=evaluation.threshold,
+        always_relevant_f1=evaluation.always_relevant_f1,
+        default_threshold_f1=evaluation.default_threshold_f1,
+        headline=evaluation.headline,
+        scalars=evaluation.scalars,
+        seen_auroc=evaluation.seen_auroc,
+        languages=evaluation.languages,
+        groups=evaluation.groups,
+        pr_curve=evaluation.pr_curve,
+        calibration=evaluation.calibration,
+        composition=_composition(run.artifacts["mix"]),
+        parts=_parts(run.artifacts["dedupe"]),
+        audit=_audit(run.artifacts["translate"], run.artifacts["audit"]),
+        audit_examples=_audit_examples(run.artifacts["audit"]),
+        curves=run.artifacts["train"].read().to_pylist(),
+        errors=evaluation.errors,
+        findings=[],
+        stages=[_cost(run.artifacts[name], name in run.reused) for name in run.artifacts],
+        prompt_example=_prompt_example(run),
+        comparison=None if comparison is None else compare(run, comparison),
+    )
+    return replace(report, findings=findings(report))
+
+
+def compare(run: Finished, other: Finished) -> Comparison:
+    """The run minus the other on the same holdout rows, each with its own threshold; paired, resampled by query."""
+    first, second = _holdout(run), _holdout(other)
+    if not np.array_equal(first[0].pair_id, second[0].pair_id):
+        both = np.intersect1d(first[0].pair_id.astype(str), second[0].pair_id.astype(str))
+        first, second = (_only(side, both) for side in (first, second))
+    rows, predicted = first
+    seen = np.isin(rows.language, sorted(evaluate.seen_languages(run.artifacts["dedupe"])))
+    masks = {"all": np.ones(len(seen), bool), SEEN_GROUP: seen, WITHHELD_GROUP: ~seen}
+    settings = run.recipe.evaluate
+    found = []
+    for name, mask in masks.items():
+        if mask.any():
+            estimates = metrics.difference(
+                rows.label[mask], predicted[mask], second[1][mask], rows.group_id[mask],
+                draws=settings.bootstrap_draws, seed=settings.seed,
+            )  # fmt: skip
+            found.append(Difference(name, int(mask.sum()), **estimates))
+    name = run.recipe.compare.name if run.recipe.compare else other.recipe.name
+    return Comparison(name, found, int(other.artifacts["train"].manifest.extra["training_rows"]))
+
+
+def _holdout(run: Finished) -> tuple[Rows, Any]:
+    rows, _ = evaluate.scored_rows(run.artifacts["dedupe"], run.artifacts["score"])
+    rows = rows.where((rows.part == "holdout") & (rows.label >= 0))
+    cut = evaluate.load(run.artifacts["evaluate"]).threshold
+    return rows, (rows.score >= cut).astype(np.int8)
+
+
+def _only(side: tuple[Rows, Any], pair_ids: Any) -> tuple[Rows, Any]:
+    mask = np.isin(side[0].pair_id.astype(str), pair_ids)
+    return side[0].where(mask), side[1][mask]
+
+
+def _composition(mix: Artifact) -> list[tuple[str, str, int, int]]:
+    found: Counter[tuple[str, str, int]] = Counter()
+    for table in mix.tables(["part", "language", "origin", "label"]):
+        for row in table.group_by(["part", "language", "origin", "label"]).aggregate([([], "count_all")]).to_pylist():
+            if row["part"] == "train":
+                found[row["language"], row["origin"], row["label"]] += row["count_all"]
+    strata = sorted({(language, origin) for language, origin, _ in found})
+    return [(language, origin, found[language, origin, 1], found[language, origin, 0]) for language, origin in strata]
+
+
+def _parts(pairs: Artifact) -> list[tuple[str, int, int]]:
+    rows: Counter[str] = Counter()
+    positives: Counter[str] = Counter()
+    labelled: set[str] = set()
+    for table in pairs.tables(["split", "part", "label"]):
+        for row in table.group_by(["split", "part", "label"]).aggregate([([], "count_all")]).to_pylist():
+            name = row["part"] or row["split"]
+            rows[name] += row["count_all"]
+            positives[name] += row["count_all"] if row["label"] == 1 else 0
+            labelled |= {name} if row["label"] is not None else set()
+    names = [name for name in ("train", "tune", "holdout", "dev", "test") if rows[name]]
+    return [(name, rows[name], positives[name] if name in labelled else -1) for name in names]
+
+
+def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, dict[str, int]]]:
+    """By target language: asked, accepted, and refused by reason; those that Gemini refused count too."""
+    accepted: Counter[str] = Counter()
+    for table in audit.tables(["target_language"]):
+        accepted.update(table.column("target_language").to_pylist())
+    refused: dict[str, Counter[str]] = {}
+    for table in filter(None, (translate.rejected(), audit.rejected())):
+        for row in table.select(["target_language", "reason"]).to_pylist():
+            refused.setdefault(row["target_language"], Counter())[row["reason"]] += 1
+    languages = sorted(set(accepted) | set(refused))
+    reasons = {language: dict(refused.get(language, {})) for language in languages}
+    return [(l, accepted[l] + sum(reasons[l].values()), accepted[l], reasons[l]) for l in languages]
+
+
+def _audit_examples(audit: Artifact) -> list[dict[str, str]]:
+    """A few translations of each verdict and language, the first by their id."""
+    columns = ["translation_id", "source_language", "target_language", "text", "translation"]
+    rows = [row | {"verdict": "accepted"} for table in audit.tables(columns) for row in table.to_pylist()]
+    rejected = audit.rejected()
+    if rejected is not None:
+        rows += [row | {"verdict": row["reason"]} for row in rejected.select([*columns, "reason"]).to_pylist()]
+    taken: Counter[tuple[str, str]] = Counter()
+    examples = []
+    for row in sorted(
+        rows, key=lambda row: (row["verdict"] == "accepted", row["target_language"], row["translation_id"])
+    ):
+        key = (row["verdict"], row["target_language"])
+        taken[key] += 1
+        if taken[key] <= EXAMPLES_PER_VERDICT:
+            names = ("source_language", "target_language", "translation", "verdict")
+            examples.append({name: row[name] or "" for name in names} | {"source": row["text"]})
+    return examples[:40]
+
+
+def _cost(item: Artifact, reused: bool) -> StageCost:
+    manifest = item.manifest
+    return StageCost(
+        manifest.stage, manifest.fingerprint, manifest.rows_in, manifest.rows_out, manifest.rows_rejected,
+        manifest.seconds, reused, manifest.requests, sum(manifest.tokens.values()), manifest.usd, manifest.reasons,
+    )  # fmt: skip
+
+
+def _prompt_example(run: Finished) -> str:
+    row = next(run.artifacts["mix"].tables(["query", "target", "query_en"])).slice(0, 1).to_pylist()[0]
+    return Prompt(run.recipe.task, run.recipe.prompt).render(row["query"], row["target"], row["query_en"])
+
+
+def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) -> Report:
+    """The whole report."""
+    f1 = [task.headline.f1.value for task in tasks]
+    return Report(
+        title="Search relevance: " + " and ".join(f"{task.task} ({task.recipe_name})" for task in tasks),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        average_f1=sum(f1) / len(f1) if len(f1) > 1 else None,
+        tasks=list(tasks),
+        versions=artifact.versions(),
+        command=command,
+        notice=" ".join(dict.fromkeys(notices)) or None,
+    )
+
+
+def metrics_json(tasks: Sequence[TaskReport]) -> str:
+    """The figures that scripts rely on, as JSON; a figure that cannot be known is null."""
+    found = {"tasks": {task.task: _task_metrics(task) for task in tasks}}
+    f1 = [task.headline.f1.value for task in tasks]
+    return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1))}, indent=1)
+
+
+def _task_metrics(task: TaskReport) -> dict[str, Any]:
+    rates = {name: _number(getattr(task.headline, name).value) for name in ("f1", "precision", "recall")}
+    return {
+        **rates,
+        "auroc": _number(task.scalars["auroc"].value),
+        "auroc_seen": _number(task.seen_auroc),
+        "threshold": task.threshold,
+        "always_relevant_f1": _number(task.always_relevant_f1),
+        "by_language": {
+            item.name: {
+                "f1": _number(item.f1.value), "low": _number(item.f1.low), "high": _number(item.f1.high),
+                "rows": item.rows, "seen": item.seen,
+            }
+            for item in task.languages
+        },
+        "comparison": task.comparison and [_difference(item) for item in task.comparison.differences],
+    }  # fmt: skip
+
+
+def _difference(item: Difference) -> dict[str, Any]:
+    estimates = {name: _bounds(getattr(item, name)) for name in ("f1", "precision", "recall")}
+    return {"name": item.name, "rows": item.rows, **estimates}
+
+
+def _bounds(estimate: Estimate) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in asdict(estimate).items()}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)

@@ -1,0 +1,212 @@
+"""The report's charts: pure functions from figures to SVG; colours come from the page's style."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from ray_pipeline.report.data import Difference, Estimate, Slice
+from ray_pipeline.report.svg import (
+    WIDTH,
+    Scale,
+    drawing,
+    fitted,
+    legend,
+    line,
+    mark,
+    nothing,
+    path,
+    tag,
+    text,
+    x_axis,
+    y_axis,
+)
+
+ROW = 28
+ORIGINS = ("original", "translated", "easy_negative", "hard_negative")
+LINES = (("circle", "tune"), ("diamond", "train"))
+SEEN = ("circle", "seen", "seen")
+WITHHELD = ("diamond", "withheld", "withheld")
+ALWAYS = "always “relevant”"
+OUTCOMES = (("circle", "gain", "better"), ("diamond", "loss", "worse"), ("circle", "unclear", "cannot tell"))
+RELIABILITY = (
+    ("circle", "seen", "share relevant"),
+    ("line", "baseline", "perfect"),
+    ("box", "count", "rows"),
+)
+
+
+def quality(slices: Sequence[Slice], label: str = "F1") -> str:
+    """F1 of each slice as a dot with its interval, beside what answering "relevant" always would score."""
+    if not slices:
+        return nothing(label)
+    left, top, bottom = _margin(part.name for part in slices), 38, 38 + ROW * len(slices)
+    bounds = [value for part in slices for value in _shown(part.f1)]
+    bounds += [always_relevant(part) for part in slices]
+    x = fitted(bounds, left, WIDTH - 16, within=(0.0, 1.0))
+    rows = "".join(_quality_row(part, x, top + ROW * (i + 0.5)) for i, part in enumerate(slices))
+    kinds = dict.fromkeys(SEEN if part.seen else WITHHELD for part in slices)
+    key = legend([*kinds, ("tick", "baseline", ALWAYS)])
+    return drawing(bottom + 48, label, key, x_axis(x, top, bottom, "F1"), rows)
+
+
+def _quality_row(part: Slice, x: Scale, y: float) -> str:
+    base = always_relevant(part)
+    shape, class_, _ = SEEN if part.seen else WITHHELD
+    title = f"{part.name}: F1 {_words(part.f1)}, {part.rows:,} rows; always “relevant” {base:.3f}"
+    tick = line(x(base), y - 7, x(base), y + 7, "baseline") if math.isfinite(base) else ""
+    return _name(x, y, part.name) + tick + _interval(part.f1, x, y, shape, class_, title)
+
+
+def always_relevant(part: Slice) -> float:
+    """F1 of calling every row of the slice relevant."""
+    return 2 * part.positives / (part.rows + part.positives) if part.rows else math.nan
+
+
+def differences(items: Sequence[Difference], label: str = "Difference of F1") -> str:
+    """F1 of this run minus the comparison's: intervals around a zero line."""
+    if not items:
+        return nothing(label)
+    left, top, bottom = _margin(item.name for item in items), 38, 38 + ROW * len(items)
+    x = fitted([0.0, *(v for item in items for v in _shown(item.f1))], left, WIDTH - 16, within=(-1.0, 1.0))
+    rows = "".join(_difference_row(item, x, top + ROW * (i + 0.5)) for i, item in enumerate(items))
+    zero = line(x(0), top, x(0), bottom, "zero")
+    axis = x_axis(x, top, bottom, "difference of F1")
+    return drawing(bottom + 48, label, legend(OUTCOMES), axis, zero, rows)
+
+
+def _difference_row(item: Difference, x: Scale, y: float) -> str:
+    gain, loss, unclear = OUTCOMES
+    shape, class_, _ = gain if item.f1.low > 0 else loss if item.f1.high < 0 else unclear
+    title = f"{item.name}: {_words(item.f1, '+.3f')}, {item.rows:,} rows"
+    return _name(x, y, item.name) + _interval(item.f1, x, y, shape, class_, title)
+
+
+def precision_recall(
+    curve: Sequence[tuple[float, float, float]],
+    threshold: float,
+    base_rate: float,
+    label: str = "Precision and recall",
+) -> str:
+    """The precision–recall curve, the chosen threshold on it, and the line of answering "relevant" always."""
+    points = [point for point in curve if all(map(math.isfinite, point[:2]))]
+    if not points:
+        return nothing(label)
+    x = Scale(0.0, 1.0, 52, WIDTH - 16)
+    y = fitted([base_rate, 1.0, *(point[1] for point in points)], 290, 62, within=(0.0, 1.02))
+    recall, precision, at = min(points, key=lambda point: abs(point[2] - threshold))
+    title = f"threshold {at:.3f}: recall {recall:.3f}, precision {precision:.3f}"
+    marks = path([(x(r), y(p)) for r, p, _ in points], "curve tune")
+    marks += mark("diamond", x(recall), y(precision), "chosen", title, 7)
+    if math.isfinite(base_rate):
+        marks = line(52, y(base_rate), WIDTH - 16, y(base_rate), "baseline") + marks
+    chosen = ("diamond", "chosen", f"threshold {threshold:.2f}")
+    key = legend([("line", "curve tune", "model"), chosen, ("line", "baseline", ALWAYS)])
+    axes = x_axis(x, 62, 290, "recall") + y_axis(y, 52, WIDTH - 16, "precision")
+    return drawing(338, label, key, axes, marks)
+
+
+def reliability(bins: Sequence[tuple[float, float, int]], label: str = "Calibration") -> str:
+    """Share of relevant rows by score, against the diagonal of perfect calibration, with rows per bin."""
+    points = [point for point in bins if point[2] > 0 and math.isfinite(point[0]) and math.isfinite(point[1])]
+    if not points:
+        return nothing(label)
+    x, y = Scale(0.0, 1.0, 52, WIDTH - 16), Scale(0.0, 1.0, 230, 62)
+    most = max(rows for _, _, rows in points)
+    marks = line(x(0), y(0), x(1), y(1), "baseline")
+    marks += path([(x(score), y(share)) for score, share, _ in points], "curve tune")
+    for score, share, rows in points:
+        title = f"mean score {score:.2f}: {share:.1%} relevant, {rows:,} rows"
+        box = {"x": x(score) - 11, "y": 290 - 30 * rows / most, "width": 22, "height": 30 * rows / most}
+        marks += tag("rect", title=title, class_="count", **box)
+        marks += text(x(score), box["y"] - 4, _short(rows), class_="small")
+        marks += mark("circle", x(score), y(share), "seen", title)
+    axes = x_axis(x, 62, 290, "mean score of the bin") + y_axis(y, 52, WIDTH - 16, "share relevant")
+    return drawing(338, label, legend(RELIABILITY), axes, marks)
+
+
+def composition(rows: Sequence[tuple[str, str, int, int]], label: str = "Training rows") -> str:
+    """Training rows by language, stacked by origin; negatives are the paler part of each colour."""
+    names = list(dict.fromkeys(name for name, _, _, _ in rows))
+    if not names:
+        return nothing(label)
+    totals = {name: sum(pos + neg for other, _, pos, neg in rows if other == name) for name in names}
+    left, top, bottom = _margin(names), 38, 38 + ROW * len(names)
+    x = fitted([0.0, float(max(*totals.values(), 1))], left, WIDTH - 24, within=(0.0, math.inf))
+    bars = ""
+    for i, name in enumerate(names):
+        bars += _name(x, top + ROW * (i + 0.5), name)
+        bars += _bar([row for row in rows if row[0] == name], x, top + ROW * i + 5)
+    used = dict.fromkeys(origin for _, origin, _, _ in rows)
+    key = legend([("box", _class(origin), origin.replace("_", " ")) for origin in used])
+    return drawing(bottom + 48, label, key, x_axis(x, top, bottom, "rows (paler: not relevant)"), bars)
+
+
+def _bar(rows: Iterable[tuple[str, str, int, int]], x: Scale, y: float) -> str:
+    drawn, done = [], 0
+    for name, origin, positives, negatives in rows:
+        for words, count, tone in (("relevant", positives, ""), ("not relevant", negatives, " pale")):
+            box = {"x": x(done), "y": y, "width": round(x(done + count) - x(done), 1), "height": ROW - 10}
+            title = f"{name}, {origin.replace('_', ' ')}: {count:,} {words}"
+            drawn.append(tag("rect", title=title, class_=_class(origin) + tone, **box) if count else "")
+            done += count
+    return "".join(drawn)
+
+
+def _class(origin: str) -> str:
+    return f"origin-{ORIGINS.index(origin)}" if origin in ORIGINS else "origin-other"
+
+
+def learning(curves: Sequence[Mapping[str, float]], series: Mapping[str, str], axis: str, label: str) -> str:
+    """Lines over training steps; `series` maps two keys of `curves` to words, the first drawn solid."""
+    lines = {key: _series(curves, key) for key in series}
+    values = [value for points in lines.values() for _, value in points]
+    if not values:
+        return nothing(label)
+    steps = [step for points in lines.values() for step, _ in points]
+    x = Scale(min(0.0, *steps), max(1.0, *steps), 52, WIDTH - 20)
+    y = fitted(values, 230, 62, within=(0.0, math.inf))
+    marks, entries = "", []
+    for (key, points), (shape, style) in zip(lines.items(), LINES, strict=False):
+        marks += path([(x(step), y(value)) for step, value in points], f"curve {style}")
+        for step, value in points:
+            marks += mark(shape, x(step), y(value), style, f"{series[key]} {value:.4f} at step {step:,.0f}", 3.5)
+        entries += [("line", f"curve {style}", series[key])] if points else []
+    axes = x_axis(x, 62, 230, "training step") + y_axis(y, 52, WIDTH - 20, axis)
+    return drawing(278, label, legend(entries), axes, marks)
+
+
+def _series(curves: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    points = [(row.get("step", float(i)), row.get(key, math.nan)) for i, row in enumerate(curves)]
+    return [(step, value) for step, value in points if math.isfinite(step) and math.isfinite(value)]
+
+
+def _interval(value: Estimate, x: Scale, y: float, shape: str, class_: str, title: str) -> str:
+    if not math.isfinite(value.value):
+        return text(x.start + 8, y + 4, "too few rows to say", "start", class_="small")
+    whisker = ""
+    if math.isfinite(value.low) and math.isfinite(value.high):
+        low, high = x(value.low), x(value.high)
+        ends = "".join(line(end, y - 4, end, y + 4, f"whisker {class_}") for end in (low, high))
+        whisker = line(low, y, high, y, f"whisker {class_}") + ends
+    return whisker + mark(shape, x(value.value), y, class_ if whisker else f"{class_} hollow", title)
+
+
+def _shown(value: Estimate) -> list[float]:
+    return [bound for bound in (value.value, value.low, value.high) if math.isfinite(bound)]
+
+
+def _words(value: Estimate, spec: str = ".3f") -> str:
+    if not (math.isfinite(value.low) and math.isfinite(value.high)):
+        return f"{value.value:{spec}} (too few rows for an interval)"
+    return f"{value.value:{spec}} ({value.low:{spec}} to {value.high:{spec}})"
+
+
+def _short(rows: int) -> str:
+    return str(rows) if rows < 1000 else f"{rows / 1000:.1f}k" if rows < 100_000 else f"{rows // 1000}k"
+
+
+def _margin(names: Iterable[str]) -> float:
+    return min(230.0, 24 + 8.2 * max(map(len, names)))
+
+
+def _name(x: Scale, y: float, name: str) -> str:
+    return text(x.start - 12, y + 4, name, "end", class_="name")

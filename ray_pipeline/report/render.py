@@ -1,0 +1,158 @@
+"""The report as one HTML page that needs nothing but itself."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ray_pipeline.report import charts
+from ray_pipeline.report.data import Estimate, Finding, Report, StageCost, TaskReport
+
+TASKS = {"QC": "query – category path", "QI": "query – item title"}
+LEVELS = ("warning", "note", "good")
+LANGUAGES = {
+    "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "id": "Indonesian",
+    "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese",
+    "ru": "Russian", "th": "Thai", "tr": "Turkish", "und": "undetermined", "vi": "Vietnamese", "zh": "Chinese",
+}  # fmt: skip
+SCALARS = {"auroc": "AUROC", "pr_auc": "PR-AUC", "log_loss": "Log loss", "ece": "Expected calibration error"}
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over stages; `unpriced` says that some of them had no known price."""
+
+    seconds: float
+    requests: int
+    tokens: int
+    usd: float
+    unpriced: bool
+
+
+def render(report: Report) -> str:
+    """One self-contained HTML page; every text of the report is escaped."""
+    stages = merged_stages(report.tasks)
+    fresh = [cost for cost, _ in stages if not cost.reused]
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        report=report,
+        findings=_sorted_findings(report.tasks),
+        stages=stages,
+        fresh=total(fresh),
+        whole=total(cost for cost, _ in stages) if len(fresh) < len(stages) else None,
+        recipes=list(dict.fromkeys((task.recipe_name, task.recipe_yaml) for task in report.tasks)),
+    )
+
+
+def merged_stages(tasks: Iterable[TaskReport]) -> list[tuple[StageCost, list[str]]]:
+    """Every stage once, with the tasks that used it, so that what tasks share is not counted twice."""
+    found: dict[tuple[str, str], tuple[StageCost, list[str]]] = {}
+    for task in tasks:
+        for cost in task.stages:
+            first, users = found.get((cost.stage, cost.fingerprint), (cost, []))
+            # The task that comes second finds the stage done; it was run for the first one all the same.
+            together = replace(first, reused=first.reused and cost.reused)
+            found[cost.stage, cost.fingerprint] = (together, [*users, task.task])
+    return list(found.values())
+
+
+def total(costs: Iterable[StageCost]) -> Total:
+    """What some stages took together."""
+    rows = list(costs)
+    return Total(
+        seconds=sum(cost.seconds for cost in rows),
+        requests=sum(cost.requests for cost in rows),
+        tokens=sum(cost.tokens for cost in rows),
+        usd=sum(cost.usd or 0.0 for cost in rows),
+        unpriced=any(cost.usd is None for cost in rows),
+    )
+
+
+def _sorted_findings(tasks: Iterable[TaskReport]) -> list[tuple[str, Finding]]:
+    found = [(task.task, finding) for task in tasks for finding in task.findings]
+    return sorted(found, key=lambda pair: LEVELS.index(pair[1].level))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(charts=charts, replace=replace)
+    environment.filters.update(
+        figure=figure,
+        signed=signed,
+        bounds=bounds,
+        verdict=verdict,
+        count=count,
+        share=share,
+        duration=duration,
+        money=money,
+        language=lambda code: LANGUAGES.get(code, code),
+        named=lambda parts: [replace(part, name=LANGUAGES.get(part.name, part.name)) for part in parts],
+        named_rows=lambda rows: [(LANGUAGES.get(name, name), *rest) for name, *rest in rows],
+        scalar=lambda name: SCALARS.get(name, name),
+        task_name=lambda task: TASKS.get(task, ""),
+    )
+    return environment
+
+
+def figure(value: float) -> str:
+    """A quality figure, to three decimals."""
+    return f"{value:.3f}" if math.isfinite(value) else ABSENT
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.3f}".replace("-", "−") if math.isfinite(value) else ABSENT
+
+
+def bounds(estimate: Estimate, sign: bool = False) -> str:
+    """The interval in words."""
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return "too few rows to say"
+    if sign:
+        return f"{signed(estimate.low)} to {signed(estimate.high)}"
+    return f"{estimate.low:.3f}–{estimate.high:.3f}"
+
+
+def verdict(difference: Estimate) -> tuple[str, str]:
+    """What a difference's interval lets one say: a style and words."""
+    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+        return "unclear", "too few rows to say"
+    if difference.low > 0:
+        return "gain", "better"
+    if difference.high < 0:
+        return "loss", "worse"
+    return "unclear", "no difference that the rows can show"
+
+
+def count(value: int) -> str:
+    """A number of things."""
+    return f"{value:,}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole, in per cent."""
+    return f"{part / whole:.1%}" if whole else ABSENT
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def money(usd: float | None) -> str:
+    """US dollars, or that the price is not known."""
+    if usd is None:
+        return "unknown price"
+    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"

@@ -1,0 +1,1 @@
+"""The embedded default: a sample shop, tiny models and a local Gemini server."""

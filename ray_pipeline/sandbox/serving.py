@@ -1,0 +1,77 @@
+"""Puts the sandbox in the place of what a recipe names by `sandbox://`: the sample shop's files, the Gemini server."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_pipeline import storage
+from ray_pipeline.errors import RecipeError
+from ray_pipeline.gemini.client import KEY_VARIABLES, api_key
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.text import stable_id
+
+SCHEME = "sandbox://"
+SHOP = "sandbox://shop/"
+KEY = "sandbox-key"
+SHOP_VERSION = "1"
+"""Raised when the generator writes other rows for the same spec."""
+
+
+def with_shop(recipe: Recipe, workdir: str) -> Recipe:
+    """The recipe with `sandbox://shop/…` replaced by files below the working folder, written if they are not there."""
+    named = [*recipe.data.train, *recipe.data.dev, *recipe.data.test]
+    if not any(path.startswith(SCHEME) for path in named):
+        return recipe
+    wrong = [path for path in named if path.startswith(SCHEME) and not path.startswith(SHOP)]
+    if wrong:
+        raise RecipeError(f"data: {wrong[0]} is not known; the sample shop's files are {SHOP}train_QC.txt and so on")
+    folder = _write_shop(recipe, workdir)
+    paths = {name: [_placed(path, folder) for path in getattr(recipe.data, name)] for name in ("train", "dev", "test")}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
+
+
+def _placed(path: str, folder: str) -> str:
+    return storage.join(folder, path.removeprefix(SHOP)) if path.startswith(SHOP) else path
+
+
+def _write_shop(recipe: Recipe, workdir: str) -> str:
+    import tempfile
+
+    from ray_pipeline.sandbox.shop import ShopSpec, write_shop
+
+    sandbox = recipe.sandbox
+    spec = ShopSpec(sandbox.seed, sandbox.train_rows, sandbox.dev_rows, sandbox.test_rows)
+    folder = storage.join(workdir, "sandbox", f"shop-{stable_id(repr(spec), SHOP_VERSION)}")
+    if not storage.exists(storage.join(folder, "finished")):
+        with tempfile.TemporaryDirectory() as local:
+            write_shop(spec, Path(local))
+            storage.upload_folder(Path(local), folder)
+        storage.write_bytes(storage.join(folder, "finished"), b"")
+    return folder
+
+
+def ensure_key(chosen: Iterable[Recipe]) -> None:
+    """Give workers a key for the local server if a recipe speaks to it and the environment holds none.
+
+    To be called before Ray is started, since workers inherit the environment.
+    """
+    if any(_is_local(recipe) for recipe in chosen) and not any(os.environ.get(name) for name in KEY_VARIABLES):
+        os.environ[KEY_VARIABLES[0]] = KEY
+
+
+@contextmanager
+def gemini(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe with the address of a local Gemini server in place of `sandbox://`, for as long as the context lasts."""
+    if not _is_local(recipe):
+        yield recipe
+        return
+    from ray_pipeline.sandbox.dictionary import Dictionary
+    from ray_pipeline.sandbox.gemini_server import GeminiServer
+
+    with GeminiServer(Dictionary.from_lexicon(), key=api_key()) as server:
+        yield recipe.model_copy(update={"gemini": recipe.gemini.model_copy(update={"base_url": server.url})})
+
+
+def _is_local(recipe: Recipe) -> bool:
+    return (recipe.gemini.base_url or "").startswith(SCHEME)

@@ -1,0 +1,145 @@
+"""Work over Parquet shards on Ray Data: shard by shard with resume, or shuffled by a key into new shards.
+
+A shard's name, never the order of Ray's blocks, is its identity: whatever is killed, the next run finds the shards
+that are whole and makes the others.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import artifact, storage, tables
+from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.progress import Progress
+
+BUCKET = "__bucket"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker makes of one shard: the rows, those refused (with `reason`), and counts that add up."""
+
+    table: pa.Table
+    rejected: pa.Table | None = None
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One shard to read."""
+
+    name: str
+    url: str
+    rows: int
+
+
+Work = Callable[[pa.Table], Result]
+
+
+def sources(inputs: Iterable[Artifact]) -> list[Source]:
+    """The shards of some artifacts; those of the second and later ones get a number in their names."""
+    found = []
+    for number, item in enumerate(inputs):
+        for name, rows in item.manifest.shards.items():
+            shard = name if number == 0 else name.replace("part-", f"part-{number}-")
+            found.append(Source(shard, storage.join(item.url, name), rows))
+    return found
+
+
+def divided(table: pa.Table, reasons: pa.Array, details: pa.Array | None = None) -> Result:
+    """Rows without a reason are kept, the others refused with it; `reasons` and `details` are strings or null `[n]`."""
+    kept = table.filter(reasons.is_null())
+    refused = table.append_column("reason", reasons)
+    refused = refused.append_column("detail", pa.nulls(table.num_rows, pa.string()) if details is None else details)
+    return Result(kept, refused.filter(reasons.is_valid()))
+
+
+class _ShardWorker:
+    """Reads a shard, lets `work` make of it what it makes, and writes the result under the shard's name."""
+
+    def __init__(self, make: Callable[[], Work], folder: str, schema: pa.Schema, columns: list[str] | None) -> None:
+        self._work = make()
+        self._folder, self._schema, self._columns = folder, schema, columns
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        source = batch.to_pylist()[0]
+        table = artifact.read_shard(source["url"], source["rows"], self._columns)
+        result = self._work(table)
+        return counts_table([store(self._folder, source["name"], result, self._schema, None)])
+
+
+def store(folder: str, name: str, result: Result, schema: pa.Schema, rows_in: int | None) -> Counts:
+    """Write a result as one shard cast to the schema; `rows_in` null: the result's own rows, kept and refused."""
+    table = tables.conform(result.table, schema)
+    refused = 0 if result.rejected is None else result.rejected.num_rows
+    incoming = table.num_rows + refused if rows_in is None else rows_in
+    return artifact.write_shard(folder, name, table, result.rejected, incoming, result.extra)
+
+
+def map_shards(
+    inputs: Sequence[Source],
+    make: Callable[[], Work],
+    folder: str,
+    schema: pa.Schema,
+    *,
+    workers: int,
+    label: str,
+    columns: list[str] | None = None,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> Counts:
+    """Apply `make()()` to every shard on a fixed pool of actors, skipping shards that are there; returns all counts."""
+    import ray.data
+
+    done = set(artifact.present_shards(folder))
+    missing = [source for source in inputs if source.name not in done]
+    kept = [artifact.shard_counts(storage.join(folder, name)) for name in sorted(done)]
+    if not missing:
+        return artifact.total(kept)
+    rows = [{"name": source.name, "url": source.url, "rows": source.rows} for source in missing]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _ShardWorker,
+        fn_constructor_kwargs={"make": make, "folder": folder, "schema": schema, "columns": columns},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    return artifact.total([*kept, *collect(dataset, label, len(missing), [s.rows for s in missing])])
+
+
+def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets: int, label: str) -> list[Counts]:
+    """Bring rows of equal BUCKET together and reduce each bucket, a table and its shard's name, on a Ray task."""
+
+    def reduced(group: pa.Table) -> pa.Table:
+        bucket = group.column(BUCKET)[0].as_py()
+        return counts_table([reduce(group.drop_columns([BUCKET]), f"part-{bucket:05d}.parquet")])
+
+    if buckets == 1:  # nothing to bring together: one block holds all
+        grouped = dataset.repartition(1).map_batches(reduced, batch_size=None, batch_format="pyarrow")
+    else:
+        grouped = dataset.groupby(BUCKET, num_partitions=buckets).map_groups(reduced, batch_format="pyarrow")
+    return collect(grouped, label, buckets, None)
+
+
+def counts_table(counts: Iterable[Counts]) -> pa.Table:
+    """Counts as rows that travel through Ray Data."""
+    import json
+    from dataclasses import asdict
+
+    return pa.table({"counts": pa.array([json.dumps(asdict(item)) for item in counts], pa.string())})
+
+
+def collect(dataset: Any, label: str, shards: int, rows: list[int] | None) -> list[Counts]:
+    """Run a dataset whose rows are counts, showing progress as they come."""
+    import json
+
+    found: list[Counts] = []
+    with Progress(label, shards, "shards") as progress:
+        for row in dataset.iter_rows():
+            found.append(Counts(**json.loads(row["counts"])))
+            progress.advance(1, rows=found[-1].rows_in, usd=found[-1].extra.get("usd"))
+    return found

@@ -1,0 +1,83 @@
+"""The three parts of the labelled rows, made once, by group: train, tune, holdout. Rows of dev and test pass through."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import artifact, runtime, shards, storage, tables
+from ray_pipeline import recipe as recipes
+from ray_pipeline.errors import InputError
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.text import levels, stable_share
+
+
+def part_of(group: str, rules: recipes.Split, kind: str = "query") -> str:
+    """The part of a group, by its hash: the same for every row of the group on every machine."""
+    share = stable_share("split", kind, str(rules.seed), group)
+    if share < rules.holdout:
+        return "holdout"
+    return "tune" if share < rules.holdout + rules.tune else "train"
+
+
+def place(row: Mapping[str, Any], rules: recipes.Split) -> tuple[str, str | None]:
+    """(part of a labelled row, null) or (its part, the reason why it is left out)."""
+    part = part_of(row["group_id"], rules)
+    if rules.by == "branch":
+        branch = ",".join(levels(row["target"])[: rules.branch_levels])
+        if part_of(branch, rules, "branch") != part:
+            return part, "query and branch in different parts"
+    if row["language"] in rules.withhold and part != "holdout":
+        return part, "language withheld by the recipe"
+    return part, None
+
+
+def assign(rules: recipes.Split, table: pa.Table) -> shards.Result:
+    """Fill the column `part` of a shard of pairs; rows that no part may hold are refused."""
+    labelled = [split == "train" for split in table.column("split").to_pylist()]
+    rows = table.select(["group_id", "target", "language"]).to_pylist()
+    placed = [place(row, rules) if mine else (None, None) for row, mine in zip(rows, labelled, strict=True)]
+    parts = pa.array([part for part, _ in placed], pa.string())
+    reasons = pa.array([reason for _, reason in placed], pa.string())
+    table = table.set_column(table.schema.get_field_index("part"), "part", parts)
+    return shards.divided(table, reasons)
+
+
+def config(recipe: Recipe) -> Mapping[str, Any]:
+    """Literals of the identity."""
+    return recipe.split.model_dump()
+
+
+def run(context: Context) -> Outcome:
+    """Write the pairs again with their parts; raises InputError where a part lacks a class, before any money is spent."""
+    rules = context.recipe.split
+    counts = shards.map_shards(
+        shards.sources([context.inputs["languages"]]),
+        partial(partial, assign, rules),
+        context.folder,
+        tables.PAIRS,
+        workers=runtime.worker_count(context.recipe.runtime.map_workers),
+        label="split",
+    )
+    _check_classes(context.folder)
+    return Outcome(counts)
+
+
+def _check_classes(folder: str) -> None:
+    found = set()
+    for name in artifact.present_shards(folder):
+        table = storage.read_parquet(storage.join(folder, name), ["part", "label"])
+        found |= {(row["part"], row["label"]) for row in table.group_by(["part", "label"]).aggregate([]).to_pylist()}
+    for part in ("train", "tune", "holdout"):
+        labels = [label for where, label in sorted(found, key=str) if where == part]
+        if len(labels) < 2:
+            held = f"only rows labelled {labels[0]}" if labels else "no rows"
+            raise InputError(
+                f"the {part} part holds {held}: both classes are needed; add rows to data.train, or change "
+                "split.tune, split.holdout, split.withhold or split.seed"
+            )
+
+
+STAGE = Stage("split", ("languages",), config, run)

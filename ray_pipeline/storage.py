@@ -1,0 +1,241 @@
+"""Local paths and `s3://` behind one interface: whole files, atomic writes, listing, content hashes.
+
+A file appears under its name complete or not at all: locally by renaming a temporary file, on S3 because an object
+is there only after its upload has ended. S3's endpoint, region and credentials come from the environment
+(AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, …).
+"""
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
+
+CHUNK_BYTES = 8 << 20
+
+
+def is_remote(url: str) -> bool:
+    """Whether the url names an object store rather than a local path."""
+    return "://" in url
+
+
+def join(url: str, *parts: str) -> str:
+    """The url of something inside a folder."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def name(url: str) -> str:
+    """The last part of a path."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there."""
+    with _guarded(url, "look at"):
+        return Path(url).exists() if not is_remote(url) else cast(bool, _remote(url).exists(url))
+
+
+def size(url: str) -> int:
+    """Bytes of a file."""
+    with _guarded(url, "look at"):
+        return Path(url).stat().st_size if not is_remote(url) else cast(int, _remote(url).size(url))
+
+
+def read_bytes(url: str) -> bytes:
+    """A whole file; raises FileNotFoundError if it is not there."""
+    with open_read(url) as file:
+        return file.read()
+
+
+@contextmanager
+def open_read(url: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading and seeking."""
+    with _guarded(url, "read"):
+        opened = _remote(url).open(url, "rb") if is_remote(url) else open(url, "rb")  # noqa: SIM115
+    with opened, _guarded(url, "read"):
+        yield cast(IO[bytes], opened)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a whole file atomically, making its folder."""
+    with _guarded(url, "write"):
+        if is_remote(url):
+            _remote(url).pipe_file(url, data)
+            return
+        path = Path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def append_bytes(path: str, data: bytes) -> None:
+    """Append to a local file, making its folder; what was appended survives the end of this process."""
+    with _guarded(path, "write"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(data)
+
+
+def write_parquet(url: str, table: pa.Table) -> int:
+    """Write a table as one zstd Parquet file, atomically; returns its bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(url, buffer.getvalue())
+    return buffer.tell()
+
+
+def read_parquet(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file; raises CorruptArtifactError if it is damaged or gone."""
+    with open_parquet(url) as file:
+        return file.read(columns)
+
+
+@contextmanager
+def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """Open one Parquet file; raises CorruptArtifactError if it is damaged or gone, also while it is read."""
+    remedy = f"delete the folder {url.rsplit('/', 1)[0]} and run the same command again"
+    try:
+        with open_read(url) as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+    except FileNotFoundError as error:
+        raise CorruptArtifactError(f"{url}: is missing; {remedy}") from error
+    except (pa.ArrowException, EOFError) as error:
+        raise CorruptArtifactError(f"{url}: is damaged ({error}); {remedy}") from error
+
+
+def list_files(url: str) -> list[str]:
+    """Urls of all files below a folder, sorted; empty if the folder is not there. Temporary files are left out."""
+    with _guarded(url, "list"):
+        if is_remote(url):
+            scheme = url.split("://", 1)[0]
+            fs = _remote(url)
+            found = [f"{scheme}://{path}" for path in fs.find(url)] if fs.exists(url) else []
+        else:
+            found = [str(path) for path in Path(url).rglob("*") if path.is_file()]
+    return sorted(path for path in found if not name(path).startswith("."))
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a path, folder or glob names, sorted; raises InputError where there are none."""
+    with _guarded(pattern, "list"):
+        if is_remote(pattern):
+            scheme = pattern.split("://", 1)[0]
+            matches = [f"{scheme}://{path}" for path in _remote(pattern).glob(pattern)] if _is_glob(pattern) else []
+        else:
+            path = Path(pattern).expanduser()
+            matches = [str(p) for p in Path(path.anchor or ".").glob(_relative(path))] if _is_glob(pattern) else []
+    if not _is_glob(pattern):
+        matches = [pattern] if _is_file(pattern) else list_files(pattern)
+    files = sorted(match for match in matches if not name(match).startswith("."))
+    if not files:
+        raise InputError(f"{pattern}: no such file or folder, or nothing in it; check the recipe's data section")
+    return files
+
+
+def remove_tree(url: str) -> None:
+    """Delete a folder with all that is in it; nothing happens if it is not there."""
+    with _guarded(url, "delete"):
+        if not is_remote(url):
+            shutil.rmtree(url, ignore_errors=not Path(url).exists())
+        elif _remote(url).exists(url):
+            _remote(url).rm(url, recursive=True)
+
+
+def upload_folder(folder: Path, url: str) -> int:
+    """Copy a local folder's files below `url`, each atomically; returns the bytes."""
+    total = 0
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            write_bytes(join(url, path.relative_to(folder).as_posix()), data)
+            total += len(data)
+    return total
+
+
+def local_folder(url: str, into: Path) -> Path:
+    """The folder itself if it is local, else a copy of it below `into`."""
+    if not is_remote(url):
+        return Path(url)
+    for file in list_files(url):
+        target = into / file.removeprefix(url.rstrip("/") + "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(read_bytes(file))
+    return into
+
+
+def content_hash(url: str) -> str:
+    """Hash of a file's content; an S3 object goes by its ETag and size. Raises FileNotFoundError."""
+    if is_remote(url):
+        with _guarded(url, "look at"):
+            info = _remote(url).info(url)
+        return hashlib.sha256(f"{info.get('ETag')}:{info['size']}".encode()).hexdigest()
+    digest = hashlib.sha256()
+    with open_read(url) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(sign in pattern for sign in "*?[")
+
+
+def _relative(path: Path) -> str:
+    return str(PurePosixPath(path).relative_to(path.anchor)) if path.anchor else str(path)
+
+
+def _is_file(url: str) -> bool:
+    with _guarded(url, "look at"):
+        return Path(url).is_file() if not is_remote(url) else cast(bool, _remote(url).isfile(url))
+
+
+def _remote(url: str) -> Any:
+    import fsspec
+
+    # Other processes write what we list, so no listing may be remembered.
+    fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return fs
+
+
+@contextmanager
+def _guarded(url: str, action: str) -> Iterator[None]:
+    """Turn what a file system or S3 says into a StorageError that names the path and the remedy."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{url}: cannot {action} it: {_explain(error)}") from error
+    except Exception as error:
+        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            raise StorageError(f"{url}: cannot {action} it: {error}; check AWS_ENDPOINT_URL and credentials") from error
+        raise
+
+
+def _explain(error: OSError) -> str:
+    remedies = {
+        errno.ENOSPC: "the disk is full; free some space or choose another --workdir, then run the same command again",
+        errno.EROFS: "the file system is read-only; choose another --workdir",
+        errno.EACCES: "no permission; choose another path or change its permissions",
+        errno.EPERM: "no permission; choose another path or change its permissions",
+        errno.ENOTDIR: "a part of the path is a file; choose another path",
+        errno.EISDIR: "is a folder, a file was expected",
+    }
+    return remedies.get(error.errno or 0, f"{error}; check the path and try again")

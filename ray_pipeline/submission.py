@@ -1,0 +1,161 @@
+"""The competition's zip: the input's rows in the input's order, each with its prediction."""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, Any, BinaryIO, SupportsInt
+
+from ray_pipeline.errors import CorruptArtifactError, InputError
+
+TARGET_KEYS = {"QC": "category_path", "QI": "item_title"}
+_SHOWN = 5  # ids that an error names
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same rows give the same bytes
+
+
+@dataclass(frozen=True)
+class SubmissionTask:
+    """What one file of the submission is made of."""
+
+    rows: Iterable[Mapping[str, Any]]
+    """The competition file's parsed lines in its order, keys and values as they are there; read once."""
+    predictions: Mapping[Any, SupportsInt] | Callable[[Any], SupportsInt | None]
+    """0 or 1 by the row's `id` (its type as in the file); a callable gives None where it has none."""
+
+
+def write_submission(destination: str | Path | BinaryIO, tasks: Mapping[str, SubmissionTask]) -> dict[str, int]:
+    """Writes `submit_QC.txt` and `submit_QI.txt` as JSON Lines into one zip; returns the rows by task.
+
+    Keys other than `id`, `language`, `origin_query` and the task's target are dropped, `prediction` is
+    added. Nothing is written unless all rows are complete, and a path is replaced in one step. Equal input
+    gives equal bytes (with one zlib). Raises `InputError` for an unknown task, a task without rows, a row
+    without a key, a prediction that is missing or neither 0 nor 1.
+    """
+    unknown = sorted(set(tasks) - set(TARGET_KEYS))
+    if unknown or not tasks:
+        raise InputError(f"A submission is of QC and QI; the tasks given are {unknown or 'none'}: name these.")
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryFile() as spool:
+        with zipfile.ZipFile(spool, "w") as archive:
+            for name in sorted(tasks):
+                with archive.open(_member(name), "w") as file:
+                    counts[name] = _write_task(file, name, tasks[name])
+        spool.seek(0)
+        _deliver(spool, destination)
+    return counts
+
+
+def verify_submission(source: str | Path | BinaryIO, expected: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
+    """Reads a submission back and returns its rows by task.
+
+    `expected` holds the ids of each task's competition file in its order. Raises `CorruptArtifactError`
+    where the zip is unreadable, a file is missing or more, an id differs or stands elsewhere, rows are
+    missing or more, a key is missing or a prediction is neither 0 nor 1.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            wanted = sorted(_file_name(name) for name in expected)
+            if sorted(archive.namelist()) != wanted:
+                raise _broken(f"its files are {archive.namelist()} instead of {wanted}")
+            return {name: _verify_task(archive, name, expected[name]) for name in sorted(expected)}
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _broken(f"not a readable zip ({error})") from error
+
+
+def _broken(what: str) -> CorruptArtifactError:
+    return CorruptArtifactError(f"The submission is broken: {what}. Write it again.")
+
+
+def _file_name(task: str) -> str:
+    return f"submit_{task}.txt"
+
+
+def _member(task: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(_file_name(task), _EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3  # Unix on every machine: part of the bytes
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def _keys(task: str) -> tuple[str, ...]:
+    return ("id", "language", "origin_query", TARGET_KEYS[task])
+
+
+def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
+    lookup = task.predictions if callable(task.predictions) else task.predictions.get
+    number, missing, first_missing = 0, 0, []
+    for number, row in enumerate(task.rows, start=1):
+        kept = _kept(name, number, row)
+        prediction = lookup(kept["id"])
+        if prediction is None:
+            missing += 1
+            first_missing += [kept["id"]] if missing <= _SHOWN else []
+        elif prediction not in (0, 1):
+            raise InputError(f"{name}: prediction {prediction!r} of id {kept['id']!r}: make it 0 or 1.")
+        elif not missing:
+            line = json.dumps({**kept, "prediction": int(prediction)}, ensure_ascii=False)
+            file.write(line.encode() + b"\n")
+    if number == 0:
+        raise InputError(f"{name}: the competition file has no rows: check the recipe's path to it.")
+    if missing:
+        raise InputError(
+            f"{name}: {missing} of {number} rows have no prediction, the first ids: "
+            f"{', '.join(map(repr, first_missing))}. Score every row of this file (look for these ids among "
+            "the rejected rows of earlier stages) and write the submission again."
+        )
+    return number
+
+
+def _kept(name: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    absent = [key for key in _keys(name) if key not in row]
+    if absent:
+        raise InputError(f"{name}: row {number} of the competition file has no {', '.join(absent)}: add it.")
+    return {key: row[key] for key in _keys(name)}
+
+
+def _deliver(spool: IO[bytes], destination: str | Path | BinaryIO) -> None:
+    if not isinstance(destination, str | Path):
+        shutil.copyfileobj(spool, destination)
+        return
+    path = Path(destination)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            shutil.copyfileobj(spool, file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _verify_task(archive: zipfile.ZipFile, task: str, ids: Iterable[Hashable]) -> int:
+    end = object()
+    number = 0
+    with archive.open(_file_name(task)) as file:
+        for number, (line, expected) in enumerate(zip_longest(file, ids, fillvalue=end), start=1):
+            where = f"{_file_name(task)}, line {number}"
+            if line is end or expected is end:
+                raise _broken(f"{where}: {'a row is missing' if line is end else 'a row too many'}")
+            _verify_line(line, task, expected, where)
+    return number
+
+
+def _verify_line(line: Any, task: str, expected: Any, where: str) -> None:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise _broken(f"{where}: not JSON ({error})") from error
+    keys = [*_keys(task), "prediction"]
+    if not isinstance(row, dict) or list(row) != keys:
+        raise _broken(f"{where}: its keys are not {keys}")
+    if row["id"] != expected:
+        raise _broken(f"{where}: id {row['id']!r} where {expected!r} belongs")
+    if type(row["prediction"]) is not int or row["prediction"] not in (0, 1):
+        raise _broken(f"{where}: prediction {row['prediction']!r} is neither 0 nor 1")

@@ -1,0 +1,140 @@
+"""What turns losses into steps: plain torch on one device, or DeepSpeed ZeRO over several workers."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ray_pipeline.recipe import Train
+
+
+class Engine(Protocol):
+    """A model with its optimiser, schedule and state."""
+
+    model: nn.Module
+
+    def learn(self, loss: torch.Tensor) -> None:
+        """Take the gradient of one micro-batch; after the last one of a step, take the step."""
+
+    def save(self, folder: Path) -> None:
+        """Write what going on needs: trained weights, optimiser, schedule. Called on every worker."""
+
+    def load(self, folder: Path) -> None:
+        """Read it back."""
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter and the head, as safetensors, from the first worker. Called on every worker."""
+
+
+def optimiser_and_schedule(model: nn.Module, rules: Train, steps: int) -> tuple[Any, Any]:
+    """AdamW with linear warm-up and decay over so many steps."""
+    from transformers import get_linear_schedule_with_warmup
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=rules.learning_rate, weight_decay=rules.weight_decay)
+    return optimiser, get_linear_schedule_with_warmup(optimiser, round(steps * rules.warmup_share), steps)
+
+
+class PlainEngine:
+    """Torch alone, on one device."""
+
+    def __init__(self, model: nn.Module, rules: Train, steps: int) -> None:
+        self.model, self._rules, self._micro = model, rules, 0
+        self._optimiser, self._schedule = optimiser_and_schedule(model, rules, steps)
+
+    def learn(self, loss: torch.Tensor) -> None:
+        """See Engine."""
+        (loss / self._rules.accumulation).backward()
+        self._micro += 1
+        if self._micro % self._rules.accumulation == 0:
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self._rules.max_grad_norm)
+            self._optimiser.step()
+            self._schedule.step()
+            self._optimiser.zero_grad()
+
+    def save(self, folder: Path) -> None:
+        """See Engine."""
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        state = {"weights": trained, "optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
+        torch.save(state, folder / "plain.pt")
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        state = torch.load(folder / "plain.pt", weights_only=True)
+        self.model.load_state_dict(state["weights"], strict=False)
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+
+    def save_adapter(self, folder: Path) -> None:
+        """See Engine."""
+        self.model.model.save_pretrained(str(folder), safe_serialization=True)  # type: ignore[union-attr, operator]
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO; torch.distributed must be up."""
+
+    def __init__(self, model: nn.Module, rules: Train, steps: int) -> None:
+        import deepspeed
+
+        optimiser, schedule = optimiser_and_schedule(model, rules, steps)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=trained,
+            optimizer=optimiser,
+            lr_scheduler=schedule,
+            config=deepspeed_config(rules),
+        )
+        self.model = self._engine
+
+    def learn(self, loss: torch.Tensor) -> None:
+        """See Engine."""
+        self._engine.backward(loss)
+        self._engine.step()
+
+    def save(self, folder: Path) -> None:
+        """See Engine."""
+        self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+
+    def save_adapter(self, folder: Path) -> None:
+        """See Engine; under ZeRO-3 the weights are gathered first, else what is saved would be empty."""
+        import deepspeed
+
+        trained = [parameter for parameter in self._engine.module.parameters() if parameter.requires_grad]
+        with deepspeed.zero.GatheredParameters(trained, modifier_rank=None):
+            if torch.distributed.get_rank() == 0:
+                self._engine.module.model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def deepspeed_config(rules: Train) -> dict[str, Any]:
+    """DeepSpeed's settings for a recipe."""
+    return {
+        "train_batch_size": rules.batch_rows,
+        "train_micro_batch_size_per_gpu": rules.micro_batch_rows,
+        "gradient_accumulation_steps": rules.accumulation,
+        "gradient_clipping": rules.max_grad_norm,
+        "bf16": {"enabled": rules.precision != "float32"},
+        "zero_optimization": {"stage": rules.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def save_chance(path: Path) -> None:
+    """Write the states of torch's generators of chance of this process; nothing else in the loop draws."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, path)
+
+
+def load_chance(path: Path) -> None:
+    """Read them back."""
+    state = torch.load(path, weights_only=True)
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

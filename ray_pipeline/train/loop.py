@@ -1,0 +1,195 @@
+"""The training loop: epochs, evaluation on tune, early stopping, checkpoints. Knows neither Ray nor DeepSpeed."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ray_pipeline import threshold
+from ray_pipeline.errors import TrainingError
+from ray_pipeline.metrics import f1_precision_recall
+from ray_pipeline.recipe import Train
+from ray_pipeline.train import batches
+from ray_pipeline.train.batches import Examples
+from ray_pipeline.train.engine import Engine, load_chance, save_chance
+from ray_pipeline.train.model import pad
+
+SCORE_ROWS = 64
+
+
+@dataclass
+class State:
+    """Where training stands; with the engine's own state all that going on needs."""
+
+    step: int = 0
+    """Optimiser steps taken."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of `tables.CURVES` per evaluation."""
+    loss_sum: float = 0.0
+    """Of the steps since the last evaluation, on this worker."""
+    stopped: bool = False
+
+    @property
+    def best(self) -> int:
+        """Index of the best evaluation: highest tune F1, then lowest tune loss, then first."""
+        ranked = [(-row["tune_f1"], row["tune_loss"], i) for i, row in enumerate(self.history)]
+        return min(ranked)[2]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of several workers, and how they hear of each other."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    """What every worker passed, in the order of ranks, on every worker."""
+
+
+class Loop:
+    """Trains until the epochs are over or tune F1 no longer rises."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        rules: Train,
+        train: Examples,
+        tune: Examples,
+        pad_id: int,
+        worker: Worker,
+        folder: Path,
+        report: Callable[[dict[str, float], Path], None],
+    ) -> None:
+        """`folder` is this worker's own; `report` gets each evaluation's figures and a folder to keep as checkpoint."""
+        self._engine, self._rules, self._worker = engine, rules, worker
+        self._train, self._tune, self._pad_id = train, tune, pad_id
+        self._folder, self._report = folder, report
+        self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
+        self.state = State()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all epochs."""
+        return self._steps * self._rules.epochs
+
+    @property
+    def best_adapter(self) -> Path:
+        """The best evaluation's adapter, on the first worker."""
+        return self._folder / "best"
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint folder."""
+        self._engine.load(checkpoint / "engine")
+        self.state = State(**json.loads((checkpoint / f"state-{self._worker.rank}.json").read_text()))
+        load_chance(checkpoint / f"chance-{self._worker.rank}.pt")
+        if (checkpoint / "best").exists():
+            shutil.copytree(checkpoint / "best", self.best_adapter, dirs_exist_ok=True)
+
+    def run(self) -> State:
+        """Train; raises TrainingError, on every worker alike, for a loss that is not finite."""
+        lengths, state = self._train.lengths, self.state
+        while state.step < self.total_steps and not state.stopped:
+            epoch, first = divmod(state.step, self._steps)
+            order = batches.epoch_order(lengths, self._rules.batch_rows, self._rules.seed, epoch)
+            for step in order[first:]:
+                self._take(step)
+                if state.step in self._evaluation_steps(epoch):
+                    self._evaluate()
+                    if state.stopped:
+                        break
+        return state
+
+    def _evaluation_steps(self, epoch: int) -> set[int]:
+        parts = self._rules.evaluations_per_epoch
+        return {epoch * self._steps + math.ceil(self._steps * (i + 1) / parts) for i in range(parts)}
+
+    def _take(self, step: batches.Rows) -> None:
+        self._engine.model.train()
+        total = 0.0
+        for rows in batches.micro_batches(step, self._worker.count, self._worker.rank, self._rules.micro_batch_rows):
+            ids, mask = pad([self._train.ids[i] for i in rows], self._pad_id, self._worker.device)
+            labels = torch.from_numpy(self._train.labels[rows]).to(self._worker.device)
+            loss = binary_cross_entropy_with_logits(self._engine.model(ids, mask), labels)
+            total += float(loss.detach())
+            self._engine.learn(loss)
+        self.state.step += 1
+        self.state.loss_sum += total / self._rules.accumulation
+
+    def _evaluate(self) -> None:
+        """Score the tune part over all workers, note the figures, keep the best adapter, make a checkpoint."""
+        state, since = self.state, self.state.step - (int(self.state.history[-1]["step"]) if self.state.history else 0)
+        losses = self._worker.gather(state.loss_sum / since)
+        state.loss_sum = 0.0
+        if not all(map(math.isfinite, losses)):
+            raise TrainingError(
+                f"the loss is not finite by step {state.step}: lower train.learning_rate, "
+                "or look for odd rows in the training set"
+            )
+        scores = self._score_tune()
+        state.history.append(
+            {"step": state.step, "epoch": state.step / self._steps, "train_loss": float(np.mean(losses))}
+            | tune_figures(self._tune.labels, scores)
+        )
+        self._engine.save_adapter(self._fresh("candidate"))
+        if state.best == len(state.history) - 1 and self._worker.rank == 0:
+            shutil.rmtree(self.best_adapter, ignore_errors=True)
+            (self._folder / "candidate").rename(self.best_adapter)
+        state.stopped = len(state.history) - 1 - state.best >= self._rules.patience
+        self._checkpoint()
+
+    def _score_tune(self) -> npt.NDArray[np.float32]:
+        mine = np.arange(self._worker.rank, len(self._tune.ids), self._worker.count)
+        scores = score(self._engine.model, [self._tune.ids[i] for i in mine], self._pad_id, self._worker.device)
+        found = np.zeros(len(self._tune.ids), np.float32)
+        for rank, part in enumerate(self._worker.gather(scores)):
+            found[rank :: self._worker.count] = part
+        return found
+
+    def _checkpoint(self) -> None:
+        folder, rank = self._fresh("checkpoint"), self._worker.rank
+        self._engine.save(self._fresh("checkpoint/engine"))
+        (folder / f"state-{rank}.json").write_text(json.dumps(asdict(self.state)))
+        save_chance(folder / f"chance-{rank}.pt")
+        if rank == 0:
+            shutil.copytree(self.best_adapter, folder / "best")
+        self._report(self.state.history[-1], folder)
+
+    def _fresh(self, name: str) -> Path:
+        folder = self._folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+
+def tune_figures(labels: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Loss, F1 at its best threshold, and AUROC of `labels [n]` and `scores [n]`."""
+    cut = threshold.choose(labels.astype(np.int8), scores)
+    f1, _, _ = f1_precision_recall(labels.astype(np.int8), (scores >= cut).astype(np.int8))
+    return {
+        "tune_loss": float(log_loss(labels, np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7))),
+        "tune_f1": f1,
+        "tune_auroc": float(roc_auc_score(labels, scores)),
+    }
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, prompts: list[list[int]], pad_id: int, device: str) -> npt.NDArray[np.float32]:
+    """Probabilities of relevance `[n]` float32 of token ids, in their order; batches are made of like lengths."""
+    model.eval()
+    order = np.argsort([len(ids) for ids in prompts], kind="stable")
+    found = np.zeros(len(prompts), np.float32)
+    for start in range(0, len(order), SCORE_ROWS):
+        rows = order[start : start + SCORE_ROWS]
+        ids, mask = pad([prompts[i] for i in rows], pad_id, device)
+        found[rows] = torch.sigmoid(model(ids, mask)).float().cpu().numpy()
+    return found

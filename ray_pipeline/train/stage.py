@@ -1,0 +1,167 @@
+"""The training stage: Ray Train's TorchTrainer with DeepSpeed around the loop; ends with the best adapter."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import artifact, models, runtime, storage, tables
+from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.errors import ModelError, PipelineError, TrainingError
+from ray_pipeline.prompt import Prompt
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Context, Outcome, Stage
+
+ADAPTER = "adapter"
+RUN_NAME = "run"
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker of Ray Train. What the user can mend is reported, not raised: a restart would not mend it."""
+    import ray.train
+
+    try:
+        _train(config["recipe"], config["mix"])
+    except PipelineError as error:
+        ray.train.report({"error": type(error).__name__, "message": str(error)})
+
+
+def _train(recipe: Recipe, mix: Artifact) -> None:
+    import ray.train
+    import torch
+
+    from ray_pipeline.train import batches, model
+    from ray_pipeline.train.engine import DeepSpeedEngine
+    from ray_pipeline.train.loop import Loop, Worker
+
+    rules, context = recipe.train, ray.train.get_context()
+    device = _join_workers(recipe)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
+    tokenizer = model.load_tokenizer(rules)
+    prompt = Prompt(recipe.task, recipe.prompt)
+    rows = mix.read(["pair_id", "part", "query", "query_en", "target", "label"]).sort_by("pair_id").to_pylist()
+    train, tune = (
+        batches.encode(prompt, tokenizer, [row for row in rows if row["part"] == part]) for part in ("train", "tune")
+    )
+    classifier = model.Classifier(model.with_adapter(model.load_base(rules, device), rules))
+    steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows) * rules.epochs
+    engine = DeepSpeedEngine(classifier, rules, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(engine, rules, train, tune, tokenizer.pad_token_id, worker, Path(folder), _report)
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as kept:
+                loop.resume(Path(kept))
+        torch.manual_seed(rules.seed + worker.rank) if checkpoint is None else None
+        loop.run()
+
+
+def _join_workers(recipe: Recipe) -> str:
+    """Set up DeepSpeed's communication for this worker; returns its device."""
+    device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+
+    deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)
+    return device
+
+
+def _gather(value: Any) -> list[Any]:
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def _report(figures: dict[str, float], folder: Path) -> None:
+    import ray.train
+
+    ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def _fit(context: Context) -> Any:
+    """Run the trainer, or let it go on from its newest checkpoint; returns Ray's result."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    recipe = context.recipe
+    gpus = recipe.runtime.gpus_per_worker
+    folder = context.folder if storage.is_remote(context.folder) else str(Path(context.folder).absolute())
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"recipe": recipe, "mix": context.inputs["mix"]},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=recipe.train.workers,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": recipe.runtime.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=RUN_NAME,
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=recipe.runtime.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    return trainer.fit()
+
+
+def run(context: Context) -> Outcome:
+    """Fine-tune and keep the best adapter with its learning curves."""
+    runtime.check_gpus(context.recipe.runtime, context.recipe.train.workers)
+    models.resolve(context.recipe.train.model)
+    result = _fit(context)
+    if "error" in (result.metrics or {}):
+        storage.remove_tree(storage.join(context.folder, RUN_NAME))
+        kind = {"ModelError": ModelError}.get(result.metrics["error"], TrainingError)
+        raise kind(result.metrics["message"])
+    with result.checkpoint.as_directory() as kept:
+        history = _history(Path(kept))
+        verify_adapter(Path(kept) / "best")
+        storage.upload_folder(Path(kept) / "best", storage.join(context.folder, ADAPTER))
+    curves = pa.Table.from_pylist(history, schema=tables.CURVES)
+    artifact.write_shard(context.folder, "part-00000.parquet", curves, None, curves.num_rows)
+    storage.remove_tree(storage.join(context.folder, RUN_NAME))
+    rows = context.inputs["mix"].manifest.rows_out
+    return Outcome(
+        Counts(rows, rows), {"training_rows": _training_rows(context.inputs["mix"]), "evaluations": len(history)}
+    )
+
+
+def _history(checkpoint: Path) -> list[dict[str, float]]:
+    import json
+
+    history: list[dict[str, float]] = json.loads((checkpoint / "state-0.json").read_text())["history"]
+    return history
+
+
+def _training_rows(mix: Artifact) -> int:
+    return sum(int(pc.sum(pc.equal(table.column("part"), "train")).as_py() or 0) for table in mix.tables(["part"]))
+
+
+def verify_adapter(folder: Path) -> None:
+    """Raise ModelError unless the saved adapter holds finite weights, and some `lora_B`, which starts at zero, moved."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    moved = [name for name, weight in weights.items() if "lora_B" in name and bool(weight.any())]
+    broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    if broken or not moved:
+        what = f"{broken[0]} is not finite" if broken else "no weight has moved from where it started"
+        raise ModelError(f"{folder}: the saved adapter cannot be used: {what}; lower train.learning_rate and run again")
+
+
+def config(recipe: Recipe) -> Mapping[str, Any]:
+    """Literals of the identity."""
+    rules = recipe.train
+    model = models.identity(rules.model, rules.revision)
+    return rules.model_dump(exclude={"model", "revision"}) | {"model": model, "prompt": recipe.prompt.model_dump()}
+
+
+STAGE = Stage("train", ("mix",), config, run)

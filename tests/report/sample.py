@@ -1,0 +1,177 @@
+"""A made-up run as realistic as a report needs it: ten languages, two tasks, a comparison."""
+
+import math
+from dataclasses import replace
+
+from ray_pipeline.report.data import (
+    Comparison,
+    Difference,
+    Estimate,
+    Finding,
+    Report,
+    Slice,
+    StageCost,
+    TaskReport,
+)
+
+SEEN = {"en": 0.91, "es": 0.895, "fr": 0.89, "ja": 0.874, "ko": 0.868, "pt": 0.893}
+WITHHELD = {"de": 0.872, "it": 0.88, "pl": 0.851, "ar": 0.829}
+NAN = math.nan
+
+
+def estimate(value: float, width: float = 0.02) -> Estimate:
+    """A figure with a symmetric interval."""
+    return Estimate(value, value - width, value + width)
+
+
+def part(name: str, f1: float, rows: int = 800, seen: bool = True, width: float = 0.02) -> Slice:
+    """A slice in which two rows of three are relevant."""
+    shown = (estimate(f1, width), estimate(f1 - 0.013, width), estimate(f1 + 0.014, width))
+    return Slice(name, rows, rows * 2 // 3, *shown, seen=seen)
+
+
+def languages() -> list[Slice]:
+    """Ten languages, one of them too small for an interval."""
+    seen = [part(name, f1) for name, f1 in SEEN.items()]
+    withheld = [part(name, f1, 320, seen=False, width=0.035) for name, f1 in WITHHELD.items()]
+    return [*seen, *withheld[:-1], replace(withheld[-1], rows=9, positives=6, f1=Estimate(0.829, NAN, NAN))]
+
+
+def pr_curve() -> list[tuple[float, float, float]]:
+    """Precision falls as recall rises."""
+    return [(i / 50, 0.99 - 0.31 * (i / 50) ** 10, 1 - (i / 50) ** 5.6) for i in range(1, 51)]
+
+
+def composition() -> list[tuple[str, str, int, int]]:
+    """Original rows of the seen languages, translated rows of the others, mined negatives of both."""
+    rows = [(name, "original", 27_600, 12_400) for name in SEEN]
+    rows += [(name, "translated", 29_100, 12_900) for name in WITHHELD]
+    rows += [(name, "easy_negative", 0, 6_000) for name in [*SEEN, *WITHHELD]]
+    return rows + [(name, "hard_negative", 0, 2_500) for name in SEEN]
+
+
+def comparison() -> Comparison:
+    """Better on the withheld languages, no visible change on the seen ones, one slice too small."""
+    values = {"all": 0.0182, "seen languages": 0.0021, "withheld languages": 0.0412, "de": 0.047, "pl": 0.052}
+    items = [
+        Difference(name, 800, *(estimate(value + shift, 0.011) for shift in (0, 0.004, -0.003)))
+        for name, value in values.items()
+    ]
+    few = Estimate(0.04, NAN, NAN)
+    worse = Difference("it", 320, estimate(-0.019, 0.01), estimate(-0.01, 0.01), estimate(-0.024, 0.01))
+    return Comparison("no-translation", [*items, worse, Difference("ar", 9, few, few, few)], 240_000)
+
+
+def errors() -> list[dict[str, str | float | int]]:
+    """Mistakes in several scripts, and a query that tries to run."""
+    rows = [
+        ("ja", "防水 ランニングシューズ メンズ", "waterproof running shoes men", "shoes,sandals", 0, 0.981),
+        (
+            "ko",
+            "무선 이어폰 케이스",
+            "wireless earphone case",
+            "consumer electronics,earphones accessories",
+            1,
+            0.034,
+        ),
+        ("ar", "فستان سهرة طويل 2024", "long evening dress 2024", "women's clothing,skirts", 0, 0.957),
+        ("th", "เคสโทรศัพท์กันกระแทก", "shockproof phone case", "phones,phone holders", 0, 0.949),
+        ("zh", "不锈钢保温杯", "stainless steel thermos", "kitchen,cups & mugs", 1, 0.061),
+        ("de", "Wasserdichte Handyhülle <script>alert(1)</script>", "", "phones,cases & covers", 1, 0.072),
+        ("und", "SM-G991B/DS", "", "automobiles, parts & accessories,interior parts", 0, 0.912),
+    ]
+    keys = ("language", "query", "query_en", "target", "label", "score")
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def audit_examples() -> list[dict[str, str]]:
+    """One accepted and two rejected translations."""
+    rows = [
+        ("en", "de", "waterproof phone case", "wasserdichte Handyhülle", "accepted"),
+        ("en", "ar", "long evening dress", "فستان سهرة طويل", "accepted"),
+        ("en", "pl", "iphone 15", "iphone 15", "identical to source"),
+    ]
+    keys = ("source_language", "target_language", "source", "translation", "verdict")
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def stages(task: str) -> list[StageCost]:
+    """Ingest is shared by the tasks; one stage's model has no known price."""
+    rejected = {"null target": 453, "duplicate id": 12}
+    return [
+        StageCost("ingest", "1f00c0ffee11aa", 640_465, 640_000, 465, 41.2, True, 0, 0, 0.0, rejected),
+        StageCost("translate", f"2a{task.lower()}77aa90b1", 40_000, 39_400, 600, 5_130.0, False, 410, 3_200_417, 4.8123,
+                  {"blocked by safety": 71, "wrong language": 529}),
+        StageCost("audit", f"3b{task.lower()}81bb90b1", 39_400, 38_020, 1_380, 612.0, False, 99, 710_000, None),
+        StageCost("train", f"4c{task.lower()}92cc90b1", 398_000, 398_000, 0, 14_400.0, False, 0, 0, 0.0),
+    ]  # fmt: skip
+
+
+def findings() -> list[Finding]:
+    """One of each level, in the wrong order."""
+    return [
+        Finding(
+            "good",
+            "Better than always “relevant”",
+            "F1 is 0.893 where calling everything relevant gives 0.816.",
+        ),
+        Finding(
+            "note",
+            "Translation helps unseen languages",
+            "Withheld languages gain 0.041 of F1 (0.030 to 0.052).",
+        ),
+        Finding("warning", "Over-prediction of positives", "81 % of rows are called relevant; 69 % are."),
+    ]
+
+
+def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> TaskReport:
+    """One task, complete."""
+    steps = range(1, 7)
+    return TaskReport(
+        task=task,
+        recipe_name="paper",
+        recipe_yaml="name: paper\ntasks: [QC, QI]\nmodel:\n  base: google/gemma-3-12b-pt\n  bits: 4\n",
+        threshold=0.423,
+        always_relevant_f1=always,
+        default_threshold_f1=estimate(f1 - 0.006, 0.008),
+        headline=part("holdout", f1, 6_080, width=0.008),
+        scalars={
+            "auroc": estimate(0.9341, 0.006), "pr_auc": estimate(0.961, 0.005),
+            "log_loss": estimate(0.291, 0.011), "ece": Estimate(0.031, NAN, NAN),
+        },
+        seen_auroc=0.9412,
+        languages=languages(),
+        groups=[
+            part("seen languages", 0.902, 4_800, width=0.009),
+            part("withheld languages", 0.858, 1_280, seen=False, width=0.018),
+        ],
+        pr_curve=pr_curve(),
+        calibration=[(0.05 + i / 10, min(1, 0.03 + (i / 10) ** 0.8), 220 + 160 * abs(i - 4)) for i in range(10)],
+        composition=composition(),
+        parts=[("train", 398_000, 271_000), ("tune", 6_011, 4_021), ("holdout", 6_080, 4_053), ("test", 100_000, -1)],
+        audit=[(name, 10_000, 9_505, {"identical to source": 214, "wrong language": 281}) for name in WITHHELD],
+        audit_examples=audit_examples(),
+        curves=[
+            {"step": 200.0 * i, "epoch": i / 2, "train_loss": 0.2 + 0.45 / i, "tune_loss": 0.27 + 0.3 / i + 0.008 * i,
+             "tune_f1": 0.9 - 0.09 / i, "tune_auroc": 0.94 - 0.12 / i}
+            for i in steps
+        ],
+        errors=errors(),
+        findings=findings(),
+        stages=stages(task),
+        prompt_example="Is this category relevant to the query? Answer yes or no.\nQuery: 防水 シューズ\nCategory: shoes",
+        comparison=comparison(),
+    )  # fmt: skip
+
+
+def sample_report() -> Report:
+    """Both tasks."""
+    return Report(
+        title="Multilingual search relevance",
+        created="2025-11-22T17:40:12+00:00",
+        average_f1=0.8859,
+        tasks=[sample_task("QC", 0.893, 0.816), sample_task("QI", 0.8788, 0.769)],
+        versions={"python": "3.11.7", "ray": "2.40.0", "transformers": "4.57.1"},
+        command="python jobs/pipeline.py jobs/recipes/paper.yaml --workdir runs/paper --output runs/paper/out",
+        notice="The data are synthetic: the figures show that the pipeline works, not how good a model is.",
+    )

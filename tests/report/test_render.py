@@ -1,0 +1,237 @@
+"""The page says everything that the report holds, needs nothing but itself, and trusts no text."""
+
+import math
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from ray_pipeline.report.data import Estimate, Report
+from ray_pipeline.report.render import bounds, duration, merged_stages, money, render, total, verdict
+
+from .sample import sample_report, sample_task
+
+NAN = math.nan
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects text, attributes and ids, and checks that tags are balanced."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    def values(self, key: str) -> list[str]:
+        """All values of one attribute."""
+        return [value for _, name, value in self.attributes if name == key]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render(sample_report())
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def one_task(report: Report) -> Report:
+    return replace(report, tasks=report.tasks[:1], average_f1=None)
+
+
+def test_tags_are_balanced_and_ids_unique(page: Page) -> None:
+    assert page.open == []
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in page.values("href")} <= set(ids)
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
+    assert page.values("src") == []
+    assert all(link.startswith("#") for link in page.values("href"))
+    assert "url(" not in html and "@import" not in html and "<link" not in html
+    assert "http:" not in html and "https:" not in html
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Multilingual search relevance",
+        "2025-11-22 17:40 UTC",
+        "The data are synthetic",
+        "Average F1 0.886",
+        "0.893 0.885–0.901",  # headline F1
+        "answering “relevant” always 0.816",
+        "AUROC 0.934",
+        "threshold 0.423",
+        "0.887 (0.879–0.895)",  # F1 at 0.5
+        "Log loss 0.291 0.280–0.302",
+        "AUROC, seen languages 0.941",
+        "Japanese ja 0.874 0.854–0.894 0.861 0.841–0.881 0.888 0.868–0.908 0.800 800 66.6% seen",
+        "Arabic ar 0.829 too few rows to say",
+        "withheld languages 0.858 0.840–0.876",
+        "no-translation",
+        "seen languages 800 +0.002 −0.009 to +0.013",
+        "no difference that the rows can show",
+        "483,000",
+        "240,000",
+        "holdout 6,080 66.7%",
+        "test 100,000 unknown",
+        "German translated 29,100 12,900",
+        "German de 10,000 9,505 95.0% 495 identical to source 214, wrong language 281",
+        "en iphone 15 pl iphone 15 identical to source",
+        "Learning curves",
+        "Query: 防水 シューズ",
+        "null target 453",
+        "1 h 26 min 410 3,200,417 $4.81",
+        "99 710,000 unknown price",
+        "Spent by this run 11 h 11 min 1,018 7,820,834 $9.62 plus unknown price",
+        "python jobs/pipeline.py jobs/recipes/paper.yaml",
+        "base: google/gemma-3-12b-pt",
+        "transformers 4.57.1",
+    ],
+)
+def test_figures_are_in_the_page(page: Page, words: str) -> None:
+    assert words in page.text
+
+
+def test_warnings_come_first(page: Page) -> None:
+    places = [page.text.index(f"QC · {level}") for level in ("warning", "note", "good")]
+    assert places == sorted(places)
+
+
+def test_queries_are_shown_and_not_run(page: Page, html: str) -> None:
+    assert "<script>alert" not in html
+    assert "Wasserdichte Handyhülle <script>alert(1)</script>" in page.text
+    assert html.count("<script") == 1
+
+
+def test_all_texts_are_escaped() -> None:
+    evil = "<b onclick='x'>\"&"
+    base = sample_task()
+    task = replace(
+        base,
+        recipe_name=evil,
+        recipe_yaml=evil,
+        prompt_example=evil,
+        languages=[replace(base.languages[0], name=evil)],
+        composition=[(evil, evil, 1, 1)],
+        audit=[(evil, 1, 0, {evil: 1})],
+        errors=[{**base.errors[0], "language": evil, "target": evil}],
+        findings=[replace(base.findings[0], title=evil, text=evil)],
+    )
+    report = replace(sample_report(), title=evil, notice=evil, command=evil, versions={evil: evil}, tasks=[task])
+    html = render(report)
+    assert "<b " not in html
+    assert Page(html).text.count(evil) >= 12
+    assert evil in unescape(html)
+
+
+def test_scripts_have_their_direction_and_language(page: Page) -> None:
+    spans = [(key, value) for tag, key, value in page.attributes if tag == "span" and key in ("lang", "dir")]
+    assert ("lang", "ar") in spans and ("lang", "th") in spans
+    assert spans.count(("dir", "auto")) == 2 * 7
+
+
+def test_one_task_has_no_average() -> None:
+    text = Page(render(one_task(sample_report()))).text
+    assert "Average F1" not in text and "QI" not in text.replace("tasks: [QC, QI]", "")
+
+
+def test_a_bare_report_renders() -> None:
+    unknown = Estimate(NAN, NAN, NAN)
+    base = sample_task()
+    empty = replace(base.headline, rows=0, positives=0, f1=unknown, precision=unknown, recall=unknown)
+    task = replace(
+        base, headline=empty, default_threshold_f1=unknown, scalars={}, seen_auroc=NAN, languages=[], groups=[],
+        pr_curve=[], calibration=[], composition=[], parts=[], audit=[], audit_examples=[], curves=[], errors=[],
+        findings=[], stages=[], comparison=None,
+    )  # fmt: skip
+    report = replace(one_task(sample_report()), tasks=[task], notice=None, versions={})
+    page = Page(render(report))
+    assert page.open == []
+    for words in ("names no run to compare with", "translates nothing", "No mistakes", "Nothing stands out"):
+        assert words in page.text
+    assert "nan" not in page.text and "Please note" not in page.text
+
+
+def test_two_recipes_of_one_task_keep_their_anchors_apart() -> None:
+    report = sample_report()
+    twins = [report.tasks[0], replace(report.tasks[0], recipe_name="other")]
+    ids = Page(render(replace(report, tasks=twins))).values("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_shared_stages_are_counted_once() -> None:
+    stages = merged_stages(sample_report().tasks)
+    assert [(cost.stage, users) for cost, users in stages][:2] == [
+        ("ingest", ["QC", "QI"]),
+        ("translate", ["QC"]),
+    ]
+    assert len(stages) == 7
+
+
+def test_a_stage_run_for_the_first_task_is_not_free() -> None:
+    first, second = sample_report().tasks
+    ran = replace(first, stages=[replace(first.stages[0], reused=False)])
+    found = replace(second, stages=[replace(second.stages[0], reused=True)])
+    [(cost, users)] = merged_stages([ran, found])
+    assert not cost.reused and users == ["QC", "QI"]
+
+
+def test_totals_say_when_a_price_is_unknown() -> None:
+    stages = sample_task().stages
+    assert total(stages).unpriced and total(stages).usd == pytest.approx(4.8123)
+    assert not total(stages[:2]).unpriced
+    assert "With the reused stages" not in render(
+        replace(sample_report(), tasks=[replace(sample_task(), stages=stages[1:])])
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.01, 0.02, "better"),
+        (-0.02, -0.01, "worse"),
+        (-0.01, 0.02, "no difference that the rows can show"),
+        (NAN, NAN, "too few rows to say"),
+    ],
+)
+def test_verdicts(low: float, high: float, words: str) -> None:
+    assert verdict(Estimate((low + high) / 2, low, high))[1] == words
+
+
+def test_numbers_in_words() -> None:
+    assert [money(value) for value in (None, 0.0, 0.0123, 1234.5)] == [
+        "unknown price",
+        "$0.00",
+        "$0.0123",
+        "$1,234.50",
+    ]
+    assert [duration(value) for value in (0.25, 61, 3_599, 7_260)] == [
+        "0.2 s",
+        "1 min",
+        "1 h 00 min",
+        "2 h 01 min",
+    ]
+    assert bounds(Estimate(0.1, -0.1, 0.3), sign=True) == "−0.100 to +0.300"

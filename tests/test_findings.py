@@ -1,0 +1,209 @@
+"""Each finding appears where its number calls for it, and not where the interval forbids the claim."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
+from ray_pipeline.report.data import Comparison, Difference, Estimate, Finding, Slice, TaskReport
+
+NAN = math.nan
+
+
+def around(value: float, half: float = 0.01) -> Estimate:
+    return Estimate(value, value - half, value + half)
+
+
+def rows_of(name: str, f1: Estimate, rows: int = 1000, seen: bool = True) -> Slice:
+    return Slice(name, rows, rows * 7 // 10, f1, around(0.9), around(0.9), seen)
+
+
+def report(**changes: Any) -> TaskReport:
+    """A task of which there is nothing to complain."""
+    sound = TaskReport(
+        task="QC",
+        recipe_name="r",
+        recipe_yaml="",
+        threshold=0.4,
+        always_relevant_f1=0.82,
+        default_threshold_f1=around(0.89),
+        headline=rows_of("all", around(0.9)),
+        scalars={"auroc": around(0.85), "ece": around(0.03)},
+        seen_auroc=0.86,
+        languages=[rows_of("de", around(0.9)), rows_of("pl", around(0.88))],
+        groups=[],
+        pr_curve=[],
+        calibration=[],
+        composition=[("en", "original", 700, 300)],
+        parts=[("train", 1000, 700)],
+        audit=[("de", 1000, 900, {"label": 100})],
+        audit_examples=[],
+        curves=[{"tune_loss": loss, "epoch": epoch} for epoch, loss in enumerate([0.5, 0.4, 0.45], start=1)],
+        errors=[],
+        findings=[],
+        stages=[],
+        prompt_example="",
+    )
+    return replace(sound, **changes)
+
+
+def found(title: str, task: TaskReport) -> Finding:
+    matches = [one for one in findings(task) if title in one.title]
+    assert len(matches) == 1, [one.title for one in findings(task)]
+    return matches[0]
+
+
+def titles(task: TaskReport) -> str:
+    return " | ".join(one.title for one in findings(task))
+
+
+def compared(f1: Estimate, precision: Estimate | None = None, name: str = "all", rows: int = 9) -> Difference:
+    return Difference(name, rows, f1, precision or around(0.0), around(0.0))
+
+
+def test_a_sound_task_has_good_findings_only() -> None:
+    assert {one.level for one in findings(report())} == {"good"}
+    assert "0.900 (95 % interval 0.890 to 0.910)" in found("Better than “always", report()).text
+
+
+@pytest.mark.parametrize(
+    ("f1", "title"),
+    [
+        (around(0.83, 0.02), "Not shown to beat"),
+        (around(0.7), "Worse than “always"),
+        (Estimate(0.9, NAN, NAN), "Too few queries to judge"),
+    ],
+)
+def test_baseline(f1: Estimate, title: str) -> None:
+    one = found(title, report(headline=rows_of("all", f1)))
+    assert one.level == "warning"
+    assert "0.820" in one.text
+
+
+def test_predicted_share() -> None:
+    # 700 of 1,000 are relevant: recall .98 at precision .8 is 857.5 predictions.
+    eager = Slice("all", 1000, 700, around(0.88), around(0.8), around(0.98))
+    over = found("over-predicted", report(headline=eager))
+    assert over.level == "warning"
+    assert "85.8%" in over.text
+    assert "70.0%" in over.text
+    shy = replace(eager, precision=around(0.98), recall=around(0.8))
+    assert "57.1%" in found("under-predicted", report(headline=shy)).text
+    silent = replace(eager, precision=Estimate(NAN, NAN, NAN), recall=Estimate(0.0, NAN, NAN))
+    assert "predicted" not in titles(report(headline=silent))
+
+
+def test_weak_languages_need_a_gap_and_an_interval() -> None:
+    weak = rows_of("ar", around(0.7, 0.04), seen=False)
+    unsure = rows_of("th", Estimate(0.78, 0.6, 0.92))
+    near = rows_of("pl", around(0.85, 0.01))
+    one = found("Weak languages", report(languages=[weak, unsure, near]))
+    assert one.title == "Weak languages: ar"
+    assert one.level == "warning"
+    assert "0.700" in one.text
+    assert "not trained on" in one.text
+
+
+def test_scores_without_meaning() -> None:
+    assert "0.520" in found("hardly separate", report(scalars={"auroc": around(0.52, 0.03)})).text
+    assert "hardly separate" in titles(report(scalars={"auroc": Estimate(0.7, 0.49, 0.8)}))
+
+
+@pytest.mark.parametrize(
+    ("withheld", "title", "level"),
+    [
+        (around(0.75), "Withheld languages are weaker", "warning"),
+        (around(0.87), "Withheld languages are weaker", "note"),
+        (around(0.89), "No gap shown", "note"),
+        (around(0.95), "Withheld languages are stronger", "note"),
+        (Estimate(0.5, NAN, NAN), "too few queries", "note"),
+    ],
+)
+def test_transfer(withheld: Estimate, title: str, level: str) -> None:
+    groups = [rows_of(SEEN_GROUP, around(0.9)), rows_of(WITHHELD_GROUP, withheld, seen=False)]
+    one = found(title, report(groups=groups))
+    assert one.level == level
+    assert f"{withheld.value:.3f}" in one.text
+
+
+def test_gap_interval_joins_both_uncertainties() -> None:
+    groups = [rows_of(SEEN_GROUP, around(0.9, 0.03)), rows_of(WITHHELD_GROUP, around(0.8, 0.04))]
+    assert "+0.100 (95 % interval +0.050 to +0.150)" in found("Withheld", report(groups=groups)).text
+
+
+@pytest.mark.parametrize(
+    ("f1", "title", "level"),
+    [
+        (around(0.03), "Better than plain", "good"),
+        (around(0.005), "No difference shown from plain", "note"),
+        (around(-0.03), "Worse than plain", "warning"),
+        (Estimate(0.03, NAN, NAN), "Too few queries to compare with plain", "note"),
+    ],
+)
+def test_comparison(f1: Estimate, title: str, level: str) -> None:
+    one = found(title, report(comparison=Comparison("plain", [compared(f1)], 500)))
+    assert one.level == level
+    assert f"{f1.value:+.3f}" in one.text
+    assert "1,000 here, 500 there" in one.text
+
+
+def test_comparison_names_withheld_languages() -> None:
+    parts = [compared(around(0.05), name=WITHHELD_GROUP, rows=3), compared(around(0.0))]
+    task = report(comparison=Comparison("plain", parts, 500))
+    assert f"Better than plain in {WITHHELD_GROUP}" in titles(task)
+    assert "No difference shown from plain" in titles(task)
+
+
+def test_hard_negatives() -> None:
+    composition = [("en", "original", 600, 300), ("en", "hard_negative", 0, 100)]
+    alone = found("Hard negatives", report(composition=composition))
+    assert alone.level == "note"
+    assert "10.0% of the training rows, 25.0% of the negatives" in alone.text
+    worse = Comparison("plain", [compared(around(0.0), precision=around(-0.04))], 500)
+    one = found("Hard negatives", report(composition=composition, comparison=worse))
+    assert one.level == "warning"
+    assert "-0.040" in one.text
+
+
+def test_calibration() -> None:
+    assert "0.150" in found("not calibrated", report(scalars={"ece": around(0.15)})).text
+
+
+def test_audit() -> None:
+    audit = [("de", 1000, 700, {"drift": 200, "label": 100}), ("pl", 1000, 800, {"drift": 200})]
+    one = found("translations were rejected", report(audit=audit))
+    assert "de 30% of 1,000 (most often: drift)" in one.text
+    assert "pl" not in one.text
+
+
+def test_few_rows() -> None:
+    languages = [
+        rows_of("de", around(0.9)),
+        rows_of("pl", around(0.9, 0.2)),
+        rows_of("ar", Estimate(1.0, 1.0, 1.0), rows=12),
+        rows_of("it", Estimate(0.9, NAN, NAN)),
+    ]
+    one = found("Too few rows", report(languages=languages))
+    assert one.title.endswith(": pl, ar, it")
+    assert one.level == "note"
+
+
+@pytest.mark.parametrize(
+    ("losses", "title"),
+    [
+        ([0.5, 0.4, 0.3], "More epochs may help"),
+        ([0.3, 0.4, 0.5], "worse after its first evaluation"),
+    ],
+)
+def test_stopping(losses: list[float], title: str) -> None:
+    curves = [{"tune_loss": loss, "epoch": float(i)} for i, loss in enumerate(losses)]
+    assert "0.300" in found(title, report(curves=curves)).text
+    assert title not in titles(report(curves=curves[:1]))
+    assert title not in titles(report())
+
+
+def test_warnings_come_first() -> None:
+    task = report(scalars={"ece": around(0.2)}, languages=[rows_of("pl", around(0.9), rows=5)])
+    assert [one.level for one in findings(task)] == ["warning", "note", "good", "good"]

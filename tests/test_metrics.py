@@ -1,0 +1,194 @@
+"""Figures against scikit-learn, and intervals against simulated groups whose truth is known."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.metrics import (  # type: ignore[import-untyped, unused-ignore]
+    average_precision_score,
+    log_loss,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+
+from ray_pipeline import metrics
+from ray_pipeline.metrics import Array
+from ray_pipeline.report.data import Estimate
+
+
+def clustered(seed: int, groups: int, rows: int = 8) -> tuple[Array, Array, Array]:
+    """Labels, predictions and groups: each group has its own share of right answers, mean 0.75."""
+    generator = np.random.default_rng(seed)
+    names = np.repeat(np.arange(groups), rows)
+    labels = (generator.random(groups * rows) < 0.6).astype(np.int8)
+    right = generator.random(groups * rows) < generator.beta(0.75, 0.25, size=groups)[names]
+    return labels, np.where(right, labels, 1 - labels), names
+
+
+def scored(seed: int, rows: int = 600) -> tuple[Array, Array, Array]:
+    generator = np.random.default_rng(seed)
+    scores = generator.random(rows).astype(np.float32)
+    labels = (generator.random(rows) < scores).astype(np.int8)
+    return labels, scores, np.array([f"query {i % 200}" for i in range(rows)])
+
+
+def width(figure: Estimate) -> float:
+    return figure.high - figure.low
+
+
+def test_rates_agree_with_scikit_learn() -> None:
+    labels, predictions, groups = clustered(0, 50)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="binary")
+    assert metrics.f1_precision_recall(labels, predictions) == pytest.approx((f1, precision, recall))
+    figures = metrics.estimate(labels, predictions, groups)
+    assert [figures[name].value for name in metrics.RATES] == pytest.approx([f1, precision, recall])
+    share = labels.mean()
+    assert metrics.always_relevant_f1(labels) == pytest.approx(2 * share / (1 + share))
+
+
+def test_intervals_cover_the_truth() -> None:
+    # Symmetric errors at 0.6 positives: TP .45, FP .10, FN .15.
+    truth = {"f1": 0.9 / (0.9 + 0.25), "precision": 0.45 / 0.55, "recall": 0.75}
+    repeats = [metrics.estimate(*clustered(seed, 150), draws=300, seed=seed) for seed in range(300)]
+    for name, value in truth.items():
+        covered = np.mean([one[name].low <= value <= one[name].high for one in repeats])
+        assert 0.90 <= covered <= 0.985, name
+
+
+def test_interval_is_the_plain_bootstrap_over_groups() -> None:
+    labels, predictions, groups = clustered(1, 40)
+    generator, f1 = np.random.default_rng(5), []
+    for _ in range(1500):
+        drawn = generator.integers(40, size=40)
+        rows = (drawn[:, None] * 8 + np.arange(8)).ravel()  # eight consecutive rows a group
+        f1.append(metrics.f1_precision_recall(labels[rows], predictions[rows])[0])
+    figure = metrics.estimate(labels, predictions, groups, draws=4000)["f1"]
+    assert [figure.low, figure.high] == pytest.approx(np.percentile(f1, [2.5, 97.5]), abs=0.01)
+
+
+def test_groups_make_wider_intervals_than_rows() -> None:
+    labels, predictions, groups = clustered(2, 200)
+    by_group = metrics.estimate(labels, predictions, groups)["f1"]
+    by_row = metrics.estimate(labels, predictions, np.arange(len(labels)))["f1"]
+    assert width(by_group) > 1.5 * width(by_row)
+
+
+def test_chunks_names_and_order_of_groups_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, predictions, groups = clustered(3, 60)
+    plain = metrics.estimate(labels, predictions, groups, draws=101, seed=4)
+    assert metrics.estimate(labels, predictions, groups, draws=101, seed=5) != plain
+    monkeypatch.setattr(metrics, "_CELLS", 10)
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    names = np.array([f"g{code}" for code in groups])[shuffled]
+    assert metrics.estimate(labels[shuffled], predictions[shuffled], names, draws=101, seed=4) == plain
+
+
+def test_difference_is_paired() -> None:
+    labels, first, groups = clustered(4, 200)
+    second = first.copy()
+    second[::16] = 1 - labels[::16]  # wrong now, right before about three times in four
+    paired = metrics.difference(labels, first, second, groups)
+    alone = [metrics.estimate(labels, one, groups) for one in (first, second)]
+    for name in metrics.RATES:
+        assert paired[name].value == pytest.approx(alone[0][name].value - alone[1][name].value)
+    assert paired["f1"].low > 0
+    assert width(paired["f1"]) < 0.7 * min(width(one["f1"]) for one in alone)
+    back = metrics.difference(labels, second, first, groups)["f1"]
+    assert back.value == pytest.approx(-paired["f1"].value)
+    assert metrics.difference(labels, first, first, groups)["f1"] == Estimate(0.0, 0.0, 0.0)
+
+
+def test_difference_of_equals_covers_zero() -> None:
+    covered = 0
+    for seed in range(200):
+        labels, first, groups = clustered(seed, 100)
+        swap = np.random.default_rng(seed + 1000).random(len(labels)) < 0.1
+        other = np.where(swap, np.roll(first == labels, 8), first == labels)  # exchangeable rightness
+        figure = metrics.difference(labels, first, np.where(other, labels, 1 - labels), groups, draws=300)["f1"]
+        covered += figure.low <= 0 <= figure.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_mcnemar() -> None:
+    labels = np.ones(10, dtype=np.int8)
+    first, second = np.ones(10, dtype=np.int8), np.ones(10, dtype=np.int8)
+    assert metrics.mcnemar(labels, first, second) == 1.0
+    second[:6] = 0
+    assert metrics.mcnemar(labels, first, second) == pytest.approx(2 / 2**6)  # six of six tosses, two-sided
+    assert metrics.mcnemar(labels, second, first) == pytest.approx(2 / 2**6)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 4])
+def test_few_groups_have_no_interval(groups: int) -> None:
+    labels, predictions, names = clustered(5, groups)
+    for figure in metrics.estimate(labels, predictions, names).values():
+        assert np.isnan([figure.low, figure.high]).all()
+    for figure in metrics.scalars(labels, predictions * 0.5, names, draws=10).values():
+        assert np.isnan([figure.low, figure.high]).all()
+
+
+def test_undefined_figures_are_nan_and_quiet() -> None:
+    zeros, groups = np.zeros(12, dtype=np.int8), np.arange(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in metrics.estimate(zeros, zeros, groups).values():
+            assert np.isnan([figure.value, figure.low, figure.high]).all()
+        for labels in (zeros, zeros + 1):
+            figures = metrics.scalars(labels, np.full(12, 0.25), groups, draws=10)
+            assert np.isnan(figures["auroc"].value)
+            assert np.isnan(figures["pr_auc"].high)
+            assert figures["ece"].value == pytest.approx(abs(0.25 - labels[0]))
+        # One positive row: about a third of the draws lack it, and are left out.
+        lone = np.where(groups == 0, 1, 0)
+        assert metrics.scalars(lone, 0.9 - groups / 20, groups, draws=50)["auroc"] == Estimate(1.0, 1.0, 1.0)
+
+
+def test_scalars_agree_with_scikit_learn() -> None:
+    labels, scores, groups = scored(6)
+    figures = metrics.scalars(labels, scores, groups)
+    assert figures["auroc"].value == pytest.approx(roc_auc_score(labels, scores))
+    assert figures["pr_auc"].value == pytest.approx(average_precision_score(labels, scores))
+    assert figures["log_loss"].value == pytest.approx(log_loss(labels, scores))
+    for name in ("auroc", "pr_auc", "log_loss"):
+        assert figures[name].low < figures[name].value < figures[name].high
+    # The log-loss is a mean of 200 group means of three rows: its interval is about 3.92 errors wide.
+    loss = -np.log(np.where(labels == 1, scores, 1 - scores)).reshape(3, 200).mean(axis=0)
+    assert width(figures["log_loss"]) == pytest.approx(3.92 * loss.std() / 200**0.5, rel=0.25)
+
+
+def test_ece_by_hand() -> None:
+    # Bin 12 of 15 holds .82 and .84 with one positive of two; bin 1 holds .1, negative.
+    labels, scores = np.array([1, 0, 0]), np.array([0.82, 0.84, 0.1])
+    figure = metrics.scalars(labels, scores, np.arange(3), draws=1)["ece"]
+    assert figure.value == pytest.approx((2 * abs(0.83 - 0.5) + 0.1) / 3)
+
+
+def test_calibration_bins() -> None:
+    labels, scores = np.array([0, 1, 1, 1]), np.array([0.0, 0.05, 0.95, 1.0])
+    low, high = metrics.calibration_bins(labels, scores)
+    assert low == pytest.approx((0.025, 0.5, 2))
+    assert high == pytest.approx((0.975, 1.0, 2))
+
+
+def test_pr_curve_is_thinned_and_true() -> None:
+    labels, scores, _ = scored(7, rows=5000)
+    curve = metrics.pr_curve(labels, scores, points=50)
+    recalls = [point[0] for point in curve]
+    assert 45 <= len(curve) <= 50
+    assert recalls == sorted(recalls)
+    assert recalls[-1] == 1.0
+    for recall, precision, threshold in curve:
+        _, expected_precision, expected_recall = metrics.f1_precision_recall(labels, scores >= threshold)
+        assert (recall, precision) == pytest.approx((expected_recall, expected_precision))
+    assert metrics.pr_curve(np.zeros(3), np.array([0.1, 0.2, 0.3])) == []
+
+
+def test_slices() -> None:
+    labels, predictions, groups = clustered(8, 60)
+    languages = np.where(groups < 20, "pl", "de")
+    german, polish = metrics.slices(labels, predictions, groups, languages, seen={"de"})
+    assert (german.name, german.seen, german.rows) == ("de", True, 320)
+    assert (polish.name, polish.seen, polish.rows) == ("pl", False, 160)
+    assert polish.positives == labels[:160].sum()
+    assert polish.f1 == metrics.estimate(labels[:160], predictions[:160], groups[:160])["f1"]
+    assert all(one.seen for one in metrics.slices(labels, predictions, groups, languages))

@@ -1,0 +1,63 @@
+"""The threshold against brute force."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score  # type: ignore[import-untyped, unused-ignore]
+
+from ray_pipeline.errors import InputError
+from ray_pipeline.threshold import Array, choose
+
+
+def best_by_brute_force(labels: Array, scores: Array) -> float:
+    return max(float(f1_score(labels, scores >= cut)) for cut in np.unique(scores))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("levels", [3, 10, 1000])
+def test_no_cut_is_better(dtype: type, levels: int) -> None:
+    generator = np.random.default_rng(levels)
+    for _ in range(25):
+        labels = np.append(generator.integers(0, 2, size=28), [0, 1]).astype(np.int8)
+        scores: Array = (generator.integers(0, levels, size=30) / levels).astype(dtype)
+        reached = f1_score(labels, scores >= choose(labels, scores))
+        assert reached == pytest.approx(best_by_brute_force(labels, scores), abs=1e-12)
+
+
+def test_midway_between_neighbours() -> None:
+    assert choose(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9])) == pytest.approx(0.4)
+
+
+def test_ties_go_towards_one_half() -> None:
+    # Cutting below .9 gives TP 1, FP 0, FN 1; below .1 TP 2, FP 2, FN 0: F1 is 2/3 for both.
+    labels, scores = np.array([1, 0, 0, 1]), np.array([0.9, 0.4, 0.3, 0.1])
+    assert choose(labels, scores) == pytest.approx(0.65)
+    assert choose(labels, scores - 0.05) == pytest.approx(0.6)
+    assert choose(labels, np.array([0.99, 0.97, 0.96, 0.95])) == pytest.approx(0.475)
+
+
+def test_adjacent_floats_are_told_apart() -> None:
+    low = np.float32(0.7)
+    high = np.nextafter(low, np.float32(1))
+    for below, above in [(low, high), (high, np.nextafter(high, np.float32(1)))]:
+        scores = np.array([below, above], dtype=np.float32)
+        assert (scores >= choose(np.array([0, 1]), scores)).tolist() == [False, True]
+
+
+def test_all_positive_may_be_best() -> None:
+    for lowest in (0.0, 0.2):
+        labels, scores = np.array([1, 1, 0, 1]), np.array([0.8, 0.7, 0.6, lowest])
+        assert (scores >= choose(labels, scores)).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([], [], "no rows.*larger tune share"),
+        ([1, 1], [0.2, 0.3], "All 2 rows.*label 1.*both classes"),
+        ([0, 0], [0.2, 0.3], "All 2 rows.*label 0.*both classes"),
+        ([0, 1], [0.2, float("nan")], "1 of 2 scores.*learning rate"),
+    ],
+)
+def test_errors_say_what_to_do(labels: list[int], scores: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose(np.array(labels, dtype=np.int8), np.array(scores))
