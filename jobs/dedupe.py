@@ -1,4 +1,4 @@
-"""Originals and translations without duplicates, conflicts and leaks: runs a recipe up to the stage `dedupe`, reusing what is finished.
+"""Pairs without duplicates, conflicts and leaks: runs a recipe up to the stage `dedupe`, reusing what is finished.
 
 python jobs/dedupe.py jobs/recipes/demo-qc.yaml
 """

@@ -1,4 +1,4 @@
-"""Threshold, figures by language, report and submission: runs a recipe up to the stage `evaluate`, reusing what is finished.
+"""Threshold, figures, report and submission: runs a recipe up to the stage `evaluate`, reusing what is finished.
 
 python jobs/evaluate.py jobs/recipes/demo-qc.yaml
 """

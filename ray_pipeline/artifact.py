@@ -52,8 +52,8 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         reasons = Counter(self.reasons)
         reasons.update(other.reasons)
-        extra: Counter[str] = Counter(self.extra)  # type: ignore[arg-type]
-        extra.update(other.extra)  # type: ignore[arg-type]
+        extra: Counter[str] = Counter(self.extra)
+        extra.update(other.extra)
         return Counts(self.rows_in + other.rows_in, self.rows_out + other.rows_out, dict(reasons), dict(extra))
 
 

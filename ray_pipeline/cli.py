@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ray_pipeline import outputs, pipeline, recipe, runtime
+from ray_pipeline import outputs, pipeline, recipe, runtime, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
@@ -56,11 +56,12 @@ def _run(options: argparse.Namespace, until: str | None) -> int:
     if not files:
         print("no recipe is named; see --help", file=sys.stderr)
         return 2
-    chosen = _read(files, overrides, options.workdir)
+    workdir = options.workdir if storage.is_remote(options.workdir) else os.path.abspath(options.workdir)
+    chosen = _read(files, overrides, workdir)
     if options.dry_run:
-        print(describe(chosen, options.workdir, until))
+        print(describe(chosen, workdir, until))
         return DONE
-    runs = pipeline.run(chosen, options.workdir, until)
+    runs = pipeline.run(chosen, workdir, until)
     if until not in (None, pipeline.STAGE_NAMES[-1]):
         last = {run.recipe.name: run.artifacts[until] for run, _ in runs}
         print("\n".join(f"{name}: {artifact.url}" for name, artifact in last.items()))

@@ -7,7 +7,7 @@ from ray_pipeline import pipeline, rawfiles
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.gemini.prices import price_of
-from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, estimate_tokens, user_text
+from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, estimate_tokens, user_text
 from ray_pipeline.pipeline import Step
 from ray_pipeline.recipe import Gemini, Recipe
 
@@ -100,14 +100,15 @@ def _sample(recipe: Recipe) -> list[str]:
     return found
 
 
-def _estimate(gemini: Gemini, items: int, sample: Sequence[Item], kind: str) -> GeminiEstimate:
+def _estimate(gemini: Gemini, items: int, sample: Sequence[Item], kind: Kind) -> GeminiEstimate:
     size = gemini.items_per_request
     requests = -(-items // size)
     batches = [sample[i : i + size] for i in range(0, len(sample), size)]
-    tokens = sum(estimate_tokens(user_text(kind, batch, ())) for batch in batches)  # type: ignore[arg-type]
+    tokens = sum(estimate_tokens(user_text(kind, batch, ())) for batch in batches)
     per_item = tokens / max(1, len(sample))
     sent = round(items * per_item) + requests * estimate_tokens(INSTRUCTIONS[kind])
     answered = round(items * per_item * OUTPUT_SHARE)
     minutes = max(requests / gemini.requests_per_minute, sent / gemini.tokens_per_minute)
     price = price_of(gemini)
-    return GeminiEstimate(items, requests, sent, answered, minutes, price and price.usd(sent, answered))
+    usd = None if price is None else price.usd(sent, answered)
+    return GeminiEstimate(items, requests, sent, answered, minutes, usd)

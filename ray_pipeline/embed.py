@@ -144,7 +144,8 @@ def _dimension(recipe: Recipe) -> int:
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(models.resolve(recipe.embed.model), revision=recipe.embed.revision, device="cpu")
-        return model.get_embedding_dimension()
+        dimension: int | None = model.get_embedding_dimension()
+        return dimension
 
     import ray
 

@@ -1,4 +1,4 @@
-"""Threshold chosen on tune, headline on holdout, figures by language with intervals; predictions for every scored row."""
+"""Threshold chosen on tune, headline on holdout, figures by language with intervals; predictions for every row."""
 
 import json
 from collections.abc import Mapping
@@ -86,19 +86,23 @@ def evaluate(rows: Rows, table: pa.Table, seen: set[str], recipe: Recipe) -> Eva
     tune = rows.where((rows.part == "tune") & (rows.label >= 0))
     cut = threshold.choose(tune.label, tune.score)
     holdout = rows.where((rows.part == "holdout") & (rows.label >= 0))
-    options = {"draws": recipe.evaluate.bootstrap_draws, "seed": recipe.evaluate.seed}
+    draws, seed = recipe.evaluate.bootstrap_draws, recipe.evaluate.seed
     predicted = (holdout.score >= cut).astype(np.int8)
     known = np.isin(holdout.language, sorted(seen))
-    default = metrics.estimate(holdout.label, (holdout.score >= 0.5).astype(np.int8), holdout.group_id, **options)
+    default = metrics.estimate(
+        holdout.label, (holdout.score >= 0.5).astype(np.int8), holdout.group_id, draws=draws, seed=seed
+    )
     return Evaluation(
         threshold=cut,
         always_relevant_f1=metrics.always_relevant_f1(holdout.label),
         default_threshold_f1=default["f1"],
-        headline=metrics.slice_of("holdout", holdout.label, predicted, holdout.group_id, **options),
-        scalars=metrics.scalars(holdout.label, holdout.score, holdout.group_id, seed=recipe.evaluate.seed),
+        headline=metrics.slice_of("holdout", holdout.label, predicted, holdout.group_id, draws=draws, seed=seed),
+        scalars=metrics.scalars(holdout.label, holdout.score, holdout.group_id, seed=seed),
         seen_auroc=_auroc(holdout.where(known)),
-        languages=metrics.slices(holdout.label, predicted, holdout.group_id, holdout.language, seen=seen, **options),
-        groups=_groups(rows, seen, cut, options),
+        languages=metrics.slices(
+            holdout.label, predicted, holdout.group_id, holdout.language, seen=seen, draws=draws, seed=seed
+        ),
+        groups=_groups(rows, seen, cut, draws, seed),
         pr_curve=metrics.pr_curve(holdout.label, holdout.score),
         calibration=metrics.calibration_bins(holdout.label, holdout.score),
         errors=_worst(table, cut),
@@ -109,7 +113,7 @@ def _auroc(rows: Rows) -> float:
     return metrics.scalars(rows.label, rows.score, rows.group_id, draws=2)["auroc"].value
 
 
-def _groups(rows: Rows, seen: set[str], cut: float, options: dict[str, int]) -> list[Slice]:
+def _groups(rows: Rows, seen: set[str], cut: float, draws: int, seed: int) -> list[Slice]:
     """Seen and withheld languages of holdout, and of dev and test where these carry labels."""
     known, labelled = np.isin(rows.language, sorted(seen)), rows.label >= 0
     masks = {SEEN_GROUP: (rows.part == "holdout") & known, WITHHELD_GROUP: (rows.part == "holdout") & ~known}
@@ -122,7 +126,9 @@ def _groups(rows: Rows, seen: set[str], cut: float, options: dict[str, int]) -> 
         if len(chosen.label):
             predicted = (chosen.score >= cut).astype(np.int8)
             is_seen = not name.endswith(("withheld languages", "other languages"))
-            found.append(metrics.slice_of(name, chosen.label, predicted, chosen.group_id, seen=is_seen, **options))
+            found.append(
+                metrics.slice_of(name, chosen.label, predicted, chosen.group_id, seen=is_seen, draws=draws, seed=seed)
+            )
     return found
 
 

@@ -119,7 +119,8 @@ def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None
     for key, column in wanted.items():
         if column and not columns[column]:
             raise InputError(
-                f"{file.url}: no row has the column {column!r}, only {sorted(columns)}; map it with data.{key} in the recipe"
+                f"{file.url}: no row has the column {column!r}, only {sorted(columns)}; "
+                f"map it with data.{key} in the recipe"
             )
 
 

@@ -1,4 +1,4 @@
-"""The training set of a recipe: originals, translations and negatives, within caps and a class ratio; and its tune part.
+"""The training set of a recipe: originals, translations and negatives, within caps and a class ratio.
 
 Rows are thinned by a hash of their id against a share that is worked out from counts, so that no table has to be held
 in one place; a cap is therefore met on average, and a smaller one keeps a subset of a larger one's rows.

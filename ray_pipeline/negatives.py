@@ -154,7 +154,7 @@ def _hard_unseeded(corpus: Corpus, anchors: Vectors, known: Any, rules: recipes.
 
 
 def _is_anchor(row: Mapping[str, Any]) -> bool:
-    return row["part"] == "train" and row["label"] == 1 and row["origin"] == "original"
+    return bool(row["part"] == "train" and row["label"] == 1 and row["origin"] == "original")
 
 
 def _copies(row: Mapping[str, Any], origin: str, per_positive: float, seed: int) -> int:

@@ -36,7 +36,9 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
         return []
     names = []
     for split, name in SUBMISSIONS.items():
-        chosen = {run.recipe.task: _submission(run, split) for run, _ in runs if getattr(run.recipe.data, split)}
+        chosen: dict[str, SubmissionTask] = {
+            run.recipe.task: _submission(run, split) for run, _ in runs if getattr(run.recipe.data, split)
+        }
         if chosen:
             buffer = io.BytesIO()
             write_submission(buffer, chosen)

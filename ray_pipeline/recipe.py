@@ -307,7 +307,7 @@ class Evaluate(Section):
 
 
 class Compare(Section):
-    """A second run with some values changed, evaluated on the same holdout rows; every artifact that agrees is shared."""
+    """A second run with some values changed, judged on the same holdout rows; every artifact that agrees is shared."""
 
     name: str = "without translation"
     set: dict[str, Any] = Field(min_length=1)

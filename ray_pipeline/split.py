@@ -1,4 +1,4 @@
-"""The three parts of the labelled rows, made once, by group: train, tune, holdout. Rows of dev and test pass through."""
+"""The three parts of the labelled rows, made once, by group: train, tune, holdout. Dev and test pass through."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -51,7 +51,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def run(context: Context) -> Outcome:
-    """Write the pairs again with their parts; raises InputError where a part lacks a class, before any money is spent."""
+    """Write the pairs again with their parts; raises InputError where a part lacks a class, before money is spent."""
     rules = context.recipe.split
     counts = shards.map_shards(
         shards.sources([context.inputs["languages"]]),

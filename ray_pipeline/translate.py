@@ -46,7 +46,7 @@ def requests(pairs: Artifact, rules: Translate) -> Iterator[dict[str, Any]]:
     """The rows of `tables.TRANSLATIONS` to fill: what is to be translated, and for whom."""
     columns = ["pair_id", "part", "language", "query", "target", "label", "group_id", "position"]
     unique: dict[tuple[str, str], dict[str, Any]] = {}
-    train = []
+    train: list[dict[str, Any]] = []
     for table in pairs.tables(columns):
         if rules.pivot:
             for row in table.to_pylist():
@@ -116,7 +116,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def run(context: Context) -> Outcome:
-    """Choose the rows, ask Gemini, write `tables.TRANSLATIONS`; unanswered rows are refused with the server's reason."""
+    """Choose the rows, ask Gemini, write translations; unanswered rows are refused with the server's reason."""
     recipe = context.recipe
     rows = requests(context.inputs["split"], recipe.translate)
     sources = write_requests(rows, context.folder, min(recipe.runtime.shard_rows, 10_000))

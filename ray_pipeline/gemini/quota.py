@@ -23,7 +23,7 @@ class Quota:
     next_start: float = 0.0
 
     def reserve(self, now: float, tokens: int) -> float:
-        """Seconds to wait before a request of about so many input tokens; raises GeminiError once `max_usd` is spent."""
+        """Seconds to wait before a request of so many input tokens; raises GeminiError once `max_usd` is spent."""
         if self.max_usd is not None and self.usd >= self.max_usd:
             raise GeminiError(
                 f"gemini.max_usd: {self.usd:.4f} USD of {self.max_usd} are spent; raise it and run the same command "

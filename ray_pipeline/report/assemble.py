@@ -131,7 +131,7 @@ def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, di
             refused.setdefault(row["target_language"], Counter())[row["reason"]] += 1
     languages = sorted(set(accepted) | set(refused))
     reasons = {language: dict(refused.get(language, {})) for language in languages}
-    return [(l, accepted[l] + sum(reasons[l].values()), accepted[l], reasons[l]) for l in languages]
+    return [(one, accepted[one] + sum(reasons[one].values()), accepted[one], reasons[one]) for one in languages]
 
 
 def _audit_examples(audit: Artifact) -> list[dict[str, str]]:

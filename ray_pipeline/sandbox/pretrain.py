@@ -1,158 +1,35 @@
 """Makes the sample models in `weights/`: a small Gemma-3-shaped reader and an embedder that know the made-up shop.
 
-Their text comes from the lexicon alone (glossary, catalogue, things people say of a product): no file of the sample
-shop is read and none of its labels. A real base model has read about dresses before anybody fine-tunes it; these have
-to learn it here.
+The embedder's vectors are learnt first, by contrast; the reader starts from them, as a bilingual dictionary in its
+head, and learns to gloss, to shelve and to compare.
 
-    python -m ray_pipeline.sandbox.pretrain --folder ray_pipeline/sandbox/weights --steps 4000
+    python -m ray_pipeline.sandbox.pretrain --folder ray_pipeline/sandbox/weights
 """
 
-import random
-import string
+import argparse
+import shutil
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
-from ray_pipeline.prompt import INSTRUCTIONS, TARGET_NAMES
-from ray_pipeline.sandbox import lexicon
-from ray_pipeline.sandbox.lexicon import LANGUAGES, Modifier, Noun
+from ray_pipeline.prompt import INSTRUCTIONS
+from ray_pipeline.sandbox.corpus import Corpus, Text
 
 VOCABULARY = 5000
 HIDDEN = 128
-TEMPERATURE = 0.1
 SPECIAL = ("<pad>", "<eos>", "<bos>")
 _WORDS = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+")  # marks too: Thai vowels stay in their word
-_TYPO, _CODE_MIX, _GLUE, _BRAND = 0.1, 0.05, 0.15, 0.12
-_SHARES = {"glossary": 1, "gloss": 2, "catalogue": 2, "comparison": 10}
-"""How often the corpus holds a text of each kind."""
-
-Modifiers = dict[str, Modifier]
-"""What is said of a product: kind → modifier."""
-Text = tuple[str, str]
-"""What is given, and how it goes on: only the latter is learnt, since nobody can foresee a made-up phrase."""
-
-
-class Corpus:
-    """Text without end, from the lexicon and a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = random.Random(seed)
-        self._lexicon = lexicon.load()
-
-    def texts(self, count: int) -> list[Text]:
-        """The next texts, of all kinds."""
-        kinds = self._rng.choices(list(_SHARES), list(_SHARES.values()), k=count)
-        return [getattr(self, kind)() for kind in kinds]
-
-    def glossary(self) -> Text:
-        """One thing's name in some languages: `robe = 원피스 = dress`."""
-        glue = self._rng.choice(list(self._lexicon.words.values()))
-        terms = self._rng.choices([self._noun().terms, self._modifier().terms, glue], [8, 3, 1])[0]
-        first, *others = [self._rng.choice(terms[language]) for language in self._rng.sample(LANGUAGES, 3)]
-        return f"{self._typed(first)} =", " " + " = ".join([*others, terms["en"][0]])
-
-    def gloss(self) -> Text:
-        """A phrase and what it is in English."""
-        noun, said = self._noun(), self._said()
-        return f"Query: {self.phrase(noun, said)} -", f" {_words(noun, said)}"
-
-    def catalogue(self) -> Text:
-        """Where something stands in the shop."""
-        noun, said = self._noun(), self._said()
-        name, text = self._rng.choice((("Query", self.phrase), (TARGET_NAMES["QI"], self.title)))
-        return f"{name}: {text(noun, said)}\n{TARGET_NAMES['QC']}:", f" {noun.path}"
-
-    def comparison(self) -> Text:
-        """Two texts, and whether they speak of the same thing."""
-        noun, said, same = self._noun(), self._said(), self._rng.random() < 0.5
-        shown = self._rng.choice(("shelf", "title", "title", "phrase"))
-        other, told = self._agreeing(noun, said) if same else self._differing(noun, said, shown)
-        second = {"shelf": self._shelf, "title": self.title, "phrase": self.phrase}[shown](other, told)
-        if shown == "shelf" and not same and noun.path.startswith(second):
-            second = other.path
-        return f"First: {self.phrase(noun, said)}\nSecond: {second}\nSame:", " yes" if same else " no"
-
-    def alike(self) -> tuple[str, str]:
-        """Two texts that speak of the same thing."""
-        noun, said = self._noun(), self._said()
-        if self._rng.random() < 0.3:
-            terms = self._rng.choice((noun.terms, self._modifier().terms))
-            one, other = [f" {self._rng.choice(terms[language])}" for language in self._rng.sample(LANGUAGES, 2)]
-            return one, other
-        other = self._rng.choice((self._shelf, self.title, self.phrase))(*self._agreeing(noun, said))
-        return f" {self.phrase(noun, said)}", f" {other}"
-
-    def phrase(self, noun: Noun, said: Modifiers) -> str:
-        """What somebody might type for it, in some language, with slips."""
-        rng = self._rng
-        language = rng.choice(LANGUAGES)
-        parts = [(noun.concept, noun.terms), *((kind, one.terms) for kind, one in said.items())]
-        words = []
-        for kind, terms in rng.sample(parts, len(parts)):
-            spoken = "en" if rng.random() < _CODE_MIX else language
-            words.append(rng.choice(terms[spoken]))
-            if kind == "audience" and rng.random() < 0.7:
-                words.insert(-1, self._lexicon.words["for"][language][0])
-        if rng.random() < _GLUE:
-            glue = rng.choice(list(self._lexicon.words.values()))[language]
-            words.insert(rng.choice((0, len(words))), rng.choice(glue))
-        if rng.random() < _BRAND:
-            words.insert(0, rng.choice(self._lexicon.brands).lower())
-        return self._typed(" ".join(words))
-
-    def title(self, noun: Noun, said: Modifiers) -> str:
-        """How the shop's catalogue names an item."""
-        model = f" Model {self._rng.choice(string.ascii_uppercase)}{self._rng.randrange(10, 100) * 10}"
-        title = f"{self._rng.choice(self._lexicon.brands)} {_words(noun, said, capital=True)}"
-        return title + (model if self._rng.random() < 0.5 else "")
-
-    def _shelf(self, noun: Noun, said: Modifiers) -> str:
-        levels = noun.levels
-        return ",".join(levels[: self._rng.randint(min(2, len(levels)), len(levels))])
-
-    def _agreeing(self, noun: Noun, said: Modifiers) -> tuple[Noun, Modifiers]:
-        kept = {kind: one for kind, one in said.items() if self._rng.random() < 0.7}
-        return noun, kept | {kind: one for kind, one in self._said().items() if kind not in said}
-
-    def _differing(self, noun: Noun, said: Modifiers, shown: str) -> tuple[Noun, Modifiers]:
-        if shown != "shelf" and said and self._rng.random() < 0.4:
-            kind = self._rng.choice(list(said))
-            return noun, self._agreeing(noun, said)[1] | {kind: self._modifier(kind, other_than=said[kind])}
-        near = [other for other in self._lexicon.nouns if other.levels[0] == noun.levels[0]]
-        others = near if self._rng.random() < 0.4 else self._lexicon.nouns
-        other = self._rng.choice([other for other in others if other.path != noun.path])
-        return other, self._agreeing(other, said)[1]
-
-    def _noun(self) -> Noun:
-        return self._rng.choice(self._lexicon.nouns)
-
-    def _modifier(self, kind: str | None = None, other_than: Modifier | None = None) -> Modifier:
-        fitting = [one for one in self._lexicon.modifiers if one.kind == (kind or one.kind) and one != other_than]
-        return self._rng.choice(fitting)
-
-    def _said(self) -> Modifiers:
-        some = (self._modifier() for _ in range(self._rng.randrange(3)))
-        return {one.kind: one for one in some}
-
-    def _typed(self, text: str) -> str:
-        """The text, sometimes with a letter dropped, doubled or swapped."""
-        at = self._rng.randrange(len(text))
-        if self._rng.random() > _TYPO or not text[at : at + 2].isalpha():
-            return text
-        one, two = text[at], text[at + 1 : at + 2]
-        return text[:at] + self._rng.choice((two, one + one + two, two + one)) + text[at + 2 :]
-
-
-def _words(noun: Noun, said: Modifiers, capital: bool = False) -> str:
-    adjectives = [one.terms["en"][0] for kind, one in said.items() if kind != "audience"]
-    text = " ".join([*adjectives, noun.terms["en"][0]])
-    text = string.capwords(text) if capital else text
-    audience = said["audience"].terms["en"][0] if "audience" in said else ""
-    return f"{text} for {string.capwords(audience) if capital else audience}" if audience else text
+_TEMPERATURE = 0.1
+_EMBEDDING_SPREAD = 0.03
+"""Standard deviation of the reader's first vectors, about that of an untrained model."""
 
 
 def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -171,10 +48,11 @@ def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedT
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=pad, eos_token=eos, bos_token=bos)
 
 
-def embed(words: Any, corpus: Corpus, steps: int, rows: int, rate: float = 0.02) -> Iterator[tuple[float, Any]]:
-    """Contrastive training of one vector `[HIDDEN]` per token, a text being their mean; yields loss and vectors."""
-    bag = torch.nn.EmbeddingBag(len(words), HIDDEN)
-    torch.nn.init.normal_(bag.weight, std=0.1)
+def embed(
+    vectors: torch.Tensor, words: Any, corpus: Corpus, steps: int, rows: int, rate: float = 0.02
+) -> Iterator[float]:
+    """Train the tokens' vectors `[v, h]` in place by contrast, a text being their mean; yields each step's loss."""
+    bag = torch.nn.EmbeddingBag.from_pretrained(vectors, freeze=False)  # shares the memory
     optimiser = torch.optim.Adam(bag.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=steps)
     for _ in range(steps):
@@ -182,12 +60,12 @@ def embed(words: Any, corpus: Corpus, steps: int, rows: int, rate: float = 0.02)
             functional.normalize(bag(*_flat(words(texts)["input_ids"])))
             for texts in zip(*[corpus.alike() for _ in range(rows)], strict=True)
         ]
-        loss = functional.cross_entropy(left @ right.T / TEMPERATURE, torch.arange(rows))
+        loss = functional.cross_entropy(left @ right.T / _TEMPERATURE, torch.arange(rows))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        yield loss.item(), bag.weight.detach()
+        yield loss.item()
 
 
 def _flat(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +74,7 @@ def _flat(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([token for row in rows for token in row]), starts
 
 
-def small_gemma(words: Any, hidden: int = 128, layers: int = 4, window: int = 32) -> Gemma3ForCausalLM:
+def small_gemma(words: Any, hidden: int = HIDDEN, layers: int = 4, window: int = 32) -> Gemma3ForCausalLM:
     """An untrained Gemma 3 with tied embeddings, of layers that slide and attend in full by turns."""
     config = Gemma3TextConfig(
         vocab_size=len(words),
@@ -244,3 +122,50 @@ def pretrain(model: Any, words: Any, corpus: Corpus, steps: int, rows: int, rate
         optimiser.step()
         schedule.step()
         yield loss.item()
+
+
+def make(folder: Path, seed: int, embedder_steps: int, steps: int, rows: int, rate: float) -> None:
+    """Train both models and write `base/` and `embedder/` under the folder."""
+    torch.manual_seed(seed)
+    words = tokenizer(before + after for before, after in Corpus(seed).texts(60_000))
+    vectors = torch.normal(0.0, 0.1, (len(words), HIDDEN))
+    for step, loss in enumerate(embed(vectors, words, Corpus(seed + 1), embedder_steps, 4 * rows), 1):
+        _report("embedder", step, embedder_steps, loss)
+    model = small_gemma(words)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(vectors * (_EMBEDDING_SPREAD / vectors.std()))
+    for step, loss in enumerate(pretrain(model, words, Corpus(seed + 2), steps, rows, rate), 1):
+        _report("base", step, steps, loss)
+    for name in ("base", "embedder"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    model.half().save_pretrained(folder / "base")
+    words.save_pretrained(folder / "base")
+    save_embedder(words, vectors.half(), folder / "embedder")
+
+
+def save_embedder(words: Any, vectors: torch.Tensor, folder: Path) -> None:
+    """Write a sentence-transformers folder whose vector of a text is the mean of its tokens' vectors `[v, h]`."""
+    static = StaticEmbedding(words, embedding_weights=vectors)
+    SentenceTransformer(modules=[static], device="cpu").save(str(folder), create_model_card=False)
+
+
+def _report(name: str, step: int, steps: int, loss: float) -> None:
+    if step % 100 == 0 or step == steps:
+        print(f"{time.strftime('%H:%M:%S')} {name} step {step} of {steps}: loss {loss:.3f}", flush=True)
+
+
+def main() -> None:
+    """Make the models from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ray_pipeline.sandbox.pretrain", description="Make the models.")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "weights", help="default: the package's")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--embedder-steps", type=int, default=1200, help="default 1200")
+    parser.add_argument("--steps", type=int, default=4000, help="of the base model (default 4000)")
+    parser.add_argument("--rows", type=int, default=64, help="texts of one step (default 64)")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default 0.003)")
+    options = parser.parse_args()
+    make(options.folder, options.seed, options.embedder_steps, options.steps, options.rows, options.rate)
+
+
+if __name__ == "__main__":
+    main()

@@ -62,7 +62,7 @@ def ensure_key(chosen: Iterable[Recipe]) -> None:
 
 @contextmanager
 def gemini(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with the address of a local Gemini server in place of `sandbox://`, for as long as the context lasts."""
+    """The recipe with a local Gemini server's address in place of `sandbox://`, for as long as the context lasts."""
     if not _is_local(recipe):
         yield recipe
         return

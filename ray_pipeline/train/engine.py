@@ -45,7 +45,7 @@ class PlainEngine:
 
     def learn(self, loss: torch.Tensor) -> None:
         """See Engine."""
-        (loss / self._rules.accumulation).backward()
+        torch.autograd.backward(loss / self._rules.accumulation)
         self._micro += 1
         if self._micro % self._rules.accumulation == 0:
             nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self._rules.max_grad_norm)

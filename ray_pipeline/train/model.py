@@ -34,7 +34,8 @@ class Classifier(nn.Module):
         ).last_hidden_state
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (attention_mask * steps).argmax(-1)
-        return getattr(base, HEAD)(hidden[torch.arange(len(hidden), device=hidden.device), last]).squeeze(-1).float()
+        logits: torch.Tensor = getattr(base, HEAD)(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        return logits.squeeze(-1).float()
 
 
 def load_tokenizer(rules: Train) -> Any:

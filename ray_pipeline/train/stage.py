@@ -1,5 +1,6 @@
 """The training stage: Ray Train's TorchTrainer with DeepSpeed around the loop; ends with the best adapter."""
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -9,25 +10,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, models, runtime, storage, tables
+from ray_pipeline import artifact, errors, models, runtime, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
-from ray_pipeline.errors import ModelError, PipelineError, TrainingError
+from ray_pipeline.errors import ModelError, PipelineError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 
 ADAPTER = "adapter"
 RUN_NAME = "run"
+PROBLEM = "problem.json"
 
 
 def _work(config: dict[str, Any]) -> None:
-    """One worker of Ray Train. What the user can mend is reported, not raised: a restart would not mend it."""
-    import ray.train
-
+    """One worker of Ray Train. What the user can mend is left for the driver, not raised: a restart would not mend it."""
     try:
         _train(config["recipe"], config["mix"])
     except PipelineError as error:
-        ray.train.report({"error": type(error).__name__, "message": str(error)})
+        problem = {"kind": type(error).__name__, "message": str(error)}
+        storage.write_bytes(storage.join(config["folder"], PROBLEM), json.dumps(problem).encode())
 
 
 def _train(recipe: Recipe, mix: Artifact) -> None:
@@ -91,10 +92,9 @@ def _fit(context: Context) -> Any:
 
     recipe = context.recipe
     gpus = recipe.runtime.gpus_per_worker
-    folder = context.folder if storage.is_remote(context.folder) else str(Path(context.folder).absolute())
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"recipe": recipe, "mix": context.inputs["mix"]},
+        train_loop_config={"recipe": recipe, "mix": context.inputs["mix"], "folder": context.folder},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=recipe.train.workers,
@@ -103,7 +103,7 @@ def _fit(context: Context) -> Any:
         ),
         run_config=RunConfig(
             name=RUN_NAME,
-            storage_path=folder,
+            storage_path=context.folder,
             failure_config=FailureConfig(max_failures=recipe.runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -116,10 +116,7 @@ def run(context: Context) -> Outcome:
     runtime.check_gpus(context.recipe.runtime, context.recipe.train.workers)
     models.resolve(context.recipe.train.model)
     result = _fit(context)
-    if "error" in (result.metrics or {}):
-        storage.remove_tree(storage.join(context.folder, RUN_NAME))
-        kind = {"ModelError": ModelError}.get(result.metrics["error"], TrainingError)
-        raise kind(result.metrics["message"])
+    _raise_problem(context.folder)
     with result.checkpoint.as_directory() as kept:
         history = _history(Path(kept))
         verify_adapter(Path(kept) / "best")
@@ -133,9 +130,16 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _history(checkpoint: Path) -> list[dict[str, float]]:
-    import json
+def _raise_problem(folder: str) -> None:
+    """Raise what a worker has left, and start afresh the next time."""
+    url = storage.join(folder, PROBLEM)
+    if storage.exists(url):
+        problem = json.loads(storage.read_bytes(url))
+        storage.remove_tree(folder)
+        raise getattr(errors, problem["kind"])(problem["message"])
 
+
+def _history(checkpoint: Path) -> list[dict[str, float]]:
     history: list[dict[str, float]] = json.loads((checkpoint / "state-0.json").read_text())["history"]
     return history
 
@@ -145,7 +149,7 @@ def _training_rows(mix: Artifact) -> int:
 
 
 def verify_adapter(folder: Path) -> None:
-    """Raise ModelError unless the saved adapter holds finite weights, and some `lora_B`, which starts at zero, moved."""
+    """Raise ModelError unless the saved adapter is finite and some `lora_B`, which starts at zero, has moved."""
     import torch
     from safetensors.torch import load_file
 
