@@ -17,7 +17,8 @@ from ray_pipeline.text import normalise
 
 LETTER_WEIGHT = 2.0
 """A letter of a script without Latin letters says about as much as two Latin ones (Korean, Japanese, Chinese)."""
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"\d+(?:[.,٫٬]\d+)*")
+_SIGNS = str.maketrans(",٫٬", "...")
 
 
 def weight(text: str) -> float:
@@ -29,7 +30,7 @@ def weight(text: str) -> float:
 def numbers(text: str) -> Counter[str]:
     """Digit groups of a text, whatever their script or decimal sign."""
     ascii_digits = "".join(str(int(c)) if c.isdecimal() else c for c in text)
-    return Counter(found.replace(",", ".") for found in _NUMBER.findall(ascii_digits))
+    return Counter(found.translate(_SIGNS) for found in _NUMBER.findall(ascii_digits))
 
 
 def fault(row: Mapping[str, Any], rules: recipes.Audit) -> str | None:

@@ -18,22 +18,28 @@ DONE, PROBLEM = 0, 1
 
 
 def main(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Parse the command line, run, and exit: 0 done, 1 a problem of the user's, 2 wrong usage.
-
-    `until` fixes the last stage, for the job file of a single stage.
-    """
-    options = _parser(description, until).parse_intermixed_args(arguments)
+    """Run a job and exit, leaving Ray; see `run`."""
     logging.basicConfig(level=logging.WARNING)
     try:
-        sys.exit(_run(options, until or options.until))
+        sys.exit(run(description, until, arguments))
+    finally:
+        runtime.stop()
+
+
+def run(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; returns 0 for done, 1 for a problem of the user's, which is printed.
+
+    `until` fixes the last stage, for the job file of a single stage. Wrong usage exits with 2.
+    """
+    options = _parser(description, until).parse_intermixed_args(arguments)
+    try:
+        return _run(options, until or options.until)
     except Exception as error:
         problem = pipeline.user_problem(error)
         if options.debug or problem is None:
             raise
         print(f"\nerror: {problem}", file=sys.stderr)
-        sys.exit(PROBLEM)
-    finally:
-        runtime.stop()
+        return PROBLEM
 
 
 def _parser(description: str, until: str | None) -> argparse.ArgumentParser:

@@ -97,14 +97,17 @@ def count_leaks(rows: Sequence[Row]) -> int:
     return sum(row["part"] == "train" and _key(row) in unlabelled for row in rows) if unlabelled else 0
 
 
-def reduce(table: pa.Table, name: str, folder: str, rules: recipes.Dedupe) -> Counts:
-    """Write one bucket, pairs and pivots, as a shard in the order of pair ids."""
+def reduce(table: pa.Table, name: str, folder: str, rules: recipes.Dedupe, pivot: bool) -> Counts:
+    """Write one bucket, pairs and pivots, as a shard in the order of pair ids.
+
+    With `pivot`, a query in English is its own English.
+    """
     rows = table.drop_columns(["is_pivot"]).filter(pa.compute.invert(table.column("is_pivot"))).to_pylist()
     pivots = table.filter(table.column("is_pivot")).select(["query", "language", "query_en"]).to_pylist()
     english = {(row["query"], row["language"]): row["query_en"] for row in pivots}
     for row in rows:
         if row["origin"] == "original":
-            own = row["query"] if row["language"] == "en" and english else None
+            own = row["query"] if row["language"] == "en" and pivot else None
             row["query_en"] = english.get((row["query"], row["language"]), own)
     rows.sort(key=lambda row: row["pair_id"])
     refused = refusals(rows, rules)
@@ -154,7 +157,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 def run(context: Context) -> Outcome:
     """Shuffle pairs and translations by normalised query and write what stays."""
     storage.remove_tree(context.folder)  # shards of a shuffle are whole together or not at all
-    recipe, folder, rules = context.recipe, context.folder, context.recipe.dedupe
+    recipe, folder, rules, pivot = context.recipe, context.folder, context.recipe.dedupe, context.recipe.translate.pivot
     pairs, translations = context.inputs["split"], context.inputs["audit"]
     rows = pairs.manifest.rows_out + translations.manifest.rows_out
     buckets = max(1, round(rows / recipe.runtime.shard_rows))
@@ -167,7 +170,7 @@ def run(context: Context) -> Outcome:
         read_bucketed, batch_size=1, batch_format="pyarrow", fn_args=(recipe.task, buckets)
     )
     counts = shards.shuffle(
-        dataset, lambda table, name: reduce(table, name, folder, rules), buckets=buckets, label="dedupe"
+        dataset, lambda table, name: reduce(table, name, folder, rules, pivot), buckets=buckets, label="dedupe"
     )
     total = sum(counts, Counts())
     return Outcome(total, {"leaks": int(total.extra.get("leaks", 0)), "translated": _translated(translations)})

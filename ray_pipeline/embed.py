@@ -10,7 +10,6 @@ import ray.data
 
 from ray_pipeline import artifact, models, runtime, shards, storage, tables
 from ray_pipeline.artifact import Counts
-from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -47,13 +46,17 @@ class Embedding:
 
 
 def _with_vectors(table: pa.Table, vectors: np.ndarray) -> pa.Table:
+    dimension = vectors.shape[1]
     flat = pa.array(vectors.astype(np.float16).reshape(-1))
-    return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+    with_vectors = table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, dimension))
+    return tables.conform(with_vectors, tables.embeddings(dimension))
 
 
 def _faults(vectors: np.ndarray, normalised: bool) -> pa.Array:
-    """Why a vector cannot be used, or null: `[n]` strings."""
-    norms = np.linalg.norm(vectors, axis=1)
+    """Why a vector cannot be used as it is stored, in float16, or null: `[n]` strings."""
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(np.float16).astype(np.float32)
+    norms = np.linalg.norm(stored, axis=1)
     faults = [
         "not finite" if not np.isfinite(norm) else "no length" if normalised and norm < MIN_NORM else None
         for norm in norms
@@ -123,36 +126,17 @@ def run(context: Context) -> Outcome:
     if not wanted(recipe):
         return Outcome(Counts())
     runtime.check_gpus(recipe.runtime, recipe.runtime.embed_workers)
-    dimension = _dimension(recipe)
     counts = shards.map_shards(
         _unique_targets(context),
         partial(Embedding, recipe),
         context.folder,
-        tables.embeddings(dimension),
+        None,  # only the model knows the vectors' dimension
         workers=recipe.runtime.embed_workers,
         label="embed",
         num_cpus=recipe.runtime.cpus_per_worker,
         num_gpus=recipe.runtime.gpus_per_worker,
     )
-    return Outcome(counts, {"dimension": dimension})
-
-
-def _dimension(recipe: Recipe) -> int:
-    """The model's dimension, asked of the model itself on a worker."""
-
-    def ask() -> int | None:
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(models.resolve(recipe.embed.model), revision=recipe.embed.revision, device="cpu")
-        dimension: int | None = model.get_embedding_dimension()
-        return dimension
-
-    import ray
-
-    found = ray.get(ray.remote(ask).remote())
-    if not found:
-        raise ModelError(f"embed.model {recipe.embed.model}: does not tell its dimension; is it a sentence embedder?")
-    return int(found)
+    return Outcome(counts)
 
 
 STAGE = Stage("embed", ("split",), config, run)

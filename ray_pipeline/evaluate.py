@@ -1,6 +1,7 @@
 """Threshold chosen on tune, headline on holdout, figures by language with intervals; predictions for every row."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline import artifact, metrics, storage, tables, threshold
 from ray_pipeline.artifact import Artifact, Counts
@@ -18,6 +20,7 @@ from ray_pipeline.stage import Context, Outcome, Stage
 
 EVALUATION = "evaluation.json"
 WORST = 40
+SEEN_SHARE = 0.01
 COLUMNS = ["pair_id", "split", "part", "language", "origin", "query", "query_en", "target", "label", "group_id"]
 
 
@@ -73,12 +76,12 @@ def scored_rows(pairs: Artifact, scores: Artifact) -> tuple[Rows, pa.Table]:
 
 
 def seen_languages(pairs: Artifact) -> set[str]:
-    """Languages of the original rows of the train part."""
-    seen: set[str] = set()
+    """Languages of at least `SEEN_SHARE` of the original rows of the train part; fewer are wrong tags."""
+    rows: Counter[str] = Counter()
     for table in pairs.tables(["part", "origin", "language"]):
-        rows = table.group_by(["part", "origin", "language"]).aggregate([]).to_pylist()
-        seen |= {row["language"] for row in rows if row["part"] == "train" and row["origin"] == "original"}
-    return seen
+        original = pc.and_(pc.equal(table.column("part"), "train"), pc.equal(table.column("origin"), "original"))
+        rows.update(table.filter(original).column("language").to_pylist())
+    return {language for language, count in rows.items() if count >= SEEN_SHARE * rows.total()}
 
 
 def evaluate(rows: Rows, table: pa.Table, seen: set[str], recipe: Recipe) -> Evaluation:

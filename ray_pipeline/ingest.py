@@ -39,6 +39,8 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
         value = record.get(column)
         if value is None or not str(value).strip():
             return Rejection(f"missing {name}" if value is None else f"empty {name}", column)
+        if isinstance(value, dict | list):
+            return Rejection(f"{name} is not text", column)
         texts[name] = " ".join(str(value).split())
     label = _label(record.get(columns.label))
     if isinstance(label, Rejection) or (label is None and split == "train"):
@@ -47,6 +49,7 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
     if identity is None or str(identity) == "":
         return Rejection("missing id", columns.id)
     tag = record.get(columns.language) if columns.language else None
+    tag = None if tag is None else str(tag)
     pair_id = f"{recipe.task}-{split}-{identity}"
     return {
         "pair_id": pair_id, "task": recipe.task, "split": split, "part": None,

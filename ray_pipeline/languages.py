@@ -48,8 +48,9 @@ class Lingua:
 
 
 def scripts(text: str) -> Counter[str]:
-    """Letters of a text by script, as Unicode names it: LATIN, HANGUL, CJK, …"""
-    names = (unicodedata.name(c, "").split(" ")[0] for c in text if c.isalpha())
+    """Letters of a text by script, as Unicode names it: LATIN, HANGUL, CJK, …; half and full width are one."""
+    letters = (c for c in unicodedata.normalize("NFKC", text) if c.isalpha())
+    names = (unicodedata.name(c, "").split(" ")[0] for c in letters)
     return Counter(name.removesuffix("-COMPATIBILITY") for name in names)
 
 

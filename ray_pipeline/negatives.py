@@ -49,7 +49,7 @@ def easy(
     """For each anchor vector `[m, d]` the (index, similarity) of an easy negative, or null if none was drawn.
 
     Of some random candidates, those in the bottom quantile are taken from the lowest up, none more often than
-    `easy_max_per_target`, none that is in the anchor's `known` normalised texts.
+    `easy_max_per_target`, none that is in the anchor's `known` normalised texts; what is chosen joins them.
     """
     generator = np.random.default_rng(seed)
     limit = corpus.low_similarity(rules.easy_quantile, rules.seed)
@@ -70,6 +70,7 @@ def easy(
         chosen = next(fits, None)
         if chosen is not None:
             used[chosen] += 1
+            positives.add(normal[chosen])
         found.append(None if chosen is None else (chosen, float(corpus.vectors[chosen] @ vector)))
     return found
 
@@ -77,7 +78,10 @@ def easy(
 def hard(
     corpus: Corpus, anchors: Vectors, known: Sequence[set[str]], rules: recipes.Negatives
 ) -> list[tuple[int, float] | None]:
-    """For each anchor vector `[m, d]` the (index, similarity) of its nearest candidate within the band, or null."""
+    """For each anchor vector `[m, d]` the (index, similarity) of its nearest candidate within the band, or null.
+
+    None is in the anchor's `known` normalised texts; what is chosen joins them.
+    """
     import faiss
 
     index = faiss.IndexFlatIP(corpus.vectors.shape[1])
@@ -91,7 +95,10 @@ def hard(
             if rules.hard_min_similarity <= s <= rules.hard_max_similarity
             and normalise(corpus.texts[i]) not in positives
         )
-        found.append(next(fits, None))
+        chosen = next(fits, None)
+        if chosen is not None:
+            positives.add(normalise(corpus.texts[chosen[0]]))
+        found.append(chosen)
     return found
 
 
@@ -109,7 +116,7 @@ class Mining:
         rows = table.to_pylist()
         known: dict[str, set[str]] = defaultdict(set)
         for row in rows:
-            if row["label"] == 1:
+            if row["part"] == "train":  # its positives are no negatives, its negatives need no twin
                 known[normalise(row["query"])].add(normalise(row["target"]))
         positives = [row for row in rows if _is_anchor(row)]
         parts = [
@@ -131,22 +138,22 @@ class Mining:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(negatives made, positives for which there was none) of one kind."""
         anchors = [row for row in positives for _ in range(_copies(row, origin, per_positive, self._rules.seed))]
+        refused = [
+            _refusal(row, origin, "target has no vector") for row in anchors if row["target"] not in self._row_of
+        ]
+        anchors = [row for row in anchors if row["target"] in self._row_of]
         if not anchors:
-            return [], []
+            return [], refused
         vectors = self._corpus.vectors[[self._row_of[row["target"]] for row in anchors]]
         taken = [known[normalise(row["query"])] for row in anchors]
         seed = stable_number(origin, str(self._rules.seed), anchors[0]["pair_id"])
-        made: dict[str, dict[str, Any]] = {}
-        refused = []
+        made = []
         for row, found in zip(anchors, choose(self._corpus, vectors, taken, self._rules, seed), strict=True):
-            negative = None if found is None else _negative(row, origin, self._corpus.texts[found[0]], found[1])
-            if negative is None:
-                refused.append(row | {"origin": origin, "reason": "no candidate", "detail": None})
-            elif negative["pair_id"] in made:
-                refused.append(negative | {"reason": "same negative twice", "detail": None})
+            if found is None:
+                refused.append(_refusal(row, origin, "no candidate"))
             else:
-                made[negative["pair_id"]] = negative
-        return list(made.values()), refused
+                made.append(_negative(row, origin, self._corpus.texts[found[0]], found[1]))
+        return made, refused
 
 
 def _hard_unseeded(corpus: Corpus, anchors: Vectors, known: Any, rules: recipes.Negatives, _: int) -> Any:
@@ -161,6 +168,10 @@ def _copies(row: Mapping[str, Any], origin: str, per_positive: float, seed: int)
     """How many negatives a positive gets: the whole part of the share, and one more by chance for the rest."""
     whole = int(per_positive)
     return whole + (stable_share(origin, str(seed), row["pair_id"]) < per_positive - whole)
+
+
+def _refusal(row: Mapping[str, Any], origin: str, reason: str) -> dict[str, Any]:
+    return {**row, "origin": origin, "reason": reason, "detail": None}
 
 
 def _negative(row: Mapping[str, Any], origin: str, target: str, similarity: float) -> dict[str, Any]:

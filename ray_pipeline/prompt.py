@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_pipeline import recipe as recipes
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.text import levels
 
 INSTRUCTIONS = {
     ("QC", "zero_shot"): "Is the product category relevant to the shop search query? Answer yes or no.",
     ("QI", "zero_shot"): "Is the product relevant to the shop search query? Answer yes or no.",
 }
+MIN_ROOM = 16
+"""Tokens that query and target must have together."""
 TARGET_NAMES = {"QC": "Category", "QI": "Product"}
 
 
@@ -50,7 +53,10 @@ class Prompt:
         return "".join(self.pieces(query, target, query_en))
 
     def encode(self, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Encoded]:
-        """Prompts of rows with `query`, `target` and `query_en` as token ids, cut to `max_tokens`: the target first."""
+        """Prompts of rows with `query`, `target` and `query_en` as token ids, cut to `max_tokens`: the target first.
+
+        Raises RecipeError where the instruction leaves no room for query and target.
+        """
         texts = [self.pieces(row["query"], row["target"], row.get("query_en")) for row in rows]
         flat = [piece for pieces in texts for piece in pieces]
         ids = tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else []
@@ -59,7 +65,12 @@ class Prompt:
 
     def _fit(self, start: list[int], pieces: list[list[int]]) -> Encoded:
         head, query, between, target, end = pieces
-        room = max(0, self.rules.max_tokens - len(start) - len(head) - len(between) - len(end))
+        room = self.rules.max_tokens - len(start) - len(head) - len(between) - len(end)
+        if room < MIN_ROOM:
+            raise RecipeError(
+                f"prompt.max_tokens {self.rules.max_tokens} leaves {max(0, room)} tokens for query and target with the "
+                f"tokenizer of train.model: set it to {self.rules.max_tokens - room + 3 * MIN_ROOM} or more"
+            )
         query_kept = query[:room]
         target_kept = target[: room - len(query_kept)]
         if len(query_kept) < len(query) or not target_kept:  # both must be seen: the query gives way up to half

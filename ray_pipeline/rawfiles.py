@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Literal
@@ -17,6 +18,8 @@ ENDINGS: dict[str, Format] = {
 }  # fmt: skip
 SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
+REMEDY = "replace the file, or take it out of the recipe's data section"
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def find(split: str, patterns: list[str], format: str) -> list[RawFile]:
 def slices(file: RawFile) -> list[Slice]:
     """Cut a file into slices of about 64 MiB; a CSV, whose quoted fields may hold line ends, stays whole."""
     if file.format == "parquet":
-        with storage.open_parquet(file.url) as parquet:
+        with storage.open_parquet(file.url, REMEDY) as parquet:
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         return [Slice(file, i, i + 1, sum(groups[:i])) for i in range(len(groups))]
     size = storage.size(file.url)
@@ -120,7 +123,17 @@ def _parse_json(line: bytes) -> Record:
         return Unreadable("broken JSON", str(error)[:RAW_CHARACTERS], raw)
     if not isinstance(value, dict):
         return Unreadable("broken JSON", "a line must be a JSON object", raw)
+    if _HALF_CHARACTER.search(line) and not _is_unicode(value):
+        return Unreadable("invalid Unicode", r"a \u escape names half of a character", raw)
     return value
+
+
+def _is_unicode(value: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_csv(part: Slice) -> Iterator[tuple[int, Record]]:
@@ -153,6 +166,6 @@ def _checked_csv(record: dict[str | None, Any]) -> Record:
 
 
 def _read_parquet(part: Slice) -> Iterator[tuple[int, Record]]:
-    with storage.open_parquet(part.file.url) as parquet:
+    with storage.open_parquet(part.file.url, REMEDY) as parquet:
         table = parquet.read_row_groups(list(range(part.start, part.end)))
     yield from enumerate(table.to_pylist(), part.first_row + 1)

@@ -76,7 +76,9 @@ class Sandbox(Section):
 class Languages(Section):
     """Correction of language tags (paper, step 1)."""
 
-    candidates: list[LanguageCode] = ["en", "fr", "es", "ko", "pt", "ja", "de", "it", "pl", "ar", "th", "id", "vi"]
+    candidates: list[LanguageCode] = Field(
+        default=["en", "fr", "es", "ko", "pt", "ja", "de", "it", "pl", "ar", "th", "id", "vi"], min_length=1
+    )
     """The languages that a query can be in; ISO 639-1."""
     correct: bool = True
     """False: tags are only normalised (`vn` to `vi`)."""
@@ -157,6 +159,8 @@ class Translate(Section):
         if self.sources and set(self.languages) & set(self.sources):
             both = sorted(set(self.languages) & set(self.sources))
             raise ValueError(f"translate.languages and translate.sources both name {both}: a source cannot be a target")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"translate.languages names a language twice: {self.languages}")
         return self
 
 

@@ -18,8 +18,10 @@ def start(runtime: Runtime) -> None:
     if not ray.is_initialized():
         environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
         environment |= {"TOKENIZERS_PARALLELISM": "false"}
-        options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.WARNING}
+        options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.ERROR}
         if runtime.address == "local":
+            # A driver of its own: what its core writes to the terminal at lower levels stands in Ray's logs too.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             options |= {"num_cpus": runtime.cpus, "include_dashboard": False, "log_to_driver": False}
         ray.init(address=runtime.address, **options)
     _quiet()
@@ -59,5 +61,5 @@ def _quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # shards report their own progress
     context.max_errored_blocks = 0
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -59,7 +59,9 @@ def divided(table: pa.Table, reasons: pa.Array, details: pa.Array | None = None)
 class _ShardWorker:
     """Reads a shard, lets `work` make of it what it makes, and writes the result under the shard's name."""
 
-    def __init__(self, make: Callable[[], Work], folder: str, schema: pa.Schema, columns: list[str] | None) -> None:
+    def __init__(
+        self, make: Callable[[], Work], folder: str, schema: pa.Schema | None, columns: list[str] | None
+    ) -> None:
         self._work = make()
         self._folder, self._schema, self._columns = folder, schema, columns
 
@@ -70,9 +72,12 @@ class _ShardWorker:
         return counts_table([store(self._folder, source["name"], result, self._schema, None)])
 
 
-def store(folder: str, name: str, result: Result, schema: pa.Schema, rows_in: int | None) -> Counts:
-    """Write a result as one shard cast to the schema; `rows_in` null: the result's own rows, kept and refused."""
-    table = tables.conform(result.table, schema)
+def store(folder: str, name: str, result: Result, schema: pa.Schema | None, rows_in: int | None) -> Counts:
+    """Write a result as one shard cast to the schema; `rows_in` null: the result's own rows, kept and refused.
+
+    `schema` null: the worker, which alone knows it, has cast the table itself.
+    """
+    table = result.table if schema is None else tables.conform(result.table, schema)
     refused = 0 if result.rejected is None else result.rejected.num_rows
     incoming = table.num_rows + refused if rows_in is None else rows_in
     return artifact.write_shard(folder, name, table, result.rejected, incoming, result.extra)
@@ -82,7 +87,7 @@ def map_shards(
     inputs: Sequence[Source],
     make: Callable[[], Work],
     folder: str,
-    schema: pa.Schema,
+    schema: pa.Schema | None,
     *,
     workers: int,
     label: str,

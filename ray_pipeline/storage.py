@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
 
 CHUNK_BYTES = 8 << 20
+S3_CONFIG = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
+"""The client's own settings take minutes to find out that an endpoint is not there."""
 
 
 def is_remote(url: str) -> bool:
@@ -53,6 +55,9 @@ def size(url: str) -> int:
 
 def read_bytes(url: str) -> bytes:
     """A whole file; raises FileNotFoundError if it is not there."""
+    if is_remote(url):  # in one request, so that another writer cannot come between
+        with _guarded(url, "read"):
+            return cast(bytes, _remote(url).cat_file(url))
     with open_read(url) as file:
         return file.read()
 
@@ -70,7 +75,10 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file atomically, making its folder."""
     with _guarded(url, "write"):
         if is_remote(url):
-            _remote(url).pipe_file(url, data)
+            try:
+                _remote(url).pipe_file(url, data)
+            except FileNotFoundError as error:  # an object needs no folder, so it is the bucket that is missing
+                raise StorageError(f"{url}: cannot write it: {error}; make the bucket or name another") from error
             return
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +104,7 @@ def append_bytes(path: str, data: bytes) -> None:
 def write_parquet(url: str, table: pa.Table) -> int:
     """Write a table as one zstd Parquet file, atomically; returns its bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_bytes(url, buffer.getvalue())
     return buffer.tell()
 
@@ -108,16 +116,23 @@ def read_parquet(url: str, columns: list[str] | None = None) -> pa.Table:
 
 
 @contextmanager
-def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
-    """Open one Parquet file; raises CorruptArtifactError if it is damaged or gone, also while it is read."""
-    remedy = f"delete the folder {url.rsplit('/', 1)[0]} and run the same command again"
+def open_parquet(url: str, remedy: str | None = None) -> Iterator[pq.ParquetFile]:
+    """Open one Parquet file; raises CorruptArtifactError if it is damaged or gone, also while it is read.
+
+    The remedy for an artifact's file is to delete the artifact; a file of other origin needs one of its own.
+    """
+    remedy = remedy or f"delete the folder {url.rsplit('/', 1)[0]} and run the same command again"
     try:
-        with open_read(url) as file, pq.ParquetFile(file) as parquet:
-            yield parquet
+        with open_read(url) as file:
+            try:
+                with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                    yield parquet
+            except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
+                if getattr(error, "errno", None) is not None:  # the file system's; Arrow's own OSErrors have no number
+                    raise
+                raise CorruptArtifactError(f"{url}: is damaged ({error}); {remedy}") from error
     except FileNotFoundError as error:
         raise CorruptArtifactError(f"{url}: is missing; {remedy}") from error
-    except (pa.ArrowException, EOFError) as error:
-        raise CorruptArtifactError(f"{url}: is damaged ({error}); {remedy}") from error
 
 
 def list_files(url: str) -> list[str]:
@@ -134,12 +149,14 @@ def list_files(url: str) -> list[str]:
 
 def expand(pattern: str) -> list[str]:
     """The files that a path, folder or glob names, sorted; raises InputError where there are none."""
+    if not is_remote(pattern):
+        pattern = os.path.expanduser(pattern)
     with _guarded(pattern, "list"):
         if is_remote(pattern):
             scheme = pattern.split("://", 1)[0]
             matches = [f"{scheme}://{path}" for path in _remote(pattern).glob(pattern)] if _is_glob(pattern) else []
         else:
-            path = Path(pattern).expanduser()
+            path = Path(pattern)
             matches = [str(p) for p in Path(path.anchor or ".").glob(_relative(path))] if _is_glob(pattern) else []
     if not _is_glob(pattern):
         matches = [pattern] if _is_file(pattern) else list_files(pattern)
@@ -175,8 +192,7 @@ def local_folder(url: str, into: Path) -> Path:
         return Path(url)
     for file in list_files(url):
         target = into / file.removeprefix(url.rstrip("/") + "/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_bytes(file))
+        write_bytes(str(target), read_bytes(file))
     return into
 
 
@@ -210,7 +226,8 @@ def _remote(url: str) -> Any:
     import fsspec
 
     # Other processes write what we list, so no listing may be remembered.
-    fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    options: dict[str, Any] = {"config_kwargs": S3_CONFIG} if url.startswith(("s3://", "s3a://")) else {}
+    fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     return fs
 
 
@@ -222,14 +239,14 @@ def _guarded(url: str, action: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{url}: cannot {action} it: {_explain(error)}") from error
+        raise StorageError(f"{url}: cannot {action} it: {_explain(error, url)}") from error
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
             raise StorageError(f"{url}: cannot {action} it: {error}; check AWS_ENDPOINT_URL and credentials") from error
         raise
 
 
-def _explain(error: OSError) -> str:
+def _explain(error: OSError, url: str) -> str:
     remedies = {
         errno.ENOSPC: "the disk is full; free some space or choose another --workdir, then run the same command again",
         errno.EROFS: "the file system is read-only; choose another --workdir",
@@ -238,4 +255,5 @@ def _explain(error: OSError) -> str:
         errno.ENOTDIR: "a part of the path is a file; choose another path",
         errno.EISDIR: "is a folder, a file was expected",
     }
-    return remedies.get(error.errno or 0, f"{error}; check the path and try again")
+    doubtful = "the path, AWS_ENDPOINT_URL and credentials" if is_remote(url) else "the path"
+    return remedies.get(error.errno or 0, f"{error}; check {doubtful} and try again")

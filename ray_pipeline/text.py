@@ -7,7 +7,6 @@ import unicodedata
 LANGUAGE_ALIASES = {"vn": "vi", "jp": "ja", "kr": "ko", "cn": "zh", "in": "id"}
 """Tags seen in the wild that are not ISO 639-1 for the language they stand for."""
 
-_EDGE_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 _LEVEL_SEPARATOR = re.compile(r",(?! )")
 
 
@@ -16,14 +15,22 @@ def normalise(text: str) -> str:
 
     Punctuation inside stays ("usb-c"), around it goes ("shoes!"); a text of punctuation only is kept as it is.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    visible = "".join(c for c in folded if unicodedata.category(c) != "Cf")
-    collapsed = " ".join(visible.split())
-    # Vowel signs (category M) are part of Thai and Indic words, but \W to a regular expression.
-    bare = (
-        collapsed if any(unicodedata.category(c)[0] == "M" for c in collapsed) else _EDGE_PUNCTUATION.sub("", collapsed)
-    )
-    return bare or collapsed
+    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
+    collapsed = " ".join(folded.split())
+    return _bare(collapsed) or collapsed
+
+
+def _bare(text: str) -> str:
+    """From the first letter or digit to the last, with the marks on it: Thai and Indic vowel signs are marks."""
+    kinds = [unicodedata.category(c)[0] for c in text]
+    solid = [i for i, kind in enumerate(kinds) if kind in "LN"]
+    if not solid:
+        return ""
+    end = solid[-1] + 1
+    while end < len(text) and kinds[end] == "M":
+        end += 1
+    return text[solid[0] : end]
 
 
 def stable_id(*parts: str) -> str:

@@ -26,20 +26,19 @@ PIVOT = "en"
 def choose(rows: Sequence[Mapping[str, Any]], language: str, rules: Translate) -> list[Mapping[str, Any]]:
     """The rows to translate into a language: seeded, in proportion over source languages and labels.
 
-    `rows` are originals of the train part. Within a stratum, rows go by a hash of their id, so that a larger
-    `rows_per_language` keeps what a smaller one chose.
+    `rows` are originals of the train part. Within a stratum, rows go by a hash of their id, and strata take turns by
+    the share of theirs that is taken, so that a larger `rows_per_language` keeps what a smaller one chose.
     """
     strata: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["language"] not in (language, "und") and (not rules.sources or row["language"] in rules.sources):
             strata[row["language"], row["label"]].append(row)
-    available = sum(map(len, strata.values()))
-    share = min(1.0, rules.rows_per_language / available) if available else 0.0
-    chosen: list[Mapping[str, Any]] = []
-    for key in sorted(strata):
-        ranked = sorted(strata[key], key=lambda row: stable_number(str(rules.seed), language, row["pair_id"]))
-        chosen += ranked[: round(len(ranked) * share)]
-    return chosen[: rules.rows_per_language]
+    turns: list[tuple[float, tuple[str, int], Mapping[str, Any]]] = []
+    for stratum, members in strata.items():
+        ranked = sorted(members, key=lambda row: stable_number(str(rules.seed), language, row["pair_id"]))
+        turns += [((place + 0.5) / len(ranked), stratum, row) for place, row in enumerate(ranked)]
+    turns.sort(key=lambda turn: turn[:2])
+    return [row for _, _, row in turns[: rules.rows_per_language]]
 
 
 def requests(pairs: Artifact, rules: Translate) -> Iterator[dict[str, Any]]:

@@ -68,6 +68,7 @@ def _gemma3(words: Any, path: Path) -> None:
 def _qwen2(words: Any, path: Path) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    words.unk_token = words.eos_token  # else Qwen2's tokenizer class adds one, beyond the model's vocabulary
     _save(Qwen2ForCausalLM(Qwen2Config(**_shape(words))), words, path)
 
 

@@ -7,6 +7,7 @@ head, and learns to gloss, to shelve and to compare.
 """
 
 import argparse
+import itertools
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -62,7 +63,7 @@ def embed(
         ]
         loss = functional.cross_entropy(left @ right.T / _TEMPERATURE, torch.arange(rows))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         yield loss.item()
@@ -117,7 +118,7 @@ def pretrain(model: Any, words: Any, corpus: Corpus, steps: int, rows: int, rate
     for _ in range(steps):
         loss = loss_of(model, words, corpus.texts(rows))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
@@ -129,13 +130,11 @@ def make(folder: Path, seed: int, embedder_steps: int, steps: int, rows: int, ra
     torch.manual_seed(seed)
     words = tokenizer(before + after for before, after in Corpus(seed).texts(60_000))
     vectors = torch.normal(0.0, 0.1, (len(words), HIDDEN))
-    for step, loss in enumerate(embed(vectors, words, Corpus(seed + 1), embedder_steps, 4 * rows), 1):
-        _report("embedder", step, embedder_steps, loss)
+    _watch("embedder", embed(vectors, words, Corpus(seed + 1), embedder_steps, 4 * rows))
     model = small_gemma(words)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(vectors * (_EMBEDDING_SPREAD / vectors.std()))
-    for step, loss in enumerate(pretrain(model, words, Corpus(seed + 2), steps, rows, rate), 1):
-        _report("base", step, steps, loss)
+    _watch("base", pretrain(model, words, Corpus(seed + 2), steps, rows, rate))
     for name in ("base", "embedder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     model.half().save_pretrained(folder / "base")
@@ -149,9 +148,13 @@ def save_embedder(words: Any, vectors: torch.Tensor, folder: Path) -> None:
     SentenceTransformer(modules=[static], device="cpu").save(str(folder), create_model_card=False)
 
 
-def _report(name: str, step: int, steps: int, loss: float) -> None:
-    if step % 100 == 0 or step == steps:
-        print(f"{time.strftime('%H:%M:%S')} {name} step {step} of {steps}: loss {loss:.3f}", flush=True)
+def _watch(name: str, losses: Iterator[float]) -> None:
+    """Run a training to its end, printing the mean loss of every hundred steps."""
+    for hundred in itertools.count(1):
+        some = list(itertools.islice(losses, 100))
+        if not some:
+            return
+        print(f"{time.strftime('%H:%M:%S')} {name}, {hundred}00 steps: loss {sum(some) / len(some):.3f}", flush=True)
 
 
 def main() -> None:
@@ -160,7 +163,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "weights", help="default: the package's")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--embedder-steps", type=int, default=1200, help="default 1200")
-    parser.add_argument("--steps", type=int, default=4000, help="of the base model (default 4000)")
+    parser.add_argument("--steps", type=int, default=3500, help="of the base model (default 3500)")
     parser.add_argument("--rows", type=int, default=64, help="texts of one step (default 64)")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default 0.003)")
     options = parser.parse_args()

@@ -1,7 +1,6 @@
 """The training stage: Ray Train's TorchTrainer with DeepSpeed around the loop; ends with the best adapter."""
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from ray_pipeline.errors import ModelError, PipelineError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.train import warm_up
 
 ADAPTER = "adapter"
 RUN_NAME = "run"
@@ -23,7 +23,7 @@ PROBLEM = "problem.json"
 
 
 def _work(config: dict[str, Any]) -> None:
-    """One worker of Ray Train. What the user can mend is left for the driver, not raised: a restart would not mend it."""
+    """One worker of Ray Train. What the user can mend is left for the driver: raised, it would only be tried again."""
     try:
         _train(config["recipe"], config["mix"])
     except PipelineError as error:
@@ -64,7 +64,7 @@ def _train(recipe: Recipe, mix: Artifact) -> None:
 def _join_workers(recipe: Recipe) -> str:
     """Set up DeepSpeed's communication for this worker; returns its device."""
     device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
-    os.environ.setdefault("DS_ACCELERATOR", device)
+    warm_up.prepare(device)
     import deepspeed
 
     deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)

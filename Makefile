@@ -1,0 +1,45 @@
+# make demo: the whole pipeline on the embedded default. make test: the tests. Both set up what they need.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# A GPU machine gets FAISS with GPU support; both packages provide the module `faiss`, so only one may be there.
+FAISS := $(if $(shell command -v nvidia-smi),gpu,cpu)
+# On a machine without a GPU, TORCH_INDEX=<address of PyTorch's own CPU wheel index> spares gigabytes of CUDA libraries.
+TORCH_INDEX ?=
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test soak check format bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install -q -e ".[$(FAISS),dev]" -c constraints.txt
+	@# DeepSpeed compiles one small operation at its first use on CPU; here rather than in the middle of a run.
+	$(if $(filter cpu,$(FAISS)),$(BIN)/python -m ray_pipeline.train.warm_up)
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python jobs/pipeline.py jobs/recipes/demo-qc.yaml jobs/recipes/demo-qi.yaml --workdir runs/work --output runs/demo
+
+test: setup
+	$(BIN)/python -m pytest tests -m "not soak"
+
+soak: setup
+	$(BIN)/python -m pytest tests -m soak --timeout 3600
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,64 @@
+"""One Ray and one S3 server for the whole session; recipes and folders that tests share."""
+
+import logging
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline import recipe, runtime
+from ray_pipeline.recipe import Recipe, Runtime
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """A bucket of an S3 server on loopback, which the environment names for the rest of the session."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.delenv("AWS_PROFILE", raising=False)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The url of a folder that is not there yet: on the local disk, and in a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "a place")
+    return f"s3://{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex}/a place"
+
+
+@pytest.fixture(scope="session")
+def ray_up(s3_bucket: str) -> Iterator[None]:
+    """A local Ray with two CPUs, started once for all tests that need it; its workers reach the bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMINI_API_KEY", "sandbox-key")
+        runtime.start(Runtime(cpus=2))
+        yield
+        runtime.stop()
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path) -> Any:
+    """Makes a small valid recipe; dotted keywords (`train__epochs=2`) override."""
+
+    def make(task: str = "QC", **changes: Any) -> Recipe:
+        raw: dict[str, Any] = {"name": "test", "task": task, "data": {"train": [str(tmp_path / "train.txt")]}}
+        base = recipe.validate(raw, "test")
+        return recipe.variant(base, {key.replace("__", "."): value for key, value in changes.items()})
+
+    return make

@@ -1,0 +1,194 @@
+"""Problems of the user's end in one message that names the thing and the remedy, exit code 1, nothing finished lost."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline import artifact, cli, pipeline
+from ray_pipeline.sandbox.dictionary import Dictionary
+from ray_pipeline.sandbox.gemini_server import GeminiServer
+
+from . import pipeline_recipe
+
+
+class Job:
+    """Runs a recipe in the shared Ray and keeps what it says."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+
+    def __call__(self, until: str = "mix", **changes: Any) -> tuple[int, str]:
+        path = pipeline_recipe.write(self.folder, **{"translate__pivot": False, **changes})
+        code = cli.run("test", arguments=[str(path), "--workdir", str(self.folder / "work"), "--until", until])
+        return code, self._capsys.readouterr().err
+
+
+@pytest.fixture
+def job(ray_up: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Job:
+    return Job(tmp_path, capsys)
+
+
+def raw_rows(count: int = 200, label: Any = None) -> list[dict[str, Any]]:
+    return [
+        {"id": i, "task": "QC", "language": "en", "origin_query": f"red shoe {i}",
+         "category_path": f"fashion,shoes {i % 7}", "label": i % 2 if label is None else label}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def raw_file(folder: Path, rows: list[dict[str, Any]], name: str = "train.txt") -> list[str]:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [str(path)]
+
+
+def own_data(paths: list[str]) -> dict[str, Any]:
+    return {"data__train": paths, "data__dev": [], "data__test": []}
+
+
+def test_an_unknown_key_is_named(job: Job) -> None:
+    code, said = job(train__learning_rat=1)
+    assert code == 1 and "train.learning_rat" in said
+
+
+def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run("test", arguments=["nowhere.yaml"]) == 1
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as found:
+        cli.run("test", arguments=["--no-such-option"])
+    assert found.value.code == 2
+
+
+def test_a_missing_file_is_named(job: Job) -> None:
+    code, said = job("ingest", **own_data(["/nowhere/train.txt"]))
+    assert code == 1 and "/nowhere/train.txt" in said and "data section" in said
+
+
+def test_an_empty_file_is_named(job: Job, tmp_path: Path) -> None:
+    code, said = job("ingest", **own_data(raw_file(tmp_path, [])))
+    assert code == 1 and "train.txt" in said and "holds no rows" in said
+
+
+def test_one_class_only(job: Job, tmp_path: Path) -> None:
+    code, said = job("ingest", **own_data(raw_file(tmp_path, raw_rows(label=1))))
+    assert code == 1 and "every label is 1" in said and "labelled 0" in said
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(job: Job, tmp_path: Path) -> None:
+    rows = [{"q" if key == "origin_query" else key: value for key, value in row.items()} for row in raw_rows()]
+    code, said = job("ingest", **own_data(raw_file(tmp_path, rows)))
+    assert code == 1 and "'origin_query'" in said and "'q'" in said and "data.columns.query" in said
+
+
+def test_too_many_rejected_rows(job: Job, tmp_path: Path) -> None:
+    rows = raw_rows(100) + [row | {"id": 1000 + i, "label": 7} for i, row in enumerate(raw_rows(20))]
+    code, said = job("ingest", **own_data(raw_file(tmp_path, rows)))
+    assert code == 1 and "20 of 120 rows" in said and "wrong label: 20" in said and "data.max_rejected_share" in said
+
+
+def test_bad_rows_are_kept_with_file_line_field_and_reason(job: Job, tmp_path: Path) -> None:
+    path = Path(raw_file(tmp_path, raw_rows())[0])
+    bad = [b'{"id": 900, "origin_query": "x"', b'\xff\xfe{"id": 1}', json.dumps(raw_rows(1)[0]).encode()]
+    path.write_bytes(path.read_bytes() + b"\n".join(bad) + b"\n")
+    code, said = job("ingest", **own_data([str(path)]))
+    assert code == 0, said
+    manifest = next((tmp_path / "work" / "ingest").iterdir())
+    found = artifact.load(str(manifest))
+    assert found is not None
+    rejected = found.rejected()
+    assert rejected is not None
+    reasons = {(row["line"], row["reason"], row["file"]) for row in rejected.to_pylist()}
+    expected = {(201, "broken JSON"), (202, "invalid UTF-8"), (203, "duplicate id")}
+    assert reasons == {(line, reason, str(path)) for line, reason in expected}
+
+
+@contextmanager
+def gemini(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[GeminiServer]:
+    with GeminiServer(Dictionary.from_lexicon(), **options) as server:
+        yield server
+
+
+def test_an_unreachable_gemini_server(job: Job) -> None:
+    changes = {"gemini__base_url": "http://127.0.0.1:9", "gemini__attempts": 2}
+    code, said = job("translate", languages__correct=False, **changes)
+    assert code == 1 and "http://127.0.0.1:9" in said and "gemini.base_url" in said
+    assert len(list((job.folder / "work" / "split").glob("*/manifest.json"))) == 1, "what was finished stays"
+
+
+def test_a_wrong_key(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gemini(monkeypatch, key="another-key") as server:
+        code, said = job("translate", languages__correct=False, gemini__base_url=server.url)
+    assert code == 1 and server.url in said and "GEMINI_API_KEY" in said and "sandbox-key" not in said
+
+
+def test_the_same_command_goes_on_after_a_corrupt_shard_is_removed(job: Job) -> None:
+    assert job("split", languages__correct=False)[0] == 0
+    shard = next((job.folder / "work" / "languages").glob("*/part-*.parquet"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    next((job.folder / "work" / "split").glob("*/manifest.json")).unlink()
+    for part in (job.folder / "work" / "split").glob("*/part-*.parquet"):
+        part.unlink()
+    code, said = job("split", languages__correct=False)
+    assert code == 1 and str(shard) in said and "delete the folder" in said
+    for path in sorted(shard.parent.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    shard.parent.rmdir()
+    assert job("split", languages__correct=False)[0] == 0
+
+
+def test_a_folder_that_cannot_be_written(job: Job) -> None:
+    (job.folder / "work").write_text("a file where a folder should be")
+    code, said = job("ingest")
+    assert code == 1 and str(job.folder / "work") in said
+
+
+def test_a_full_disk(job: Job) -> None:
+    disk = job.folder / "work"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a tiny disk can be mounted by root only")
+    try:
+        code, said = job("languages", sandbox__train_rows=300, languages__correct=False, runtime__shard_rows=30)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert code == 1 and "the disk is full" in said and "--workdir" in said
+
+
+def test_a_spent_budget_stops_and_the_same_command_with_more_goes_on(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gemini(monkeypatch) as server:
+        changes = {"languages__correct": False, "gemini__base_url": server.url}
+        code, said = job("translate", gemini__max_usd=0.0005, **changes)
+        assert code == 1 and "gemini.max_usd" in said
+        answered = server.stats.snapshot()["items_answered"]
+        assert 0 < answered < 120
+        assert job("translate", **changes)[0] == 0
+        assert server.stats.snapshot()["repeated_items"] == 0
+
+
+def test_a_budget_needs_a_known_price(job: Job) -> None:
+    code, said = job("translate", gemini__max_usd=1, gemini__model="some-new-model")
+    assert code == 1 and "gemini.max_usd" in said and "price_usd_per_million" in said
+
+
+def test_a_model_folder_that_is_incomplete(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    code, said = job("train", train__model=str(tmp_path / "model"), languages__correct=False)
+    assert code == 1 and str(tmp_path / "model") in said and "config.json" in said
+
+
+def test_every_job_file_names_its_stage() -> None:
+    jobs = Path(__file__).parents[1] / "jobs"
+    for stage in pipeline.STAGE_NAMES:
+        said = subprocess.run([sys.executable, str(jobs / f"{stage}.py"), "--help"], capture_output=True, text=True)
+        assert said.returncode == 0 and f"`{stage}`" in said.stdout

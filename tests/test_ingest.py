@@ -1,0 +1,283 @@
+"""Records to pairs: the competition's format, every reason to refuse one, identity."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ray_pipeline import artifact, ingest, rawfiles, storage, tables
+from ray_pipeline.errors import InputError
+from ray_pipeline.ingest import Rejection, pair
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Context
+
+Make = Callable[..., Recipe]
+QC = {
+    "id": 17, "task": "QC", "language": "vn", "origin_query": "  giày\tnữ ", "label": 1,
+    "category_path": "automobiles, parts & accessories,interior parts",
+}  # fmt: skip
+QI = {"id": 4, "task": "QI", "language": "en", "origin_query": "mug", "item_title": "Blue mug", "label": "0"}
+
+
+def made(record: dict[str, Any], recipe: Recipe, split: str = "train", position: int = 9) -> dict[str, Any]:
+    row = pair(record, recipe, split, position)
+    assert not isinstance(row, Rejection), row
+    pa.Table.from_pylist([row], schema=tables.PAIRS)
+    return row
+
+
+def test_the_competition_s_record(make_recipe: Make) -> None:
+    row = made(QC, make_recipe())
+    assert row == {
+        "pair_id": "QC-train-17", "task": "QC", "split": "train", "part": None, "language": "vi", "language_raw": "vn",
+        "query": "giày nữ", "target": "automobiles, parts & accessories,interior parts", "label": 1, "query_en": None,
+        "origin": "original", "source_id": "QC-train-17", "group_id": row["group_id"], "position": 9,
+        "similarity": None,
+    }  # fmt: skip
+    assert set(row) == set(tables.PAIRS.names)
+
+
+@pytest.mark.parametrize(("label", "expected"), [(0, 0), (1, 1), ("0", 0), ("1", 1), (" 1 ", 1), (1.0, 1), ("0.0", 0)])
+def test_labels(make_recipe: Make, label: Any, expected: int) -> None:
+    assert made(QI | {"label": label}, make_recipe("QI"))["label"] == expected
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize("label", [None, "", "absent", 1])
+def test_dev_and_test_need_no_label(make_recipe: Make, split: str, label: Any) -> None:
+    record = {key: value for key, value in QI.items() if key != "label"}
+    row = made(record if label == "absent" else record | {"label": label}, make_recipe("QI"), split)
+    assert row["label"] == (1 if label == 1 else None)
+    assert row["pair_id"] == f"QI-{split}-4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "field"),
+    [
+        ({"item_title": None}, "missing target", "item_title"),
+        ({"item_title": " \t"}, "empty target", "item_title"),
+        ({"origin_query": None}, "missing query", "origin_query"),
+        ({"origin_query": ""}, "empty query", "origin_query"),
+        ({"origin_query": ["mug"]}, "query is not text", "origin_query"),
+        ({"item_title": {"en": "mug"}}, "target is not text", "item_title"),
+        ({"label": None}, "missing label", "label"),
+        ({"label": ""}, "missing label", "label"),
+        ({"label": 2}, "wrong label", "label"),
+        ({"label": -1}, "wrong label", "label"),
+        ({"label": "yes"}, "wrong label", "label"),
+        ({"label": True}, "wrong label", "label"),
+        ({"label": 0.5}, "wrong label", "label"),
+        ({"label": float("nan")}, "wrong label", "label"),
+        ({"id": None}, "missing id", "id"),
+        ({"id": ""}, "missing id", "id"),
+        ({"task": "QC"}, "unknown task", "task"),
+        ({"task": 3}, "unknown task", "task"),
+    ],
+)
+def test_refused_with_reason_and_field(make_recipe: Make, changes: dict[str, Any], reason: str, field: str) -> None:
+    found = pair(QI | changes, make_recipe("QI"), "train", 1)
+    assert isinstance(found, Rejection)
+    assert (found.reason, found.field) == (reason, field)
+
+
+@pytest.mark.parametrize("label", [2, "yes"])
+def test_a_wrong_label_is_refused_in_dev_too(make_recipe: Make, label: Any) -> None:
+    found = pair(QI | {"label": label}, make_recipe("QI"), "dev", 1)
+    assert found == Rejection("wrong label", "label", f"{label!r} is neither 0 nor 1")
+
+
+@pytest.mark.parametrize(("column", "reason"), [("id", "missing id"), ("item_title", "missing target")])
+def test_an_absent_column_is_refused(make_recipe: Make, column: str, reason: str) -> None:
+    record = {key: value for key, value in QI.items() if key != column}
+    assert pair(record, make_recipe("QI"), "train", 1) == Rejection(reason, column)
+
+
+@pytest.mark.parametrize("value", [None, "absent"])
+def test_a_record_without_a_task_is_the_recipe_s(make_recipe: Make, value: Any) -> None:
+    record = {key: v for key, v in QI.items() if key != "task"}
+    assert made(record if value == "absent" else record | {"task": None}, make_recipe("QI"))["task"] == "QI"
+
+
+@pytest.mark.parametrize(
+    ("tag", "language", "raw"), [("PT-br", "pt", "PT-br"), (None, "und", None), ("", "und", ""), (5, "5", "5")]
+)
+def test_language_tags(make_recipe: Make, tag: Any, language: str, raw: str | None) -> None:
+    row = made(QI | {"language": tag}, make_recipe("QI"))
+    assert (row["language"], row["language_raw"]) == (language, raw)
+
+
+def test_no_language_column(make_recipe: Make) -> None:
+    row = made(QI, make_recipe("QI", data__columns__language=None))
+    assert (row["language"], row["language_raw"]) == ("und", None)
+
+
+def test_without_an_id_column_the_position_is_the_id(make_recipe: Make) -> None:
+    recipe = make_recipe("QI", data__columns__id=None)
+    assert [made(QI, recipe, "dev", position)["pair_id"] for position in (1, 2)] == ["QI-dev-1", "QI-dev-2"]
+
+
+def test_other_columns(make_recipe: Make) -> None:
+    names = {"id": "n", "language": "lang", "query": "q", "target": "t", "label": "y", "task": None}
+    recipe = make_recipe("QI", **{f"data__columns__{key}": value for key, value in names.items()})
+    row = made({"n": "a-1", "lang": "de", "q": 501, "t": "Jeans", "y": 1, "task": "other"}, recipe)
+    assert (row["pair_id"], row["query"], row["language"]) == ("QI-train-a-1", "501", "de")
+
+
+@pytest.mark.parametrize("other", ["Red  Shoes!", " red shoes", "ＲＥＤ shoes", "red\u200b shoes"])
+def test_queries_equal_after_normalisation_are_one_group(make_recipe: Make, other: str) -> None:
+    recipe = make_recipe("QI")
+    first, second, third = (
+        made(QI | {"origin_query": q, "language": tag, "item_title": t}, recipe)
+        for q, tag, t in [("red shoes", "en", "a"), (other, "fr", "b"), ("red shoe", "en", "a")]
+    )
+    assert first["group_id"] == second["group_id"] != third["group_id"]
+
+
+def parsed(path: Path, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    files = rawfiles.find("train", [str(path)], "auto")
+    parts = [ingest._parse(part, recipe) for part in ingest._slices(files)]
+    return [row for pairs, _, _ in parts for row in pairs], [row for _, refused, _ in parts for row in refused]
+
+
+@pytest.mark.parametrize("size", [50, 1 << 20])
+def test_positions_follow_the_input_and_refused_rows_name_their_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Make, size: int
+) -> None:
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", size)
+    lines = [json.dumps(QI | {"id": i}) for i in range(5)]
+    lines[3] = '{"id": 3, "item_title": null, "origin_query": "mug", "label": 1}'
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("\n".join([*lines[:2], "", "{broken", *lines[2:]]))
+    pairs, refused = parsed(tmp_path, make_recipe("QI"))
+    low = (1 << ingest.POSITION_BITS) - 1
+    where = [(row["position"] >> ingest.POSITION_BITS, row["position"] & low) for row in pairs]
+    assert where == [(number, line) for number in (0, 1) for line in (1, 2, 5, 7)]
+    assert [(Path(row["file"]).name, row["line"], row["field"], row["reason"]) for row in refused] == [
+        (name, line, field, reason)
+        for name in ("a.txt", "b.txt")
+        for line, field, reason in [(4, None, "broken JSON"), (6, "item_title", "missing target")]
+    ]
+    pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
+
+
+def test_refused_records_of_odd_text_can_be_written(tmp_path: Path, make_recipe: Make) -> None:
+    (tmp_path / "a.txt").write_bytes(
+        b'{"id": 1, "origin_query": "a \\ud83d", "item_title": "b", "label": 1}\n'
+        b'{"id": 2, "origin_query": "\\u0000", "item_title": "b", "label": 7}\n'
+    )
+    pairs, refused = parsed(tmp_path, make_recipe("QI"))
+    assert (pairs, [row["reason"] for row in refused]) == ([], ["invalid Unicode", "wrong label"])
+    table = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
+    assert table.column("line").to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("missing", "key"),
+    [
+        ("origin_query", "columns.query"),
+        ("item_title", "columns.target"),
+        ("id", "columns.id"),
+        ("label", "columns.label"),
+    ],
+)
+def test_a_column_that_no_row_has_stops_and_says_how_to_map_it(
+    tmp_path: Path, make_recipe: Make, missing: str, key: str
+) -> None:
+    recipe = make_recipe("QI")
+    (tmp_path / "a.txt").write_text(json.dumps({name: value for name, value in QI.items() if name != missing}))
+    [file] = rawfiles.find("train", [str(tmp_path)], "auto")
+    *_, columns = ingest._parse(ingest._slices([file])[0], recipe)
+    with pytest.raises(InputError, match=f"column '{missing}'.*data.{key} in the recipe") as caught:
+        ingest._check_columns(file, columns, recipe)
+    assert file.url in str(caught.value)
+
+
+def test_the_first_row_of_an_id_stays_and_the_others_are_refused(tmp_path: Path, make_recipe: Make) -> None:
+    recipe = make_recipe("QI")
+    rows = [
+        made(QI | {"id": i, "item_title": title}, recipe, position=(number << ingest.POSITION_BITS) | line)
+        for i, title, number, line in [
+            ("7", "late", 1, 2),
+            ("7", "first", 0, 5),
+            (8, "other", 0, 1),
+            (7, "later", 1, 9),
+        ]
+    ]
+    files = {("train", 0): "a.txt", ("train", 1): "b.txt"}
+    table = pa.Table.from_pylist(rows, schema=tables.PAIRS)
+    counts = ingest._without_repeated_ids(table, "part-00000.parquet", str(tmp_path), files)
+    assert (counts.rows_in, counts.rows_out, counts.reasons) == (4, 2, {"duplicate id": 2})
+    kept = storage.read_parquet(str(tmp_path / "part-00000.parquet"))
+    assert kept.column("target").to_pylist() == ["first", "other"]
+    refused = storage.read_parquet(str(tmp_path / "rejected" / "part-00000.parquet")).to_pylist()
+    assert [(row["file"], row["line"], row["detail"]) for row in refused] == [
+        ("b.txt", 2, "QI-train-7"),
+        ("b.txt", 9, "QI-train-7"),
+    ]
+
+
+def account(folder: Path, recipe: Recipe, labels: list[int], refused: int) -> Any:
+    rows = [made(QI | {"id": i, "label": label}, recipe) for i, label in enumerate(labels)]
+    bad = [
+        ingest._refused(rawfiles.RawFile("train", 0, "a", "jsonl"), i, None, "broken JSON", None, "")
+        for i in range(refused)
+    ]
+    artifact.write_shard(
+        str(folder),
+        "part-00000.parquet",
+        pa.Table.from_pylist(rows, schema=tables.PAIRS),
+        pa.Table.from_pylist(bad, schema=tables.REJECTED_INPUT),
+        len(rows) + len(bad),
+    )
+    return ingest._account(Context(recipe, {}, str(folder), str(folder), {}))
+
+
+def test_the_account_adds_up(tmp_path: Path, make_recipe: Make) -> None:
+    outcome = account(tmp_path, make_recipe("QI", data__max_rejected_share=0.2), [0, 1, 1, 0], 1)
+    assert (outcome.counts.rows_in, outcome.counts.rows_out, outcome.counts.rows_rejected) == (5, 4, 1)
+    assert outcome.extra == {"splits": {"train": 4}, "rejected_by_split": {"train": 1}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "refused", "message"),
+    [
+        (
+            [0, 1, 1, 0],
+            2,
+            r"data\.train: 2 of 6 rows are rejected \(33\.3%\), more than data\.max_rejected_share 20\.0%",
+        ),
+        ([], 0, r"train\.txt: holds no rows"),
+        ([1, 1], 0, "every label is 1.*add rows labelled 0"),
+        ([0], 0, "every label is 0.*add rows labelled 1"),
+    ],
+)
+def test_an_unusable_input_stops(
+    tmp_path: Path, make_recipe: Make, labels: list[int], refused: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        account(tmp_path, make_recipe("QI", data__max_rejected_share=0.2), labels, refused)
+
+
+def test_identity_is_the_content_and_the_columns_not_the_place(tmp_path: Path, make_recipe: Make) -> None:
+    def config(name: str, content: str, **changes: Any) -> str:
+        path = tmp_path / name / "train.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        return json.dumps(ingest.config(make_recipe(data__train=[str(path)], **changes)), sort_keys=True)
+
+    base = config("a", "{}")
+    assert config("b", "{}") == base
+    assert config("b", "{}", data__max_rejected_share=0.5, runtime__shard_rows=7) == base
+    assert (
+        len({base, config("c", "{ }"), config("a", "{}", data__columns__query="q"), config("a", "{}", task="QI")}) == 4
+    )
+
+
+def test_counts_of_columns_are_over_readable_rows(tmp_path: Path, make_recipe: Make) -> None:
+    (tmp_path / "a.txt").write_text('{broken\n{"id": 1}\n{"id": 2, "label": 1}\n')
+    [file] = rawfiles.find("train", [str(tmp_path)], "auto")
+    assert ingest._parse(ingest._slices([file])[0], make_recipe())[2] == Counter(id=2, label=1)

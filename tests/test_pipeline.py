@@ -1,0 +1,169 @@
+"""A whole small run on the sandbox, in one Ray: every table keeps its contract, and what is finished is reused."""
+
+import io
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_pipeline import cli, pipeline, recipe, storage, tables
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.text import normalise
+
+from . import pipeline_recipe
+
+
+@pytest.fixture(scope="module")
+def finished(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run of the small recipe: its folder, recipe file, artifacts."""
+    folder = tmp_path_factory.mktemp("run")
+    path = pipeline_recipe.write(folder)
+    arguments = [str(path), "--workdir", str(folder / "work"), "--output", str(folder / "out")]
+    assert cli.run("test", arguments=arguments) == 0
+    chosen = cli._read([str(path)], [], str(folder / "work"))[0]
+    steps = pipeline.plan(chosen, str(folder / "work"))
+    artifacts = {step.stage.name: step.finished for step in steps}
+    return {"folder": folder, "path": path, "arguments": arguments, "recipe": chosen, "artifacts": artifacts}
+
+
+def artifact(finished: dict[str, Any], stage: str) -> Artifact:
+    found: Artifact = finished["artifacts"][stage]
+    return found
+
+
+def test_every_stage_accounts_for_every_row(finished: dict[str, Any]) -> None:
+    for stage, item in finished["artifacts"].items():
+        assert item is not None, stage
+        manifest = item.manifest
+        assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected, stage
+        rejected = item.rejected()
+        assert (rejected.num_rows if rejected else 0) == manifest.rows_rejected, stage
+        assert set(manifest.inputs) == set(next(s for s in pipeline.STAGES if s.name == stage).reads)
+
+
+def test_every_table_has_its_schema_and_unique_ids(finished: dict[str, Any]) -> None:
+    schemas = dict.fromkeys(("ingest", "languages", "split", "dedupe", "negatives", "mix"), tables.PAIRS)
+    schemas |= {"translate": tables.TRANSLATIONS, "audit": tables.TRANSLATIONS, "score": tables.SCORES}
+    schemas |= {"evaluate": tables.PREDICTIONS, "train": tables.CURVES}
+    for stage, schema in schemas.items():
+        table = artifact(finished, stage).read()
+        assert table.schema.remove_metadata().equals(schema), stage
+        key = "translation_id" if "translation_id" in schema.names else "pair_id"
+        if key in schema.names:
+            assert len(set(table.column(key).to_pylist())) == table.num_rows, stage
+
+
+def test_no_query_stands_in_two_parts_and_tune_and_holdout_hold_originals_only(finished: dict[str, Any]) -> None:
+    rows = artifact(finished, "dedupe").read(["part", "query", "group_id", "origin", "split", "language"]).to_pylist()
+    parts: dict[str, set[str]] = {}
+    texts: dict[str, set[str]] = {}
+    for row in rows:
+        if row["split"] == "train":
+            parts.setdefault(row["group_id"], set()).add(row["part"])
+            texts.setdefault(normalise(row["query"]), set()).add(row["part"])
+    assert all(len(found) == 1 for found in parts.values())
+    assert all(len(found) == 1 for found in texts.values())
+    assert {row["origin"] for row in rows if row["part"] in ("tune", "holdout")} == {"original"}
+    assert {row["language"] for row in rows if row["part"] == "tune"}.isdisjoint({"pt"})
+    assert "pt" in {row["language"] for row in rows if row["part"] == "holdout"}
+
+
+def test_derived_rows_follow_their_root(finished: dict[str, Any]) -> None:
+    originals = {row["pair_id"]: row for row in artifact(finished, "split").read().to_pylist()}
+    derived = [row for row in artifact(finished, "mix").read().to_pylist() if row["origin"] != "original"]
+    assert {row["origin"] for row in derived} == {"translated", "easy_negative", "hard_negative"}
+    for row in derived:
+        root = originals[row["source_id"]]
+        assert row["group_id"] == root["group_id"] and root["part"] == row["part"] == "train"
+        if row["origin"] == "translated":
+            assert row["label"] == root["label"] and row["target"] == root["target"]
+            assert row["language"] in ("de", "pt") and row["query"] != ""
+        else:
+            assert row["label"] == 0 and row["target"] != root["target"] and row["similarity"] is not None
+
+
+def test_the_pivot_reaches_every_split(finished: dict[str, Any]) -> None:
+    rows = artifact(finished, "dedupe").read(["split", "language", "query", "query_en", "origin"]).to_pylist()
+    filled = Counter((row["split"], row["query_en"] is not None) for row in rows)
+    for split in ("train", "dev", "test"):
+        assert filled[split, True] > 0.9 * (filled[split, True] + filled[split, False]), split
+    english = [row for row in rows if row["language"] == "en" and row["origin"] == "original"]
+    assert english and all(row["query_en"] == row["query"] for row in english)
+
+
+def test_vectors_are_unit_length_and_one_per_target(finished: dict[str, Any]) -> None:
+    table = artifact(finished, "embed").read()
+    targets = artifact(finished, "split").read(["target", "part"]).to_pylist()
+    assert sorted(table.column("text").to_pylist()) == sorted({r["target"] for r in targets if r["part"] == "train"})
+    vectors = np.array(table.column("vector").to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+
+
+def test_scores_cover_what_is_not_trained_on(finished: dict[str, Any]) -> None:
+    rows = artifact(finished, "dedupe").read(["pair_id", "part", "split"]).to_pylist()
+    wanted = {row["pair_id"] for row in rows if row["part"] != "train"}
+    scores = artifact(finished, "score").read()
+    assert set(scores.column("pair_id").to_pylist()) == wanted
+    values = scores.column("score").to_numpy()
+    assert ((values > 0) & (values < 1)).all() and len(np.unique(values)) > 10
+
+
+def test_the_second_run_recomputes_nothing(finished: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    files = {url: Path(url).stat().st_mtime_ns for url in storage.list_files(str(finished["folder"] / "work"))}
+    assert cli.run("test", arguments=finished["arguments"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " in " in line]
+    assert len(lines) == len(pipeline.STAGES) and all("reused" in line for line in lines)
+    assert files == {url: Path(url).stat().st_mtime_ns for url in storage.list_files(str(finished["folder"] / "work"))}
+
+
+def test_another_learning_rate_reruns_training_and_what_follows_only(finished: dict[str, Any]) -> None:
+    changed = recipe.variant(finished["recipe"], {"train.learning_rate": 1e-5})
+    steps = pipeline.plan(changed, str(finished["folder"] / "work"))
+    assert [step.stage.name for step in steps if step.finished is None] == ["train", "score", "evaluate"]
+
+
+def test_how_fast_and_where_the_work_runs_is_not_part_of_the_identity(finished: dict[str, Any]) -> None:
+    changes = {
+        "runtime.score_batch_rows": 7, "runtime.shard_rows": 99, "gemini.requests_per_minute": 5,
+        "gemini.items_per_request": 2, "gemini.price_usd_per_million": [1.0, 2.0], "notice": "other words",
+    }  # fmt: skip
+    changed = recipe.variant(finished["recipe"], changes)
+    assert all(step.finished for step in pipeline.plan(changed, str(finished["folder"] / "work")))
+
+
+def test_dry_run_says_what_is_done_and_to_do_and_runs_nothing(
+    finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = storage.list_files(str(finished["folder"]))
+    arguments = [*finished["arguments"], "translate.rows_per_language=70", "--dry-run"]
+    assert cli.run("test", arguments=arguments) == 0
+    said = capsys.readouterr().out
+    status = {line.split()[0]: line.split()[1] for line in said.splitlines() if " done " in line or " to do " in line}
+    assert status["split"] == "done" and status["translate"] == "to" and status["train"] == "to"
+    assert "USD" in said and "requests" in said
+    assert storage.list_files(str(finished["folder"])) == before
+
+
+def test_outputs_are_a_report_metrics_and_submissions(finished: dict[str, Any]) -> None:
+    out = finished["folder"] / "out"
+    figures = json.loads((out / "metrics.json").read_text())
+    task = figures["tasks"]["QC"]
+    assert {"f1", "precision", "recall", "auroc", "threshold", "always_relevant_f1", "by_language"} <= set(task)
+    assert figures["average_f1"] == task["f1"] and 0 < task["f1"] <= 1
+    assert task["by_language"]["pt"]["seen"] is False and task["by_language"]["en"]["seen"] is True
+    assert "<html" in (out / "report.html").read_text()
+    raw = [json.loads(line) for line in Path(finished["recipe"].data.test[0]).read_text().splitlines()]
+    with zipfile.ZipFile(io.BytesIO((out / "submission.zip").read_bytes())) as archive:
+        rows = [json.loads(line) for line in archive.read("submit_QC.txt").splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in raw]
+    assert [row["origin_query"] for row in rows] == [row["origin_query"] for row in raw]
+    assert {row["prediction"] for row in rows} <= {0, 1}
+
+
+def test_no_file_of_a_run_holds_the_key(finished: dict[str, Any]) -> None:
+    for url in storage.list_files(str(finished["folder"])):
+        assert b"sandbox-key" not in storage.read_bytes(url), url

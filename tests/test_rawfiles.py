@@ -1,0 +1,229 @@
+"""Raw files: every line is read exactly once, and what is no record says why."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_pipeline import rawfiles
+from ray_pipeline.errors import CorruptArtifactError, InputError
+from ray_pipeline.ingest import _slices
+from ray_pipeline.rawfiles import RawFile, Record, Unreadable
+
+Write = Callable[[str, bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def to_file(name: str, content: bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return to_file
+
+
+def read(path: Path, format: str = "auto") -> list[tuple[int, Record]]:
+    [file] = rawfiles.find("train", [str(path)], format)
+    return [found for part in _slices([file]) for found in rawfiles.records(part)]
+
+
+def reasons(records: list[tuple[int, Record]]) -> dict[int, str]:
+    return {row: record.reason for row, record in records if isinstance(record, Unreadable)}
+
+
+def test_jsonl_with_bom_and_blank_lines_keeps_the_file_s_line_numbers(write: Write) -> None:
+    path = write("a.txt", b'\xef\xbb\xbf{"id": 1}\r\n\n   \n{"id": 2}\n{"id": "caf\xc3\xa9"}')
+    assert read(path) == [(1, {"id": 1}), (4, {"id": 2}), (5, {"id": "café"})]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        (b'{"id": 1', "broken JSON", "delimiter"),
+        (b"{'id': 1}", "broken JSON", "property name"),
+        (b'{"id": 1} {"id": 2}', "broken JSON", "Extra data"),
+        (b"[1, 2]", "broken JSON", "must be a JSON object"),
+        (b'"text"', "broken JSON", "must be a JSON object"),
+        (b"null", "broken JSON", "must be a JSON object"),
+        (b"[" * 100_000, "broken JSON", ""),
+        (b'{"q": "\xff"}', "invalid UTF-8", "byte 7 "),
+        (b'{"q": "caf\xe9"}', "invalid UTF-8", "byte 10 "),
+        (b'{"q": "half \\ud83d"}', "invalid Unicode", "half of a character"),
+        (b'{"\\uDE00": 1}', "invalid Unicode", "half of a character"),
+    ],
+)
+def test_a_bad_line_is_reported_and_its_neighbours_are_read(
+    write: Write, line: bytes, reason: str, detail: str
+) -> None:
+    found = read(write("a.jsonl", b'{"id": 1}\n' + line + b'\n{"id": 3}\n'))
+    assert [row for row, _ in found] == [1, 2, 3]
+    assert (found[0][1], found[2][1]) == ({"id": 1}, {"id": 3})
+    bad = found[1][1]
+    assert isinstance(bad, Unreadable)
+    assert bad.reason == reason
+    assert detail in bad.detail
+    assert len(bad.raw) <= 4 * rawfiles.RAW_CHARACTERS
+    (bad.raw + bad.detail).encode("utf-8")  # can be written to a table
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"q": "\\ud83d\\ude00 \\u00e9"}', "😀 é"),
+        (b'{"q": "\\\\ud83d"}', "\\ud83d"),  # a backslash and letters, no escape
+    ],
+)
+def test_whole_escapes_are_text(write: Write, line: bytes, text: str) -> None:
+    assert read(write("a.jsonl", line)) == [(1, {"q": text})]
+
+
+def test_the_raw_line_is_kept_short_with_invalid_bytes_escaped(write: Write) -> None:
+    [(_, bad)] = read(write("a.jsonl", b"\xff" + b"x" * 10_000))
+    assert isinstance(bad, Unreadable)
+    assert bad.raw.startswith("\\xffxxx") and len(bad.raw) < 400
+
+
+LINES = [json.dumps({"n": i, "text": "é" * (i * 7 % 23)}, ensure_ascii=False).encode() for i in range(30)]
+CONTENTS = {
+    "plain": b"\n".join(LINES) + b"\n",
+    "no end of line at the end": b"\n".join(LINES),
+    "windows": b"\r\n".join(LINES) + b"\r\n",
+    "blank lines between": b"\n\n".join(LINES) + b"\n\n\n",
+    "with a byte order mark": b"\xef\xbb\xbf" + b"\n".join(LINES),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+def test_every_line_once_with_its_number_whatever_the_slices(
+    write: Write, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    path = write("a.jsonl", content)
+    whole = read(path)
+    assert [record["n"] for _, record in whole if not isinstance(record, Unreadable)] == list(range(30))
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    sizes = [*range(1, 60), 97, len(content) // 2, len(content) - 1, len(content), len(content) + 1]
+    for size in sizes:
+        monkeypatch.setattr(rawfiles, "SLICE_BYTES", size)
+        assert read(path) == whole, size
+        parts = rawfiles.slices(file)
+        assert [part.start for part in parts[1:]] == [part.end for part in parts[:-1]]
+        assert (parts[0].start, parts[-1].end) == (0, len(content))
+
+
+def test_a_line_longer_than_many_slices(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
+    path = write("a.jsonl", b'{"id": "' + b"x" * 500 + b'"}\n{"id": 2}\n')
+    assert [(row, len(str(record))) for row, record in read(path)] == [(1, len(str({"id": "x" * 500}))), (2, 9)]
+
+
+def test_csv_quoted_newlines_and_delimiters(write: Write) -> None:
+    text = 'id,query,label\r\n1,"a\nb",1\r\n2,"say ""hi"", you",0\r\n3,,1\r\n'
+    found = read(write("a.csv", b"\xef\xbb\xbf" + text.encode()))
+    assert [record for _, record in found] == [
+        {"id": "1", "query": "a\nb", "label": "1"},
+        {"id": "2", "query": 'say "hi", you', "label": "0"},
+        {"id": "3", "query": "", "label": "1"},
+    ]
+    assert [row for row, _ in found] == [3, 4, 5]  # the line that each record ends on
+
+
+def test_tsv_keeps_commas(write: Write) -> None:
+    assert read(write("a.tsv", "id\tquery\n1\tå, b\n".encode())) == [(2, {"id": "1", "query": "å, b"})]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"1,2", "wrong number of fields"),
+        (b"1,2,3,4", "wrong number of fields"),
+        (b"1,caf\xe9,0", "invalid UTF-8"),
+    ],
+)
+def test_a_bad_csv_row_is_reported_and_its_neighbours_are_read(write: Write, line: bytes, reason: str) -> None:
+    found = read(write("a.csv", b"id,query,label\n1,a,1\n" + line + b"\n3,c,0\n"))
+    assert reasons(found) == {3: reason}
+    assert [record["id"] for _, record in found if not isinstance(record, Unreadable)] == ["1", "3"]
+    bad = found[1][1]
+    assert isinstance(bad, Unreadable)
+    bad.raw.encode("utf-8")
+
+
+def test_a_csv_that_is_none_stops_with_file_and_line(write: Write) -> None:
+    path = write("a.csv", b"id,query\n1," + b"x" * 200_000 + b"\n")
+    with pytest.raises(InputError, match=r"a\.csv, line 2: is not ',"):
+        read(path)
+
+
+def test_a_csv_is_never_cut(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
+    [file] = rawfiles.find("train", [str(write("a.csv", b'id,q\n1,"x\ny\nz"\n2,b\n'))], "auto")
+    assert len(rawfiles.slices(file)) == 1
+
+
+def test_parquet_row_groups_are_slices_with_running_row_numbers(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": i, "query": None if i == 3 else f"q{i}"} for i in range(10)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    assert len(rawfiles.slices(file)) == 3
+    assert read(path) == list(enumerate(rows, 1))
+
+
+def test_a_damaged_parquet_file_names_itself(write: Write) -> None:
+    with pytest.raises(CorruptArtifactError, match=r"a\.parquet: is damaged"):
+        read(write("a.parquet", b"PAR1 not really PAR1"))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "tsv"])
+def test_an_empty_file_has_no_records(write: Write, format: str) -> None:
+    assert read(write(f"a.{format}", b"")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("a.txt", "jsonl"), ("a.json", "jsonl"), ("a.JSONL", "jsonl"), ("a.ndjson", "jsonl"), ("a.csv", "csv"),
+        ("a.TSV", "tsv"), ("a.parquet", "parquet"), ("a.b.pq", "parquet"),
+    ],
+)  # fmt: skip
+def test_format_by_ending(write: Write, name: str, format: str) -> None:
+    path = write(name, b"{}")
+    assert rawfiles.find("dev", [str(path)], "auto") == [RawFile("dev", 0, str(path), format)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.txt.gz", "noending"])
+def test_an_unknown_ending_is_refused_unless_the_format_is_named(write: Write, name: str) -> None:
+    path = write(name, b'{"id": 1}')
+    with pytest.raises(InputError, match=r"unknown ending; set data\.format") as caught:
+        rawfiles.find("train", [str(path)], "auto")
+    assert str(path) in str(caught.value)
+    assert read(path, "jsonl") == [(1, {"id": 1})]
+
+
+def test_globs_and_folders_give_sorted_files_each_once(write: Write, tmp_path: Path) -> None:
+    for name in ("in/b.txt", "in/a.txt", "in/deep/c.txt", "in/.hidden.txt", "in/d.csv"):
+        write(name, b"{}")
+    folder = tmp_path / "in"
+
+    def names(*patterns: str) -> list[tuple[int, str]]:
+        found = rawfiles.find("train", [str(folder / p) if p else str(folder) for p in patterns], "auto")
+        return [(file.number, str(Path(file.url).relative_to(folder))) for file in found]
+
+    assert names("*.txt") == [(0, "a.txt"), (1, "b.txt")]
+    assert names("**/*.txt") == [(0, "a.txt"), (1, "b.txt"), (2, "deep/c.txt")]
+    assert names("") == [(0, "a.txt"), (1, "b.txt"), (2, "d.csv"), (3, "deep/c.txt")]
+    assert names("b.txt", "?.txt") == [(0, "b.txt"), (1, "a.txt")]
+
+
+@pytest.mark.parametrize("pattern", ["none.txt", "none*.txt", "empty"])
+def test_a_pattern_that_finds_nothing_is_named(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no such file or folder") as caught:
+        rawfiles.find("train", [str(tmp_path / pattern)], "auto")
+    assert pattern in str(caught.value)
