@@ -108,7 +108,8 @@ class Artifact:
     def rejected(self) -> pa.Table | None:
         """All rejected rows; null if there are none."""
         files = [url for url in storage.list_files(storage.join(self.url, "rejected")) if url.endswith(".parquet")]
-        return pa.concat_tables([storage.read_parquet(url) for url in files]) if files else None
+        remedy = f"delete the folder {self.url} and run the same command again"
+        return pa.concat_tables([storage.read_parquet(url, None, remedy) for url in files]) if files else None
 
 
 def read_shard(url: str, rows: int | None = None, columns: list[str] | None = None) -> pa.Table:

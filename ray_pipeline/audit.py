@@ -46,11 +46,11 @@ def fault(row: Mapping[str, Any], rules: recipes.Audit) -> str | None:
 
 
 def _copied(row: Mapping[str, Any]) -> bool:
-    """Only where the scripts differ: in Latin script "jeans" is a faithful translation of "jeans"."""
+    """Only where the text is in none of the target's scripts: German says "jeans" for "jeans", Korean does not."""
     if normalise(row["text"]) != normalise(row["translation"]):
         return False
-    native = SCRIPTS.get(row["source_language"], {"LATIN"}) & SCRIPTS.get(row["target_language"], {"LATIN"})
-    return not native
+    found = set(scripts(row["text"]))
+    return bool(found) and not found & SCRIPTS.get(row["target_language"], {"LATIN"})
 
 
 def _length_fits(row: Mapping[str, Any], rules: recipes.Audit) -> bool:

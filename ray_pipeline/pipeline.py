@@ -37,6 +37,8 @@ STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
     negatives.STAGE, mix.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
 )  # fmt: skip
+RAY_ADVICE = "\nFailed to apply UDF transform after "
+"""Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -114,7 +116,10 @@ def _user_problems() -> Iterator[None]:
 
 
 def user_problem(error: BaseException | None) -> PipelineError | None:
-    """The PipelineError in a chain of causes; null if there is none."""
+    """The PipelineError in a chain of causes, as it was raised on the worker; null if there is none.
+
+    Ray's own error of the same type, whose message is a stack trace, leads to it by its `cause`.
+    """
     seen: set[int] = set()
     queue = [error]
     while queue:
@@ -122,7 +127,8 @@ def user_problem(error: BaseException | None) -> PipelineError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, PipelineError):
+        if isinstance(current, PipelineError) and not isinstance(getattr(current, "cause", None), PipelineError):
+            current.args = (str(current).partition(RAY_ADVICE)[0],)
             return current
         inner = list(current.exceptions) if isinstance(current, BaseExceptionGroup) else []
         failures = getattr(current, "worker_failures", None) or {}

@@ -152,7 +152,8 @@ def _csv_records(text: IO[str], delimiter: str, url: str) -> Iterator[tuple[int,
         except StopIteration:
             return
         except csv.Error as error:
-            raise InputError(f"{url}, line {reader.line_num}: is not {delimiter!r}-separated text ({error})") from error
+            line = reader.reader.line_num
+            raise InputError(f"{url}, line {line}: is not {delimiter!r}-separated text ({error})") from error
         yield reader.line_num, _checked_csv(record)
 
 

@@ -61,5 +61,6 @@ def _quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # shards report their own progress
     context.max_errored_blocks = 0
+    context.raise_original_map_exception = True  # else a typed error loses its type on the way to the driver
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

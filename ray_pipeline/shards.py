@@ -62,10 +62,13 @@ class _ShardWorker:
     def __init__(
         self, make: Callable[[], Work], folder: str, schema: pa.Schema | None, columns: list[str] | None
     ) -> None:
-        self._work = make()
+        self._make = make
+        self._work: Work | None = None
         self._folder, self._schema, self._columns = folder, schema, columns
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._work is None:  # not when the actor is made: Ray would hide what goes wrong then
+            self._work = self._make()
         source = batch.to_pylist()[0]
         table = artifact.read_shard(source["url"], source["rows"], self._columns)
         result = self._work(table)

@@ -109,9 +109,9 @@ def write_parquet(url: str, table: pa.Table) -> int:
     return buffer.tell()
 
 
-def read_parquet(url: str, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(url: str, columns: list[str] | None = None, remedy: str | None = None) -> pa.Table:
     """Read one Parquet file; raises CorruptArtifactError if it is damaged or gone."""
-    with open_parquet(url) as file:
+    with open_parquet(url, remedy) as file:
         return file.read(columns)
 
 

@@ -76,7 +76,7 @@ def test_ids_tell_the_borders_of_their_parts() -> None:
 
 def test_shares_are_spread_evenly() -> None:
     values = sorted(text.stable_share("seed", str(i)) for i in range(4000))
-    assert 0 <= values[0] and values[-1] < 1
+    assert values[0] >= 0 and values[-1] < 1
     assert max(abs(value - i / 4000) for i, value in enumerate(values)) < 0.03  # Kolmogorov-Smirnov, p < 0.1 %
 
 

@@ -1,0 +1,131 @@
+"""kill -9 of the driver in the middle of a stage, then the same command: the same final tables, nothing paid twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_pipeline import artifact, pipeline
+from ray_pipeline.sandbox.dictionary import Dictionary
+from ray_pipeline.sandbox.gemini_faults import Faults
+from ray_pipeline.sandbox.gemini_server import GeminiServer
+
+from . import pipeline_recipe
+
+JOB = Path(__file__).parents[1] / "jobs" / "pipeline.py"
+CONCURRENCY = 4
+ITEMS_PER_REQUEST = 5
+TIMEOUT_SECONDS = 240
+TOLERANCE = 1e-5
+"""Of scores: a training that went on from its checkpoint is the undisturbed one to rounding."""
+
+
+@contextmanager
+def gemini() -> Iterator[GeminiServer]:
+    faults = Faults(latency_min=0.05, latency_max=0.1)
+    with GeminiServer(Dictionary.from_lexicon(), faults=faults) as server:
+        yield server
+
+
+def start(folder: Path, server: GeminiServer) -> subprocess.Popen[bytes]:
+    recipe = pipeline_recipe.write(folder, gemini__base_url=server.url)
+    command = [sys.executable, str(JOB), str(recipe), "--workdir", str(folder / "work"), "--output", str(folder / "out")]
+    log = (folder / "log.txt").open("ab")
+    environment = os.environ | {"GEMINI_API_KEY": "sandbox-key"}
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def finish(folder: Path, server: GeminiServer) -> None:
+    code = start(folder, server).wait(TIMEOUT_SECONDS)
+    assert code == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+def kill_when(folder: Path, server: GeminiServer, due: Callable[[], bool]) -> None:
+    """Start the job and kill its driver, as it stands, once something is seen."""
+    process = start(folder, server)
+    until = time.monotonic() + TIMEOUT_SECONDS
+    while not due():
+        assert process.poll() is None, "ended before it could be killed: " + (folder / "log.txt").read_text()[-3000:]
+        assert time.monotonic() < until, "what the kill waits for never came"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def under_way(folder: Path, stage: str, pattern: str = "part-*.parquet") -> bool:
+    """Whether a stage has written something and is not finished."""
+    work = folder / "work" / stage
+    return any(work.glob(f"*/{pattern}")) and not any(work.glob("*/manifest.json"))
+
+
+def table(folder: Path, stage: str) -> pa.Table:
+    found = artifact.load(str(next((folder / "work" / stage).iterdir())))
+    assert found is not None
+    rows = found.read()
+    return rows.sort_by("pair_id") if "pair_id" in rows.column_names else rows
+
+
+def same_tables(first: Path, second: Path) -> None:
+    for stage in pipeline.STAGE_NAMES:
+        assert sorted(p.name for p in (first / "work" / stage).iterdir()) == sorted(
+            p.name for p in (second / "work" / stage).iterdir()
+        ), "the same fingerprints"
+    for stage in ("languages", "dedupe", "negatives", "mix"):
+        assert table(first, stage).equals(table(second, stage)), stage
+    scores = [table(folder, "score") for folder in (first, second)]
+    assert scores[0].column("pair_id").equals(scores[1].column("pair_id"))
+    np.testing.assert_allclose(scores[0].column("score"), scores[1].column("score"), atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with gemini() as server:
+        finish(folder, server)
+    return folder
+
+
+def test_a_driver_killed_in_four_stages_goes_on_each_time(undisturbed: Path, tmp_path: Path) -> None:
+    with gemini() as server:
+        moments: list[Callable[[], bool]] = [
+            lambda: any((tmp_path / "work" / "ledger" / "translate").glob("*/*.jsonl"))
+            and server.stats.snapshot()["items_answered"] > 60,
+            lambda: under_way(tmp_path, "embed", "texts.done"),
+            lambda: under_way(tmp_path, "train", "run/checkpoint_*"),
+            lambda: under_way(tmp_path, "score"),
+        ]
+        for due in moments:
+            kill_when(tmp_path, server, due)
+        finish(tmp_path, server)
+        repeated = server.stats.snapshot()["repeated_items"]
+    assert repeated <= CONCURRENCY * ITEMS_PER_REQUEST, "only what was in flight at the one kill is asked again"
+    same_tables(undisturbed, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", pipeline.STAGE_NAMES)
+def test_a_driver_killed_as_a_stage_begins_or_writes(stage: str, undisturbed: Path, tmp_path: Path) -> None:
+    with gemini() as server:
+        kill_when(tmp_path, server, lambda: any((tmp_path / "work" / stage).glob("*/*")))
+        finish(tmp_path, server)
+        assert server.stats.snapshot()["repeated_items"] <= CONCURRENCY * ITEMS_PER_REQUEST
+    same_tables(undisturbed, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", range(4, 64, 6))
+def test_a_driver_killed_at_any_moment(seconds: int, undisturbed: Path, tmp_path: Path) -> None:
+    with gemini() as server:
+        due = time.monotonic() + seconds
+        kill_when(tmp_path, server, lambda: time.monotonic() > due)
+        finish(tmp_path, server)
+        assert server.stats.snapshot()["repeated_items"] <= CONCURRENCY * ITEMS_PER_REQUEST
+    same_tables(undisturbed, tmp_path)

@@ -1,0 +1,140 @@
+"""Language tags: scripts settle the clear cases, a detector the sure ones, and the rest stays open."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from ray_pipeline import languages
+from ray_pipeline.languages import Lingua, decide, scripts
+from ray_pipeline.recipe import Languages, Recipe
+
+RULES = Languages()
+
+
+class Fixed:
+    """A detector that always answers the same, and fails where it should not be asked."""
+
+    def __init__(self, *answers: tuple[str, float]) -> None:
+        self._answers = answers
+
+    def confidences(self, text: str) -> Sequence[tuple[str, float]]:
+        assert self._answers, f"asked about {text}"
+        return self._answers
+
+
+@pytest.fixture(scope="session")
+def lingua() -> Lingua:
+    return Lingua(RULES.candidates)
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "expected"),
+    [
+        ("무선 이어폰", "en", "ko"),
+        ("갤럭시 s24 ultra case", "en", "ko"),  # code-mixed: the native script settles it
+        ("samsung galaxy s24 케이스", "en", "ko"),
+        ("ワイヤレス イヤホン", "en", "ja"),
+        ("赤い靴", "ko", "ja"),
+        ("ｲﾔﾎﾝ", "en", "ja"),
+        ("รองเท้าผู้หญิง", "en", "th"),
+        ("أحذية نسائية", "en", "ar"),
+        ("iphone ١٥ حافظة", "ar", "ar"),
+        ("运动鞋", "ja", "ja"),  # Han alone can be Japanese
+        ("运动鞋", "zh", "zh"),
+        ("运动鞋", "en", None),
+        ("12345", "fr", "fr"),
+        ("12345", "xx", "und"),
+        ("12345", "und", "und"),
+        ("!?", "en", "en"),
+        ("", "en", "en"),
+    ],
+)
+def test_script_decides_without_the_detector(text: str, tag: str, expected: str | None) -> None:
+    assert decide(text, tag, RULES, Fixed()) == expected
+
+
+def test_a_script_whose_language_is_no_candidate_goes_to_the_detector() -> None:
+    rules = Languages(candidates=["en", "fr"])
+    assert decide("무선 이어폰", "en", rules, Fixed(("en", 0.2))) == "en"
+    assert decide("무선 이어폰", "fr", rules, Fixed(("en", 0.2))) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "best", "confidence", "expected"),
+    [
+        ("zapatos", "en", "es", 0.9, "es"),
+        ("zapatos", "en", "es", 0.65, "es"),
+        ("zapatos", "en", "es", 0.64, None),  # not sure
+        ("zapat", "en", "es", 0.99, None),  # too short
+        ("zapato", "en", "es", 0.99, "es"),
+        ("za", "es", "es", 0.1, "es"),  # agrees with the tag: no confidence needed
+        ("zapatos", "und", "es", 0.9, "es"),
+        ("zapatos", "und", "es", 0.3, None),
+    ],
+)
+def test_the_detector_overrules_a_tag_only_when_sure(
+    text: str, tag: str, best: str, confidence: float, expected: str | None
+) -> None:
+    assert decide(text, tag, RULES, Fixed((best, confidence), ("en", 1 - confidence))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("zapatos de mujer rojos talla", "es"),
+        ("chaussures pour femme taille", "fr"),
+        ("damenschuhe mit absatz schwarz", "de"),
+        ("giày nữ màu đỏ", "vi"),
+        ("sepatu wanita warna merah", "id"),
+        ("buty damskie na obcasie", "pl"),
+        ("scarpe da donna con tacco basso", "it"),
+        ("sapatos femininos vermelhos tamanho", "pt"),
+        ("women's shoes with high heels", "en"),
+    ],
+)
+def test_wrong_tags_of_plain_queries_are_corrected(lingua: Lingua, text: str, expected: str) -> None:
+    for tag in ("en", expected):
+        assert decide(text, tag, RULES, lingua) == expected
+
+
+@pytest.mark.parametrize("text", ["usb c", "nike", "jeans", "rtx 40", "adidas"])
+@pytest.mark.parametrize("tag", ["en", "pl", "id"])
+def test_brands_and_very_short_queries_are_never_given_another_language(lingua: Lingua, text: str, tag: str) -> None:
+    assert decide(text, tag, RULES, lingua) in (tag, None)
+
+
+def test_confidences_are_probabilities_best_first(lingua: Lingua) -> None:
+    found = lingua.confidences("zapatos de mujer")
+    values = [value for _, value in found]
+    assert {code for code, _ in found} == set(RULES.candidates)
+    assert values == sorted(values, reverse=True)
+    assert sum(values) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("abc 12!", {"LATIN": 3}),
+        ("ａｂｃ", {"LATIN": 3}),
+        ("ｱｲ", {"KATAKANA": 2}),
+        ("한a", {"HANGUL": 1, "LATIN": 1}),
+        ("赤い", {"CJK": 1, "HIRAGANA": 1}),
+        ("кот", {"CYRILLIC": 3}),
+        ("١٢", {}),
+    ],
+)
+def test_scripts(text: str, expected: dict[str, int]) -> None:
+    assert scripts(text) == expected
+
+
+def test_identity_holds_the_rules_and_the_model_only_where_gemini_is_asked(make_recipe: Callable[..., Recipe]) -> None:
+    def config(**changes: object) -> object:
+        return languages.config(make_recipe(**changes))
+
+    assert config(gemini__concurrency=3) == config()
+    assert config(gemini__model="gemini-2.5-pro") != config()
+    local = {"languages__gemini": False}
+    assert config(**local, gemini__model="gemini-2.5-pro") == config(**local) != config()
+    assert config(languages__min_confidence=0.9) != config()
+    off = {"languages__correct": False}
+    assert config(**off, languages__min_confidence=0.9) == config(**off)

@@ -1,0 +1,269 @@
+"""Tests of ray_pipeline.shards on a real Ray."""
+
+import os
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray.cloudpickle
+
+from ray_pipeline import artifact, pipeline, shards, storage
+from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.errors import CorruptArtifactError, InputError
+from ray_pipeline.shards import Result, Source
+
+pytestmark = pytest.mark.usefixtures("ray_up")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
+
+SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("square", pa.int32())])
+Make = Callable[[], shards.Work]
+
+
+def rows(first: int, count: int) -> pa.Table:
+    return pa.table({"number": pa.array(range(first, first + count), pa.int64())})
+
+
+def written(folder: str, sizes: list[int]) -> Artifact:
+    """A finished artifact of shards of some sizes, which count from 0."""
+    counts = [
+        artifact.write_shard(folder, f"part-{i:05d}.parquet", rows(sum(sizes[:i]), size), None, size)
+        for i, size in enumerate(sizes)
+    ]
+    return artifact.commit(folder, "numbers", {}, {}, artifact.total(counts), 0, {})
+
+
+class Squares:
+    """Squares numbers, refuses those that end in 7, and notes each call and its own making as files."""
+
+    def __init__(self, notes: Path, die_at: int | None = None) -> None:
+        self._notes, self._die_at = notes, die_at
+        self._note("made")
+
+    def __call__(self, table: pa.Table) -> Result:
+        numbers = table.column("number").to_pylist()
+        self._note(f"call-{numbers[0] if numbers else 'empty'}")
+        if self._die_at in numbers and not (self._notes / "died").exists():
+            (self._notes / "died").touch()
+            os._exit(1)
+        squares = table.append_column("square", pa.array([n * n for n in numbers], pa.int64()))
+        reasons = pa.array(["seven" if n % 10 == 7 else None for n in numbers], pa.string())
+        result = shards.divided(squares, reasons)
+        return Result(result.table, result.rejected, {"calls": 1.0})
+
+    def _note(self, what: str) -> None:
+        (self._notes / f"{what}-{uuid.uuid4().hex}").touch()
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+def calls(notes: Path) -> Counter[str]:
+    """How often each shard was worked on, by its first number."""
+    return Counter(path.name.split("-")[1] for path in notes.glob("call-*"))
+
+
+def squared(sources: list[Source], notes: Path, folder: str, workers: int = 2, die_at: int | None = None) -> Counts:
+    def make() -> shards.Work:
+        return Squares(notes, die_at)
+
+    return shards.map_shards(sources, make, folder, SCHEMA, workers=workers, label="squares", num_cpus=0.5)
+
+
+def numbers(folder: str) -> list[int]:
+    tables = [storage.read_parquet(storage.join(folder, name)) for name in artifact.present_shards(folder)]
+    return [number for table in tables for number in table.column("number").to_pylist()]
+
+
+def test_every_shard_is_written_once(place: str, notes: Path) -> None:
+    made = written(storage.join(place, "in"), [10, 1, 25, 0])
+    folder = storage.join(place, "out")
+    counts = squared(shards.sources([made]), notes, folder)
+    assert artifact.present_shards(folder) == sorted(made.manifest.shards)
+    assert numbers(folder) == [n for n in range(36) if n % 10 != 7]
+    assert storage.read_parquet(storage.join(folder, "part-00002.parquet")).schema.equals(SCHEMA)
+    assert (counts.rows_in, counts.rows_out, counts.reasons) == (36, 33, {"seven": 3})
+    assert counts.extra == {"calls": 4}
+    assert calls(notes) == {"0": 1, "10": 1, "11": 1, "empty": 1}
+    refused = Artifact(folder, made.manifest).rejected()
+    assert refused is not None and sorted(refused.column("number").to_pylist()) == [7, 17, 27]
+    assert len(list(notes.glob("made-*"))) == 2, "one for each of two workers"
+
+
+def test_only_missing_shards_are_made_again(place: str, notes: Path) -> None:
+    made = written(storage.join(place, "in"), [5, 5, 5])
+    folder = storage.join(place, "out")
+    first = squared(shards.sources([made]), notes, folder)
+    before = {url: storage.content_hash(url) for url in storage.list_files(folder)}
+    storage.remove_tree(storage.join(place, "copy"))
+    for url in storage.list_files(folder):  # all but one, as a killed run would leave them
+        if not url.endswith("/part-00001.parquet"):
+            storage.write_bytes(url.replace("/out/", "/copy/"), storage.read_bytes(url))
+    copy = storage.join(place, "copy")
+    storage.write_bytes(storage.join(copy, ".part-00001.parquet.0123.tmp"), b"half")
+    assert squared(shards.sources([made]), notes, copy) == first
+    assert calls(notes) == {"0": 1, "5": 2, "10": 1}
+    assert squared(shards.sources([made]), notes, copy) == first
+    assert sum(calls(notes).values()) == 4, "nothing is missing, nothing is worked on"
+    assert numbers(copy) == numbers(folder)
+    assert set(storage.list_files(folder)) == set(before)
+
+
+def test_a_worker_that_dies_loses_nothing(tmp_path: Path, notes: Path) -> None:
+    made = written(str(tmp_path / "in"), [5, 5, 5, 5])
+    folder = str(tmp_path / "out")
+    counts = squared(shards.sources([made]), notes, folder, die_at=12)
+    assert (notes / "died").exists()
+    assert numbers(folder) == [n for n in range(20) if n % 10 != 7]
+    assert (counts.rows_in, counts.rows_out) == (20, 18)
+    assert calls(notes)["10"] >= 2
+
+
+def test_shards_of_several_artifacts_have_names_of_their_own(tmp_path: Path, notes: Path) -> None:
+    first, second = written(str(tmp_path / "a"), [2, 2]), written(str(tmp_path / "b"), [3])
+    found = shards.sources([first, second])
+    assert [source.name for source in found] == ["part-00000.parquet", "part-00001.parquet", "part-1-00000.parquet"]
+    assert [source.rows for source in found] == [2, 2, 3]
+    squared(found, notes, str(tmp_path / "out"))
+    assert sorted(numbers(str(tmp_path / "out"))) == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_no_shards_at_all(tmp_path: Path, notes: Path) -> None:
+    assert squared([], notes, str(tmp_path / "out")) == Counts()
+    assert list(notes.iterdir()) == [], "no worker is started"
+
+
+def test_workers_read_the_columns_they_ask_for(tmp_path: Path) -> None:
+    table = rows(0, 3).append_column("square", pa.array([1, 2, 3], pa.int32())).append_column("more", pa.nulls(3))
+    counts = artifact.write_shard(str(tmp_path / "in"), "part-00000.parquet", table, None, 3)
+    made = artifact.commit(str(tmp_path / "in"), "numbers", {}, {}, counts, 0, {})
+
+    def make() -> shards.Work:
+        def check(table: pa.Table) -> Result:
+            if table.column_names != ["number", "square"]:
+                raise InputError(f"got {table.column_names}")
+            return Result(table)
+
+        return check
+
+    columns = ["number", "square"]
+    out = str(tmp_path / "out")
+    shards.map_shards(shards.sources([made]), make, out, SCHEMA, workers=1, label="columns", columns=columns)
+    assert numbers(out) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("where", ["making", "working"])
+def test_a_problem_of_the_user_comes_out_of_a_worker(tmp_path: Path, where: str) -> None:
+    made = written(str(tmp_path / "in"), [2, 2])
+
+    def make() -> shards.Work:
+        def work(table: pa.Table) -> Result:
+            raise InputError("the third field of row 12 is missing: mend it")
+
+        return work(pa.table({})) if where == "making" else work
+
+    with pytest.raises(Exception, match="row 12") as caught:
+        shards.map_shards(shards.sources([made]), make, str(tmp_path / "out"), SCHEMA, workers=1, label="fails")
+    found = pipeline.user_problem(caught.value)
+    assert type(found) is InputError
+    assert str(found) == "the third field of row 12 is missing: mend it"
+    assert artifact.present_shards(str(tmp_path / "out")) == []
+
+
+def test_a_defect_in_a_worker_is_no_problem_of_the_user(tmp_path: Path) -> None:
+    made = written(str(tmp_path / "in"), [2])
+
+    def make() -> shards.Work:
+        return lambda table: Result(table.append_column("square", pa.nulls(1 // 0)))
+
+    with pytest.raises(Exception, match="division") as caught:
+        shards.map_shards(shards.sources([made]), make, str(tmp_path / "out"), SCHEMA, workers=1, label="fails")
+    assert pipeline.user_problem(caught.value) is None
+
+
+def test_a_short_input_shard_is_found_by_the_worker(tmp_path: Path, notes: Path) -> None:
+    made = written(str(tmp_path / "in"), [5, 5])
+    artifact.write_shard(made.url, "part-00001.parquet", rows(5, 4), None, 4)
+    with pytest.raises(Exception, match="its manifest says 5") as caught:
+        squared(shards.sources([made]), notes, str(tmp_path / "out"))
+    assert type(pipeline.user_problem(caught.value)) is CorruptArtifactError
+
+
+def test_divided() -> None:
+    result = shards.divided(rows(0, 3), pa.array([None, "odd", None], pa.string()))
+    assert result.table.to_pylist() == [{"number": 0}, {"number": 2}]
+    assert result.rejected is not None
+    assert result.rejected.to_pylist() == [{"number": 1, "reason": "odd", "detail": None}]
+    told = shards.divided(rows(0, 2), pa.array(["odd", None], pa.string()), pa.array(["why", None], pa.string()))
+    assert told.rejected is not None
+    assert told.rejected.column("detail").to_pylist() == ["why"]
+
+
+def test_a_table_that_does_not_fit_its_schema_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="square"):
+        shards.store(str(tmp_path), "part-00000.parquet", Result(rows(0, 1)), SCHEMA, None)
+    assert storage.list_files(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("buckets", [1, 5])
+def test_shuffle_brings_equal_keys_together(tmp_path: Path, buckets: int) -> None:
+    keys = [f"key {i * i % 23}" for i in range(400)]
+    places = [len(key) * 31 + int(key.split()[1]) for key in keys]
+    table = pa.table(
+        {
+            "key": keys,
+            "number": pa.array(range(400), pa.int64()),
+            shards.BUCKET: pa.array([place % buckets for place in places], pa.int64()),
+        }
+    )
+    folder = str(tmp_path / "out")
+
+    def reduce(group: pa.Table, name: str) -> Counts:
+        return artifact.write_shard(folder, name, group, None, group.num_rows)
+
+    dataset = ray.data.from_arrow([table.slice(start, 50) for start in range(0, 400, 50)])
+    counts = shards.shuffle(dataset, reduce, buckets=buckets, label="shuffle")
+    assert artifact.total(counts) == Counts(400, 400)
+    used = sorted({place % buckets for place in places})
+    assert artifact.present_shards(folder) == [f"part-{bucket:05d}.parquet" for bucket in used]
+    homes: dict[str, set[str]] = {}
+    found = []
+    for name in artifact.present_shards(folder):
+        shard = storage.read_parquet(storage.join(folder, name))
+        assert shard.column_names == ["key", "number"], "the bucket's number is no part of the shard"
+        found += shard.column("number").to_pylist()
+        for key in shard.column("key").to_pylist():
+            homes.setdefault(key, set()).add(name)
+    assert sorted(found) == list(range(400))
+    assert all(len(names) == 1 for names in homes.values())
+    assert len(set.union(*homes.values())) == len(used)
+
+
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_shuffle_of_nothing(tmp_path: Path, buckets: int) -> None:
+    empty = pa.table({"number": pa.array([], pa.int64()), shards.BUCKET: pa.array([], pa.int64())})
+
+    def reduce(group: pa.Table, name: str) -> Counts:
+        return artifact.write_shard(str(tmp_path), name, group, None, group.num_rows)
+
+    counts = shards.shuffle(ray.data.from_arrow(empty), reduce, buckets=buckets, label="shuffle")
+    assert artifact.total(counts) == Counts()
+    assert artifact.present_shards(str(tmp_path)) == []
+
+
+def test_a_problem_of_the_user_comes_out_of_a_shuffle(tmp_path: Path) -> None:
+    def reduce(group: pa.Table, name: str) -> Counts:
+        raise InputError(f"{name}: cannot be")
+
+    table: Any = pa.table({"number": [1, 2], shards.BUCKET: [0, 1]})
+    with pytest.raises(Exception, match="cannot be") as caught:
+        shards.shuffle(ray.data.from_arrow(table), reduce, buckets=2, label="shuffle")
+    assert type(pipeline.user_problem(caught.value)) is InputError
