@@ -17,6 +17,8 @@ from ray_pipeline.text import normalise
 
 LETTER_WEIGHT = 2.0
 """A letter of a script without Latin letters says about as much as two Latin ones (Korean, Japanese, Chinese)."""
+SHORT = 3.0
+"""A shorter source counts as so long: one sign, 鍋, is rightly "cooking pot"."""
 _NUMBER = re.compile(r"\d+(?:[.,٫٬]\d+)*")
 _SIGNS = str.maketrans(",٫٬", "...")
 
@@ -54,7 +56,7 @@ def _copied(row: Mapping[str, Any]) -> bool:
 
 
 def _length_fits(row: Mapping[str, Any], rules: recipes.Audit) -> bool:
-    ratio = weight(row["translation"]) / max(1.0, weight(row["text"]))
+    ratio = weight(row["translation"]) / max(SHORT, weight(row["text"]))
     return rules.min_length_ratio <= ratio <= rules.max_length_ratio
 
 

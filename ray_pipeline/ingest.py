@@ -32,7 +32,7 @@ class Rejection:
 def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -> dict[str, Any] | Rejection:
     """One record of a split as a row of `tables.PAIRS`, or why not."""
     columns = recipe.data.columns
-    if columns.task and record.get(columns.task) not in (None, recipe.task):
+    if columns.task and record.get(columns.task) not in (None, "", recipe.task):
         return Rejection("unknown task", columns.task, f"{record[columns.task]!r} is not {recipe.task}")
     texts = {}
     for name, column in {"query": columns.query, "target": recipe.target_column}.items():

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ray_pipeline import shards, tables
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini.fanout import Fanout, spent
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
 from ray_pipeline.recipe import Languages, Recipe
@@ -38,7 +39,10 @@ class Lingua:
     def __init__(self, candidates: Sequence[str]) -> None:
         from lingua import IsoCode639_1, LanguageDetectorBuilder
 
-        codes = [IsoCode639_1.from_str(code.upper()) for code in candidates]
+        try:
+            codes = [IsoCode639_1.from_str(code.upper()) for code in candidates]
+        except ValueError as error:
+            raise RecipeError(f"languages.candidates {list(candidates)}: {error}: use ISO 639-1 codes") from error
         self._detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
 
     def confidences(self, text: str) -> Sequence[tuple[str, float]]:

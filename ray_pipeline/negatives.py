@@ -182,7 +182,10 @@ def _negative(row: Mapping[str, Any], origin: str, target: str, similarity: floa
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity; a recipe without negatives shares one empty artifact."""
-    return recipe.negatives.model_dump() if embed.wanted(recipe) else {"negatives": None}
+    if not embed.wanted(recipe):
+        return {"negatives": None}
+    # The cap per target and the draws are a shard's own, so that the rows of a shard are part of the content here.
+    return recipe.negatives.model_dump() | {"shard_rows": recipe.runtime.shard_rows}
 
 
 def run(context: Context) -> Outcome:

@@ -212,7 +212,7 @@ class Negatives(Section):
     easy_quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Easy negatives come from this lowest share of similarities; the exact minimum would pick a few outliers."""
     easy_max_per_target: Positive = 20
-    """No target serves more often than this as an easy negative."""
+    """No target serves more often than this as an easy negative of one shard."""
     hard_min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.3
     hard_max_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
     """Above it a near match is taken for a false negative and left alone."""

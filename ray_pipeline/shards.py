@@ -112,7 +112,8 @@ def map_shards(
         fn_constructor_kwargs={"make": make, "folder": folder, "schema": schema, "columns": columns},
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
+        # One shard at a time: else the first worker that is up takes several, and the others have none.
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=1),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )

@@ -37,7 +37,8 @@ def gemini() -> Iterator[GeminiServer]:
 
 def start(folder: Path, server: GeminiServer) -> subprocess.Popen[bytes]:
     recipe = pipeline_recipe.write(folder, gemini__base_url=server.url)
-    command = [sys.executable, str(JOB), str(recipe), "--workdir", str(folder / "work"), "--output", str(folder / "out")]
+    command = [sys.executable, str(JOB), str(recipe), "--workdir", str(folder / "work")]
+    command += ["--output", str(folder / "out")]
     log = (folder / "log.txt").open("ab")
     environment = os.environ | {"GEMINI_API_KEY": "sandbox-key"}
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -96,8 +97,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_driver_killed_in_four_stages_goes_on_each_time(undisturbed: Path, tmp_path: Path) -> None:
     with gemini() as server:
         moments: list[Callable[[], bool]] = [
-            lambda: any((tmp_path / "work" / "ledger" / "translate").glob("*/*.jsonl"))
-            and server.stats.snapshot()["items_answered"] > 60,
+            lambda: (
+                any((tmp_path / "work" / "ledger" / "translate").glob("*/*.jsonl"))
+                and server.stats.snapshot()["items_answered"] > 60
+            ),
             lambda: under_way(tmp_path, "embed", "texts.done"),
             lambda: under_way(tmp_path, "train", "run/checkpoint_*"),
             lambda: under_way(tmp_path, "score"),

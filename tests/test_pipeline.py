@@ -128,7 +128,7 @@ def test_another_learning_rate_reruns_training_and_what_follows_only(finished: d
 
 def test_how_fast_and_where_the_work_runs_is_not_part_of_the_identity(finished: dict[str, Any]) -> None:
     changes = {
-        "runtime.score_batch_rows": 7, "runtime.shard_rows": 99, "gemini.requests_per_minute": 5,
+        "runtime.score_batch_rows": 7, "runtime.map_workers": 3, "gemini.requests_per_minute": 5,
         "gemini.items_per_request": 2, "gemini.price_usd_per_million": [1.0, 2.0], "notice": "other words",
     }  # fmt: skip
     changed = recipe.variant(finished["recipe"], changes)

@@ -179,6 +179,16 @@ def test_the_target_is_cut_first_and_both_stay_visible(tokenizer: Tiny, query: s
         assert query_kept >= room // 2
 
 
+@pytest.mark.parametrize("spare", [-1, 0, 1, 2])
+def test_a_query_that_just_fits_leaves_room_for_the_target(tokenizer: Tiny, spare: int) -> None:
+    query, target = "xq " * 12, "home,kitchen"
+    room = len(tokenizer.ids(f" {query}")) + spare
+    found = encode(tokenizer, query, target, max_tokens=frame(tokenizer) + room)
+    query_kept, target_kept = parts(tokenizer, found, query, target)
+    assert query_kept >= room // 2 and target_kept >= 1
+    assert query_kept + target_kept == room and found.truncated
+
+
 def test_a_shorter_limit_never_shows_more(tokenizer: Tiny) -> None:
     limits = range(frame(tokenizer) + MIN_ROOM, frame(tokenizer) + 80)
     lengths = [len(encode(tokenizer, "xq " * 10, LONG, max_tokens=limit).ids) for limit in limits]

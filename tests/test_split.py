@@ -72,6 +72,10 @@ def test_by_branch_no_branch_is_in_two_parts(branch_levels: int) -> None:
         parts[",".join(levels(found["target"])[:branch_levels])].add(found["part"])
     assert all(len(where) == 1 for where in parts.values())
     assert set().union(*parts.values()) == PARTS
+    coarser = defaultdict(set)
+    for found in kept:
+        coarser[levels(found["target"])[0]].add(found["part"])
+    assert any(len(where) > 1 for where in coarser.values()) == (branch_levels > 1)
     assert {found["reason"] for found in refused} == {"query and branch in different parts"}
     expected = 1 - (0.6**2 + 0.2**2 + 0.2**2)  # query and branch fall independently
     assert len(refused) / len(rows) == pytest.approx(expected, abs=0.12)

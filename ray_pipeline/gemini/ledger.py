@@ -2,7 +2,7 @@
 
 The ledger is a folder of logs that only grow, one per writer. Its name holds what changes an answer (model,
 parameters, template), a line's key the item itself, never the request in which it happened to travel. A line that a
-kill cut short is passed over.
+kill or a full disk cut short is passed over.
 """
 
 import json
@@ -76,6 +76,8 @@ class Ledger:
 def _read(url: str) -> list[Answer]:
     found = []
     for line in storage.read_bytes(url).splitlines(keepends=True):
-        if line.endswith(b"\n"):  # else the writer was killed in the middle of it
-            found.append(Answer(**json.loads(line)))
+        try:
+            found.append(Answer(**json.loads(line if line.endswith(b"\n") else b"")))
+        except (ValueError, TypeError):  # its writer was stopped in the middle of it
+            continue
     return found

@@ -82,13 +82,20 @@ def read_answer(kind: Kind, text: str, asked: set[str]) -> dict[str, str]:
     """Answers by key, of those asked and not empty; empty for text that is not the JSON array that was asked for."""
     try:
         rows = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    field, found = answer_field(kind), dict[str, str]()
+    found = dict[str, str]()
     for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and row.get("key") in asked and isinstance(row.get(field), str) and row[field].strip():
-            found[row["key"]] = " ".join(row[field].split())
+        if isinstance(row, dict):
+            key, answer = row.get("key"), row.get(answer_field(kind))
+            if isinstance(key, str) and key in asked and isinstance(answer, str) and _is_sound(answer):
+                found[key] = " ".join(answer.split())
     return found
+
+
+def _is_sound(answer: str) -> bool:
+    """Whether there is text, and all of it whole: a \\u escape can name half of a character."""
+    return bool(answer.strip()) and not any("\ud800" <= c <= "\udfff" for c in answer)
 
 
 def estimate_tokens(text: str) -> int:

@@ -21,6 +21,7 @@ class Quota:
     usd: float = 0.0
     """Spent so far."""
     next_start: float = 0.0
+    paused_until: float = 0.0
 
     def reserve(self, now: float, tokens: int) -> float:
         """Seconds to wait before a request of so many input tokens; raises GeminiError once `max_usd` is spent."""
@@ -29,18 +30,22 @@ class Quota:
                 f"gemini.max_usd: {self.usd:.4f} USD of {self.max_usd} are spent; raise it and run the same command "
                 "again: what was answered is kept and not paid for twice"
             )
-        start = max(now, self.next_start)
-        self.next_start = start + max(60 / self.requests_per_minute, 60 * tokens / self.tokens_per_minute)
+        start = max(now, self.next_start, self.paused_until)
+        self.next_start = start + self._share(tokens)
         return start - now
 
     def settle(self, estimated: int, counted: int, usd: float) -> None:
         """Correct a reservation by the tokens that the server counted, and add what they cost."""
-        self.next_start += 60 * (counted - estimated) / self.tokens_per_minute
+        self.next_start += self._share(counted) - self._share(estimated)
         self.usd += usd
 
     def pause(self, now: float, seconds: float) -> None:
         """Let no request start for some seconds: the server has said 429."""
-        self.next_start = max(self.next_start, now + seconds)
+        self.paused_until = max(self.paused_until, now + seconds)
+
+    def _share(self, tokens: int) -> float:
+        """Seconds that a request of so many tokens uses up, of the limit that is the tighter one for it."""
+        return max(60 / self.requests_per_minute, 60 * tokens / self.tokens_per_minute)
 
 
 class QuotaActor:

@@ -159,7 +159,7 @@ def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> T
         errors=errors(),
         findings=findings(),
         stages=stages(task),
-        prompt_example="Is this category relevant to the query? Answer yes or no.\nQuery: 防水 シューズ\nCategory: shoes",
+        prompt_example="Is this category relevant? Answer yes or no.\nQuery: 防水 シューズ\nCategory: shoes",
         comparison=comparison(),
     )  # fmt: skip
 

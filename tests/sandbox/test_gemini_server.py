@@ -186,8 +186,8 @@ def test_wrong_key_and_unknown_paths(server: GeminiServer) -> None:
     with pytest.raises(errors.ClientError) as caught:
         api.models.count_tokens(model=MODEL, contents="robe")
     assert caught.value.code == 400
+    client_right = client(server)
     with pytest.raises(errors.ClientError) as caught:
-        client_right = client(server)
         client_right.models.get(model=MODEL)
     assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
 
@@ -385,7 +385,7 @@ def test_stats_tell_what_was_paid_twice() -> None:
 
 def test_a_taken_port_is_an_error(server: GeminiServer) -> None:
     port = int(server.url.rsplit(":", 1)[1])
-    with pytest.raises(OSError), running(port=port):
+    with pytest.raises(OSError, match="address already in use"), running(port=port):
         pass
 
 

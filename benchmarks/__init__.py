@@ -1,0 +1,1 @@
+"""Measurements on data and models that the product does not need."""
