@@ -207,17 +207,17 @@ def _few_rows(task: TaskReport) -> Iterator[Finding]:
 
 
 def _stopping(task: TaskReport) -> Iterator[Finding]:
-    losses = [(point["tune_loss"], i) for i, point in enumerate(task.curves) if "tune_loss" in point]
-    losses = [pair for pair in losses if not math.isnan(pair[0])]
-    if len(losses) < 2:
+    """Where training was best by what early stopping looks at: tune F1, then tune loss."""
+    if len(task.curves) < 2:
         return
-    loss, best = min(losses)
-    epoch = task.curves[best].get("epoch", math.nan)
-    text = f"The tune part's loss was lowest ({loss:.3f}, epoch {epoch:.2f}) at the"
-    if best == losses[-1][1]:
-        yield Finding("note", "More epochs may help", f"{text} last of {len(losses)} evaluations.")
-    elif best == losses[0][1]:
-        text += f" first of {len(losses)} evaluations: lower the learning rate, or evaluate more often."
+    ranked = [(-point["tune_f1"], point["tune_loss"], i) for i, point in enumerate(task.curves)]
+    best = min(ranked)[2]
+    point = task.curves[best]
+    text = f"F1 on the tune part was highest ({point['tune_f1']:.3f}, epoch {point['epoch']:.2f}) at the"
+    if best == len(task.curves) - 1:
+        yield Finding("note", "More epochs may help", f"{text} last of {len(task.curves)} evaluations.")
+    elif best == 0:
+        text += f" first of {len(task.curves)} evaluations: lower the learning rate, or evaluate more often."
         yield Finding("warning", "Training got worse after its first evaluation", text)
 
 

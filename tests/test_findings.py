@@ -20,6 +20,10 @@ def rows_of(name: str, f1: Estimate, rows: int = 1000, seen: bool = True) -> Sli
     return Slice(name, rows, rows * 7 // 10, f1, around(0.9), around(0.9), seen)
 
 
+def curves(f1: list[float]) -> list[dict[str, float]]:
+    return [{"tune_f1": value, "tune_loss": 0.3, "epoch": float(i)} for i, value in enumerate(f1, start=1)]
+
+
 def report(**changes: Any) -> TaskReport:
     """A task of which there is nothing to complain."""
     sound = TaskReport(
@@ -40,7 +44,7 @@ def report(**changes: Any) -> TaskReport:
         parts=[("train", 1000, 700)],
         audit=[("de", 1000, 900, {"label": 100})],
         audit_examples=[],
-        curves=[{"tune_loss": loss, "epoch": epoch} for epoch, loss in enumerate([0.5, 0.4, 0.45], start=1)],
+        curves=curves([0.8, 0.9, 0.85]),
         errors=[],
         findings=[],
         stages=[],
@@ -191,16 +195,15 @@ def test_few_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "title"),
+    ("f1", "title"),
     [
-        ([0.5, 0.4, 0.3], "More epochs may help"),
-        ([0.3, 0.4, 0.5], "worse after its first evaluation"),
+        ([0.7, 0.8, 0.9], "More epochs may help"),
+        ([0.9, 0.8, 0.7], "worse after its first evaluation"),
     ],
 )
-def test_stopping(losses: list[float], title: str) -> None:
-    curves = [{"tune_loss": loss, "epoch": float(i)} for i, loss in enumerate(losses)]
-    assert "0.300" in found(title, report(curves=curves)).text
-    assert title not in titles(report(curves=curves[:1]))
+def test_stopping(f1: list[float], title: str) -> None:
+    assert "0.900" in found(title, report(curves=curves(f1))).text
+    assert title not in titles(report(curves=curves(f1)[:1]))
     assert title not in titles(report())
 
 

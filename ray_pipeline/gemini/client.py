@@ -1,5 +1,6 @@
 """One request to Gemini through google-genai, and what can come of it, as types."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,8 +64,8 @@ def endpoint(gemini: Gemini) -> str | None:
 def api_key() -> str:
     """The key, from the environment; raises GeminiError if there is none."""
     for name in KEY_VARIABLES:
-        if os.environ.get(name):
-            return os.environ[name]
+        if key := os.environ.get(name, "").strip():
+            return key
     raise GeminiError("no Gemini key: set GEMINI_API_KEY in the environment (of every node, on a cluster)")
 
 
@@ -91,6 +92,7 @@ class Client:
     async def ask(self, items: Sequence[Item], cap_factor: int = 1) -> Reply | RateLimited | Unavailable:
         """Ask about some items; raises GeminiError where asking again is of no use (key, model, malformed request)."""
         import aiohttp
+        import pydantic
         from google.genai import errors
 
         try:
@@ -103,8 +105,8 @@ class Client:
             return self._api_error(error)
         except (TimeoutError, OSError, aiohttp.ClientError) as error:
             return Unavailable(f"{type(error).__name__}: {error}")
-        except errors.UnknownApiResponseError as error:
-            return Unavailable(f"{type(error).__name__}: {error}")
+        except (errors.UnknownApiResponseError, json.JSONDecodeError, pydantic.ValidationError) as error:
+            return Unavailable(f"{type(error).__name__}: not an answer of Gemini's")  # such as a proxy's page
         return self._reply(response, {item.key for item in items})
 
     def _config(self, count: int, cap_factor: int) -> Any:
