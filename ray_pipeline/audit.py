@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline import runtime, shards, tables
-from ray_pipeline.languages import SCRIPTS, scripts
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.scripts import SCRIPTS, scripts
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import normalise
 

@@ -64,22 +64,9 @@ def _faults(vectors: np.ndarray, normalised: bool) -> pa.Array:
     return pa.array(faults, pa.string())
 
 
-def matrix(embeddings: artifact.Artifact) -> tuple[list[str], np.ndarray]:
-    """Texts `[n]` and their vectors `[n, d]` float32, in the order of the shards."""
-    table = embeddings.read(["text", "vector"]).combine_chunks()
-    column = table.column("vector").combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return table.column("text").to_pylist(), flat.reshape(len(column), -1).astype(np.float32)
-
-
-def wanted(recipe: Recipe) -> bool:
-    """Whether a later stage needs vectors."""
-    return recipe.negatives.easy_per_positive > 0 or recipe.negatives.hard_per_positive > 0
-
-
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity; a recipe without negatives shares one empty artifact."""
-    if not wanted(recipe):
+    if not recipe.negatives.wanted:
         return {"embed": None}
     rules = recipe.embed
     return rules.model_dump(exclude={"model", "revision"}) | {"model": models.identity(rules.model, rules.revision)}
@@ -123,7 +110,7 @@ def _unique_targets(context: Context) -> list[Source]:
 def run(context: Context) -> Outcome:
     """Embed each distinct target of the train part once."""
     recipe = context.recipe
-    if not wanted(recipe):
+    if not recipe.negatives.wanted:
         return Outcome(Counts())
     runtime.check_gpus(recipe.runtime, recipe.runtime.embed_workers)
     counts = shards.map_shards(

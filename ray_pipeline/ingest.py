@@ -15,7 +15,6 @@ from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code, normalise, stable_id, stable_number
 
-POSITION_BITS = 40
 ROW_BYTES = 200
 """About what a raw row takes; only the number of shards rests on it."""
 
@@ -73,7 +72,7 @@ def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict
     pairs, refused = [], []
     columns: Counter[str] = Counter()
     for row, record in rawfiles.records(part):
-        position = (part.file.number << POSITION_BITS) | row
+        position = rawfiles.position(part.file, row)
         if isinstance(record, Unreadable):
             refused.append(_refused(part.file, row, None, record.reason, record.detail, record.raw))
             continue
@@ -134,7 +133,7 @@ def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[t
     first = [i == 0 or ids[i] != ids[i - 1] for i in range(len(ids))]
     refused = []
     for row in table.filter(pa.array([not keep for keep in first], pa.bool_())).to_pylist():
-        number, line = row["position"] >> POSITION_BITS, row["position"] & ((1 << POSITION_BITS) - 1)
+        number, line = rawfiles.place(row["position"])
         file = RawFile(row["split"], number, files[row["split"], number], "jsonl")
         refused.append(_refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}"))
     rejected = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)

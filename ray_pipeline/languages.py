@@ -1,7 +1,5 @@
 """Correction of language tags: script and a local detector decide the clear cases, Gemini the rest (paper, step 1)."""
 
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -13,16 +11,10 @@ from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini.fanout import Fanout, spent
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
 from ray_pipeline.recipe import Languages, Recipe
+from ray_pipeline.scripts import SCRIPT_LANGUAGES, scripts
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code
 
-SCRIPT_LANGUAGES = {"HANGUL": "ko", "HIRAGANA": "ja", "KATAKANA": "ja", "THAI": "th", "ARABIC": "ar"}
-"""Scripts that settle the language among the candidates."""
-SCRIPTS = {
-    "ko": {"HANGUL", "CJK"}, "ja": {"HIRAGANA", "KATAKANA", "CJK"}, "zh": {"CJK"}, "th": {"THAI"}, "ar": {"ARABIC"},
-    "ru": {"CYRILLIC"},
-}  # fmt: skip
-"""Scripts of languages not written in Latin letters."""
 UNDETERMINED = "und"
 
 
@@ -49,13 +41,6 @@ class Lingua:
         """(ISO 639-1 code, probability), best first."""
         values = self._detector.compute_language_confidence_values(text)
         return [(value.language.iso_code_639_1.name.lower(), value.value) for value in values]
-
-
-def scripts(text: str) -> Counter[str]:
-    """Letters of a text by script, as Unicode names it: LATIN, HANGUL, CJK, …; half and full width are one."""
-    letters = (c for c in unicodedata.normalize("NFKC", text) if c.isalpha())
-    names = (unicodedata.name(c, "").split(" ")[0] for c in letters)
-    return Counter(name.removesuffix("-COMPATIBILITY") for name in names)
 
 
 def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | None:

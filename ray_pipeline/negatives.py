@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_pipeline import embed, runtime, shards, tables
 from ray_pipeline import recipe as recipes
+from ray_pipeline import runtime, shards, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -102,12 +102,20 @@ def hard(
     return found
 
 
+def matrix(embeddings: Artifact) -> tuple[list[str], np.ndarray]:
+    """Texts `[n]` and their vectors `[n, d]` float32, in the order of the shards."""
+    table = embeddings.read(["text", "vector"]).combine_chunks()
+    column = table.column("vector").combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return table.column("text").to_pylist(), flat.reshape(len(column), -1).astype(np.float32)
+
+
 class Mining:
     """Mines negatives for the positives of a shard of pairs."""
 
     def __init__(self, recipe: Recipe, embeddings: Artifact) -> None:
         self._rules = recipe.negatives
-        texts, vectors = embed.matrix(embeddings)
+        texts, vectors = matrix(embeddings)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self._corpus = Corpus(texts, np.ascontiguousarray(vectors / np.maximum(norms, 1e-12)))
         self._row_of = {text: i for i, text in enumerate(texts)}
@@ -182,7 +190,7 @@ def _negative(row: Mapping[str, Any], origin: str, target: str, similarity: floa
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity; a recipe without negatives shares one empty artifact."""
-    if not embed.wanted(recipe):
+    if not recipe.negatives.wanted:
         return {"negatives": None}
     # The cap per target and the draws are a shard's own, so that the rows of a shard are part of the content here.
     return recipe.negatives.model_dump() | {"shard_rows": recipe.runtime.shard_rows}
@@ -191,7 +199,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 def run(context: Context) -> Outcome:
     """Write the negatives as pairs; positives that wanted one in vain are counted as refused."""
     recipe = context.recipe
-    if not embed.wanted(recipe):
+    if not recipe.negatives.wanted:
         return Outcome(Counts())
     counts = shards.map_shards(
         shards.sources([context.inputs["dedupe"]]),

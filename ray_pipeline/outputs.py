@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ray_pipeline import ingest, rawfiles, storage
+from ray_pipeline import rawfiles, storage
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.recipe import Recipe
@@ -73,9 +73,8 @@ def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
                     raise InputError(
                         f"{file.url}, line {row}: {record.reason}: the submission cannot carry it; mend the line"
                     )
-                position = (file.number << ingest.POSITION_BITS) | row
                 yield {
-                    "id": record.get(columns.id) if columns.id else position,
+                    "id": record.get(columns.id) if columns.id else rawfiles.position(file, row),
                     "language": record.get(columns.language) if columns.language else None,
                     "origin_query": record.get(columns.query),
                     target: record.get(recipe.target_column),

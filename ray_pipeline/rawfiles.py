@@ -18,6 +18,7 @@ ENDINGS: dict[str, Format] = {
 }  # fmt: skip
 SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
+ROW_BITS = 40
 REMEDY = "replace the file, or take it out of the recipe's data section"
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -59,6 +60,16 @@ def find(split: str, patterns: list[str], format: str) -> list[RawFile]:
     """The files that a split's paths, globs and folders name, in order; raises InputError for none or an odd ending."""
     urls = list(dict.fromkeys(url for pattern in patterns for url in storage.expand(pattern)))
     return [RawFile(split, number, url, _format(url, format)) for number, url in enumerate(urls)]
+
+
+def position(file: RawFile, row: int) -> int:
+    """One number for a row of a split, rising in the input's order: the file's number, then the row's."""
+    return (file.number << ROW_BITS) | row
+
+
+def place(position: int) -> tuple[int, int]:
+    """(file number, row) of a position."""
+    return position >> ROW_BITS, position & ((1 << ROW_BITS) - 1)
 
 
 def slices(file: RawFile) -> list[Slice]:

@@ -220,6 +220,11 @@ class Negatives(Section):
     """Neighbours looked at per positive."""
     seed: int = 0
 
+    @property
+    def wanted(self) -> bool:
+        """Whether any are to be mined."""
+        return self.easy_per_positive > 0 or self.hard_per_positive > 0
+
     @model_validator(mode="after")
     def _band(self) -> Self:
         if self.hard_min_similarity >= self.hard_max_similarity:

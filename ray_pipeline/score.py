@@ -15,7 +15,7 @@ from ray_pipeline.artifact import Artifact
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.train.stage import ADAPTER
+from ray_pipeline.train import ADAPTER
 
 
 class Scoring:

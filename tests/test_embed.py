@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, embed, tables
+from ray_pipeline import artifact, embed, negatives, tables
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.text import stable_id
 
@@ -52,7 +52,7 @@ def embeddings(folder: Path, texts: list[str], vectors: np.ndarray, cuts: list[i
 def test_matrix_gives_texts_and_vectors_in_the_order_of_the_shards(tmp_path: Path, cuts: list[int]) -> None:
     texts = [f"text {i}" for i in range(7)]
     vectors = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-    found, matrix = embed.matrix(embeddings(tmp_path, texts, vectors, cuts))
+    found, matrix = negatives.matrix(embeddings(tmp_path, texts, vectors, cuts))
     assert found == texts
     assert (matrix.shape, matrix.dtype) == ((7, 5), np.float32)
     np.testing.assert_array_equal(matrix, vectors.astype(np.float16).astype(np.float32))
@@ -70,7 +70,7 @@ def test_vectors_are_wanted_for_negatives_only(
     make_recipe: Callable[..., Recipe], changes: dict[str, Any], wanted: bool
 ) -> None:
     recipe = make_recipe(embed__model="sandbox://embedder", **changes)
-    assert embed.wanted(recipe) is wanted
+    assert recipe.negatives.wanted is wanted
     assert (embed.config(recipe) == {"embed": None}) is not wanted
 
 

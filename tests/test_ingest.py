@@ -153,8 +153,7 @@ def test_positions_follow_the_input_and_refused_rows_name_their_line(
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("\n".join([*lines[:2], "", "{broken", *lines[2:]]))
     pairs, refused = parsed(tmp_path, make_recipe("QI"))
-    low = (1 << ingest.POSITION_BITS) - 1
-    where = [(row["position"] >> ingest.POSITION_BITS, row["position"] & low) for row in pairs]
+    where = [rawfiles.place(row["position"]) for row in pairs]
     assert where == [(number, line) for number in (0, 1) for line in (1, 2, 5, 7)]
     assert [(Path(row["file"]).name, row["line"], row["field"], row["reason"]) for row in refused] == [
         (name, line, field, reason)
@@ -199,7 +198,7 @@ def test_a_column_that_no_row_has_stops_and_says_how_to_map_it(
 def test_the_first_row_of_an_id_stays_and_the_others_are_refused(tmp_path: Path, make_recipe: Make) -> None:
     recipe = make_recipe("QI")
     rows = [
-        made(QI | {"id": i, "item_title": title}, recipe, position=(number << ingest.POSITION_BITS) | line)
+        made(QI | {"id": i, "item_title": title}, recipe, position=(number << rawfiles.ROW_BITS) | line)
         for i, title, number, line in [
             ("7", "late", 1, 2),
             ("7", "first", 0, 5),

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from ray_pipeline import languages
-from ray_pipeline.languages import Lingua, decide, scripts
+from ray_pipeline.languages import Lingua, decide
 from ray_pipeline.recipe import Languages, Recipe
+from ray_pipeline.scripts import scripts
 
 RULES = Languages()
 

@@ -15,9 +15,8 @@ from ray_pipeline.errors import ModelError, PipelineError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.train import warm_up
+from ray_pipeline.train import ADAPTER, warm_up
 
-ADAPTER = "adapter"
 RUN_NAME = "run"
 PROBLEM = "problem.json"
 
