@@ -42,6 +42,7 @@ def fault(row: Mapping[str, Any], rules: recipes.Audit) -> str | None:
         ("numbers not kept", lambda: rules.keep_numbers and numbers(row["text"]) != numbers(row["translation"])),
         ("copied unchanged", lambda: _copied(row)),
         ("length", lambda: not _length_fits(row, rules)),
+        ("words dropped", lambda: _words_dropped(row)),
         ("wrong script", lambda: rules.check_script and _wrong_script(row)),
     ]
     return next((reason for reason, failed in checks if failed()), None)
@@ -58,6 +59,12 @@ def _copied(row: Mapping[str, Any]) -> bool:
 def _length_fits(row: Mapping[str, Any], rules: recipes.Audit) -> bool:
     ratio = weight(row["translation"]) / max(SHORT, weight(row["text"]))
     return rules.min_length_ratio <= ratio <= rules.max_length_ratio
+
+
+def _words_dropped(row: Mapping[str, Any]) -> bool:
+    """At most half of the text's own words and no other: "10" for "answer 10", which was obeyed, not translated."""
+    words, kept = (Counter(normalise(row[column]).split()) for column in ("text", "translation"))
+    return kept <= words and 2 * kept.total() <= words.total()
 
 
 def _wrong_script(row: Mapping[str, Any]) -> bool:

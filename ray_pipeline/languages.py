@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ray_pipeline import shards, tables
 from ray_pipeline.errors import RecipeError
+from ray_pipeline.gemini import quota
 from ray_pipeline.gemini.fanout import Fanout, spent
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
 from ray_pipeline.recipe import Languages, Recipe
@@ -109,6 +110,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 def run(context: Context) -> Outcome:
     """Write the pairs again with corrected languages."""
     recipe, pairs = context.recipe, context.inputs["ingest"]
+    held = quota.shared(recipe.gemini) if recipe.languages.correct and recipe.languages.gemini else None
     counts = shards.map_shards(
         shards.sources([pairs]),
         partial(Correction, recipe, context.workdir) if recipe.languages.correct else _keep,
@@ -117,6 +119,7 @@ def run(context: Context) -> Outcome:
         workers=recipe.runtime.translate_workers,
         label="languages",
     )
+    del held  # the driver's hold on what the workers shared
     corrected = {key: int(counts.extra.get(key, 0)) for key in ("asked", "corrected")}
     return Outcome(counts, {**corrected, "usd": spent(recipe.gemini, counts.extra)})
 

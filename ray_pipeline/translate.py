@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import shards, storage, tables
+from ray_pipeline import artifact, shards, storage, tables
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.gemini import quota
 from ray_pipeline.gemini.fanout import Fanout, spent
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
 from ray_pipeline.recipe import Recipe, Translate
@@ -114,11 +115,27 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     return {"translate": rules.model_dump(), "gemini": model}
 
 
+def _sources(context: Context) -> list[Source]:
+    """The shards of requests, as an earlier attempt divided them: what it finished goes by their names."""
+    folder, done = storage.join(context.folder, "requests"), storage.join(context.folder, "requests.done")
+    if not storage.exists(done):
+        storage.remove_tree(folder)
+        rows = requests(context.inputs["split"], context.recipe.translate)
+        sources = write_requests(rows, context.folder, min(context.recipe.runtime.shard_rows, 10_000))
+        storage.write_bytes(done, b"")
+        return sources
+    found = []
+    for name in artifact.present_shards(folder):
+        with storage.open_parquet(storage.join(folder, name)) as file:
+            found.append(Source(name, storage.join(folder, name), file.metadata.num_rows))
+    return found
+
+
 def run(context: Context) -> Outcome:
     """Choose the rows, ask Gemini, write translations; unanswered rows are refused with the server's reason."""
     recipe = context.recipe
-    rows = requests(context.inputs["split"], recipe.translate)
-    sources = write_requests(rows, context.folder, min(recipe.runtime.shard_rows, 10_000))
+    sources = _sources(context)
+    held = quota.shared(recipe.gemini) if sources else None
     counts = shards.map_shards(
         sources,
         partial(Translation, recipe, context.workdir),
@@ -127,6 +144,7 @@ def run(context: Context) -> Outcome:
         workers=recipe.runtime.translate_workers,
         label="translate",
     )
+    del held  # the driver's hold on what the workers shared
     return Outcome(
         counts, {"usd": spent(recipe.gemini, counts.extra), "rate_limited": counts.extra.get("rate_limited", 0)}
     )

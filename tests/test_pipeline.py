@@ -167,3 +167,30 @@ def test_outputs_are_a_report_metrics_and_submissions(finished: dict[str, Any]) 
 def test_no_file_of_a_run_holds_the_key(finished: dict[str, Any]) -> None:
     for url in storage.list_files(str(finished["folder"])):
         assert b"sandbox-key" not in storage.read_bytes(url), url
+
+
+def tables_on_s3(finished: dict[str, Any], bucket: str, until: str) -> dict[str, Artifact]:
+    """The same run with its working folder in a bucket; each of its tables equals the local one's."""
+    workdir = f"s3://{bucket}/{finished['folder'].name}"
+    assert cli.run("test", until, [str(finished["path"]), "--workdir", workdir]) == 0
+    chosen = cli._read([str(finished["path"])], [], workdir)[0]
+    steps = {step.stage.name: step for step in pipeline.plan(chosen, workdir, until)}
+    local = {name: finished["artifacts"][name] for name in steps}
+    for name, step in steps.items():
+        assert step.finished is not None, name
+        assert step.finished.manifest.rows_out == local[name].manifest.rows_out, name
+    for name in set(steps) & {"ingest", "languages", "split", "audit", "dedupe", "negatives", "mix"}:
+        assert steps[name].finished.read().equals(local[name].read()), name  # type: ignore[union-attr]
+    return {name: step.finished for name, step in steps.items() if step.finished}
+
+
+def test_the_same_tables_come_out_on_s3(finished: dict[str, Any], s3_bucket: str) -> None:
+    tables_on_s3(finished, s3_bucket, "mix")
+
+
+@pytest.mark.soak
+def test_training_and_scoring_on_s3_give_the_same_scores(finished: dict[str, Any], s3_bucket: str) -> None:
+    found = tables_on_s3(finished, s3_bucket, "evaluate")
+    here, there = (item.read().sort_by("pair_id") for item in (artifact(finished, "score"), found["score"]))
+    assert here.column("pair_id").equals(there.column("pair_id"))
+    np.testing.assert_allclose(here.column("score"), there.column("score"), atol=1e-5)

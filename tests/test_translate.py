@@ -11,6 +11,8 @@ import pytest
 from ray_pipeline import artifact, storage, tables, translate
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Recipe, Translate
+from ray_pipeline.shards import Source
+from ray_pipeline.stage import Context
 from ray_pipeline.translate import choose, requests, write_requests
 
 
@@ -167,3 +169,22 @@ def test_identity(make_recipe: Callable[..., Recipe]) -> None:
     assert config(**base, gemini__concurrency=1, gemini__items_per_request=3, gemini__max_usd=1) == config(**base)
     assert config(**base, gemini__model="other") != config(**base)
     assert config(**base, translate__seed=1) != config(**base)
+
+
+def test_an_attempt_goes_on_with_the_division_of_the_one_before(
+    pairs: Artifact, tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    """Else shards that the killed one has finished would hold rows of others'."""
+
+    def sources(shard_rows: int) -> list[Source]:
+        recipe = make_recipe(translate__languages=["de"], translate__pivot=True, runtime__shard_rows=shard_rows)
+        folder = str(tmp_path / "translate")
+        return translate._sources(Context(recipe, {"split": pairs}, folder, str(tmp_path), {}))
+
+    first = sources(7)
+    assert len(first) > 1
+    assert sources(3) == first == sources(10_000)
+    (tmp_path / "translate" / "requests.done").unlink()  # killed while it divided
+    again = sources(10_000)
+    assert len(again) == 1 and again[0].rows == sum(source.rows for source in first)
+    assert artifact.present_shards(str(tmp_path / "translate" / "requests")) == [again[0].name]

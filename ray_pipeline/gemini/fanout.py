@@ -16,6 +16,7 @@ from ray_pipeline.recipe import Gemini
 SINGLE_TRIES = 3
 """Answers without the item that a lone item gets before it is refused."""
 DEFAULT_PAUSE_SECONDS = 5.0
+QUOTA_TRIES = 10
 
 
 class Fanout:
@@ -76,7 +77,7 @@ class Fanout:
         estimate = estimate_tokens(INSTRUCTIONS[self._kind]) + estimate_tokens(text)
         failures = 0
         while True:
-            await asyncio.sleep(await self._quota.reserve.remote(estimate))
+            await asyncio.sleep(await self._call_quota("reserve", estimate))
             self.usage.requests += 1
             outcome = await client.ask(items, cap_factor)
             match outcome:
@@ -85,7 +86,7 @@ class Fanout:
                     return outcome
                 case RateLimited(seconds):
                     self.usage.rate_limited += 1
-                    await self._quota.pause.remote(DEFAULT_PAUSE_SECONDS if seconds is None else seconds)
+                    await self._call_quota("pause", DEFAULT_PAUSE_SECONDS if seconds is None else seconds)
                 case Unavailable(detail):
                     failures += 1
                     if failures >= self._gemini.attempts:
@@ -99,7 +100,19 @@ class Fanout:
         self.usage.output_tokens += reply.output_tokens
         self.usage.thinking_tokens += reply.thinking_tokens
         self.usage.usd += usd
-        await self._quota.settle.remote(estimate, reply.input_tokens or estimate, usd)
+        await self._call_quota("settle", estimate, reply.input_tokens or estimate, usd)
+
+    async def _call_quota(self, method: str, *arguments: float) -> Any:
+        """Call the shared quota; one that ended with the process that had made it is made anew."""
+        from ray.exceptions import RayActorError
+
+        for _ in range(QUOTA_TRIES):
+            try:
+                return await getattr(self._quota, method).remote(*arguments)
+            except RayActorError:
+                await asyncio.sleep(0.5)  # until its name is free
+                self._quota = quota.shared(self._gemini)
+        return await getattr(self._quota, method).remote(*arguments)
 
     def _unreachable(self, failures: int, detail: str) -> str:
         where = endpoint(self._gemini) or "Google's Gemini API"

@@ -68,7 +68,10 @@ class QuotaActor:
 
 
 def shared(gemini: Gemini) -> Any:
-    """The handle of the cluster's quota actor for the recipe's model, made at first use."""
+    """The handle of the cluster's quota actor for the recipe's model, made at first use.
+
+    It ends with the process that was the first to ask for it: the driver holds it while workers use it.
+    """
     import ray
 
     limits = (gemini.requests_per_minute, gemini.tokens_per_minute, gemini.max_usd)

@@ -12,7 +12,7 @@ from ray_pipeline.sandbox import lexicon
 from ray_pipeline.sandbox.lexicon import LANGUAGES, Modifier, Noun
 
 _TYPO, _CODE_MIX, _GLUE, _BRAND = 0.1, 0.05, 0.15, 0.12
-_SHARES = {"glossary": 1, "gloss": 2, "catalogue": 2, "comparison": 10}
+_SHARES = {"glossary": 1, "gloss": 2, "catalogue": 1, "comparison": 12}
 """How often the corpus holds a text of each kind."""
 
 Modifiers = dict[str, Modifier]
@@ -53,13 +53,17 @@ class Corpus:
 
     def comparison(self) -> Text:
         """Two texts, and whether they speak of the same thing."""
-        noun, said, same = self._noun(), self._said(), self._rng.random() < 0.5
-        shown = self._rng.choice(("shelf", "title", "title", "phrase"))
+        same = self._rng.random() < 0.5
+        answer = " yes" if same else " no"
+        shown = self._rng.choices(("shelf", "title", "phrase", "property"), (5, 9, 3, 3))[0]
+        if shown == "property":
+            return "First: {}\nSecond: {}\nSame:".format(*self._properties(same)), answer
+        noun, said = self._noun(), self._said()
         other, told = self._agreeing(noun, said) if same else self._differing(noun, said, shown)
         second = {"shelf": self._shelf, "title": self.title, "phrase": self.phrase}[shown](other, told)
         if shown == "shelf" and not same and noun.path.startswith(second):
             second = other.path
-        return f"First: {self.phrase(noun, said)}\nSecond: {second}\nSame:", " yes" if same else " no"
+        return f"First: {self.phrase(noun, said)}\nSecond: {second}\nSame:", answer
 
     def alike(self) -> tuple[str, str]:
         """Two texts that speak of the same thing."""
@@ -104,13 +108,19 @@ class Corpus:
         return noun, kept | {kind: one for kind, one in self._said().items() if kind not in said}
 
     def _differing(self, noun: Noun, said: Modifiers, shown: str) -> tuple[Noun, Modifiers]:
-        if shown != "shelf" and said and self._rng.random() < 0.4:
+        if shown != "shelf" and said and self._rng.random() < 0.5:
             kind = self._rng.choice(list(said))
             return noun, self._agreeing(noun, said)[1] | {kind: self._modifier(kind, other_than=said[kind])}
         near = [other for other in self._lexicon.nouns if other.levels[0] == noun.levels[0]]
-        others = near if self._rng.random() < 0.4 else self._lexicon.nouns
+        others = near if self._rng.random() < 0.5 else self._lexicon.nouns
         other = self._rng.choice([other for other in others if other.path != noun.path])
         return other, self._agreeing(other, said)[1]
+
+    def _properties(self, same: bool) -> tuple[str, str]:
+        one = self._modifier()
+        other = one if same else self._modifier(one.kind, other_than=one)
+        first, second = [self._rng.choice(each.terms[self._rng.choice(LANGUAGES)]) for each in (one, other)]
+        return self._typed(first), string.capwords(other.terms["en"][0]) if self._rng.random() < 0.5 else second
 
     def _noun(self) -> Noun:
         return self._rng.choice(self._lexicon.nouns)
@@ -120,7 +130,7 @@ class Corpus:
         return self._rng.choice(fitting)
 
     def _said(self) -> Modifiers:
-        some = (self._modifier() for _ in range(self._rng.randrange(3)))
+        some = (self._modifier() for _ in range(self._rng.choice((0, 1, 1, 2))))
         return {one.kind: one for one in some}
 
     def _typed(self, text: str) -> str:

@@ -97,22 +97,24 @@ def small_gemma(words: Any, hidden: int = HIDDEN, layers: int = 4, window: int =
 
 
 def loss_of(model: Any, words: Any, texts: list[Text]) -> torch.Tensor:
-    """Mean loss (nats per token) of how some texts go on, each between begin and end of text."""
+    """Mean loss (nats) of how some texts go on: a text's tokens are averaged first, so a one-word answer counts."""
     given = words([words.bos_token + text for text, _ in texts])["input_ids"]
-    learnt = words([text + words.eos_token for _, text in texts])["input_ids"]
+    learnt = words([text for _, text in texts])["input_ids"]
     width = max(map(len, map(list.__add__, given, learnt)))
     ids = torch.full((len(texts), width), words.pad_token_id)
-    known = torch.zeros((len(texts), width), dtype=torch.bool)
+    weight = torch.zeros((len(texts), width))
     for row, (before, after) in enumerate(zip(given, learnt, strict=True)):
-        ids[row, : len(before) + len(after)] = torch.tensor(before + after)
-        known[row, len(before) : len(before) + len(after)] = True
+        end = len(before) + len(after)
+        ids[row, :end] = torch.tensor(before + after)
+        weight[row, len(before) : end] = 1 / len(after)
     hidden = model.model(input_ids=ids, attention_mask=(ids != words.pad_token_id).long()).last_hidden_state
-    logits = model.lm_head(hidden[:, :-1][known[:, 1:]])
-    return functional.cross_entropy(logits, ids[:, 1:][known[:, 1:]])
+    known = weight[:, 1:] > 0
+    losses = functional.cross_entropy(model.lm_head(hidden[:, :-1][known]), ids[:, 1:][known], reduction="none")
+    return (losses * weight[:, 1:][known]).sum() / len(texts)
 
 
 def pretrain(model: Any, words: Any, corpus: Corpus, steps: int, rows: int, rate: float) -> Iterator[float]:
-    """Train on the corpus, a batch of `rows` texts a step; yields each step's loss (nats per token)."""
+    """Train on the corpus, a batch of `rows` texts a step; yields each step's loss."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
     for _ in range(steps):
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "weights", help="default: the package's")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--embedder-steps", type=int, default=1200, help="default 1200")
-    parser.add_argument("--steps", type=int, default=3500, help="of the base model (default 3500)")
+    parser.add_argument("--steps", type=int, default=4500, help="of the base model (default 4500)")
     parser.add_argument("--rows", type=int, default=64, help="texts of one step (default 64)")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default 0.003)")
     options = parser.parse_args()

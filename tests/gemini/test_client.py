@@ -208,23 +208,15 @@ def test_a_refused_connection_and_an_address_that_is_none() -> None:
     assert isinstance(ask("http://no-such-host.invalid"), Unavailable)
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (200, b"<html>Please log in</html>"),
-        (200, b'{"candidates": "none"}'),
-        (200, b""),
-        (502, b"<html>Bad gateway</html>"),
-        (503, b""),
-    ],
-)
-def test_what_is_no_answer_of_gemini_is_worth_another_try(status: int, body: bytes) -> None:
-    with answering(status, body) as url:
+@pytest.mark.parametrize("status", [200, 502, 503])
+def test_a_proxy_that_answers_with_a_page_is_worth_another_try(status: int) -> None:
+    with answering(status, b"<html>Please log in</html>") as url:
         assert isinstance(ask(url), Unavailable)
 
 
-def test_an_answer_without_candidates_is_malformed() -> None:
-    with answering(200, b"{}") as url:
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"candidates": "none"}'])
+def test_an_answer_without_candidates_is_malformed(body: bytes) -> None:
+    with answering(200, body) as url:
         assert ask(url) == Reply({}, "malformed answer", None, 0, 0, 0)
 
 

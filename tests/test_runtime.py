@@ -1,0 +1,58 @@
+"""Tests of ray_pipeline.runtime on the session's Ray."""
+
+import os
+from typing import Any
+
+import pytest
+import ray
+import ray.data
+
+from ray_pipeline import runtime
+from ray_pipeline.errors import PipelineError
+from ray_pipeline.recipe import Runtime
+
+pytestmark = pytest.mark.usefixtures("ray_up")
+
+
+def test_starting_twice_is_starting_once() -> None:
+    before = ray.get_runtime_context().get_job_id()
+    runtime.start(Runtime(cpus=1))
+    assert ray.get_runtime_context().get_job_id() == before
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_workers_know_the_endpoints_and_secrets_are_not_handed_on() -> None:
+    @ray.remote(num_cpus=0.1)
+    def environment() -> dict[str, str]:
+        import os
+
+        return dict(os.environ)
+
+    there = ray.get(environment.remote())
+    assert there["AWS_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL"]
+    assert there["TOKENIZERS_PARALLELISM"] == "false"
+    told: Any = ray.get_runtime_context().runtime_env
+    assert "AWS_ENDPOINT_URL" in told["env_vars"]
+    assert not [name for name in told["env_vars"] if "KEY" in name or "SECRET" in name or "TOKEN" in name.split("_")]
+
+
+def test_ray_data_loses_no_block_and_shows_no_bars() -> None:
+    context = ray.data.DataContext.get_current()
+    assert context.max_errored_blocks == 0
+    assert context.enable_progress_bars is False
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cpus_each", "count"), [(None, 1, 2), (None, 0.5, 4), (None, 2, 1), (None, 16, 1), (3, 1, 3), (1, 1, 1)]
+)
+def test_worker_count(wanted: int | None, cpus_each: float, count: int) -> None:
+    assert runtime.worker_count(wanted, cpus_each) == count
+
+
+def test_gpus_that_are_not_there_are_a_problem_rather_than_a_wait() -> None:
+    there = int(ray.cluster_resources().get("GPU", 0))
+    runtime.check_gpus(Runtime(), 4)
+    runtime.check_gpus(Runtime(gpus_per_worker=1), there)
+    with pytest.raises(PipelineError, match=r"needs .* GPUs, this machine has .*set runtime\.gpus_per_worker=0"):
+        runtime.check_gpus(Runtime(gpus_per_worker=1), there + 1)
+    runtime.check_gpus(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow

@@ -1,0 +1,232 @@
+"""The loop: it learns, stops in time, keeps the best adapter, and goes on from a checkpoint as if undisturbed."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ray_pipeline.errors import TrainingError
+from ray_pipeline.recipe import Train
+from ray_pipeline.train import loop as loops
+from ray_pipeline.train.batches import Examples
+from ray_pipeline.train.engine import PlainEngine
+from ray_pipeline.train.loop import Loop, State, Worker
+
+from . import toy
+
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.3}
+
+
+class Kept:
+    """Takes what a loop reports, and keeps a copy of each checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.checkpoints = folder, list[Path]()
+
+    def __call__(self, figures: dict[str, float], checkpoint: Path) -> None:
+        place = self.folder / f"kept-{len(self.checkpoints)}"
+        shutil.copytree(checkpoint, place)
+        self.checkpoints.append(place)
+
+
+def make(folder: Path, rules: Train, rows: int = 32, train: Examples | None = None) -> tuple[Loop, PlainEngine, Kept]:
+    train = train or toy.examples(rows)
+    engine = PlainEngine(toy.classifier(rules), rules, max(1, len(train.ids) // rules.batch_rows) * rules.epochs)
+    kept = Kept(folder)
+    torch.manual_seed(rules.seed)
+    made = Loop(engine, rules, train, toy.examples(15, seed=1), 0, Worker(), folder / "own", kept)
+    return made, engine, kept
+
+
+def figures(monkeypatch: pytest.MonkeyPatch, f1: list[float]) -> None:
+    """The evaluations to come have these tune F1."""
+    rest = iter(f1)
+    monkeypatch.setattr(
+        loops, "tune_figures", lambda labels, scores: {"tune_loss": 1.0, "tune_f1": next(rest), "tune_auroc": 0.5}
+    )
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    return found
+
+
+def test_it_learns_and_writes_its_curves(tmp_path: Path) -> None:
+    made, _, kept = make(tmp_path, toy.rules(epochs=4))
+    history = made.run().history
+    assert [row["step"] for row in history] == [4, 8, 12, 16] and [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    assert history[-1]["tune_loss"] < 0.3 and history[-1]["tune_f1"] == 1 and history[-1]["tune_auroc"] == 1
+    assert len(kept.checkpoints) == 4
+
+
+def test_the_train_loss_is_the_mean_since_the_last_evaluation(tmp_path: Path) -> None:
+    made, engine, _ = make(tmp_path, toy.rules(epochs=2, learning_rate=1e-3))
+    losses: list[float] = []
+    learn = engine.learn
+    engine.learn = lambda loss: (losses.append(float(loss.detach())), learn(loss))[1]  # type: ignore[method-assign]
+    history = made.run().history
+    assert history[0]["train_loss"] == pytest.approx(np.mean(losses[:8]))
+    assert history[1]["train_loss"] == pytest.approx(np.mean(losses[8:]))
+
+
+def test_evaluations_within_an_epoch(tmp_path: Path) -> None:
+    made, *_ = make(tmp_path, toy.rules(epochs=2, evaluations_per_epoch=3))
+    assert [row["step"] for row in made.run().history] == [2, 3, 4, 6, 7, 8]
+
+
+def test_it_stops_after_as_many_evaluations_without_a_better_one_as_patience_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures(monkeypatch, [0.5, 0.7, 0.6, 0.7, 0.9])
+    made, *_ = make(tmp_path, toy.rules(epochs=5, patience=2))
+    state = made.run()
+    assert state.stopped and [row["tune_f1"] for row in state.history] == [0.5, 0.7, 0.6, 0.7]
+    assert state.step == 16 and state.best == 1
+
+
+def test_the_best_adapter_stays_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures(monkeypatch, [0.5, 0.8, 0.6])
+    made, engine, kept = make(tmp_path, toy.rules(epochs=3))
+    seen: list[dict[str, torch.Tensor]] = []
+    save = engine.save_adapter
+    engine.save_adapter = lambda folder: (save(folder), seen.append(adapter(folder)))[0]  # type: ignore[method-assign]
+    made.run()
+    assert not toy.same(seen[1], seen[2])
+    assert toy.same(adapter(made.best_adapter), seen[1])
+    assert toy.same(adapter(kept.checkpoints[-1] / "best"), seen[1])
+    assert toy.same(adapter(kept.checkpoints[0] / "best"), seen[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([(0.5, 1.0), (0.7, 1.0), (0.6, 0.1)], 1),
+        ([(0.7, 1.0), (0.7, 0.9), (0.7, 0.95)], 1),
+        ([(0.7, 1.0), (0.7, 1.0)], 0),
+    ],
+)
+def test_the_best_evaluation(rows: list[tuple[float, float]], best: int) -> None:
+    assert State(history=[{"tune_f1": f1, "tune_loss": loss} for f1, loss in rows]).best == best
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_going_on_from_a_checkpoint_changes_nothing(tmp_path: Path, cut: int) -> None:
+    rules = toy.rules(epochs=2, evaluations_per_epoch=2, lora=DROPOUT, learning_rate=3e-3)
+    undisturbed, engine, kept = make(tmp_path / "one", rules)
+    state = undisturbed.run()
+
+    again, other, _ = make(tmp_path / "two", rules)
+    torch.manual_seed(99)  # whatever the new process has drawn before
+    again.resume(kept.checkpoints[cut])
+    assert len(again.state.history) == cut + 1
+    assert again.run() == state
+    assert toy.same(toy.trained_weights(other.model), toy.trained_weights(engine.model))
+    assert toy.same(adapter(again.best_adapter), adapter(undisturbed.best_adapter))
+
+
+def test_dropout_draws_from_the_restored_generator(tmp_path: Path) -> None:
+    rules = toy.rules(epochs=2, lora=DROPOUT)
+    first, engine, kept = make(tmp_path / "one", rules)
+    first.run()
+    again, other, _ = make(tmp_path / "two", rules)
+    torch.save({"cpu": torch.get_rng_state(), "cuda": []}, kept.checkpoints[0] / "chance-0.pt")
+    again.resume(kept.checkpoints[0])
+    again.run()
+    assert not toy.same(toy.trained_weights(other.model), toy.trained_weights(engine.model))
+
+
+def test_a_run_that_had_stopped_stays_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures(monkeypatch, [0.5, 0.4])
+    rules = toy.rules(epochs=5, patience=1)
+    made, _, kept = make(tmp_path / "one", rules)
+    state = made.run()
+    again, engine, _ = make(tmp_path / "two", rules)
+    again.resume(kept.checkpoints[-1])
+    before = toy.trained_weights(engine.model)
+    assert again.run() == state and toy.same(toy.trained_weights(engine.model), before)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    train = toy.examples(32)
+    train.labels[20] = np.nan
+    made, _, kept = make(tmp_path, toy.rules(), train=train)
+    with pytest.raises(TrainingError, match=r"not finite by step 4: lower train\.learning_rate"):
+        made.run()
+    assert kept.checkpoints == []
+
+
+def together(count: int) -> Callable[[int], Callable[[Any], list[Any]]]:
+    """A gather between threads: every call waits for all the others."""
+    values: list[Any] = [None] * count
+    barrier = threading.Barrier(count, timeout=60)
+
+    def of(rank: int) -> Callable[[Any], list[Any]]:
+        def gather(value: Any) -> list[Any]:
+            values[rank] = value
+            barrier.wait()
+            found = list(values)
+            barrier.wait()
+            return found
+
+        return gather
+
+    return of
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_workers_shares_cover_tune(tmp_path: Path, workers: int) -> None:
+    rules = toy.rules(batch_rows=16, workers=workers)
+    model, tune, gather = toy.classifier(rules), toy.examples(15, seed=1), together(workers)
+    model.eval()
+    alone = loops.score(model, tune.ids, 0, "cpu")
+    found: dict[int, Any] = {}
+
+    def work(rank: int) -> None:
+        worker = Worker(rank, workers, "cpu", gather(rank))
+        engine = PlainEngine(model, rules, 1)
+        made = Loop(engine, rules, tune, tune, 0, worker, tmp_path / str(rank), lambda *_: None)
+        found[rank] = made._score_tune()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(np.unique(alone)) == 15
+    for rank in range(workers):
+        np.testing.assert_allclose(found[rank], alone, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_on_one_worker_stops_every_worker(tmp_path: Path) -> None:
+    rules = toy.rules(batch_rows=8, workers=2)
+    train, tune = toy.examples(8), toy.examples(15, seed=1)
+    engine = PlainEngine(toy.classifier(rules), rules, 1)
+    worker = Worker(0, 2, "cpu", lambda value: [value, float("nan")])
+    with pytest.raises(TrainingError, match="by step 1"):
+        Loop(engine, rules, train, tune, 0, worker, tmp_path, lambda *_: None).run()
+
+
+def test_scores_are_in_the_order_of_the_prompts_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = toy.rules()
+    model, prompts = toy.classifier(rules), toy.examples(15, seed=1).ids
+    monkeypatch.setattr(loops, "SCORE_ROWS", 4)
+    found = loops.score(model, prompts, 0, "cpu")
+    alone = [float(loops.score(model, [prompt], 0, "cpu")[0]) for prompt in prompts]
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+    assert found.dtype == np.float32 and not model.training
+    assert loops.score(model, [], 0, "cpu").shape == (0,)
+
+
+def test_the_state_in_a_checkpoint_is_what_the_stage_reads(tmp_path: Path) -> None:
+    made, _, kept = make(tmp_path, toy.rules())
+    state = made.run()
+    raw = json.loads((kept.checkpoints[-1] / "state-0.json").read_text())
+    assert raw["history"] == state.history and raw["step"] == state.step

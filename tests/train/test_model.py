@@ -1,0 +1,195 @@
+"""The classifier on tiny random bases: where it reads, what is trained, what is saved and loaded."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_pipeline import models
+from ray_pipeline.errors import ModelError
+from ray_pipeline.recipe import Train
+from ray_pipeline.train import model
+from ray_pipeline.train.engine import PlainEngine
+from ray_pipeline.train.loop import score
+
+from . import toy
+
+READERS = pytest.mark.parametrize("name", ["random-gemma3", "random-qwen2", "random-llama"])
+LENGTHS = [5, 40, 23, 1]  # beyond the sliding window of 16, too
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(100, 500, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def moved(rules: Train) -> model.Classifier:
+    """A classifier whose adapter is not zero."""
+    made = toy.classifier(rules).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return made
+
+
+def left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+@READERS
+@torch.no_grad()
+def test_padding_on_either_side_gives_the_logits_of_each_prompt_alone(name: str) -> None:
+    made = moved(toy.rules(name))
+    alone = torch.cat([made(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)) for row in prompts()])
+    assert alone.unique().numel() == len(LENGTHS)
+    torch.testing.assert_close(made(*model.pad(prompts(), 0, "cpu")), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made(*left(prompts(), 0)), alone, atol=1e-5, rtol=1e-5)
+
+
+@READERS
+@torch.no_grad()
+def test_a_prompt_that_ends_in_the_padding_token_is_read_at_its_own_end(name: str) -> None:
+    rules = toy.rules(name)
+    made, end = moved(rules), model.load_tokenizer(rules).eos_token_id
+    for value in ("pad_token_id", "eos_token_id"):
+        setattr(made.model.config, value, end)  # padding with end-of-text, as models without a padding token do
+    rows = [[*prompts()[0], end], prompts()[1]]
+    alone = made(torch.tensor([rows[0]]), torch.ones(1, len(rows[0]), dtype=torch.long))
+    without = made(torch.tensor([rows[0][:-1]]), torch.ones(1, len(rows[0]) - 1, dtype=torch.long))
+    assert abs(float(alone - without)) > 1e-3
+    for ids, mask in (model.pad(rows, end, "cpu"), left(rows, end)):
+        torch.testing.assert_close(made(ids, mask)[:1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_padding() -> None:
+    ids, mask = model.pad([[7, 8, 9], [5]], 3, "cpu")
+    assert ids.tolist() == [[7, 8, 9], [5, 3, 3]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def head(rules: Train) -> torch.Tensor:
+    weight: torch.Tensor = model.load_base(rules, "cpu").score.weight.detach()
+    return weight
+
+
+@READERS
+def test_equal_seeds_give_equal_heads_and_adapters(name: str) -> None:
+    first = toy.trained_weights(toy.classifier(toy.rules(name)))
+    torch.manual_seed(123)
+    assert toy.same(toy.trained_weights(toy.classifier(toy.rules(name))), first)
+    assert not torch.equal(head(toy.rules(name, seed=1)), head(toy.rules(name)))
+    assert not toy.same(toy.trained_weights(toy.classifier(toy.rules(name, seed=1))), first)
+
+
+@READERS
+def test_only_the_adapter_and_the_head_are_trained(name: str) -> None:
+    rules = toy.rules(name, batch_rows=4)
+    made = toy.classifier(rules).train()
+    trained = toy.trained_weights(made)
+    assert all("lora_" in weight or "score" in weight for weight in trained)
+    assert any("score" in weight for weight in trained)
+    before = {weight: p.detach().clone() for weight, p in made.named_parameters()}
+    engine = PlainEngine(made, rules, 10)
+    for _ in range(2):  # the first step's rate is above zero only without warm-up, lora_A moves once lora_B has
+        engine.learn(made(*model.pad(prompts(), 0, "cpu")).square().sum())
+    changed = {weight for weight, p in made.named_parameters() if not torch.equal(p, before[weight])}
+    assert changed == set(trained)
+
+
+@READERS
+def test_targets(name: str) -> None:
+    def wrapped(targets: str) -> set[str]:
+        made = toy.classifier(toy.rules(name, lora={"rank": 2, "targets": targets}))
+        return {weight.split(".")[-4] for weight in toy.trained_weights(made) if "lora_A" in weight}
+
+    assert wrapped("attention") == set(model.ATTENTION)
+    assert wrapped("all_linear") == set(model.ALL_LINEAR)
+
+
+@READERS
+def test_a_saved_adapter_on_a_fresh_base_gives_the_same_scores(name: str, tmp_path: Path) -> None:
+    rules = toy.rules(name)
+    made = moved(rules)
+    with torch.no_grad():
+        made.model.base_model.model.score.modules_to_save["default"].weight.mul_(-3)  # the head is saved, too
+    expected = score(made, prompts(), 0, "cpu")
+    PlainEngine(made, rules, 1).save_adapter(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    torch.manual_seed(5)
+    loaded = model.load_adapter(rules.model_copy(update={"seed": 7}), tmp_path, "cpu")
+    assert not loaded.training and not hasattr(loaded.model, "missing")
+    assert score(loaded, prompts(), 0, "cpu").tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    fresh = score(toy.classifier(rules), prompts(), 0, "cpu")
+    assert max(abs(fresh - expected)) > 1e-2
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+        made = moved(toy.rules(gradient_checkpointing=checkpointing)).train()
+        torch.autograd.backward(made(*model.pad(prompts(), 0, "cpu")).sum())
+        return {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+
+    plain, saving = gradients(False), gradients(True)
+    assert plain.keys() == saving.keys() and len(plain) > 10
+    for name in plain:
+        torch.testing.assert_close(saving[name], plain[name])
+
+
+def broken(tmp_path: Path, *missing: str) -> Train:
+    folder = tmp_path / "model"
+    shutil.copytree(models.resolve("sandbox://random-llama"), folder)
+    for name in missing:
+        (folder / name).unlink()
+    return toy.rules().model_copy(update={"model": str(folder)})
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_incomplete_folder_is_named(tmp_path: Path, missing: str) -> None:
+    rules = broken(tmp_path, missing)
+    with pytest.raises(ModelError, match=str(tmp_path / "model")):
+        model.load_base(rules, "cpu")
+
+
+def test_half_a_weights_file_is_named(tmp_path: Path) -> None:
+    rules = broken(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=str(tmp_path / "model")):
+        model.load_base(rules, "cpu")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    rules = broken(tmp_path, "tokenizer.json", "tokenizer_config.json")
+    with pytest.raises(ModelError, match=str(tmp_path / "model")):
+        model.load_tokenizer(rules)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_of_text_token(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    rules = broken(tmp_path)
+    words = AutoTokenizer.from_pretrained(rules.model)
+    end = words.eos_token_id
+    words.pad_token = None
+    words.save_pretrained(rules.model)
+    assert model.load_tokenizer(rules).pad_token_id == end
+
+
+def test_a_4_bit_base_takes_a_training_step() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    rules = toy.rules(precision="nf4", batch_rows=4)
+    made = toy.classifier(rules).train()
+    assert any(isinstance(module, Linear4bit) for module in made.modules())
+    weights = toy.trained_weights(made)
+    loss = made(*model.pad(prompts(), 0, "cpu")).square().sum()
+    torch.autograd.backward(loss)
+    gradients = {name: p.grad for name, p in made.named_parameters() if p.requires_grad}
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
+    assert any(bool(g.any()) for name, g in gradients.items() if "lora_B" in name and g is not None)
+    assert gradients.keys() == weights.keys() and all("lora_" in name or "score" in name for name in weights)
