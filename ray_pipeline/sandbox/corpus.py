@@ -70,10 +70,10 @@ class Corpus:
         noun, said = self._noun(), self._said()
         if self._rng.random() < 0.3:
             terms = self._rng.choice((noun.terms, self._modifier().terms))
-            one, other = [f" {self._rng.choice(terms[language])}" for language in self._rng.sample(LANGUAGES, 2)]
+            one, other = [self._rng.choice(terms[language]) for language in self._rng.sample(LANGUAGES, 2)]
             return one, other
         other = self._rng.choice((self._shelf, self.title, self.phrase))(*self._agreeing(noun, said))
-        return f" {self.phrase(noun, said)}", f" {other}"
+        return self.phrase(noun, said), other
 
     def phrase(self, noun: Noun, said: Modifiers) -> str:
         """What somebody might type for it, in some language, with slips."""

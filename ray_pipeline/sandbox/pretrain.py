@@ -50,15 +50,18 @@ def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedT
 
 
 def embed(
-    vectors: torch.Tensor, words: Any, corpus: Corpus, steps: int, rows: int, rate: float = 0.02
+    vectors: torch.Tensor, words: Any, corpus: Corpus, steps: int, rows: int, before: str = "", rate: float = 0.02
 ) -> Iterator[float]:
-    """Train the tokens' vectors `[v, h]` in place by contrast, a text being their mean; yields each step's loss."""
+    """Train the tokens' vectors `[v, h]` in place by contrast, a text being their mean; yields each step's loss.
+
+    `before` is put before each text: in the midst of a line words have other tokens than at its start.
+    """
     bag = torch.nn.EmbeddingBag.from_pretrained(vectors, freeze=False)  # shares the memory
     optimiser = torch.optim.Adam(bag.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=steps)
     for _ in range(steps):
         left, right = [
-            functional.normalize(bag(*_flat(words(texts)["input_ids"])))
+            functional.normalize(bag(*_flat(words([before + text for text in texts])["input_ids"])))
             for texts in zip(*[corpus.alike() for _ in range(rows)], strict=True)
         ]
         loss = functional.cross_entropy(left @ right.T / _TEMPERATURE, torch.arange(rows))
@@ -132,11 +135,12 @@ def make(folder: Path, seed: int, embedder_steps: int, steps: int, rows: int, ra
     torch.manual_seed(seed)
     words = tokenizer(before + after for before, after in Corpus(seed).texts(60_000))
     vectors = torch.normal(0.0, 0.1, (len(words), HIDDEN))
-    _watch("embedder", embed(vectors, words, Corpus(seed + 1), embedder_steps, 4 * rows))
+    _watch("vectors", embed(vectors, words, Corpus(seed + 1), embedder_steps, 4 * rows, before=" "))
     model = small_gemma(words)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(vectors * (_EMBEDDING_SPREAD / vectors.std()))
     _watch("base", pretrain(model, words, Corpus(seed + 2), steps, rows, rate))
+    _watch("embedder", embed(vectors, words, Corpus(seed + 3), embedder_steps, 4 * rows))
     for name in ("base", "embedder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     model.half().save_pretrained(folder / "base")

@@ -42,8 +42,11 @@ def load_tokenizer(rules: Train) -> Any:
     """The base's tokenizer; one that lacks a padding token pads with its end-of-text token."""
     from transformers import AutoTokenizer
 
-    path = models.resolve(rules.model)
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=rules.revision, trust_remote_code=rules.trust_remote_code)
+    options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(models.resolve(rules.model), **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"train.model {rules.model}: its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"train.model {rules.model}: its tokenizer has neither a padding nor an end-of-text token")
@@ -53,6 +56,7 @@ def load_tokenizer(rules: Train) -> Any:
 
 def load_base(rules: Train, device: str) -> Any:
     """The base with a fresh binary head, in the recipe's precision; raises ModelError for a folder that is no model."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
@@ -64,7 +68,7 @@ def load_base(rules: Train, device: str) -> Any:
         model = AutoModelForSequenceClassification.from_pretrained(
             models.resolve(rules.model), num_labels=1, dtype=dtype, use_safetensors=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded as a classifier: {error}") from error
     model.config.use_cache = False
     return model if rules.precision == "nf4" else model.to(device)

@@ -342,7 +342,8 @@ def test_workers_go_on_when_the_one_that_made_the_quota_is_gone(tmp_path: Path) 
         assert len(ray.get(first.answer.remote(ITEMS[:4]), timeout=60)) == 4
         second = Worker.remote()
         assert len(ray.get(second.answer.remote(ITEMS[4:8]), timeout=60)) == 4
-        ray.kill(first)  # and with it what belongs to it
+        ray.kill(first)
+        time.sleep(1)  # what belongs to it goes with it
         assert ray.get(second.answer.remote(ITEMS), timeout=60) == RIGHT
 
 

@@ -95,7 +95,7 @@ def test_only_the_adapter_and_the_head_are_trained(name: str) -> None:
     assert any("score" in weight for weight in trained)
     before = {weight: p.detach().clone() for weight, p in made.named_parameters()}
     engine = PlainEngine(made, rules, 10)
-    for _ in range(2):  # the first step's rate is above zero only without warm-up, lora_A moves once lora_B has
+    for _ in range(2):  # lora_A moves once lora_B has
         engine.learn(made(*model.pad(prompts(), 0, "cpu")).square().sum())
     changed = {weight for weight, p in made.named_parameters() if not torch.equal(p, before[weight])}
     assert changed == set(trained)
@@ -122,7 +122,7 @@ def test_a_saved_adapter_on_a_fresh_base_gives_the_same_scores(name: str, tmp_pa
     assert not list(tmp_path.glob("*.bin"))
     torch.manual_seed(5)
     loaded = model.load_adapter(rules.model_copy(update={"seed": 7}), tmp_path, "cpu")
-    assert not loaded.training and not hasattr(loaded.model, "missing")
+    assert not loaded.training
     assert score(loaded, prompts(), 0, "cpu").tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     fresh = score(toy.classifier(rules), prompts(), 0, "cpu")
     assert max(abs(fresh - expected)) > 1e-2

@@ -1,0 +1,45 @@
+"""Rows of pairs and finished artifacts made by hand, for tests of what reads them."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import artifact, tables
+from ray_pipeline.artifact import Artifact, Counts
+
+
+def pair(number: int, **changes: Any) -> dict[str, Any]:
+    """A labelled row of the holdout part unless changed."""
+    made = {
+        "pair_id": f"QC-train-{number}", "task": "QC", "split": "train", "part": "holdout", "language": "en",
+        "language_raw": "en", "query": f"query {number}", "target": "a,b", "label": number % 2, "query_en": None,
+        "origin": "original", "source_id": f"QC-train-{number}", "group_id": f"g{number}", "position": number,
+        "similarity": None,
+    }  # fmt: skip
+    return made | changes
+
+
+def scored(row: dict[str, Any], score: float) -> dict[str, Any]:
+    """The score of a pair."""
+    return {"pair_id": row["pair_id"], "split": row["split"], "part": row["part"], "score": score,
+            "truncated": False, "adapter": "a"}  # fmt: skip
+
+
+def finished(
+    folder: Path,
+    stage: str,
+    rows: list[dict[str, Any]],
+    schema: pa.Schema,
+    refused: list[dict[str, Any]] | None = None,
+    shards: int = 1,
+    **extra: Any,
+) -> Artifact:
+    """A committed artifact; `refused` rows carry their `reason`."""
+    url, total = str(folder / stage / "f0"), Counts()
+    for number in range(shards):
+        bad = pa.Table.from_pylist(refused, schema=tables.rejected(schema)) if refused and number == 0 else None
+        table = pa.Table.from_pylist(rows[number::shards], schema=schema)
+        incoming = table.num_rows + (bad.num_rows if bad else 0)
+        total += artifact.write_shard(url, f"part-{number:05d}.parquet", table, bad, incoming)
+    return artifact.commit(url, stage, {}, {}, total, 0.5, extra)

@@ -1,0 +1,166 @@
+"""What each part of the rows may be looked at for: tune for the threshold, holdout for the headline."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_pipeline import artifact, evaluate, metrics, tables
+from ray_pipeline.evaluate import Evaluation
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.metrics import f1_precision_recall
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Context
+
+from . import made
+
+Row = tuple[dict[str, Any], float]
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of the scalars are tested with the metrics."""
+    monkeypatch.setattr(metrics.scalars, "__kwdefaults__", {"draws": 10, "seed": 0})
+
+
+@pytest.fixture
+def recipe(make_recipe: Any) -> Recipe:
+    found: Recipe = make_recipe(evaluate__bootstrap_draws=100)
+    return found
+
+
+def rows(part: str | None, labels: list[int | None], scores: list[float], start: int, **changes: Any) -> list[Row]:
+    return [
+        (made.pair(start + i, part=part, label=label, **changes), score)
+        for i, (label, score) in enumerate(zip(labels, scores, strict=True))
+    ]
+
+
+def tune() -> list[Row]:
+    """Best cut between 0.3 and 0.4."""
+    return rows("tune", [0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.7, 0.9], 100)
+
+
+def holdout(**changes: Any) -> list[Row]:
+    return rows("holdout", [1, 0, 1, 0, 1, 1, 0, 0], [0.9, 0.8, 0.36, 0.2, 0.1, 0.6, 0.5, 0.3], 200, **changes)
+
+
+def train(**languages: int) -> list[dict[str, Any]]:
+    names = [language for language, count in languages.items() for _ in range(count)]
+    return [made.pair(10_000 + i, part="train", language=language) for i, language in enumerate(names)]
+
+
+def run(folder: Path, recipe: Recipe, chosen: list[Row], trained: list[dict[str, Any]] | None = None) -> Evaluation:
+    """The stage on some rows, and what it has written."""
+    return evaluate.load(stage(folder, recipe, chosen, trained))
+
+
+def stage(folder: Path, recipe: Recipe, chosen: list[Row], trained: list[dict[str, Any]] | None = None) -> Any:
+    trained = train(en=10) if trained is None else trained
+    pairs = made.finished(folder, "dedupe", [*trained, *(row for row, _ in chosen)], tables.PAIRS, shards=2)
+    scores = made.finished(folder, "score", [made.scored(row, score) for row, score in chosen], tables.SCORES)
+    config = evaluate.config(recipe)
+    inputs = {"dedupe": pairs, "score": scores}
+    context = Context(recipe, inputs, str(folder / "evaluate" / "f0"), str(folder), config)
+    outcome = evaluate.run(context)
+    return artifact.commit(context.folder, "evaluate", config, {}, outcome.counts, 0.1, outcome.extra)
+
+
+def test_the_threshold_comes_from_tune_and_nothing_else(tmp_path: Path, recipe: Recipe) -> None:
+    first = run(tmp_path / "1", recipe, [*tune(), *holdout()])
+    flipped = [(row | {"label": 1 - row["label"]}, 1 - score) for row, score in holdout()]
+    dev = rows(None, [0, 0, 1], [0.99, 0.98, 0.01], 300, split="dev")
+    second = run(tmp_path / "2", recipe, [*tune(), *flipped, *dev])
+    assert first.threshold == second.threshold == pytest.approx(0.35)
+    other = [(row, score / 2) for row, score in tune()]
+    assert run(tmp_path / "3", recipe, [*other, *holdout()]).threshold == pytest.approx(0.175)
+
+
+def test_the_headline_is_of_holdout_only(tmp_path: Path, recipe: Recipe) -> None:
+    found = run(tmp_path / "1", recipe, [*tune(), *holdout()])
+    labels = np.array([row["label"] for row, _ in holdout()])
+    predictions = np.array([score >= 0.35 for _, score in holdout()]).astype(int)
+    f1, precision, recall = f1_precision_recall(labels, predictions)
+    whole = found.headline
+    assert (whole.f1.value, whole.precision.value, whole.recall.value) == (f1, precision, recall)
+    assert (whole.rows, whole.positives) == (8, 4) and found.always_relevant_f1 == pytest.approx(2 / 3)
+    assert whole.f1.low <= f1 <= whole.f1.high
+    dev = rows(None, [0] * 9, [0.99] * 9, 300, split="dev")
+    more = rows("tune", [1, 0], [0.95, 0.05], 400)
+    again = run(tmp_path / "2", recipe, [*tune(), *more, *holdout(), *dev])
+    assert again.headline == whole and again.scalars == found.scalars and again.languages == found.languages
+    assert again.errors == found.errors and again.pr_curve == found.pr_curve and again.calibration == found.calibration
+
+
+def test_the_default_threshold_is_one_half(tmp_path: Path, recipe: Recipe) -> None:
+    found = run(tmp_path, recipe, [*tune(), *holdout()])
+    labels, scores = (np.array(x) for x in zip(*((row["label"], score) for row, score in holdout()), strict=True))
+    assert found.default_threshold_f1.value == f1_precision_recall(labels, scores >= 0.5)[0] != found.headline.f1.value
+
+
+def test_a_language_with_few_training_rows_does_not_count_as_seen(tmp_path: Path) -> None:
+    trained = train(en=990, fr=10, pl=9)  # 1 % of 1009 is 10.09
+    trained += [made.pair(20_000 + i, part="train", language="de", origin="translated") for i in range(500)]
+    trained += [made.pair(30_000 + i, part="holdout", language="pt") for i in range(500)]
+    trained += [made.pair(40_000 + i, part=None, split="dev", label=None, language="ja") for i in range(500)]
+    pairs = made.finished(tmp_path, "dedupe", trained, tables.PAIRS, shards=3)
+    assert evaluate.seen_languages(pairs) == {"en"}
+    pairs = made.finished(tmp_path / "2", "dedupe", train(en=990, fr=10), tables.PAIRS)
+    assert evaluate.seen_languages(pairs) == {"en", "fr"}
+
+
+def test_withheld_languages_are_told_from_seen_ones(tmp_path: Path, recipe: Recipe) -> None:
+    german = [(row | {"pair_id": row["pair_id"] + "d"}, score) for row, score in holdout(language="de")[:5]]
+    found = run(tmp_path, recipe, [*tune(), *holdout(), *german])
+    assert [(one.name, one.rows, one.seen) for one in found.languages] == [("de", 5, False), ("en", 8, True)]
+    assert [(one.name, one.rows, one.seen) for one in found.groups] == [
+        (SEEN_GROUP, 8, True), (WITHHELD_GROUP, 5, False),
+    ]  # fmt: skip
+    alone = run(tmp_path / "alone", recipe, [*tune(), *holdout()])
+    assert found.seen_auroc == alone.seen_auroc == alone.scalars["auroc"].value != found.scalars["auroc"].value
+
+
+def test_labels_of_dev_and_test_are_used_where_they_are(tmp_path: Path, recipe: Recipe) -> None:
+    dev = rows(None, [1, 0, None], [0.9, 0.1, 0.8], 300, split="dev")
+    dev += rows(None, [1, 1], [0.9, 0.1], 310, split="dev", language="th")
+    test = rows(None, [1], [0.9], 320, split="test", language="vi")
+    found = {one.name: one for one in run(tmp_path, recipe, [*tune(), *holdout(), *dev, *test]).groups}
+    assert set(found) == {SEEN_GROUP, "dev, seen languages", "dev, other languages", "test, other languages"}
+    assert found["dev, seen languages"].rows == 2 and found["dev, seen languages"].f1.value == 1
+    assert found["dev, seen languages"].seen and not found["dev, other languages"].seen
+    assert found["dev, other languages"].recall.value == 0.5
+
+
+def test_without_labels_dev_and_test_are_only_predicted(tmp_path: Path, recipe: Recipe) -> None:
+    dev = rows(None, [None, None], [0.9, 0.1], 300, split="dev")
+    evaluated = stage(tmp_path, recipe, [*tune(), *holdout(), *dev])
+    assert [one.name for one in evaluate.load(evaluated).groups] == [SEEN_GROUP]
+    table = evaluated.read()
+    assert table.schema.remove_metadata().equals(tables.PREDICTIONS) and table.num_rows == 16
+    found = {row["pair_id"]: row["prediction"] for row in table.to_pylist() if row["split"] == "dev"}
+    assert found == {"QC-train-300": 1, "QC-train-301": 0}
+    assert evaluated.manifest.extra["threshold"] == pytest.approx(0.35)
+
+
+def test_the_worst_mistakes_come_first(tmp_path: Path, recipe: Recipe) -> None:
+    wrong = run(tmp_path, recipe, [*tune(), *holdout()]).errors
+    assert [(row["label"], round(row["score"], 6)) for row in wrong] == [(1, 0.1), (0, 0.8), (0, 0.5)]
+    assert set(wrong[0]) == {"language", "query", "query_en", "target", "label", "score"}
+
+
+def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_path: Path, recipe: Recipe) -> None:
+    chosen = [*tune(), *rows("holdout", [1, 1, 1], [0.9, 0.3, 0.8], 200)]  # one class, too few queries
+    pairs = made.finished(tmp_path / "x", "dedupe", [*train(de=10), *(row for row, _ in chosen)], tables.PAIRS)
+    scores = made.finished(tmp_path / "x", "score", [made.scored(*row) for row in chosen], tables.SCORES)
+    direct = evaluate.evaluate(*evaluate.scored_rows(pairs, scores), {"de"}, recipe)
+    loaded = run(tmp_path, recipe, chosen, train(de=10))
+    assert repr(loaded) == repr(direct)  # NaN is not equal to itself
+    assert math.isnan(loaded.scalars["auroc"].value) and math.isnan(loaded.seen_auroc)
+    assert math.isnan(loaded.headline.f1.low) and loaded.headline.recall.value == pytest.approx(2 / 3)
+
+
+def test_the_order_of_shards_does_not_matter(tmp_path: Path, recipe: Recipe) -> None:
+    chosen = [*tune(), *holdout()]
+    assert run(tmp_path / "1", recipe, chosen) == run(tmp_path / "2", recipe, chosen[::-1])

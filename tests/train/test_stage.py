@@ -1,0 +1,89 @@
+"""What of a recipe makes another adapter, and which adapters are refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ray_pipeline import models
+from ray_pipeline.errors import ModelError
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.train import stage
+from ray_pipeline.train.engine import PlainEngine
+from ray_pipeline.train.model import pad
+
+from . import toy
+
+
+def saved(folder: Path, steps: int) -> Path:
+    rules = toy.rules(micro_batch_rows=8, warmup_share=0.0)
+    engine, found = PlainEngine(toy.classifier(rules), rules, 10), toy.examples(8)
+    for _ in range(steps):
+        engine.learn(engine.model(*pad(found.ids, 0, "cpu")).square().mean())
+    engine.save_adapter(folder)
+    return folder
+
+
+def test_a_trained_adapter_is_accepted(tmp_path: Path) -> None:
+    stage.verify_adapter(saved(tmp_path, 1))
+
+
+def test_an_adapter_that_has_not_moved_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no weight has moved.*lower train\.learning_rate"):
+        stage.verify_adapter(saved(tmp_path, 0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
+    file = saved(tmp_path, 1) / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "score" in name)
+    weights[name] = torch.full_like(weights[name], value)
+    save_file(weights, file)
+    with pytest.raises(ModelError, match=rf"{name} is not finite"):
+        stage.verify_adapter(tmp_path)
+
+
+@pytest.fixture
+def recipe(make_recipe: Any) -> Recipe:
+    found: Recipe = make_recipe(train__model="sandbox://random-llama", train__batch_rows=32)
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train.batch_rows": 16}, {"train.micro_batch_rows": 4}, {"train.workers": 2}, {"train.precision": "float32"},
+        {"train.seed": 1}, {"train.learning_rate": 1e-5}, {"train.epochs": 1}, {"train.lora.rank": 8},
+        {"train.lora.targets": "attention"}, {"train.patience": 3}, {"prompt.max_tokens": 64},
+        {"prompt.level_markers": True}, {"train.model": "sandbox://random-qwen2"},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_what_makes_another_adapter(recipe: Recipe, change: dict[str, Any]) -> None:
+    from ray_pipeline.recipe import variant
+
+    assert stage.config(variant(recipe, change)) != stage.config(recipe)
+
+
+def test_where_and_how_fast_it_is_trained_makes_no_other_adapter(recipe: Recipe, tmp_path: Path) -> None:
+    from ray_pipeline.recipe import variant
+
+    shutil.copytree(models.resolve("sandbox://random-llama"), tmp_path / "copy")
+    changes = {
+        "runtime.max_failures": 9, "runtime.gpus_per_worker": 1, "runtime.cpus_per_worker": 2,
+        "runtime.score_batch_rows": 3, "evaluate.seed": 4, "split.seed": 5, "name": "other",
+        "train.model": str(tmp_path / "copy"),
+    }  # fmt: skip
+    assert stage.config(variant(recipe, changes)) == stage.config(recipe)
+
+
+def test_a_hub_model_goes_by_its_name_and_revision(make_recipe: Any) -> None:
+    found = {
+        stage.config(make_recipe(train__model="a/b", train__revision=revision))["model"]
+        for revision in (None, "main", "v2")
+    }
+    assert found == {"a/b@main", "a/b@v2"}
