@@ -10,6 +10,7 @@ import ray.data
 
 from ray_pipeline import artifact, models, runtime, shards, storage, tables
 from ray_pipeline.artifact import Counts
+from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -29,7 +30,10 @@ class Embedding:
         rules = recipe.embed
         self._rules, self._batch = rules, recipe.runtime.embed_batch_rows
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
-        self._model = SentenceTransformer(models.resolve(rules.model), revision=rules.revision, device=device)
+        try:
+            self._model = SentenceTransformer(models.resolve(rules.model), revision=rules.revision, device=device)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"embed.model {rules.model}: cannot be loaded: {error}") from error
 
     def __call__(self, table: pa.Table) -> shards.Result:
         texts = table.column("text").to_pylist()
@@ -112,7 +116,7 @@ def run(context: Context) -> Outcome:
     recipe = context.recipe
     if not recipe.negatives.wanted:
         return Outcome(Counts())
-    runtime.check_gpus(recipe.runtime, recipe.runtime.embed_workers)
+    runtime.check_room(recipe.runtime)
     counts = shards.map_shards(
         _unique_targets(context),
         partial(Embedding, recipe),

@@ -15,6 +15,15 @@ from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code, normalise, stable_id, stable_number
 
+WITHOUT_PLACE = (
+    "broken JSON",
+    "invalid UTF-8",
+    "invalid Unicode",
+    "wrong number of fields",
+    "duplicate id",
+    "missing id",
+)
+"""Reasons after which a row of dev or test cannot stand in a submission at all."""
 ROW_BYTES = 200
 """About what a raw row takes; only the number of shards rests on it."""
 
@@ -147,19 +156,6 @@ def _files(recipe: Recipe) -> list[RawFile]:
     return [file for split, patterns in splits.items() for file in rawfiles.find(split, patterns, data.format)]
 
 
-def _slices(files: list[RawFile]) -> list[Slice]:
-    """All slices, each knowing how many rows of its file come before it."""
-    found = []
-    for file in files:
-        first = 0
-        parts = rawfiles.slices(file)
-        for part in parts:
-            found.append(replace(part, first_row=part.first_row or first))
-            if file.format == "jsonl" and len(parts) > 1:
-                first += rawfiles.count_rows(part)
-    return found
-
-
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity: the columns, and the content of every raw file in order."""
     files = [[file.split, file.number, file.format, storage.content_hash(file.url)] for file in _files(recipe)]
@@ -178,7 +174,7 @@ def run(context: Context) -> Outcome:
     storage.remove_tree(context.folder)  # shards of a shuffle are whole together or not at all
     recipe = context.recipe
     files = _files(recipe)
-    parts = _slices(files)
+    parts = rawfiles.numbered_slices(files)
     if not parts:
         raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check the recipe's data section")
     bytes_in = sum(storage.size(file.url) for file in files)
@@ -204,15 +200,18 @@ def _account(context: Context) -> Outcome:
         splits = table.column("split").to_pylist()
         kept.update(splits)
         labels.update(v for s, v in zip(splits, table.column("label").to_pylist(), strict=True) if s == "train")
-    refused, reasons = Counter[str](), Counter[str]()
+    refused, reasons, both = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for url in storage.list_files(storage.join(folder, "rejected")):
         table = storage.read_parquet(url, ["split", "reason"])
-        refused.update(table.column("split").to_pylist())
+        splits = table.column("split").to_pylist()
+        refused.update(splits)
         reasons.update(table.column("reason").to_pylist())
+        both.update(zip(splits, table.column("reason").to_pylist(), strict=True))
     for split in ("train", "dev", "test"):
         rows = kept[split] + refused[split]
         if rows and refused[split] / rows > limit:
             raise InputError(_too_many(context, split, refused[split], rows, reasons))
+    _check_submission(context, both)
     if not kept["train"]:
         raise InputError(f"{', '.join(context.recipe.data.train)}: holds no rows; check data.train in the recipe")
     if len(labels) < 2:
@@ -223,6 +222,18 @@ def _account(context: Context) -> Outcome:
         )
     counts = Counts(sum(kept.values()) + sum(refused.values()), sum(kept.values()), dict(reasons))
     return Outcome(counts, {"splits": dict(kept), "rejected_by_split": dict(refused)})
+
+
+def _check_submission(context: Context, refused: Counter[tuple[str, str]]) -> None:
+    """Stop now, rather than after training, where rows of dev or test have no place in the submission."""
+    where, default = storage.join(context.folder, "rejected"), context.recipe.data.rejected_prediction
+    for (split, reason), rows in sorted(refused.items()):
+        if split != "train" and (default is None or reason in WITHOUT_PLACE):
+            remedy = "mend them" + ("" if reason in WITHOUT_PLACE else ", or set data.rejected_prediction to 0 or 1")
+            raise InputError(
+                f"data.{split}: {rows} rows are rejected ({reason}) and would be missing from the submission; "
+                f"they are in {where}: {remedy}"
+            )
 
 
 def _too_many(context: Context, split: str, refused: int, rows: int, reasons: Counter[str]) -> str:

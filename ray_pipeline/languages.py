@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ray_pipeline import shards, tables
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.gemini import quota
+from ray_pipeline.gemini import ledger, quota
 from ray_pipeline.gemini.fanout import Fanout, spent
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
 from ray_pipeline.recipe import Languages, Recipe
@@ -103,14 +103,16 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.languages
     if not rules.correct:
         return {"correct": False}
-    model = [recipe.gemini.model, recipe.gemini.temperature, TEMPLATE_VERSION] if rules.gemini else None
+    gemini = recipe.gemini
+    model = [gemini.model, gemini.temperature, gemini.thinking_budget, TEMPLATE_VERSION] if rules.gemini else None
     return {**rules.model_dump(), "gemini": model}
 
 
 def run(context: Context) -> Outcome:
     """Write the pairs again with corrected languages."""
     recipe, pairs = context.recipe, context.inputs["ingest"]
-    held = quota.shared(recipe.gemini) if recipe.languages.correct and recipe.languages.gemini else None
+    asks = recipe.languages.correct and recipe.languages.gemini
+    held = quota.shared(recipe.gemini, ledger.spent(context.workdir)) if asks else None
     counts = shards.map_shards(
         shards.sources([pairs]),
         partial(Correction, recipe, context.workdir) if recipe.languages.correct else _keep,

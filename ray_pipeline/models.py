@@ -12,6 +12,7 @@ SANDBOX = "sandbox://"
 
 def identity(name: str, revision: str | None) -> str:
     """What an artifact's identity knows of a model: a hub name with its revision, or a folder's content."""
+    resolve(name)  # an incomplete folder is found here, while the run is planned
     path = _folder(name)
     if path is None:
         return f"{name}@{revision or 'main'}"
@@ -37,11 +38,11 @@ def _folder(name: str) -> Path | None:
         from ray_pipeline.sandbox import models
 
         return models.folder(name.removeprefix(SANDBOX))
+    path = Path(name).expanduser()
+    if path.is_dir():  # as the libraries do: a folder of that name goes before the hub
+        return path.resolve()
     if name.startswith(("/", "./", "../", "~")):
-        path = Path(name).expanduser()
-        if not path.is_dir():
-            raise ModelError(f"{name}: no such folder; name a model folder or a hub model")
-        return path
+        raise ModelError(f"{name}: no such folder; name a model folder or a hub model")
     return None
 
 

@@ -67,7 +67,7 @@ def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
     columns = recipe.data.columns
     target = {"QC": "category_path", "QI": "item_title"}[recipe.task]
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
-        for part in rawfiles.slices(file):
+        for part in rawfiles.numbered_slices([file]):
             for row, record in rawfiles.records(part):
                 if isinstance(record, Unreadable):
                     raise InputError(

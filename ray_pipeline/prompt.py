@@ -15,6 +15,7 @@ INSTRUCTIONS = {
     ("QC", "zero_shot"): "Is the product category relevant to the shop search query? Answer yes or no.",
     ("QI", "zero_shot"): "Is the product relevant to the shop search query? Answer yes or no.",
 }
+CHUNK_ROWS = 5000
 MIN_ROOM = 16
 """Tokens that query and target must have together."""
 TARGET_NAMES = {"QC": "Category", "QI": "Product"}
@@ -57,11 +58,15 @@ class Prompt:
 
         Raises RecipeError where the instruction leaves no room for query and target.
         """
-        texts = [self.pieces(row["query"], row["target"], row.get("query_en")) for row in rows]
-        flat = [piece for pieces in texts for piece in pieces]
-        ids = tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else []
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        return [self._fit(start, ids[i : i + 5]) for i in range(0, len(ids), 5)]
+        encoded: list[Encoded] = []
+        for first in range(0, len(rows), CHUNK_ROWS):  # a tokenizer keeps far more than ids of all that it is given
+            chunk = rows[first : first + CHUNK_ROWS]
+            texts = [self.pieces(row["query"], row["target"], row.get("query_en")) for row in chunk]
+            flat = [piece for pieces in texts for piece in pieces]
+            ids = tokenizer(flat, add_special_tokens=False)["input_ids"]
+            encoded += [self._fit(start, ids[i : i + 5]) for i in range(0, len(ids), 5)]
+        return encoded
 
     def _fit(self, start: list[int], pieces: list[list[int]]) -> Encoded:
         head, query, between, target, end = pieces

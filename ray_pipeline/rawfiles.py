@@ -5,8 +5,10 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
+
+import pyarrow as pa
 
 from ray_pipeline import storage
 from ray_pipeline.errors import InputError
@@ -88,6 +90,19 @@ def slices(file: RawFile) -> list[Slice]:
 def count_rows(part: Slice) -> int:
     """Lines that begin in a slice of JSON Lines."""
     return sum(1 for _ in _lines(part))
+
+
+def numbered_slices(files: list[RawFile]) -> list[Slice]:
+    """All slices, each knowing how many rows of its file come before it."""
+    found = []
+    for file in files:
+        first = 0
+        parts = slices(file)
+        for part in parts:
+            found.append(replace(part, first_row=part.first_row or first))
+            if file.format == "jsonl" and len(parts) > 1:
+                first += count_rows(part)
+    return found
 
 
 def records(part: Slice) -> Iterator[tuple[int, Record]]:
@@ -180,4 +195,16 @@ def _checked_csv(record: dict[str | None, Any]) -> Record:
 def _read_parquet(part: Slice) -> Iterator[tuple[int, Record]]:
     with storage.open_parquet(part.file.url, REMEDY) as parquet:
         table = parquet.read_row_groups(list(range(part.start, part.end)))
-    yield from enumerate(table.to_pylist(), part.first_row + 1)
+    # Text as bytes, which some writers call it anyway: a value that is not UTF-8 then costs its row only.
+    strings = [i for i, field in enumerate(table.schema) if pa.types.is_string(field.type)]
+    for i in strings:
+        table = table.set_column(i, table.schema.field(i).name, table.column(i).cast(pa.binary()))
+    for row, record in enumerate(table.to_pylist(), part.first_row + 1):
+        yield row, _decoded(record)
+
+
+def _decoded(record: dict[str, Any]) -> Record:
+    try:
+        return {key: value.decode() if isinstance(value, bytes) else value for key, value in record.items()}
+    except UnicodeDecodeError as error:
+        return Unreadable("invalid UTF-8", str(error)[:RAW_CHARACTERS], str(record)[:RAW_CHARACTERS])

@@ -136,7 +136,7 @@ class Gemini(Section):
     attempts: Positive = 5
     """Tries of one request on server errors and lost connections; 429 spends none."""
     max_usd: Annotated[float, Field(gt=0)] | None = None
-    """The run stops, resumable, before it spends more than this; needs a model with a known price."""
+    """No request is begun once the working folder's answers have cost this; needs a model with a known price."""
     price_usd_per_million: tuple[float, float] | None = None
     """Input and output price, in USD per million tokens, for a model that the price table lacks."""
 

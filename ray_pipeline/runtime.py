@@ -23,7 +23,13 @@ def start(runtime: Runtime) -> None:
             # A driver of its own: what its core writes to the terminal at lower levels stands in Ray's logs too.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             options |= {"num_cpus": runtime.cpus, "include_dashboard": False, "log_to_driver": False}
-        ray.init(address=runtime.address, **options)
+        try:
+            ray.init(address=runtime.address, **options)
+        except ConnectionError as error:
+            raise PipelineError(
+                f"runtime.address {runtime.address}: no Ray cluster answers ({error}): run the job on the cluster, "
+                "or set runtime.address=local to start Ray here"
+            ) from error
     _quiet()
 
 
@@ -42,17 +48,20 @@ def worker_count(wanted: int | None, cpus_each: float = 1) -> int:
     return wanted or max(1, int(ray.cluster_resources().get("CPU", 1) // cpus_each))
 
 
-def check_gpus(runtime: Runtime, workers: int) -> None:
-    """Raise PipelineError if the cluster cannot ever give what the recipe asks, rather than wait for it."""
+def check_room(runtime: Runtime, workers: int = 1) -> None:
+    """Raise PipelineError if a local Ray cannot ever place so many workers at once, rather than wait for ever."""
     import ray
 
-    wanted = runtime.gpus_per_worker * workers
-    there = ray.cluster_resources().get("GPU", 0)
-    if wanted > there and runtime.address == "local":
-        raise PipelineError(
-            f"runtime.gpus_per_worker {runtime.gpus_per_worker} for {workers} worker(s) needs {wanted} GPUs, "
-            f"this machine has {there:g}: set runtime.gpus_per_worker=0 or run on a GPU cluster"
-        )
+    if runtime.address != "local":
+        return  # a cluster may grow
+    for resource, each in (("GPU", runtime.gpus_per_worker), ("CPU", runtime.cpus_per_worker)):
+        there = ray.cluster_resources().get(resource, 0)
+        if each * workers > there:
+            name = f"runtime.{resource.lower()}s_per_worker"
+            raise PipelineError(
+                f"{name} {each:g} for {workers} worker(s) needs {each * workers:g} {resource}s, this machine's Ray has "
+                f"{there:g}: lower {name} or the number of workers, or run on a cluster"
+            )
 
 
 def _quiet() -> None:

@@ -25,6 +25,7 @@ class Scoring:
         from ray_pipeline.train import model
 
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
+        self._batch_rows = recipe.runtime.score_batch_rows
         self._device, self._adapter = device, training.manifest.fingerprint
         self._prompt = Prompt(recipe.task, recipe.prompt)
         self._tokenizer = model.load_tokenizer(recipe.train)
@@ -47,7 +48,8 @@ class Scoring:
         from ray_pipeline.train.loop import score
 
         unique = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
-        found = score(self._model, [list(ids) for ids in unique], self._tokenizer.pad_token_id, self._device)
+        prompts_once = [list(ids) for ids in unique]
+        found = score(self._model, prompts_once, self._tokenizer.pad_token_id, self._device, self._batch_rows)
         return found[[unique[ids] for ids in prompts]] if prompts else found
 
 
@@ -59,7 +61,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 def run(context: Context) -> Outcome:
     """Score shard by shard on a fixed pool of actors."""
     recipe = context.recipe
-    runtime.check_gpus(recipe.runtime, recipe.runtime.score_workers)
+    runtime.check_room(recipe.runtime)
     counts = shards.map_shards(
         shards.sources([context.inputs["dedupe"]]),
         partial(Scoring, recipe, context.inputs["train"]),

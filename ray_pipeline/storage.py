@@ -150,7 +150,7 @@ def list_files(url: str) -> list[str]:
 def expand(pattern: str) -> list[str]:
     """The files that a path, folder or glob names, sorted; raises InputError where there are none."""
     if not is_remote(pattern):
-        pattern = os.path.expanduser(pattern)
+        pattern = os.path.abspath(os.path.expanduser(pattern))  # workers stand in other folders
     with _guarded(pattern, "list"):
         if is_remote(pattern):
             scheme = pattern.split("://", 1)[0]
@@ -173,6 +173,15 @@ def remove_tree(url: str) -> None:
             shutil.rmtree(url, ignore_errors=not Path(url).exists())
         elif _remote(url).exists(url):
             _remote(url).rm(url, recursive=True)
+
+
+def remove_file(url: str) -> None:
+    """Delete a file; nothing happens if it is not there."""
+    with _guarded(url, "delete"):
+        if not is_remote(url):
+            Path(url).unlink(missing_ok=True)
+        elif _remote(url).exists(url):
+            _remote(url).rm_file(url)
 
 
 def upload_folder(folder: Path, url: str) -> int:

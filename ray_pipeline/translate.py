@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ray_pipeline import artifact, shards, storage, tables
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.gemini import quota
+from ray_pipeline.gemini import ledger, quota
 from ray_pipeline.gemini.fanout import Fanout, spent
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
 from ray_pipeline.recipe import Recipe, Translate
@@ -135,7 +135,7 @@ def run(context: Context) -> Outcome:
     """Choose the rows, ask Gemini, write translations; unanswered rows are refused with the server's reason."""
     recipe = context.recipe
     sources = _sources(context)
-    held = quota.shared(recipe.gemini) if sources else None
+    held = quota.shared(recipe.gemini, ledger.spent(context.workdir)) if sources else None
     counts = shards.map_shards(
         sources,
         partial(Translation, recipe, context.workdir),

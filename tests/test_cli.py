@@ -190,5 +190,20 @@ def test_a_model_folder_that_is_incomplete(job: Job, tmp_path: Path) -> None:
 def test_every_job_file_names_its_stage() -> None:
     jobs = Path(__file__).parents[1] / "jobs"
     for stage in pipeline.STAGE_NAMES:
-        said = subprocess.run([sys.executable, str(jobs / f"{stage}.py"), "--help"], capture_output=True, text=True)
-        assert said.returncode == 0 and f"`{stage}`" in said.stdout
+        text = (jobs / f"{stage}.py").read_text()
+        assert f"`{stage}`" in text and f'until="{stage}"' in text and f"python jobs/{stage}.py" in text
+    said = subprocess.run([sys.executable, str(jobs / "translate.py"), "--help"], capture_output=True, text=True)
+    assert said.returncode == 0 and "`translate`" in said.stdout and "--until" not in said.stdout
+
+
+def test_a_test_row_that_the_submission_would_lack_stops_the_run_before_training(job: Job, tmp_path: Path) -> None:
+    train = raw_file(tmp_path, raw_rows())
+    rows = [row | {"id": 5000 + i} for i, row in enumerate(raw_rows(50))]
+    test = raw_file(tmp_path, [*rows, rows[0] | {"id": 6000, "category_path": None}], "test.txt")
+    data = {"data__train": train, "data__dev": [], "data__test": test}
+    code, said = job("ingest", **data)
+    assert code == 1 and "missing target" in said and "data.rejected_prediction" in said
+    assert job("ingest", data__rejected_prediction=0, **data)[0] == 0
+    raw_file(tmp_path, [*rows, rows[0]], "test.txt")
+    code, said = job("ingest", data__rejected_prediction=0, **data)
+    assert code == 1 and "duplicate id" in said and "mend them" in said

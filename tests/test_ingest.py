@@ -139,7 +139,7 @@ def test_queries_equal_after_normalisation_are_one_group(make_recipe: Make, othe
 
 def parsed(path: Path, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     files = rawfiles.find("train", [str(path)], "auto")
-    parts = [ingest._parse(part, recipe) for part in ingest._slices(files)]
+    parts = [ingest._parse(part, recipe) for part in rawfiles.numbered_slices(files)]
     return [row for pairs, _, _ in parts for row in pairs], [row for _, refused, _ in parts for row in refused]
 
 
@@ -189,7 +189,7 @@ def test_a_column_that_no_row_has_stops_and_says_how_to_map_it(
     recipe = make_recipe("QI")
     (tmp_path / "a.txt").write_text(json.dumps({name: value for name, value in QI.items() if name != missing}))
     [file] = rawfiles.find("train", [str(tmp_path)], "auto")
-    *_, columns = ingest._parse(ingest._slices([file])[0], recipe)
+    *_, columns = ingest._parse(rawfiles.numbered_slices([file])[0], recipe)
     with pytest.raises(InputError, match=f"column '{missing}'.*data.{key} in the recipe") as caught:
         ingest._check_columns(file, columns, recipe)
     assert file.url in str(caught.value)
@@ -279,4 +279,4 @@ def test_identity_is_the_content_and_the_columns_not_the_place(tmp_path: Path, m
 def test_counts_of_columns_are_over_readable_rows(tmp_path: Path, make_recipe: Make) -> None:
     (tmp_path / "a.txt").write_text('{broken\n{"id": 1}\n{"id": 2, "label": 1}\n')
     [file] = rawfiles.find("train", [str(tmp_path)], "auto")
-    assert ingest._parse(ingest._slices([file])[0], make_recipe())[2] == Counter(id=2, label=1)
+    assert ingest._parse(rawfiles.numbered_slices([file])[0], make_recipe())[2] == Counter(id=2, label=1)

@@ -11,7 +11,6 @@ import pytest
 
 from ray_pipeline import rawfiles
 from ray_pipeline.errors import CorruptArtifactError, InputError
-from ray_pipeline.ingest import _slices
 from ray_pipeline.rawfiles import RawFile, Record, Unreadable
 
 Write = Callable[[str, bytes], Path]
@@ -30,7 +29,7 @@ def write(tmp_path: Path) -> Write:
 
 def read(path: Path, format: str = "auto") -> list[tuple[int, Record]]:
     [file] = rawfiles.find("train", [str(path)], format)
-    return [found for part in _slices([file]) for found in rawfiles.records(part)]
+    return [found for part in rawfiles.numbered_slices([file]) for found in rawfiles.records(part)]
 
 
 def reasons(records: list[tuple[int, Record]]) -> dict[int, str]:
@@ -227,3 +226,12 @@ def test_a_pattern_that_finds_nothing_is_named(tmp_path: Path, pattern: str) -> 
     with pytest.raises(InputError, match="no such file or folder") as caught:
         rawfiles.find("train", [str(tmp_path / pattern)], "auto")
     assert pattern in str(caught.value)
+
+
+def test_parquet_of_bytes_is_read_as_text_and_a_value_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"origin_query": pa.array([b"schuhe", b"\xff\xfe", "靴".encode()], pa.binary())}), path)
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    found = [record for part in rawfiles.slices(file) for _, record in rawfiles.records(part)]
+    assert found[0] == {"origin_query": "schuhe"} and found[2] == {"origin_query": "靴"}
+    assert isinstance(found[1], Unreadable) and found[1].reason == "invalid UTF-8"

@@ -51,8 +51,9 @@ def test_worker_count(wanted: int | None, cpus_each: float, count: int) -> None:
 
 def test_gpus_that_are_not_there_are_a_problem_rather_than_a_wait() -> None:
     there = int(ray.cluster_resources().get("GPU", 0))
-    runtime.check_gpus(Runtime(), 4)
-    runtime.check_gpus(Runtime(gpus_per_worker=1), there)
-    with pytest.raises(PipelineError, match=r"needs .* GPUs, this machine has .*set runtime\.gpus_per_worker=0"):
-        runtime.check_gpus(Runtime(gpus_per_worker=1), there + 1)
-    runtime.check_gpus(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
+    runtime.check_room(Runtime(), 2)
+    with pytest.raises(PipelineError, match=r"runtime\.gpus_per_worker 1 .* lower runtime\.gpus_per_worker"):
+        runtime.check_room(Runtime(gpus_per_worker=1), there + 1)
+    with pytest.raises(PipelineError, match=r"runtime\.cpus_per_worker 2 for 2 .* needs 4 CPUs"):
+        runtime.check_room(Runtime(cpus_per_worker=2), 2)
+    runtime.check_room(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow

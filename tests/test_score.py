@@ -51,7 +51,7 @@ def table(*rows: dict[str, Any]) -> pa.Table:
 def rows() -> list[dict[str, Any]]:
     long = "very " * 200
     return [
-        made.pair(1, query="red shoes and more words"), made.pair(2, part="train"), made.pair(3, part="tune", query="a"),
+        made.pair(1, query="red shoes and more"), made.pair(2, part="train"), made.pair(3, part="tune", query="a"),
         made.pair(4, part=None, split="dev", query=long), made.pair(5, part=None, split="test", query="a"),
         made.pair(6, target="another"),
     ]  # fmt: skip
@@ -74,9 +74,7 @@ def test_rows_keep_their_order_and_train_rows_are_left_out(recipe: Recipe, train
     assert result.rejected is not None and result.rejected.num_rows == 0
 
 
-def test_equal_prompts_are_scored_once(
-    recipe: Recipe, training: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_prompts_are_scored_once(recipe: Recipe, training: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     scoring, asked = Scoring(recipe, training), list[list[int]]()
 
     def score(_: Any, prompts: list[list[int]], *rest: Any) -> Any:

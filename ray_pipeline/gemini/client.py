@@ -12,6 +12,7 @@ from ray_pipeline.recipe import Gemini
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 OUTPUT_TOKENS_PER_ITEM = 120
+UNKNOWN_THINKING_TOKENS = 8192
 """Cap of the answer; doubled when it was reached."""
 
 
@@ -116,7 +117,7 @@ class Client:
         return types.GenerateContentConfig(
             system_instruction=INSTRUCTIONS[self._kind],
             temperature=self._gemini.temperature,
-            max_output_tokens=min(65_536, OUTPUT_TOKENS_PER_ITEM * count * cap_factor),
+            max_output_tokens=min(65_536, OUTPUT_TOKENS_PER_ITEM * count * cap_factor + _thinking_room(budget)),
             response_mime_type="application/json",
             response_schema=response_schema(self._kind),
             thinking_config=None if budget is None else types.ThinkingConfig(thinking_budget=budget),
@@ -138,6 +139,11 @@ class Client:
 
     def _api_error(self, error: Any) -> RateLimited | Unavailable:
         if error.code == 429:
+            if _day_is_spent(error.details):
+                raise GeminiError(
+                    f"the day's quota of {self._gemini.model} is spent: run the same command again tomorrow, or raise "
+                    "the project's quota; what was answered is kept and not asked again"
+                ) from error
             return RateLimited(_retry_delay(error.details))
         if error.code >= 500 or error.code == 408:
             return Unavailable(f"{error.code} {error.status}")
@@ -150,6 +156,16 @@ class Client:
         if error.code == 404:
             raise GeminiError(f"{where} has no model {self._gemini.model!r}: set gemini.model") from error
         raise GeminiError(f"{where} refuses the request: {error.code} {error.status}: {error.message}") from error
+
+
+def _thinking_room(budget: int | None) -> int:
+    """Tokens that thinking may take of the answer's cap, where it is not off; it counts against the cap."""
+    return UNKNOWN_THINKING_TOKENS if budget is None or budget < 0 else budget
+
+
+def _day_is_spent(details: Any) -> bool:
+    violations = [violation for item in _details(details) for violation in item.get("violations", [])]
+    return any("PerDay" in str(violation.get("quotaId", "")) for violation in violations)
 
 
 def _missing_reason(response: Any, candidate: Any) -> str:

@@ -6,6 +6,7 @@ kill or a full disk cut short is passed over.
 """
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ class Answer:
     text: str | None
     reason: str | None = None
     model_version: str | None = None
+    usd: float = 0.0
+    """Its share of what the request has cost."""
 
 
 def folder(workdir: str, gemini: Gemini, kind: Kind, languages: Iterable[str] = ()) -> str:
@@ -45,12 +48,17 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._url, self._writer, self._pieces = url, uuid.uuid4().hex, 0
         self._pending: list[str] = []
+        self._flushing = threading.Lock()
         self._flushed = time.monotonic()
         self._known = {answer.key: answer for file in storage.list_files(url) for answer in _read(file)}
 
     def get(self, key: str) -> Answer | None:
         """The answer to an item, if there is one."""
         return self._known.get(key)
+
+    def remember(self, answer: Answer) -> None:
+        """Know an answer in this process only: one that another run may well get in a better form."""
+        self._known[answer.key] = answer
 
     def append(self, answers: Iterable[Answer]) -> None:
         """Keep some answers."""
@@ -62,15 +70,23 @@ class Ledger:
 
     def flush(self) -> None:
         """Make everything durable that is not yet."""
-        if not self._pending:
-            return
-        data = "".join(self._pending).encode()
-        if storage.is_remote(self._url):
-            storage.write_bytes(storage.join(self._url, f"{self._writer}-{self._pieces:06d}.jsonl"), data)
-            self._pieces += 1
-        else:
-            storage.append_bytes(str(Path(self._url) / f"{self._writer}.jsonl"), data)
-        self._pending, self._flushed = [], time.monotonic()
+        with self._flushing:
+            lines = list(self._pending)
+            if not lines:
+                return
+            data = "".join(lines).encode()
+            if storage.is_remote(self._url):
+                storage.write_bytes(storage.join(self._url, f"{self._writer}-{self._pieces:06d}.jsonl"), data)
+                self._pieces += 1
+            else:
+                storage.append_bytes(str(Path(self._url) / f"{self._writer}.jsonl"), data)
+            del self._pending[: len(lines)]  # others may have come meanwhile, from another thread
+            self._flushed = time.monotonic()
+
+
+def spent(workdir: str) -> float:
+    """USD of all answers in a working folder's ledgers."""
+    return sum(answer.usd for url in storage.list_files(storage.join(workdir, "ledger")) for answer in _read(url))
 
 
 def _read(url: str) -> list[Answer]:

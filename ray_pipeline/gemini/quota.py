@@ -51,8 +51,8 @@ class Quota:
 class QuotaActor:
     """A Quota by the wall clock, for a Ray actor that all workers share."""
 
-    def __init__(self, requests_per_minute: float, tokens_per_minute: float, max_usd: float | None) -> None:
-        self._quota = Quota(requests_per_minute, tokens_per_minute, max_usd)
+    def __init__(self, requests_per_minute: float, tokens_per_minute: float, max_usd: float | None, usd: float) -> None:
+        self._quota = Quota(requests_per_minute, tokens_per_minute, max_usd, usd)
 
     def reserve(self, tokens: int) -> float:
         """Seconds to wait; see Quota.reserve."""
@@ -67,8 +67,8 @@ class QuotaActor:
         self._quota.pause(time.monotonic(), seconds)
 
 
-def shared(gemini: Gemini) -> Any:
-    """The handle of the cluster's quota actor for the recipe's model, made at first use.
+def shared(gemini: Gemini, usd: float = 0.0) -> Any:
+    """The handle of the cluster's quota actor for the recipe's model, made at first use; `usd` were spent before.
 
     It ends with the process that was the first to ask for it: the driver holds it while workers use it.
     """
@@ -77,4 +77,4 @@ def shared(gemini: Gemini) -> Any:
     limits = (gemini.requests_per_minute, gemini.tokens_per_minute, gemini.max_usd)
     name = "-".join(["quota", gemini.model, *(str(limit) for limit in limits)])
     actor = ray.remote(QuotaActor)
-    return actor.options(name=name, get_if_exists=True, num_cpus=0, max_restarts=-1, lifetime=None).remote(*limits)
+    return actor.options(name=name, get_if_exists=True, num_cpus=0, max_restarts=-1, lifetime=None).remote(*limits, usd)

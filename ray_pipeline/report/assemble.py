@@ -163,7 +163,8 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
 
 
 def _prompt_example(run: Finished) -> str:
-    row = next(run.artifacts["mix"].tables(["query", "target", "query_en"])).slice(0, 1).to_pylist()[0]
+    shards = run.artifacts["mix"].tables(["query", "target", "query_en"])
+    row = next(row for table in shards for row in table.slice(0, 1).to_pylist())
     return Prompt(run.recipe.task, run.recipe.prompt).render(row["query"], row["target"], row["query_en"])
 
 
@@ -183,7 +184,9 @@ def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) ->
 
 def metrics_json(tasks: Sequence[TaskReport]) -> str:
     """The figures that scripts rely on, as JSON; a figure that cannot be known is null."""
-    found = {"tasks": {task.task: _task_metrics(task) for task in tasks}}
+    names = [task.task for task in tasks]
+    unique = len(set(names)) == len(names)  # else two recipes of one task: their names tell them apart
+    found = {"tasks": {task.task if unique else task.recipe_name: _task_metrics(task) for task in tasks}}
     f1 = [task.headline.f1.value for task in tasks]
     return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1))}, indent=1)
 

@@ -12,6 +12,7 @@ from ray_pipeline.sandbox import lexicon
 from ray_pipeline.sandbox.lexicon import LANGUAGES, Modifier, Noun
 
 _TYPO, _CODE_MIX, _GLUE, _BRAND = 0.1, 0.05, 0.15, 0.12
+_SIBLINGS = 0.3
 _SHARES = {"glossary": 1, "gloss": 2, "catalogue": 1, "comparison": 12}
 """How often the corpus holds a text of each kind."""
 
@@ -52,26 +53,29 @@ class Corpus:
         return f"{name}: {text(noun, said)}\n{TARGET_NAMES['QC']}:", f" {noun.path}"
 
     def comparison(self) -> Text:
-        """Two texts, and whether they speak of the same thing."""
+        """Two texts, and whether they speak of the same thing, or say the same of one of its sides."""
         same = self._rng.random() < 0.5
-        answer = " yes" if same else " no"
-        shown = self._rng.choices(("shelf", "title", "phrase", "property"), (5, 9, 3, 3))[0]
-        if shown == "property":
-            return "First: {}\nSecond: {}\nSame:".format(*self._properties(same)), answer
+        shown = self._rng.choices(("shelf", "title", "phrase"), (5, 9, 3))[0]
         noun, said = self._noun(), self._said()
         other, told = self._agreeing(noun, said) if same else self._differing(noun, said, shown)
         second = {"shelf": self._shelf, "title": self.title, "phrase": self.phrase}[shown](other, told)
         if shown == "shelf" and not same and noun.path.startswith(second):
             second = other.path
-        return f"First: {self.phrase(noun, said)}\nSecond: {second}\nSame:", answer
+        texts = f"First: {self.phrase(noun, said)}\nSecond: {second}"
+        sides = {"product": noun == other} | {kind: said[kind] == told[kind] for kind in said.keys() & told.keys()}
+        if shown == "shelf" or self._rng.random() < 0.6:
+            return f"{texts}\nSame:", " yes" if same else " no"
+        side = self._rng.choice(sorted(sides))
+        return f"{texts}\nSame {side}:", " yes" if sides[side] else " no"
 
     def alike(self) -> tuple[str, str]:
-        """Two texts that speak of the same thing."""
+        """Two texts that speak of the same thing, or seldom of two things of a kind."""
         noun, said = self._noun(), self._said()
-        if self._rng.random() < 0.3:
-            terms = self._rng.choice((noun.terms, self._modifier().terms))
-            one, other = [self._rng.choice(terms[language]) for language in self._rng.sample(LANGUAGES, 2)]
-            return one, other
+        if self._rng.random() < 0.35:
+            one = self._rng.choice((noun, self._modifier()))
+            other = self._sibling(one) if self._rng.random() < _SIBLINGS else one
+            first, second = [self._rng.choice(each.terms[self._rng.choice(LANGUAGES)]) for each in (one, other)]
+            return first, second
         other = self._rng.choice((self._shelf, self.title, self.phrase))(*self._agreeing(noun, said))
         return self.phrase(noun, said), other
 
@@ -116,11 +120,10 @@ class Corpus:
         other = self._rng.choice([other for other in others if other.path != noun.path])
         return other, self._agreeing(other, said)[1]
 
-    def _properties(self, same: bool) -> tuple[str, str]:
-        one = self._modifier()
-        other = one if same else self._modifier(one.kind, other_than=one)
-        first, second = [self._rng.choice(each.terms[self._rng.choice(LANGUAGES)]) for each in (one, other)]
-        return self._typed(first), string.capwords(other.terms["en"][0]) if self._rng.random() < 0.5 else second
+    def _sibling(self, one: Noun | Modifier) -> Noun | Modifier:
+        if isinstance(one, Modifier):
+            return self._modifier(one.kind, other_than=one)
+        return self._rng.choice([noun for noun in self._lexicon.nouns if noun.levels[0] == one.levels[0]])
 
     def _noun(self) -> Noun:
         return self._rng.choice(self._lexicon.nouns)

@@ -128,7 +128,7 @@ def deepspeed_config(rules: Train) -> dict[str, Any]:
 
 def save_chance(path: Path) -> None:
     """Write the states of torch's generators of chance of this process; nothing else in the loop draws."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, path)
 
 
@@ -137,4 +137,4 @@ def load_chance(path: Path) -> None:
     state = torch.load(path, weights_only=True)
     torch.set_rng_state(state["cpu"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

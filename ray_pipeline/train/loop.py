@@ -23,8 +23,6 @@ from ray_pipeline.train.batches import Examples
 from ray_pipeline.train.engine import Engine, load_chance, save_chance
 from ray_pipeline.train.model import pad
 
-SCORE_ROWS = 64
-
 
 @dataclass
 class State:
@@ -149,7 +147,8 @@ class Loop:
 
     def _score_tune(self) -> npt.NDArray[np.float32]:
         mine = np.arange(self._worker.rank, len(self._tune.ids), self._worker.count)
-        scores = score(self._engine.model, [self._tune.ids[i] for i in mine], self._pad_id, self._worker.device)
+        prompts, batch_rows = [self._tune.ids[i] for i in mine], 4 * self._rules.micro_batch_rows
+        scores = score(self._engine.model, prompts, self._pad_id, self._worker.device, batch_rows)
         found = np.zeros(len(self._tune.ids), np.float32)
         for rank, part in enumerate(self._worker.gather(scores)):
             found[rank :: self._worker.count] = part
@@ -183,13 +182,15 @@ def tune_figures(labels: npt.NDArray[np.float32], scores: npt.NDArray[np.float32
 
 
 @torch.no_grad()
-def score(model: torch.nn.Module, prompts: list[list[int]], pad_id: int, device: str) -> npt.NDArray[np.float32]:
+def score(
+    model: torch.nn.Module, prompts: list[list[int]], pad_id: int, device: str, batch_rows: int = 64
+) -> npt.NDArray[np.float32]:
     """Probabilities of relevance `[n]` float32 of token ids, in their order; batches are made of like lengths."""
     model.eval()
     order = np.argsort([len(ids) for ids in prompts], kind="stable")
     found = np.zeros(len(prompts), np.float32)
-    for start in range(0, len(order), SCORE_ROWS):
-        rows = order[start : start + SCORE_ROWS]
+    for start in range(0, len(order), batch_rows):
+        rows = order[start : start + batch_rows]
         ids, mask = pad([prompts[i] for i in rows], pad_id, device)
         found[rows] = torch.sigmoid(model(ids, mask)).float().cpu().numpy()
     return found

@@ -13,6 +13,8 @@ from ray_pipeline.recipe import Train
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 HEAD = "score"
+VISION = r".*(vision_tower|multi_modal_projector).*"
+"""A multimodal base, such as Gemma-3 12B, has linear layers there too, which text never reaches."""
 
 
 class Classifier(nn.Module):
@@ -102,6 +104,7 @@ def with_adapter(base: Any, rules: Train) -> Any:
         lora_alpha=rules.lora.alpha,
         lora_dropout=rules.lora.dropout,
         target_modules=ATTENTION if rules.lora.targets == "attention" else ALL_LINEAR,
+        exclude_modules=VISION,
         modules_to_save=[HEAD],
     )
     return get_peft_model(base, config)

@@ -2,9 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,8 @@ from ray_pipeline.train import ADAPTER, warm_up
 
 RUN_NAME = "run"
 PROBLEM = "problem.json"
+CURVES = "part-00000.parquet"
+T = TypeVar("T")
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -34,20 +36,14 @@ def _train(recipe: Recipe, mix: Artifact) -> None:
     import ray.train
     import torch
 
-    from ray_pipeline.train import batches, model
+    from ray_pipeline.train import batches
     from ray_pipeline.train.engine import DeepSpeedEngine
     from ray_pipeline.train.loop import Loop, Worker
 
     rules, context = recipe.train, ray.train.get_context()
     device = _join_workers(recipe)
     worker = Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
-    tokenizer = model.load_tokenizer(rules)
-    prompt = Prompt(recipe.task, recipe.prompt)
-    rows = mix.read(["pair_id", "part", "query", "query_en", "target", "label"]).sort_by("pair_id").to_pylist()
-    train, tune = (
-        batches.encode(prompt, tokenizer, [row for row in rows if row["part"] == part]) for part in ("train", "tune")
-    )
-    classifier = model.Classifier(model.with_adapter(model.load_base(rules, device), rules))
+    classifier, tokenizer, train, tune = _together(lambda: _load(recipe, mix, device))
     steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows) * rules.epochs
     engine = DeepSpeedEngine(classifier, rules, steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,6 +54,33 @@ def _train(recipe: Recipe, mix: Artifact) -> None:
                 loop.resume(Path(kept))
         torch.manual_seed(rules.seed + worker.rank) if checkpoint is None else None
         loop.run()
+
+
+def _load(recipe: Recipe, mix: Artifact, device: str) -> tuple[Any, Any, Any, Any]:
+    """(classifier, tokenizer, training examples, tune examples)."""
+    from ray_pipeline.train import batches, model
+
+    tokenizer = model.load_tokenizer(recipe.train)
+    prompt = Prompt(recipe.task, recipe.prompt)
+    rows = mix.read(["pair_id", "part", "query", "query_en", "target", "label"]).sort_by("pair_id").to_pylist()
+    train, tune = (
+        batches.encode(prompt, tokenizer, [row for row in rows if row["part"] == part]) for part in ("train", "tune")
+    )
+    base = model.load_base(recipe.train, device)
+    return model.Classifier(model.with_adapter(base, recipe.train)), tokenizer, train, tune
+
+
+def _together(work: Callable[[], T]) -> T:
+    """What `work` gives on this worker; if any worker meets a problem, all of them raise it, so that none waits."""
+    found, problem = None, None
+    try:
+        found = work()
+    except PipelineError as error:
+        problem = error
+    first = next(filter(None, _gather(problem)), None)
+    if first is not None:
+        raise first
+    return cast(T, found)
 
 
 def _join_workers(recipe: Recipe) -> str:
@@ -112,29 +135,37 @@ def _fit(context: Context) -> Any:
 
 def run(context: Context) -> Outcome:
     """Fine-tune and keep the best adapter with its learning curves."""
-    runtime.check_gpus(context.recipe.runtime, context.recipe.train.workers)
+    runtime.check_room(context.recipe.runtime, context.recipe.train.workers)
     models.resolve(context.recipe.train.model)
+    curves = storage.join(context.folder, CURVES)
+    if not storage.exists(curves):  # else all is there but the manifest
+        _train_and_keep(context)
+    storage.remove_tree(storage.join(context.folder, RUN_NAME))
+    rows = context.inputs["mix"].manifest.rows_out
+    evaluations = artifact.shard_counts(curves).rows_out
+    extra = {"training_rows": _training_rows(context.inputs["mix"]), "evaluations": evaluations}
+    return Outcome(Counts(rows, rows), extra)
+
+
+def _train_and_keep(context: Context) -> None:
+    """Write the best adapter, and then, as the mark that it is whole, the curves."""
+    storage.remove_file(storage.join(context.folder, PROBLEM))
     result = _fit(context)
     _raise_problem(context.folder)
     with result.checkpoint.as_directory() as kept:
         history = _history(Path(kept))
         verify_adapter(Path(kept) / "best")
         storage.upload_folder(Path(kept) / "best", storage.join(context.folder, ADAPTER))
-    curves = pa.Table.from_pylist(history, schema=tables.CURVES)
-    artifact.write_shard(context.folder, "part-00000.parquet", curves, None, curves.num_rows)
-    storage.remove_tree(storage.join(context.folder, RUN_NAME))
-    rows = context.inputs["mix"].manifest.rows_out
-    return Outcome(
-        Counts(rows, rows), {"training_rows": _training_rows(context.inputs["mix"]), "evaluations": len(history)}
-    )
+    table = pa.Table.from_pylist(history, schema=tables.CURVES)
+    artifact.write_shard(context.folder, CURVES, table, None, table.num_rows)
 
 
 def _raise_problem(folder: str) -> None:
-    """Raise what a worker has left, and start afresh the next time."""
+    """Raise what a worker has left; its checkpoints stay."""
     url = storage.join(folder, PROBLEM)
     if storage.exists(url):
         problem = json.loads(storage.read_bytes(url))
-        storage.remove_tree(folder)
+        storage.remove_file(url)
         raise getattr(errors, problem["kind"])(problem["message"])
 
 

@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,29 @@ def test_on_s3_answers_are_written_every_two_seconds(s3_bucket: str, monkeypatch
     monkeypatch.setattr(ledger, "REMOTE_FLUSH_SECONDS", 0)
     book.append(ANSWERS[1:2])
     assert known(url) == {"k1": ANSWERS[0], "k2": ANSWERS[1]}
+
+
+def test_answers_that_come_while_others_are_written_are_kept(place: str) -> None:
+    book = Ledger(place)
+    answers = [Answer(f"key {number}", "x") for number in range(400)]
+    ended = threading.Event()
+
+    def flush() -> None:
+        while not ended.is_set():
+            book.flush()
+
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(flush)
+        for answer in answers:
+            book.append([answer])
+            time.sleep(0.0005)
+        ended.set()
+        flushing.result()
+    book.flush()
+    again = Ledger(place)
+    assert [again.get(answer.key) for answer in answers] == answers
+    lines = [line for url in storage.list_files(place) for line in storage.read_bytes(url).splitlines()]
+    assert len(lines) == len(answers), "each is written once"
 
 
 def test_a_ledger_that_cannot_be_written_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:

@@ -214,11 +214,10 @@ def test_a_loss_that_is_not_finite_on_one_worker_stops_every_worker(tmp_path: Pa
         Loop(engine, rules, train, tune, 0, worker, tmp_path, lambda *_: None).run()
 
 
-def test_scores_are_in_the_order_of_the_prompts_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_in_the_order_of_the_prompts_whatever_the_batches() -> None:
     rules = toy.rules()
     model, prompts = toy.classifier(rules), toy.examples(15, seed=1).ids
-    monkeypatch.setattr(loops, "SCORE_ROWS", 4)
-    found = loops.score(model, prompts, 0, "cpu")
+    found = loops.score(model, prompts, 0, "cpu", batch_rows=4)
     alone = [float(loops.score(model, [prompt], 0, "cpu")[0]) for prompt in prompts]
     np.testing.assert_allclose(found, alone, atol=1e-6)
     assert found.dtype == np.float32 and not model.training

@@ -1,0 +1,160 @@
+"""From artifacts to figures: the same rows compared, every translation accounted for, JSON that scripts can rely on."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline import artifact, evaluate, tables
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report import assemble
+from ray_pipeline.report.assemble import Finished
+from ray_pipeline.report.data import Estimate
+from ray_pipeline.stage import Context
+from tests import made
+
+from . import sample
+
+NAN = math.nan
+LABELS = [1, 0, 1, 0, 1, 0]
+
+
+def run(folder: Path, recipe: Recipe, scores: list[float], missing: set[int] = frozenset()) -> Finished:  # type: ignore[assignment]
+    """Six holdout rows, the last two in a withheld language; the best cut on tune is 0.5."""
+    rows = [made.pair(i, label=label, language="de" if i > 3 else "en") for i, label in enumerate(LABELS)]
+    tune = [made.pair(100 + i, part="tune", label=i) for i in range(2)]
+    scored = [made.scored(row, score) for row, score in zip(rows, scores, strict=True)]
+    scored = [item for i, item in enumerate(scored) if i not in missing]
+    scored += [made.scored(row, score) for row, score in zip(tune, [0.3, 0.7], strict=True)]
+    trained = [made.pair(200 + i, part="train") for i in range(3)]
+    inputs = {
+        "dedupe": made.finished(folder, "dedupe", [*rows, *tune, *trained], tables.PAIRS),
+        "score": made.finished(folder, "score", scored, tables.SCORES),
+        "train": made.finished(folder, "train", [], tables.CURVES, training_rows=77),
+    }
+    context = Context(recipe, inputs, str(folder / "evaluate" / "f0"), str(folder), {})
+    outcome = evaluate.run(context)
+    found = artifact.commit(context.folder, "evaluate", {}, {}, outcome.counts, 0.1, outcome.extra)
+    return Finished(recipe, {**inputs, "evaluate": found}, frozenset())
+
+
+@pytest.fixture
+def recipe(make_recipe: Any) -> Recipe:
+    found: Recipe = make_recipe(evaluate__bootstrap_draws=100)
+    return found
+
+
+def test_a_comparison_is_of_the_same_rows(tmp_path: Path, recipe: Recipe) -> None:
+    right = run(tmp_path / "1", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
+    wrong = run(tmp_path / "2", recipe, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9])
+    found = assemble.compare(right, wrong)
+    assert found.training_rows == 77
+    assert {one.name: one.rows for one in found.differences} == {"all": 6, SEEN_GROUP: 4, WITHHELD_GROUP: 2}
+    by_name = {one.name: one for one in found.differences}
+    assert by_name["all"].recall.value == pytest.approx(1 / 3) and by_name["all"].precision.value == pytest.approx(
+        1 / 3
+    )
+    assert by_name[SEEN_GROUP].recall.value == 0.5 and by_name[SEEN_GROUP].precision.value == 0
+    assert by_name[WITHHELD_GROUP].recall.value == 0 and by_name[WITHHELD_GROUP].precision.value == 0.5
+    assert by_name[WITHHELD_GROUP].f1.value == pytest.approx(1 - 2 / 3) and math.isnan(by_name[WITHHELD_GROUP].f1.low)
+
+
+def test_rows_that_one_side_lacks_are_left_out(tmp_path: Path, recipe: Recipe) -> None:
+    right = run(tmp_path / "1", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1], missing={0})
+    wrong = run(tmp_path / "2", recipe, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9], missing={1, 5})
+    found = {one.name: one for one in assemble.compare(right, wrong).differences}
+    assert {name: one.rows for name, one in found.items()} == {"all": 3, SEEN_GROUP: 2, WITHHELD_GROUP: 1}
+    assert found["all"].recall.value == 0.5 and found["all"].precision.value == 0
+
+
+def translation(number: int, language: str, **changes: Any) -> dict[str, Any]:
+    base = dict.fromkeys(tables.TRANSLATIONS.names) | {
+        "translation_id": f"t{number}", "purpose": "augment", "source_id": "s", "source_language": "en",
+        "target_language": language, "text": f"text {number}", "translation": "wort", "target": "a", "group_id": "g",
+        "position": number,
+    }  # fmt: skip
+    return base | changes
+
+
+def test_the_audit_adds_up_with_what_gemini_refused(tmp_path: Path) -> None:
+    kept = [translation(i, "de") for i in range(4)] + [translation(9, "pl")]
+    bad = [translation(10 + i, "de", reason="length") for i in range(2)]
+    bad += [translation(12, "de", reason="wrong script"), translation(13, "th", reason="length")]
+    refused = [translation(20 + i, "de", reason="blocked", translation=None) for i in range(3)]
+    refused += [translation(30, "vi", reason="blocked")]
+    asked = made.finished(tmp_path, "translate", kept + bad[:0], tables.TRANSLATIONS, refused)
+    audited = made.finished(tmp_path, "audit", kept, tables.TRANSLATIONS, bad, shards=2)
+    found = assemble._audit(asked, audited)
+    assert found == [
+        ("de", 10, 4, {"blocked": 3, "length": 2, "wrong script": 1}),
+        ("pl", 1, 1, {}),
+        ("th", 1, 0, {"length": 1}),
+        ("vi", 1, 0, {"blocked": 1}),
+    ]
+    examples = assemble._audit_examples(audited)
+    assert [(one["verdict"], one["source"]) for one in examples if one["target_language"] == "de"] == [
+        ("length", "text 10"), ("length", "text 11"), ("wrong script", "text 12"),
+        ("accepted", "text 0"), ("accepted", "text 1"),
+    ]  # fmt: skip
+
+
+def mix(folder: Path) -> Artifact:
+    rows = [made.pair(i, part="train") for i in range(5)]
+    rows += [made.pair(10 + i, part="train", language="de", origin="translated", label=1) for i in range(2)]
+    rows += [made.pair(20 + i, part="train", origin="hard_negative", label=0) for i in range(3)]
+    rows += [made.pair(30 + i, part="tune") for i in range(4)]
+    return made.finished(folder, "mix", rows, tables.PAIRS, shards=3)
+
+
+def test_the_composition_is_of_the_training_set(tmp_path: Path) -> None:
+    assert assemble._composition(mix(tmp_path)) == [
+        ("de", "translated", 2, 0), ("en", "hard_negative", 0, 3), ("en", "original", 2, 3),
+    ]  # fmt: skip
+
+
+def test_the_parts_and_what_is_known_of_their_labels(tmp_path: Path) -> None:
+    rows = [made.pair(i, part="train") for i in range(5)] + [made.pair(9, part="tune", label=0)]
+    rows += [made.pair(10 + i, part=None, split="dev", label=1) for i in range(2)]
+    rows += [made.pair(20 + i, part=None, split="test", label=None) for i in range(3)]
+    pairs = made.finished(tmp_path, "dedupe", rows, tables.PAIRS, shards=2)
+    assert assemble._parts(pairs) == [("train", 5, 2), ("tune", 1, 0), ("dev", 2, 2), ("test", 3, -1)]
+
+
+def test_the_prompt_shown_is_there_though_the_first_shard_is_empty(tmp_path: Path, recipe: Recipe) -> None:
+    empty = made.finished(tmp_path, "mix", [], tables.PAIRS, shards=1)
+    artifact.write_shard(empty.url, "part-00001.parquet", mix(tmp_path / "m").read().slice(0, 2), None, 2)
+    both = artifact.commit(empty.url, "mix", {}, {}, artifact.Counts(2, 2), 0.1, {})
+    assert "query 0" in assemble._prompt_example(Finished(recipe, {"mix": both}, frozenset()))
+
+
+def test_metrics_have_stable_names_and_null_for_what_cannot_be_known() -> None:
+    task = sample.sample_task("QC", 0.8)
+    task = replace(task, scalars=task.scalars | {"auroc": Estimate(NAN, NAN, NAN)}, seen_auroc=NAN)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads(assemble.metrics_json([task, sample.sample_task("QI", 0.9)]), parse_constant=refuse)
+    assert set(found) == {"tasks", "average_f1"} and found["average_f1"] == pytest.approx(0.85)
+    names = {"f1", "precision", "recall", "auroc", "threshold", "always_relevant_f1", "by_language"}
+    assert names <= set(found["tasks"]["QC"]) and names <= set(found["tasks"]["QI"])
+    qc = found["tasks"]["QC"]
+    assert qc["f1"] == 0.8 and qc["threshold"] == 0.423 and qc["auroc"] is None and qc["auroc_seen"] is None
+    assert qc["by_language"]["ar"] == {"f1": 0.829, "low": None, "high": None, "rows": 9, "seen": False}
+    assert qc["by_language"]["en"]["seen"] is True and qc["by_language"]["en"]["low"] == pytest.approx(0.89)
+    assert found["tasks"]["QI"]["auroc"] == 0.9341
+    assert {"name": "ar", "rows": 9}.items() <= {
+        k: v for k, v in qc["comparison"][-1].items() if k in ("name", "rows")
+    }.items()
+
+
+def test_a_task_whose_f1_cannot_be_known_leaves_no_average() -> None:
+    task = sample.sample_task()
+    task = replace(task, headline=replace(task.headline, f1=Estimate(NAN, NAN, NAN)))
+    found = json.loads(assemble.metrics_json([task]))
+    assert found["average_f1"] is None and found["tasks"]["QC"]["f1"] is None

@@ -1,0 +1,108 @@
+"""The submission: the input's rows in the input's order, under the competition's names."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline import outputs, rawfiles, tables
+from ray_pipeline.errors import InputError
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report.assemble import Finished
+
+from . import made
+
+COLUMNS = {"id": "number", "language": "tag", "query": "search", "target": "path", "label": "label", "task": None}
+CSV = 'number,tag,search,path\n30,vn,"giày, đỏ","a,b"\n10,en,hat,c\n20,fr,robe,d\n'
+
+
+def run(folder: Path, recipe: Recipe, predictions: dict[str, int], split: str = "test") -> Finished:
+    rows = [
+        made.scored(made.pair(0, pair_id=f"{recipe.task}-{split}-{key}", split=split, part=None), 0.5)
+        | {"prediction": value}
+        for key, value in predictions.items()
+    ]
+    name = f"{recipe.name}-{recipe.task}"
+    return Finished(
+        recipe, {"evaluate": made.finished(folder / name, "evaluate", rows, tables.PREDICTIONS)}, frozenset()
+    )
+
+
+def submitted(folder: Path, name: str = "submission.zip", member: str = "submit_QC.txt") -> list[dict[str, Any]]:
+    with zipfile.ZipFile(folder / name) as archive:
+        return [json.loads(line) for line in archive.read(member).decode().splitlines()]
+
+
+@pytest.fixture
+def csv_recipe(make_recipe: Any, tmp_path: Path) -> Recipe:
+    path = tmp_path / "test.csv"
+    path.write_text(CSV, encoding="utf-8")
+    found: Recipe = make_recipe(data__test=[str(path)], data__columns=COLUMNS)
+    return found
+
+
+def test_rows_stand_in_the_inputs_order_under_the_competitions_names(tmp_path: Path, csv_recipe: Recipe) -> None:
+    finished = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1})
+    assert outputs._write_submissions([(finished, None)], str(tmp_path / "out")) == ["submission.zip"]
+    found = submitted(tmp_path / "out")
+    assert found[0] == {
+        "id": "30", "language": "vn", "origin_query": "giày, đỏ", "category_path": "a,b", "prediction": 1,
+    }  # fmt: skip
+    assert [(row["id"], row["prediction"]) for row in found] == [("30", 1), ("10", 0), ("20", 1)]
+
+
+def test_a_rejected_row_stops_the_submission_unless_the_recipe_says_what_it_gets(
+    tmp_path: Path, csv_recipe: Recipe
+) -> None:
+    finished = run(tmp_path, csv_recipe, {"10": 0, "30": 0})
+    with pytest.raises(InputError, match=r"1 of 3 .*20"):
+        outputs._write_submissions([(finished, None)], str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "submission.zip").exists()
+    chosen = csv_recipe.model_copy(update={"data": csv_recipe.data.model_copy(update={"rejected_prediction": 1})})
+    outputs._write_submissions([(run(tmp_path / "2", chosen, {"10": 0, "30": 0}), None)], str(tmp_path / "out"))
+    assert [row["prediction"] for row in submitted(tmp_path / "out")] == [0, 0, 1]
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, make_recipe: Any) -> None:
+    path = tmp_path / "test.txt"
+    path.write_text('{"id": 1, "language": "en", "origin_query": "q", "category_path": "c"}\n{broken\n')
+    recipe = make_recipe(data__test=[str(path)], data__rejected_prediction=1)
+    with pytest.raises(InputError, match=r"test\.txt, line 2: broken JSON"):
+        outputs._write_submissions([(run(tmp_path, recipe, {"1": 1}), None)], str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("slice_bytes", [1 << 20, 100])
+def test_rows_without_ids_go_by_their_position_in_files_of_any_size(
+    tmp_path: Path, make_recipe: Any, monkeypatch: pytest.MonkeyPatch, slice_bytes: int
+) -> None:
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", slice_bytes)
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in files:
+        lines = [{"origin_query": f"{file.stem}{i}", "category_path": "c", "language": "en"} for i in range(5)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = make_recipe(data__test=[str(file) for file in files], data__columns={"id": None})
+    wanted = {str((number << 40) | row): (number + row) % 2 for number in range(2) for row in range(1, 6)}
+    outputs._write_submissions([(run(tmp_path, recipe, wanted), None)], str(tmp_path / "out"))
+    found = submitted(tmp_path / "out")
+    assert {str(row["id"]): row["prediction"] for row in found} == wanted
+    assert [row["origin_query"] for row in found] == [f"{name}{i}" for name in "ab" for i in range(5)]
+
+
+def test_dev_has_a_submission_of_its_own_and_both_tasks_share_one(tmp_path: Path, make_recipe: Any) -> None:
+    runs: list[tuple[Finished, Finished | None]] = []
+    for task, target in {"QC": "category_path", "QI": "item_title"}.items():
+        path = tmp_path / f"{task}.txt"
+        path.write_text(json.dumps({"id": 7, "language": "en", "origin_query": "q", target: "t"}) + "\n")
+        runs.append((run(tmp_path, make_recipe(task, data__dev=[str(path)]), {"7": int(task == "QI")}, "dev"), None))
+    assert outputs._write_submissions(runs, str(tmp_path / "out")) == ["submission_dev.zip"]
+    for task, prediction in {"QC": 0, "QI": 1}.items():
+        (row,) = submitted(tmp_path / "out", "submission_dev.zip", f"submit_{task}.txt")
+        assert row["prediction"] == prediction and row["id"] == 7
+
+
+def test_two_recipes_of_one_task_have_no_submission(tmp_path: Path, csv_recipe: Recipe) -> None:
+    finished = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1})
+    assert outputs._write_submissions([(finished, None), (finished, None)], str(tmp_path / "out")) == []
+    assert not (tmp_path / "out").exists()
