@@ -76,8 +76,8 @@ class Corpus:
             other = self._sibling(one) if self._rng.random() < _SIBLINGS else one
             first, second = [self._rng.choice(each.terms[self._rng.choice(LANGUAGES)]) for each in (one, other)]
             return first, second
-        other = self._rng.choice((self._shelf, self.title, self.phrase))(*self._agreeing(noun, said))
-        return self.phrase(noun, said), other
+        offer = self._rng.choice((self._shelf, self.title, self.phrase))(*self._agreeing(noun, said))
+        return self.phrase(noun, said), offer
 
     def phrase(self, noun: Noun, said: Modifiers) -> str:
         """What somebody might type for it, in some language, with slips."""
