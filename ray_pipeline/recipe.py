@@ -69,8 +69,6 @@ class Sandbox(Section):
     train_rows: Positive = 4000
     dev_rows: Positive = 400
     test_rows: Positive = 400
-    model_seed: int = 0
-    """Seed of the random tiny models, `sandbox://random-…`."""
 
 
 class Languages(Section):

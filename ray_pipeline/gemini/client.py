@@ -12,8 +12,9 @@ from ray_pipeline.recipe import Gemini
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 OUTPUT_TOKENS_PER_ITEM = 120
+"""Cap of the answer; doubled, then tripled, where it was reached."""
 UNKNOWN_THINKING_TOKENS = 8192
-"""Cap of the answer; doubled when it was reached."""
+"""Added to the cap where the model thinks as much as it likes."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ray_pipeline.sandbox import lexicon
 from ray_pipeline.sandbox.lexicon import LANGUAGES, Modifier, Noun
 
 _TYPO, _CODE_MIX, _GLUE, _BRAND = 0.1, 0.05, 0.15, 0.12
-_SIBLINGS = 0.3
+_SIBLINGS = 0.3  # of the pairs of single terms
 _SHARES = {"glossary": 1, "gloss": 2, "catalogue": 1, "comparison": 12}
 """How often the corpus holds a text of each kind."""
 

@@ -156,11 +156,10 @@ def save_embedder(words: Any, vectors: torch.Tensor, folder: Path) -> None:
 
 def _watch(name: str, losses: Iterator[float]) -> None:
     """Run a training to its end, printing the mean loss of every hundred steps."""
-    for hundred in itertools.count(1):
-        some = list(itertools.islice(losses, 100))
-        if not some:
-            return
-        print(f"{time.strftime('%H:%M:%S')} {name}, {hundred}00 steps: loss {sum(some) / len(some):.3f}", flush=True)
+    steps = 0
+    while some := list(itertools.islice(losses, 100)):
+        steps += len(some)
+        print(f"{time.strftime('%H:%M:%S')} {name}, step {steps}: loss {sum(some) / len(some):.3f}", flush=True)
 
 
 def main() -> None:
@@ -169,7 +168,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "weights", help="default: the package's")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--embedder-steps", type=int, default=1200, help="default 1200")
-    parser.add_argument("--steps", type=int, default=4500, help="of the base model (default 4500)")
+    parser.add_argument("--steps", type=int, default=4000, help="of the base model (default 4000)")
     parser.add_argument("--rows", type=int, default=64, help="texts of one step (default 64)")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default 0.003)")
     options = parser.parse_args()
