@@ -343,7 +343,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
 
 
 def test_a_bucket_that_is_not_there(s3_bucket: str) -> None:
-    url = "s3://no-such-bucket/work/part.parquet"
+    url = "s3://no-such-bucket/folder/part.parquet"
     started = time.monotonic()
     with pytest.raises(StorageError, match=r"make the bucket or name another") as caught:
         storage.write_parquet(url, TABLE)
