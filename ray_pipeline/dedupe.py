@@ -115,7 +115,7 @@ def reduce(table: pa.Table, name: str, folder: str, rules: recipes.Dedupe, pivot
     made = pa.Table.from_pylist(rows, schema=tables.PAIRS)
     reasons, details = (pa.array(column, pa.string()) for column in zip(*verdicts, strict=True)) if rows else ([], [])
     result = shards.divided(made, reasons, details) if rows else shards.Result(made)
-    return shards.store(folder, name, _with_leaks(result, rows), tables.PAIRS, None)
+    return shards.store(folder, name, _with_leaks(result, rows), tables.PAIRS)
 
 
 def _with_leaks(result: shards.Result, rows: Sequence[Row]) -> shards.Result:

@@ -72,18 +72,17 @@ class _ShardWorker:
         source = batch.to_pylist()[0]
         table = artifact.read_shard(source["url"], source["rows"], self._columns)
         result = self._work(table)
-        return counts_table([store(self._folder, source["name"], result, self._schema, None)])
+        return counts_table([store(self._folder, source["name"], result, self._schema)])
 
 
-def store(folder: str, name: str, result: Result, schema: pa.Schema | None, rows_in: int | None) -> Counts:
-    """Write a result as one shard cast to the schema; `rows_in` null: the result's own rows, kept and refused.
+def store(folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:
+    """Write a result as one shard cast to the schema; its rows in are those kept and those refused.
 
     `schema` null: the worker, which alone knows it, has cast the table itself.
     """
     table = result.table if schema is None else tables.conform(result.table, schema)
     refused = 0 if result.rejected is None else result.rejected.num_rows
-    incoming = table.num_rows + refused if rows_in is None else rows_in
-    return artifact.write_shard(folder, name, table, result.rejected, incoming, result.extra)
+    return artifact.write_shard(folder, name, table, result.rejected, table.num_rows + refused, result.extra)
 
 
 def map_shards(
@@ -117,7 +116,7 @@ def map_shards(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    return artifact.total([*kept, *collect(dataset, label, len(missing), [s.rows for s in missing])])
+    return artifact.total([*kept, *collect(dataset, label, len(missing))])
 
 
 def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets: int, label: str) -> list[Counts]:
@@ -131,7 +130,7 @@ def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets:
         grouped = dataset.repartition(1).map_batches(reduced, batch_size=None, batch_format="pyarrow")
     else:
         grouped = dataset.groupby(BUCKET, num_partitions=buckets).map_groups(reduced, batch_format="pyarrow")
-    return collect(grouped, label, buckets, None)
+    return collect(grouped, label, buckets)
 
 
 def counts_table(counts: Iterable[Counts]) -> pa.Table:
@@ -142,7 +141,7 @@ def counts_table(counts: Iterable[Counts]) -> pa.Table:
     return pa.table({"counts": pa.array([json.dumps(asdict(item)) for item in counts], pa.string())})
 
 
-def collect(dataset: Any, label: str, shards: int, rows: list[int] | None) -> list[Counts]:
+def collect(dataset: Any, label: str, shards: int) -> list[Counts]:
     """Run a dataset whose rows are counts, showing progress as they come."""
     import json
 

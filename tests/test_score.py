@@ -100,7 +100,7 @@ def test_scores_that_are_not_finite_are_refused_and_counted(
     scoring = Scoring(recipe, training)
     monkeypatch.setattr(loops, "score", lambda *_: np.array([0.5, np.nan, np.inf], np.float32))
     result = scoring(table(*(made.pair(i) for i in range(3))))
-    counts = shards.store(str(tmp_path / "out"), "part-00000.parquet", result, tables.SCORES, None)
+    counts = shards.store(str(tmp_path / "out"), "part-00000.parquet", result, tables.SCORES)
     assert (counts.rows_in, counts.rows_out, counts.reasons) == (3, 1, {"score is not finite": 2})
     assert result.rejected is not None
     assert result.rejected.column("pair_id").to_pylist() == ["QC-train-1", "QC-train-2"]

@@ -199,7 +199,7 @@ def test_divided() -> None:
 
 def test_a_table_that_does_not_fit_its_schema_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="square"):
-        shards.store(str(tmp_path), "part-00000.parquet", Result(rows(0, 1)), SCHEMA, None)
+        shards.store(str(tmp_path), "part-00000.parquet", Result(rows(0, 1)), SCHEMA)
     assert storage.list_files(str(tmp_path)) == []
 
 

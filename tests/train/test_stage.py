@@ -28,7 +28,9 @@ def saved(folder: Path, steps: int) -> Path:
 
 
 def test_a_trained_adapter_is_accepted(tmp_path: Path) -> None:
-    stage.verify_adapter(saved(tmp_path, 1))
+    folder = saved(tmp_path, 1)
+    stage.verify_adapter(folder)
+    assert (folder / "adapter_model.safetensors").stat().st_size > 0
 
 
 def test_an_adapter_that_has_not_moved_is_refused(tmp_path: Path) -> None:
