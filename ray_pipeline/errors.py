@@ -24,7 +24,11 @@ class CorruptArtifactError(PipelineError):
     """A finished artifact's file is damaged or missing."""
 
 
-class GeminiError(PipelineError):
+class StoppedError(PipelineError):
+    """Work cannot go on, but what is under way elsewhere may end: the same command goes on later."""
+
+
+class GeminiError(StoppedError):
     """The Gemini server cannot be reached or refuses to work for us (key, model, quota, budget)."""
 
 

@@ -6,13 +6,16 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ray_pipeline import shards, tables
+from ray_pipeline import artifact, runtime, shards, storage, tables
+from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.gemini import ledger, quota
-from ray_pipeline.gemini.fanout import Fanout, spent
+from ray_pipeline.gemini import fanout
+from ray_pipeline.gemini.fanout import Fanout
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
+from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import Languages, Recipe
 from ray_pipeline.scripts import SCRIPT_LANGUAGES, scripts
+from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code
 
@@ -65,16 +68,24 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
     return None
 
 
+def undecided(rules: Languages, table: pa.Table) -> list[Item]:
+    """The questions of a shard of pairs that are left for Gemini."""
+    detector = Lingua(rules.candidates)
+    texts, tags = table.column("query").to_pylist(), table.column("language").to_pylist()
+    questions = dict.fromkeys(zip(texts, tags, strict=True))
+    return [Item(text) for text, tag in questions if decide(text, tag, rules, detector) is None]
+
+
 class Correction:
     """Corrects the language column of a shard of pairs."""
 
-    def __init__(self, recipe: Recipe, workdir: str) -> None:
+    def __init__(self, recipe: Recipe, workdir: str, held: Any = None) -> None:
         self._rules = recipe.languages
         self._detector = Lingua(self._rules.candidates)
         self._fanout = None
         if self._rules.gemini:
             workers = recipe.runtime.translate_workers
-            self._fanout = Fanout(recipe.gemini, "detect_language", workdir, self._rules.candidates, workers)
+            self._fanout = Fanout(recipe.gemini, "detect_language", workdir, held, self._rules.candidates, workers)
 
     def __call__(self, table: pa.Table) -> shards.Result:
         texts, tags = table.column("query").to_pylist(), table.column("language").to_pylist()
@@ -83,6 +94,7 @@ class Correction:
         asked = {q: Item(q[0]) for q, language in decided.items() if language is None}
         extra = {"asked": float(len(asked))}
         if self._fanout is not None:
+            self._fanout.skip(table.num_rows - len(asked))
             answers = self._fanout.answer(list(asked.values()))
             for question, item in asked.items():
                 decided[question] = self._accept(answers[item.key].text)
@@ -103,27 +115,61 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.languages
     if not rules.correct:
         return {"correct": False}
-    gemini = recipe.gemini
-    model = [gemini.model, gemini.temperature, gemini.thinking_budget, TEMPLATE_VERSION] if rules.gemini else None
+    model = fanout.identity(recipe.gemini, TEMPLATE_VERSION) if rules.gemini else None
     return {**rules.model_dump(), "gemini": model}
 
 
 def run(context: Context) -> Outcome:
     """Write the pairs again with corrected languages."""
     recipe, pairs = context.recipe, context.inputs["ingest"]
-    asks = recipe.languages.correct and recipe.languages.gemini
-    held = quota.shared(recipe.gemini, ledger.spent(context.workdir)) if asks else None
+    if recipe.languages.correct and recipe.languages.gemini:
+        return _ask(context)
     counts = shards.map_shards(
         shards.sources([pairs]),
         partial(Correction, recipe, context.workdir) if recipe.languages.correct else _keep,
         context.folder,
         tables.PAIRS,
-        workers=recipe.runtime.translate_workers,
+        workers=runtime.worker_count(recipe.runtime.map_workers),
         label="languages",
     )
-    del held  # the driver's hold on what the workers shared
-    corrected = {key: int(counts.extra.get(key, 0)) for key in ("asked", "corrected")}
-    return Outcome(counts, {**corrected, "usd": spent(recipe.gemini, counts.extra)})
+    return Outcome(counts, _tally(counts))
+
+
+def _ask(context: Context) -> Outcome:
+    """Bring equal queries into one shard, so that each is asked about once, then decide shard by shard."""
+    recipe, workdir = context.recipe, context.workdir
+    sources = _by_query(context)
+    questions = Questions("detect_language", recipe.languages.candidates, partial(undecided, recipe.languages))
+    counts = fan_out(context, sources, questions, partial(Correction, recipe, workdir), tables.PAIRS, "languages")
+    return Outcome(counts, _tally(counts) | fanout.account(recipe.gemini, counts.extra))
+
+
+def _by_query(context: Context) -> list[Source]:
+    """Pairs in shards by query, as an earlier attempt divided them: what it finished goes by their names."""
+    folder, done = storage.join(context.folder, "by_query"), storage.join(context.folder, "by_query.done")
+    if not storage.exists(done):
+        storage.remove_tree(folder)
+        inputs = shards.sources([context.inputs["ingest"]])
+        buckets = -(-sum(source.rows for source in inputs) // context.recipe.runtime.shard_rows)
+        write = partial(_write, folder)
+        shards.shuffle(_bucketed(inputs, buckets), write, buckets=buckets, label="languages: by query")
+        storage.write_bytes(done, b"")
+    return shards.written(folder)
+
+
+def _bucketed(inputs: Sequence[Source], buckets: int) -> Any:
+    def bucketed(table: pa.Table) -> pa.Table:
+        return table.append_column(shards.BUCKET, shards.text_buckets(table.column("query"), buckets))
+
+    return shards.dataset(inputs, bucketed)
+
+
+def _write(folder: str, table: pa.Table, name: str) -> Counts:
+    return artifact.write_shard(folder, name, table.sort_by("pair_id"), None, table.num_rows)
+
+
+def _tally(counts: Counts) -> dict[str, Any]:
+    return {key: int(counts.extra.get(key, 0)) for key in ("asked", "corrected")}
 
 
 def _keep() -> shards.Work:

@@ -64,7 +64,7 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     if recipe.gemini.max_usd is not None and price_of(recipe.gemini) is None:
         raise RecipeError(
             f"gemini.max_usd is set, but the price of gemini.model {recipe.gemini.model} is unknown: "
-            "set gemini.price_usd_per_million"
+            "set gemini.price"
         )
     steps: list[Step] = []
     fingerprints: dict[str, str] = {}

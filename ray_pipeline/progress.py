@@ -31,10 +31,14 @@ class Progress:
         self._done += done
         self._rows += rows
         self._usd += usd or 0.0
+        self.show(self.line(time.monotonic() - self._started))
+
+    def show(self, line: str) -> None:
+        """Show a line, in a log not more often than every ten seconds."""
         now = time.monotonic()
         if self._terminal or now - self._shown >= LOG_EVERY_SECONDS:
             self._shown = now
-            sys.stderr.write(("\r\x1b[K{}" if self._terminal else "{}\n").format(self.line(now - self._started)))
+            sys.stderr.write(("\r\x1b[K{}" if self._terminal else "{}\n").format(line))
             sys.stderr.flush()
 
     def line(self, seconds: float) -> str:

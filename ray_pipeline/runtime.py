@@ -4,6 +4,7 @@ import logging
 import os
 from typing import Any
 
+from ray_pipeline import storage
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Runtime
 
@@ -17,7 +18,7 @@ def start(runtime: Runtime) -> None:
 
     if not ray.is_initialized():
         environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
-        environment |= {"TOKENIZERS_PARALLELISM": "false"}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", storage.REACHED_VARIABLE: "1"}
         options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.ERROR}
         if runtime.address == "local":
             # A driver of its own: what its core writes to the terminal at lower levels stands in Ray's logs too.

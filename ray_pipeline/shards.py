@@ -4,7 +4,7 @@ A shard's name, never the order of Ray's blocks, is its identity: whatever is ki
 that are whole and makes the others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from ray_pipeline import artifact, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.errors import StoppedError
 from ray_pipeline.progress import Progress
+from ray_pipeline.text import stable_number
 
 BUCKET = "__bucket"
 
@@ -48,6 +50,27 @@ def sources(inputs: Iterable[Artifact]) -> list[Source]:
     return found
 
 
+def written(folder: str) -> list[Source]:
+    """The shards in a folder that has no manifest."""
+    urls = [storage.join(folder, name) for name in artifact.present_shards(folder)]
+    return [Source(storage.name(url), url, artifact.shard_counts(url).rows_out) for url in urls]
+
+
+def dataset(
+    inputs: Sequence[Source], function: Callable[[pa.Table], pa.Table], columns: list[str] | None = None
+) -> Any:
+    """A Ray dataset of what `function` makes of each shard; made by tasks, not a pool, so that a shuffle can follow."""
+    import ray.data
+
+    def mapped(batch: pa.Table) -> pa.Table:
+        source = batch.to_pylist()[0]
+        return function(artifact.read_shard(source["url"], source["rows"], columns))
+
+    rows = [{"url": source.url, "rows": source.rows} for source in inputs]
+    blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
+    return blocks.map_batches(mapped, batch_size=1, batch_format="pyarrow")
+
+
 def divided(table: pa.Table, reasons: pa.Array, details: pa.Array | None = None) -> Result:
     """Rows without a reason are kept, the others refused with it; `reasons` and `details` are strings or null `[n]`."""
     kept = table.filter(reasons.is_null())
@@ -71,7 +94,10 @@ class _ShardWorker:
             self._work = self._make()
         source = batch.to_pylist()[0]
         table = artifact.read_shard(source["url"], source["rows"], self._columns)
-        result = self._work(table)
+        try:
+            result = self._work(table)
+        except StoppedError as stop:  # told, not raised: Ray would end the other workers in the middle of theirs
+            return _stop_table(stop)
         return counts_table([store(self._folder, source["name"], result, self._schema)])
 
 
@@ -96,8 +122,15 @@ def map_shards(
     columns: list[str] | None = None,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    resources: Mapping[str, float] | None = None,
+    at_once: int = 1,
+    progress: Progress | None = None,
 ) -> Counts:
-    """Apply `make()()` to every shard on a fixed pool of actors, skipping shards that are there; returns all counts."""
+    """Apply `make()()` to every shard on a fixed pool of actors, skipping shards that are there; returns all counts.
+
+    Each worker has `at_once` shards under way, in as many threads. Where one raises StoppedError, the others end
+    theirs before it is raised here.
+    """
     import ray.data
 
     done = set(artifact.present_shards(folder))
@@ -111,12 +144,17 @@ def map_shards(
         fn_constructor_kwargs={"make": make, "folder": folder, "schema": schema, "columns": columns},
         batch_size=1,
         batch_format="pyarrow",
-        # One shard at a time: else the first worker that is up takes several, and the others have none.
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=1),
+        # No more shards than are worked on: else the first worker that is up takes several, and the others have none.
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers, len(missing)),
+            max_tasks_in_flight_per_actor=at_once,
+            max_concurrent_calls_per_actor=at_once,
+        ),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
+        **({"resources": dict(resources)} if resources else {}),
     )
-    return artifact.total([*kept, *collect(dataset, label, len(missing))])
+    return artifact.total([*kept, *collect(dataset, label, len(missing), progress)])
 
 
 def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets: int, label: str) -> list[Counts]:
@@ -133,6 +171,11 @@ def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets:
     return collect(grouped, label, buckets)
 
 
+def text_buckets(texts: pa.ChunkedArray, buckets: int) -> pa.Array:
+    """Which of some buckets each text belongs to, in the order of the texts' hashes: int64 `[n]`."""
+    return pa.array([stable_number(text) * buckets >> 64 for text in texts.to_pylist()], pa.int64())
+
+
 def counts_table(counts: Iterable[Counts]) -> pa.Table:
     """Counts as rows that travel through Ray Data."""
     import json
@@ -141,13 +184,26 @@ def counts_table(counts: Iterable[Counts]) -> pa.Table:
     return pa.table({"counts": pa.array([json.dumps(asdict(item)) for item in counts], pa.string())})
 
 
-def collect(dataset: Any, label: str, shards: int) -> list[Counts]:
-    """Run a dataset whose rows are counts, showing progress as they come."""
+def _stop_table(error: StoppedError) -> pa.Table:
+    import json
+
+    return pa.table({"counts": pa.array([json.dumps({"stopped": str(error)})], pa.string())})
+
+
+def collect(dataset: Any, label: str, shards: int, progress: Progress | None = None) -> list[Counts]:
+    """Run a dataset whose rows are counts, showing progress as they come; raises StoppedError if a worker has."""
     import json
 
     found: list[Counts] = []
-    with Progress(label, shards, "shards") as progress:
+    stopped: list[str] = []
+    with progress or Progress(label, shards, "shards") as shown:
         for row in dataset.iter_rows():
-            found.append(Counts(**json.loads(row["counts"])))
-            progress.advance(1, rows=found[-1].rows_in, usd=found[-1].extra.get("usd"))
+            counts = json.loads(row["counts"])
+            if "stopped" in counts:
+                stopped.append(counts["stopped"])
+                continue
+            found.append(Counts(**counts))
+            shown.advance(1, rows=found[-1].rows_in, usd=found[-1].extra.get("usd"))
+    if stopped:
+        raise StoppedError(stopped[0])
     return found

@@ -22,8 +22,14 @@ import pyarrow.parquet as pq
 from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
 
 CHUNK_BYTES = 8 << 20
-S3_CONFIG = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
-"""The client's own settings take minutes to find out that an endpoint is not there."""
+FIRST_CONTACT = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
+"""Of botocore, whose own settings take minutes to find out that an endpoint is not there."""
+PATIENT = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 12}}
+"""Once an endpoint has answered: it may be away for a minute or two."""
+REACHED_VARIABLE = "RAY_PIPELINE_STORAGE_REACHED"
+"""Set for workers, whose driver has reached the storage before."""
+
+_reached: set[tuple[str | None, str]] = set()
 
 
 def is_remote(url: str) -> bool:
@@ -231,11 +237,18 @@ def _is_file(url: str) -> bool:
         return Path(url).is_file() if not is_remote(url) else cast(bool, _remote(url).isfile(url))
 
 
+def _endpoint(url: str) -> tuple[str | None, str]:
+    return os.environ.get("AWS_ENDPOINT_URL"), url.split("/", 3)[2]
+
+
 def _remote(url: str) -> Any:
     import fsspec
 
     # Other processes write what we list, so no listing may be remembered.
-    options: dict[str, Any] = {"config_kwargs": S3_CONFIG} if url.startswith(("s3://", "s3a://")) else {}
+    options: dict[str, Any] = {}
+    if url.startswith(("s3://", "s3a://")):
+        known = _endpoint(url) in _reached or REACHED_VARIABLE in os.environ
+        options = {"config_kwargs": PATIENT if known else FIRST_CONTACT}
     fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     return fs
 
@@ -245,6 +258,8 @@ def _guarded(url: str, action: str) -> Iterator[None]:
     """Turn what a file system or S3 says into a StorageError that names the path and the remedy."""
     try:
         yield
+        if is_remote(url):
+            _reached.add(_endpoint(url))
     except FileNotFoundError:
         raise
     except OSError as error:

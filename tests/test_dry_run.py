@@ -1,24 +1,36 @@
-"""What a run would ask of Gemini, said beforehand."""
+"""What a run would ask of Gemini and what it would cost, said beforehand."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_pipeline import dry_run, pipeline
-from ray_pipeline.dry_run import GeminiEstimate
+from ray_pipeline.estimate import Rows
+from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.sandbox.dictionary import Dictionary
+from ray_pipeline.sandbox.gemini_server import GeminiServer
 
 ROWS = 200
 
 
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def make(make_recipe: Any, tmp_path: Path) -> Any:
+    """Makes a recipe of 200 rows, in two copies each, tagged English and French in turn."""
     lines = [
-        {"id": i, "language": "en", "origin_query": f"red shoes {i:03d}", "category_path": "a,b", "label": i % 2}
+        {"id": i, "language": ("en", "fr")[i // 2 % 2], "origin_query": f"red shoes {i // 2:03d}",
+         "category_path": f"a,b{i}", "label": i % 2}
         for i in range(ROWS)
-    ]
+    ]  # fmt: skip
     (tmp_path / "train.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def made(**changes: Any) -> Recipe:
@@ -29,33 +41,37 @@ def make(make_recipe: Any, tmp_path: Path) -> Any:
     return made
 
 
-def estimates(recipe: Recipe, tmp_path: Path) -> dict[str, GeminiEstimate]:
-    return dry_run.estimates(
-        recipe, pipeline.plan(recipe, str(tmp_path / "work")), {"train": ROWS, "dev": 0, "test": 0}
-    )
+def estimates(recipe: Recipe, tmp_path: Path) -> dict[str, Estimate]:
+    return dry_run.estimates(recipe, pipeline.plan(recipe, str(tmp_path / "work")))
 
 
-def test_estimates_scale_with_the_rows_per_language(make: Any, tmp_path: Path) -> None:
+FIXED = {"languages__correct": False}
+
+
+def test_duplicates_count_once_and_more_rows_cost_more(make: Any, tmp_path: Path) -> None:
     found = [
-        estimates(make(translate__languages=["de", "pl"], translate__rows_per_language=rows), tmp_path)["translate"]
+        estimates(make(**FIXED, translate__languages=["de", "pl"], translate__rows_per_language=rows), tmp_path)
         for rows in (20, 40, 10**6)
     ]
-    assert [one.items for one in found] == [40, 80, 2 * 160]  # at most the train part
-    assert [one.requests for one in found] == [4, 8, 32]
+    one, two, all_of_them = (estimate["translate"] for estimate in found)
+    assert 36 <= one.items <= 40, "a few of twenty rows share their query"
+    assert 65 <= two.items <= 80
+    assert 0.7 * ROWS < all_of_them.items < 0.9 * ROWS, "each query of the train part once in either language"
+    assert one.requests == -(-one.items // 10) < two.requests
     for name in ("input_tokens", "output_tokens", "usd"):
-        assert getattr(found[1], name) == pytest.approx(2 * getattr(found[0], name), rel=0.02) and found[0].usd
-    assert found[1].minutes == pytest.approx(2 * found[0].minutes, rel=0.02)
+        assert getattr(two, name) == pytest.approx(getattr(one, name) * two.requests / one.requests, rel=0.1)
 
 
-def test_the_pivot_counts_every_row_and_no_translation_counts_none(make: Any, tmp_path: Path) -> None:
-    assert estimates(make(translate__pivot=True), tmp_path)["translate"].items == ROWS
-    assert "translate" not in estimates(make(), tmp_path)
+def test_the_pivot_counts_foreign_queries_and_no_translation_counts_none(make: Any, tmp_path: Path) -> None:
+    assert estimates(make(**FIXED, translate__pivot=True), tmp_path)["translate"].items == pytest.approx(50, abs=8)
+    assert estimates(make(**FIXED), tmp_path) == {}
     assert "languages" not in estimates(make(languages__gemini=False), tmp_path)
-    assert estimates(make(), tmp_path)["languages"].items == ROWS * dry_run.ASKED_LANGUAGE_SHARE
+    asked = estimates(make(languages__min_confidence=1.0), tmp_path)["languages"]
+    assert asked.items == 50, "English texts that are tagged French, each once"
 
 
 def test_minutes_are_at_the_tighter_limit(make: Any, tmp_path: Path) -> None:
-    base = {"translate__pivot": True}
+    base = {**FIXED, "translate__pivot": True}
     by_requests = estimates(make(**base, gemini__requests_per_minute=2), tmp_path)["translate"]
     assert by_requests.minutes == by_requests.requests / 2
     by_tokens = estimates(make(**base, gemini__tokens_per_minute=50), tmp_path)["translate"]
@@ -63,13 +79,59 @@ def test_minutes_are_at_the_tighter_limit(make: Any, tmp_path: Path) -> None:
 
 
 def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> None:
-    known = make(translate__pivot=True, gemini__price_usd_per_million=[1000.0, 0.0])
+    known = make(**FIXED, translate__pivot=True, gemini__price={"input": 1000.0, "output": 0.0})
     tokens = estimates(known, tmp_path)["translate"].input_tokens
-    assert f"{tokens / 1000:.2f} USD" in dry_run.describe([known], str(tmp_path / "work"), None)
-    unknown = make(translate__pivot=True, gemini__model="gemini-9")
+    said = dry_run.describe([known], str(tmp_path / "work"), None)
+    assert f"{tokens / 1000:.4f} USD" in said and "a local estimate (no key is set)" in said
+    unknown = make(**FIXED, translate__pivot=True, gemini__model="gemini-9")
     assert estimates(unknown, tmp_path)["translate"].usd is None
     said = dry_run.describe([unknown], str(tmp_path / "work"), None)
     assert "unknown price" in said and "USD" not in said
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[GeminiServer]:
+    with GeminiServer(Dictionary.from_lexicon(), key="a-key") as running:
+        monkeypatch.setenv("GEMINI_API_KEY", "a-key")
+        yield running
+
+
+def test_the_api_counts_where_a_key_is_at_hand(make: Any, tmp_path: Path, server: GeminiServer) -> None:
+    recipe = make(**FIXED, translate__pivot=True, gemini__base_url=server.url)
+    found = estimates(recipe, tmp_path)["translate"]
+    assert found.counted_by.startswith("countTokens")
+    assert server.stats.requests == 0, "nothing was asked"
+    local = estimates(make(**FIXED, translate__pivot=True, gemini__base_url="http://127.0.0.1:9"), tmp_path)[
+        "translate"
+    ]
+    assert "a local estimate (the API does not answer countTokens now)" in local.counted_by
+    assert found.input_tokens == pytest.approx(local.input_tokens, rel=0.3)
+    assert found.input_tokens != local.input_tokens
+
+
+def test_the_mode_and_its_reason_are_said(make: Any, tmp_path: Path) -> None:
+    base = {**FIXED, "translate__pivot": True}
+    live = estimates(make(**base), tmp_path)["translate"]
+    batch = estimates(make(**base, gemini__mode="batch"), tmp_path)["translate"]
+    assert (batch.mode, batch.usd) == ("batch", pytest.approx((live.usd or 0) / 2))
+    auto = estimates(make(**base, gemini__mode="auto"), tmp_path)["translate"]
+    assert auto.mode == "live"
+    assert f"live ({auto.why})" in dry_run.describe([make(**base, gemini__mode="auto")], str(tmp_path / "work"), None)
+
+
+def test_a_sample_does_not_depend_on_the_order_of_rows() -> None:
+    rows = [
+        {"pair_id": f"p{i}", "query": f"q{i % 7000}", "language": "en", "part": "train" if i % 3 else None}
+        for i in range(20_000)
+    ]
+    first, second = Rows(), Rows()
+    for one, other in zip(rows, rows[::-1], strict=True):
+        first.add(one)
+        second.add(other)
+    assert {row["pair_id"] for row in first.sample.rows} == {row["pair_id"] for row in second.sample.rows}
+    assert len(first.questions) == 7000
+    assert first.distinct_share(10**9, ["en"]) == pytest.approx(7000 / first.train, rel=0.1)
+    assert first.distinct_share(1, ["en"]) == pytest.approx(1, abs=0.01)
 
 
 def test_the_plan_names_rows_and_stages_and_writes_nothing(make: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import cli, pipeline, recipe, storage, tables
+from ray_pipeline import cli, dry_run, pipeline, recipe, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.text import normalise
 
@@ -47,7 +47,7 @@ def test_every_stage_accounts_for_every_row(finished: dict[str, Any]) -> None:
 
 def test_every_table_has_its_schema_and_unique_ids(finished: dict[str, Any]) -> None:
     schemas = dict.fromkeys(("ingest", "languages", "split", "dedupe", "negatives", "mix"), tables.PAIRS)
-    schemas |= {"translate": tables.TRANSLATIONS, "audit": tables.TRANSLATIONS, "score": tables.SCORES}
+    schemas |= {"translate": tables.TRANSLATIONS, "audit": tables.AUDITED, "score": tables.SCORES}
     schemas |= {"evaluate": tables.PREDICTIONS, "train": tables.CURVES}
     for stage, schema in schemas.items():
         table = artifact(finished, stage).read()
@@ -129,7 +129,7 @@ def test_another_learning_rate_reruns_training_and_what_follows_only(finished: d
 def test_how_fast_and_where_the_work_runs_is_not_part_of_the_identity(finished: dict[str, Any]) -> None:
     changes = {
         "runtime.score_batch_rows": 7, "runtime.map_workers": 3, "gemini.requests_per_minute": 5,
-        "gemini.items_per_request": 2, "gemini.price_usd_per_million": [1.0, 2.0], "notice": "other words",
+        "gemini.items_per_request": 2, "gemini.price": {"input": 1.0, "output": 2.0}, "notice": "other words",
     }  # fmt: skip
     changed = recipe.variant(finished["recipe"], changes)
     assert all(step.finished for step in pipeline.plan(changed, str(finished["folder"] / "work")))
@@ -146,6 +146,17 @@ def test_dry_run_says_what_is_done_and_to_do_and_runs_nothing(
     assert status["split"] == "done" and status["translate"] == "to" and status["train"] == "to"
     assert "USD" in said and "requests" in said
     assert storage.list_files(str(finished["folder"])) == before
+
+
+def test_the_price_said_beforehand_is_the_price_paid(finished: dict[str, Any]) -> None:
+    paid = {stage: artifact(finished, stage).manifest for stage in ("languages", "translate")}
+    fresh = str(finished["folder"] / "not there")
+    said = dry_run.estimates(finished["recipe"], pipeline.plan(finished["recipe"], fresh))
+    assert sum(one.usd or 0 for one in said.values()) == pytest.approx(
+        sum(one.usd or 0 for one in paid.values()), rel=0.1
+    )
+    assert said["translate"].counted_by.startswith("countTokens")
+    assert paid["translate"].extra["model_versions"] == {finished["recipe"].gemini.model: paid["translate"].requests}
 
 
 def test_outputs_are_a_report_metrics_and_submissions(finished: dict[str, Any]) -> None:

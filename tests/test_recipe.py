@@ -243,7 +243,7 @@ def test_variant_is_checked_as_a_recipe_is(make_recipe: Make, changes: dict[str,
 
 
 def test_dump_reads_back(write: Callable[..., Path], make_recipe: Make) -> None:
-    found = make_recipe(gemini__price_usd_per_million=(0.3, 2.5), notice="für Käse", mix__positive_share=0.5)
+    found = make_recipe(gemini__price={"input": 0.3, "output": 2.5}, notice="für Käse", mix__positive_share=0.5)
     assert recipe.read(write(recipe.dump(found)), environment={}) == found
 
 

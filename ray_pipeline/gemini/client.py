@@ -1,14 +1,18 @@
-"""One request to Gemini through google-genai, and what can come of it, as types."""
+"""One call to Gemini through google-genai, and what can come of it, as types."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, read_answer, response_schema, user_text
+from ray_pipeline.gemini.wire import Response
 from ray_pipeline.recipe import Gemini
+
+T = TypeVar("T")
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 OUTPUT_TOKENS_PER_ITEM = 120
@@ -29,6 +33,10 @@ class Reply:
     input_tokens: int
     output_tokens: int
     thinking_tokens: int
+    cached_tokens: int = 0
+    """Of the input, those that the server had in its cache."""
+    unavailable: bool = False
+    """It stands for a request that failed while others succeeded."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,14 @@ class Unavailable:
     """The server erred or could not be reached; trying again may help."""
 
     detail: str
+    reason: Literal["timed out", "server error", "connection lost"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What was asked for is not there, or no more."""
+
+    code: int
 
 
 @dataclass
@@ -53,14 +69,21 @@ class Usage:
     input_tokens: int = 0
     output_tokens: int = 0
     thinking_tokens: int = 0
+    cached_tokens: int = 0
     rate_limited: int = 0
     usd: float = 0.0
-    versions: set[str] = field(default_factory=set)
+    versions: Counter[str] = field(default_factory=Counter)
+    """Requests by the version of the model that answered."""
 
 
 def endpoint(gemini: Gemini) -> str | None:
     """The server's address: the recipe's, else the environment's; null for Google's own."""
     return gemini.base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
+
+
+def has_key() -> bool:
+    """Whether the environment holds a key."""
+    return any(os.environ.get(name, "").strip() for name in KEY_VARIABLES)
 
 
 def api_key() -> str:
@@ -71,112 +94,159 @@ def api_key() -> str:
     raise GeminiError("no Gemini key: set GEMINI_API_KEY in the environment (of every node, on a cluster)")
 
 
+def connect(gemini: Gemini) -> Any:
+    """A google-genai client, for one event loop; to be closed there by `disconnect`."""
+    from google import genai
+    from google.genai import types
+
+    options = types.HttpOptions(
+        base_url=endpoint(gemini),
+        timeout=int(gemini.timeout_seconds * 1000),
+        # Without this the client sleeps and sends again by itself, unseen by the quota.
+        retry_options=types.HttpRetryOptions(attempts=1),
+    )
+    return genai.Client(api_key=api_key(), http_options=options)
+
+
+async def disconnect(client: Any) -> None:
+    """Close the connections of a google-genai client; its other half, which blocks, is closed with it."""
+    await client.aio.aclose()
+    client.close()
+
+
 class Client:
-    """A google-genai client of one event loop; close it there."""
+    """Asks Gemini about items in live requests; belongs to one event loop: close it there."""
 
     def __init__(self, gemini: Gemini, kind: Kind, languages: Sequence[str]) -> None:
-        from google import genai
-        from google.genai import types
-
         self._gemini, self._kind, self._languages = gemini, kind, languages
-        options = types.HttpOptions(
-            base_url=endpoint(gemini),
-            timeout=int(gemini.timeout_seconds * 1000),
-            # Without this the client sleeps and sends again by itself, unseen by the quota.
-            retry_options=types.HttpRetryOptions(attempts=1),
-        )
-        self._client = genai.Client(api_key=api_key(), http_options=options)
+        self._client = connect(gemini)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aio.aclose()
+        await disconnect(self._client)
 
     async def ask(self, items: Sequence[Item], cap_factor: int = 1) -> Reply | RateLimited | Unavailable:
         """Ask about some items; raises GeminiError where asking again is of no use (key, model, malformed request)."""
-        import aiohttp
-        import pydantic
-        from google.genai import errors
-
-        try:
-            response = await self._client.aio.models.generate_content(
-                model=self._gemini.model,
-                contents=user_text(self._kind, items, self._languages),
-                config=self._config(len(items), cap_factor),
-            )
-        except errors.APIError as error:
-            return self._api_error(error)
-        except (TimeoutError, OSError, aiohttp.ClientError) as error:
-            return Unavailable(f"{type(error).__name__}: {error}")
-        except (errors.UnknownApiResponseError, json.JSONDecodeError, pydantic.ValidationError) as error:
-            return Unavailable(f"{type(error).__name__}: not an answer of Gemini's")  # such as a proxy's page
-        return self._reply(response, {item.key for item in items})
-
-    def _config(self, count: int, cap_factor: int) -> Any:
-        from google.genai import types
-
-        budget = self._gemini.thinking_budget
-        return types.GenerateContentConfig(
-            system_instruction=INSTRUCTIONS[self._kind],
-            temperature=self._gemini.temperature,
-            max_output_tokens=min(65_536, OUTPUT_TOKENS_PER_ITEM * count * cap_factor + _thinking_room(budget)),
-            response_mime_type="application/json",
-            response_schema=response_schema(self._kind),
-            thinking_config=None if budget is None else types.ThinkingConfig(thinking_budget=budget),
+        asking = self._client.aio.models.generate_content(
+            model=self._gemini.model,
+            contents=user_text(self._kind, items, self._languages),
+            config=settings(self._gemini, self._kind, len(items), cap_factor),
         )
+        outcome: Any = await attempt(self._gemini, asking)
+        if isinstance(outcome, RateLimited | Unavailable):
+            return outcome
+        response = Response.model_validate(outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return read_reply(self._kind, response, {item.key for item in items})
 
-    def _reply(self, response: Any, asked: set[str]) -> Reply:
-        usage = response.usage_metadata
-        candidate = response.candidates[0] if response.candidates else None
-        parts = (candidate.content.parts if candidate and candidate.content else None) or []
-        text = "".join(part.text or "" for part in parts if not part.thought)
-        return Reply(
-            read_answer(self._kind, text, asked),
-            _missing_reason(response, candidate),
-            response.model_version,
-            (usage.prompt_token_count or 0) if usage else 0,
-            (usage.candidates_token_count or 0) if usage else 0,
-            (usage.thoughts_token_count or 0) if usage else 0,
-        )
 
-    def _api_error(self, error: Any) -> RateLimited | Unavailable:
-        if error.code == 429:
-            if _day_is_spent(error.details):
-                raise GeminiError(
-                    f"the day's quota of {self._gemini.model} is spent: run the same command again tomorrow, or raise "
-                    "the project's quota; what was answered is kept and not asked again"
-                ) from error
-            return RateLimited(_retry_delay(error.details))
-        if error.code >= 500 or error.code == 408:
-            return Unavailable(f"{error.code} {error.status}")
-        where = endpoint(self._gemini) or "Google's Gemini API"
-        if error.code in (401, 403) or "API_KEY_INVALID" in _reasons(error.details):
+async def attempt(
+    gemini: Gemini, call: Awaitable[T], missing: Collection[int] = ()
+) -> T | RateLimited | Unavailable | Missing:
+    """What comes of a call of google-genai's; `missing` are status codes that say that a thing is not there.
+
+    Raises GeminiError where trying again is of no use (key, model, malformed request).
+    """
+    import aiohttp
+    import pydantic
+    from google.genai import errors
+
+    try:
+        return await call
+    except errors.APIError as error:
+        if error.code in missing and "API_KEY_INVALID" not in _reasons(error.details):
+            return Missing(error.code)
+        return _api_error(gemini, error)
+    except TimeoutError as error:
+        return Unavailable(f"{type(error).__name__}: {error}", "timed out")
+    except (OSError, aiohttp.ClientError) as error:
+        return Unavailable(f"{type(error).__name__}: {error}", "connection lost")
+    except (errors.UnknownApiResponseError, json.JSONDecodeError, pydantic.ValidationError) as error:
+        return Unavailable(f"{type(error).__name__}: not an answer of Gemini's", "server error")  # a proxy's page
+
+
+def settings(gemini: Gemini, kind: Kind, count: int, cap_factor: int = 1) -> Any:
+    """What goes with the text of a request about so many items."""
+    from google.genai import types
+
+    return types.GenerateContentConfig(
+        system_instruction=INSTRUCTIONS[kind],
+        temperature=gemini.temperature,
+        max_output_tokens=output_cap(gemini, count, cap_factor),
+        response_mime_type="application/json",
+        response_schema=response_schema(kind),
+        thinking_config=_thinking(gemini),
+    )
+
+
+def _thinking(gemini: Gemini) -> Any:
+    from google.genai import types
+
+    if gemini.thinking_level is not None:
+        return types.ThinkingConfig(thinking_level=types.ThinkingLevel(gemini.thinking_level.upper()))
+    budget = gemini.thinking_budget
+    return None if budget is None else types.ThinkingConfig(thinking_budget=budget)
+
+
+def request_body(gemini: Gemini, kind: Kind, languages: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
+    """The same request in the API's own JSON, as a line of a batch job holds it."""
+    config = settings(gemini, kind, len(items)).model_dump(mode="json", by_alias=True, exclude_none=True)
+    instruction = config.pop("systemInstruction")
+    row = config["responseSchema"]["items"]
+    row["propertyOrdering"] = list(row["properties"])  # which the client adds to live requests
+    return {
+        "systemInstruction": {"parts": [{"text": instruction}]},
+        "contents": [{"role": "user", "parts": [{"text": user_text(kind, items, languages)}]}],
+        "generationConfig": config,
+    }
+
+
+def read_reply(kind: Kind, response: Response, asked: set[str]) -> Reply:
+    """The reply that a response holds; `asked` are item keys."""
+    usage = response.usage_metadata
+    return Reply(
+        read_answer(kind, response.text, asked),
+        response.missing_reason,
+        response.model_version,
+        usage.prompt_token_count,
+        usage.candidates_token_count,
+        usage.thoughts_token_count,
+        usage.cached_content_token_count,
+    )
+
+
+def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
+    if error.code == 429:
+        if _day_is_spent(error.details):
             raise GeminiError(
-                f"{where} refuses the key ({error.code} {error.status}): check GEMINI_API_KEY; "
-                "what was answered is kept: the same command goes on from there"
+                f"the day's quota of {gemini.model} is spent: run the same command again tomorrow, or raise "
+                "the project's quota; what was answered is kept and not asked again"
             ) from error
-        if error.code == 404:
-            raise GeminiError(f"{where} has no model {self._gemini.model!r}: set gemini.model") from error
-        raise GeminiError(f"{where} refuses the request: {error.code} {error.status}: {error.message}") from error
+        return RateLimited(_retry_delay(error.details))
+    if error.code >= 500 or error.code == 408:
+        reason: Literal["timed out", "server error"] = "timed out" if error.code in (408, 504) else "server error"
+        return Unavailable(f"{error.code} {error.status}", reason)
+    where = endpoint(gemini) or "Google's Gemini API"
+    if error.code in (401, 403) or "API_KEY_INVALID" in _reasons(error.details):
+        raise GeminiError(
+            f"{where} refuses the key ({error.code} {error.status}): check GEMINI_API_KEY; "
+            "what was answered is kept: the same command goes on from there"
+        ) from error
+    if error.code == 404:
+        raise GeminiError(f"{where} has no model {gemini.model!r}: set gemini.model") from error
+    raise GeminiError(f"{where} refuses the request: {error.code} {error.status}: {error.message}") from error
 
 
-def _thinking_room(budget: int | None) -> int:
-    """Tokens that thinking may take of the answer's cap, where it is not off; it counts against the cap."""
-    return UNKNOWN_THINKING_TOKENS if budget is None or budget < 0 else budget
+def output_cap(gemini: Gemini, count: int, factor: int = 1) -> int:
+    """Output tokens that a request about so many items may have, thinking included, which counts against the cap."""
+    budget = gemini.thinking_budget
+    unknown = budget is None or budget < 0 or gemini.thinking_level is not None
+    thinking = UNKNOWN_THINKING_TOKENS if unknown or budget is None else budget
+    return min(65_536, OUTPUT_TOKENS_PER_ITEM * count * factor + thinking)
 
 
 def _day_is_spent(details: Any) -> bool:
     violations = [violation for item in _details(details) for violation in item.get("violations", [])]
     return any("PerDay" in str(violation.get("quotaId", "")) for violation in violations)
-
-
-def _missing_reason(response: Any, candidate: Any) -> str:
-    feedback = response.prompt_feedback
-    if feedback is not None and feedback.block_reason is not None:
-        return f"blocked: {feedback.block_reason.name}"
-    finish = candidate.finish_reason.name if candidate and candidate.finish_reason else "NONE"
-    if finish == "MAX_TOKENS":
-        return "cut short"
-    return "malformed answer" if finish in ("STOP", "NONE") else f"blocked: {finish}"
 
 
 def _details(details: Any) -> list[dict[str, Any]]:

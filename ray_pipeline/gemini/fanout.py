@@ -2,162 +2,234 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini import quota
-from ray_pipeline.gemini.client import Client, RateLimited, Reply, Unavailable, Usage, endpoint
-from ray_pipeline.gemini.ledger import REMOTE_FLUSH_SECONDS, Answer, Ledger, folder
+from anyio.from_thread import BlockingPortalProvider
+
+from ray_pipeline.errors import GeminiError, StorageError
+from ray_pipeline.gemini.client import Client, RateLimited, Reply, Unavailable, Usage, endpoint, output_cap
+from ray_pipeline.gemini.ledger import FLUSH_SECONDS, Answer, Ledger, folder
+from ray_pipeline.gemini.permits import Permits, Stopped
 from ray_pipeline.gemini.prices import price_of
-from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, estimate_tokens, user_text
-from ray_pipeline.recipe import Gemini
+from ray_pipeline.gemini.prompts import Item, Kind
+from ray_pipeline.gemini.quota import Ask
+from ray_pipeline.gemini.requests import group, input_tokens
+from ray_pipeline.recipe import Gemini, Runtime
 
 SINGLE_TRIES = 3
 """Answers without the item that a lone item gets before it is refused."""
+HARMLESS = Item("shoes", "en", "de")
+"""Asked about when nothing else is answered any more: is it the server that fails, or these items?"""
 DEFAULT_PAUSE_SECONDS = 5.0
-QUOTA_TRIES = 10
+LATENCY_SECONDS = 5.0
+"""Requests that start within this time may be under way at once, where the recipe does not say how many."""
+CALIBRATION_TOKENS = 1000.0
+"""How much trust the local estimate of tokens gets before the server's counts correct it."""
+SHARDS_AT_ONCE = 2
+"""Shards that a worker has under way: while the last requests of one are waited for, the next one's go out."""
+VERSION = "version "
+"""Before a model version's name among the counts."""
 
 
-class _Stopped(Exception):
-    """Another batch has failed."""
+@dataclass
+class _Session:
+    """What lives as long as an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    client: Client
+    slots: asyncio.Semaphore
+    permits: Permits
+    calls: int = 0
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
+    error: Exception | None = None
+    """The first that ended it all."""
+
+    def fail(self, error: Exception) -> None:
+        """Let the requests that are under way end, and no other begin."""
+        self.error = self.error or error
+        self.failed.set()
+        self.permits.stop()
 
 
 class Fanout:
-    """Asks Gemini about items on behalf of one Ray worker, within the cluster's quota and through the ledger."""
+    """Asks Gemini about items on behalf of one Ray worker, within the cluster's quota and through the ledger.
 
-    def __init__(self, gemini: Gemini, kind: Kind, workdir: str, languages: Sequence[str], workers: int = 1) -> None:
-        self._gemini, self._kind, self._languages = gemini, kind, languages
-        self._ledger = Ledger(folder(workdir, gemini, kind, languages))
-        self._quota = quota.shared(gemini)
+    Several threads may ask at once; they share the worker's connections.
+    """
+
+    def __init__(
+        self, gemini: Gemini, kind: Kind, workdir: str, quota: Any, languages: Sequence[str] = (), workers: int = 1
+    ) -> None:
+        self._gemini, self._kind, self._languages, self._quota = gemini, kind, languages, quota
+        self._folder = folder(workdir, gemini, kind, languages)
         self._price = price_of(gemini)
-        self._concurrency = max(1, gemini.concurrency // workers)
+        self._concurrency = max(1, concurrency(gemini) // workers)
+        self._loops = BlockingPortalProvider()
+        self._session: _Session | None = None
+        self._replied_at = 0.0
+        self._estimated = self._counted = CALIBRATION_TOKENS
         self.usage = Usage()
 
     def answer(self, items: Sequence[Item]) -> dict[str, Answer]:
         """Answers by item key, one for every distinct item; raises GeminiError where no progress is possible."""
         wanted = {item.key: item for item in items}
-        missing = [item for key, item in wanted.items() if self._ledger.get(key) is None]
-        size = self._gemini.items_per_request
-        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
-        try:
-            asyncio.run(self._run(batches))
-        finally:
-            self._ledger.flush()
-        return {key: answer for key in wanted if (answer := self._ledger.get(key)) is not None}
+        ledger = Ledger(self._folder, wanted)
+        missing = [item for key, item in wanted.items() if ledger.get(key) is None]
+        self.skip(len(items) - len(missing))
+        if missing:
+            try:
+                with self._loops as loop:
+                    loop.call(self._run, ledger, missing)
+            finally:
+                ledger.flush()
+            ledger.close()
+        return {key: answer for key in wanted if (answer := ledger.get(key)) is not None}
 
-    async def _run(self, batches: list[list[Item]]) -> None:
-        if not batches:
-            return
-        client, slots = Client(self._gemini, self._kind, self._languages), asyncio.Semaphore(self._concurrency)
-        self._failed = asyncio.Event()
-        flushing = asyncio.create_task(self._flush_often())
+    def skip(self, rows: int) -> None:
+        """Count rows that need no question of their own."""
+        if rows:
+            self._quota.known.remote(rows)
+
+    async def _run(self, ledger: Ledger, items: list[Item]) -> None:
+        session = self._open()
+        session.calls += 1
+        flushing = asyncio.create_task(_flush_often(session, ledger))
+        batches = group(self._kind, items, self._languages, self._gemini)
         try:
-            found = await asyncio.gather(*(self._batch(client, slots, batch) for batch in batches))
+            await asyncio.gather(*(self._batch(session, ledger, batch) for batch in batches))
         finally:
             flushing.cancel()
-            await client.close()
-        for failure in filter(None, found):
-            raise failure
+            session.calls -= 1
+            if session.calls == 0:
+                self._session = None
+                await session.client.close()
+        if session.error is not None:
+            raise session.error
 
-    async def _flush_often(self) -> None:
-        """Make answers durable within seconds on S3 too, whatever the others wait for."""
-        while True:
-            await asyncio.sleep(REMOTE_FLUSH_SECONDS)
-            await asyncio.to_thread(self._ledger.flush)
+    def _open(self) -> _Session:
+        """The running loop's session: a client belongs to one event loop."""
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session.loop is not loop:
+            client = Client(self._gemini, self._kind, self._languages)
+            slots = asyncio.Semaphore(self._concurrency)
+            self._session = _Session(loop, client, slots, Permits(self._quota))
+        return self._session
 
-    async def _batch(self, client: Client, slots: asyncio.Semaphore, items: list[Item]) -> Exception | None:
-        """Resolve a batch; the first failure of one lets the others end the requests that are under way, and be paid
-        for, and start no more."""
+    async def _batch(self, session: _Session, ledger: Ledger, items: list[Item]) -> None:
+        """Resolve a batch; a failure lets all others, on every worker, end what is under way and paid for."""
         try:
-            await self._resolve(client, slots, items)
-        except _Stopped:
-            return None
-        except Exception as error:
-            self._failed.set()
-            return error
-        return None
+            await self._resolve(session, ledger, items)
+        except Stopped:
+            return
+        except Exception as error:  # raised once all have ended
+            session.fail(error)
+            if isinstance(error, GeminiError):
+                self._quota.stop.remote(GeminiError(str(error)))
 
-    async def _resolve(self, client: Client, slots: asyncio.Semaphore, items: list[Item], tries: int = 0) -> None:
+    async def _resolve(self, session: _Session, ledger: Ledger, items: list[Item], tries: int = 0) -> None:
         """Ask about some items, then about those left, in halves, until a lone item without an answer is refused."""
-        async with slots:
-            reply = await self._ask(client, items, cap_factor=1 + tries)
-        share = self._usd(reply) / max(1, len(reply.answers))
-        self._ledger.append(Answer(k, text, None, reply.model_version, share) for k, text in reply.answers.items())
+        async with session.slots:
+            reply = await self._ask(session, items, cap_factor=1 + tries)
+        usd = self._usd(reply)
+        share = usd / max(1, len(reply.answers))
+        ledger.append(Answer(k, text, None, reply.model_version, share) for k, text in reply.answers.items())
         left = [item for item in items if item.key not in reply.answers]
+        blocked = len(items) == 1 and reply.reason.startswith("blocked")
+        if not reply.answers and not blocked and usd:
+            ledger.waste(reply.model_version, usd)
+        self._check_version(reply)
         if len(left) == 1 and len(items) == 1:
-            refused = Answer(left[0].key, None, reply.reason, reply.model_version, self._usd(reply))
-            if reply.reason.startswith("blocked"):
-                self._ledger.append([refused])
-            elif tries + 1 < SINGLE_TRIES:
-                await self._resolve(client, slots, left, tries + 1)
+            if blocked:
+                ledger.append([Answer(left[0].key, None, reply.reason, reply.model_version, usd)])
+                self.skip(1)
+            elif reply.unavailable or tries + 1 == SINGLE_TRIES:
+                ledger.remember(Answer(left[0].key, None, reply.reason, reply.model_version))
+                self.skip(1)
             else:
-                self._ledger.remember(refused)
+                await self._resolve(session, ledger, left, tries + 1)
         elif left:
             middle = (len(left) + 1) // 2
             for half in filter(None, (left[:middle], left[middle:])):
-                await self._resolve(client, slots, half)
+                await self._resolve(session, ledger, half)
 
-    async def _ask(self, client: Client, items: list[Item], cap_factor: int) -> Reply:
-        """Ask until the server answers; a 429 spends no attempt, errors and lost connections do."""
-        text = user_text(self._kind, items, self._languages)
-        estimate = estimate_tokens(INSTRUCTIONS[self._kind]) + estimate_tokens(text)
+    async def _ask(self, session: _Session, items: list[Item], cap_factor: int) -> Reply:
+        """Ask until the server answers; a request that keeps failing while others succeed has an empty answer."""
+        begun = time.monotonic()
+        outcome = await self._try(session, items, cap_factor)
+        if isinstance(outcome, Reply):
+            return outcome
+        if self._replied_at > begun or isinstance(await self._try(session, [HARMLESS], 1), Reply):
+            return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
+        raise GeminiError(self._unreachable(outcome.detail))
+
+    async def _try(self, session: _Session, items: list[Item], cap_factor: int) -> Reply | Unavailable:
+        """Ask as often as the recipe allows; a 429 spends no attempt, errors and lost connections do."""
+        estimate = input_tokens(self._kind, items, self._languages)
+        tokens = round(estimate * self._counted / self._estimated)
+        ask = Ask(tokens, self._most_usd(tokens, len(items), cap_factor))
         failures = 0
         while True:
-            await self._rest(await self._call_quota("reserve", estimate))
+            permit = await session.permits.take(ask)
             self.usage.requests += 1
-            outcome = await client.ask(items, cap_factor)
+            started = time.monotonic()
+            outcome = await session.client.ask(items, cap_factor)
             match outcome:
                 case Reply():
-                    await self._settle(outcome, estimate)
+                    self._replied_at = time.monotonic()
+                    self._settle(permit, outcome, estimate)
                     return outcome
                 case RateLimited(seconds):
                     self.usage.rate_limited += 1
-                    await self._call_quota("pause", DEFAULT_PAUSE_SECONDS if seconds is None else seconds)
-                case Unavailable(detail):
+                    pause = DEFAULT_PAUSE_SECONDS if seconds is None else seconds
+                    await session.permits.limited(permit, started, pause)
+                case Unavailable():
+                    self._quota.settle.remote(permit, (0, 0), 0.0, 0)
                     failures += 1
                     if failures >= self._gemini.attempts:
-                        raise GeminiError(self._unreachable(failures, detail))
-                    await self._rest(min(30.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0))
+                        return outcome
+                    await _rest(session, min(30.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0))
 
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, at most until another batch fails; raises _Stopped if one has."""
-        if not self._failed.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._failed.wait(), seconds)
-        if self._failed.is_set():
-            raise _Stopped
-
-    async def _settle(self, reply: Reply, estimate: int) -> None:
-        usd = self._usd(reply)
-        self.usage.input_tokens += reply.input_tokens
-        self.usage.output_tokens += reply.output_tokens
-        self.usage.thinking_tokens += reply.thinking_tokens
-        self.usage.usd += usd
-        await self._call_quota("settle", estimate, reply.input_tokens or estimate, usd)
+    def _settle(self, permit: int, reply: Reply, estimate: int) -> None:
+        usd, usage = self._usd(reply), self.usage
+        usage.input_tokens += reply.input_tokens
+        usage.output_tokens += reply.output_tokens
+        usage.thinking_tokens += reply.thinking_tokens
+        usage.cached_tokens += reply.cached_tokens
+        usage.usd += usd
+        usage.versions[reply.model_version or "unknown"] += 1
+        if reply.input_tokens:
+            self._estimated += estimate
+            self._counted += reply.input_tokens
+        tokens = (reply.input_tokens or estimate, reply.output_tokens + reply.thinking_tokens)
+        self._quota.settle.remote(permit, tokens, usd, len(reply.answers))
 
     def _usd(self, reply: Reply) -> float:
-        billed_output = reply.output_tokens + reply.thinking_tokens
-        return self._price.usd(reply.input_tokens, billed_output) if self._price else 0.0
+        if self._price is None:
+            return 0.0
+        tokens = (reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
+        return self._price.usd(*tokens) or 0.0
 
-    async def _call_quota(self, method: str, *arguments: float) -> Any:
-        """Call the shared quota; one that ended with the process that had made it is made anew."""
-        from ray.exceptions import RayActorError
+    def _most_usd(self, tokens: int, count: int, cap_factor: int) -> float:
+        """What a request costs at most: the answer is as long as it may be."""
+        if self._price is None:
+            return 0.0
+        return self._price.usd(tokens, 0, output_cap(self._gemini, count, cap_factor)) or 0.0
 
-        for _ in range(QUOTA_TRIES):
-            try:
-                return await getattr(self._quota, method).remote(*arguments)
-            except RayActorError:
-                await asyncio.sleep(0.5)  # until its name is free
-                self._quota = quota.shared(self._gemini)
-        return await getattr(self._quota, method).remote(*arguments)
+    def _check_version(self, reply: Reply) -> None:
+        found = reply.model_version
+        if self._gemini.other_version == "stop" and found is not None and not is_expected(self._gemini, found):
+            raise GeminiError(unexpected_version(self._gemini, found))
 
-    def _unreachable(self, failures: int, detail: str) -> str:
+    def _unreachable(self, detail: str) -> str:
         where = endpoint(self._gemini) or "Google's Gemini API"
         return (
-            f"{where} cannot be reached or keeps failing ({failures} attempts, last: {detail}): check gemini.base_url, "
-            "GOOGLE_GEMINI_BASE_URL and the network; what was answered is kept: the same command goes on from there"
+            f"{where} cannot be reached or keeps failing ({self._gemini.attempts} attempts, last: {detail}): check "
+            "gemini.base_url, GOOGLE_GEMINI_BASE_URL and the network; what was answered is kept: the same command "
+            "goes on from there"
         )
 
     def counts(self) -> dict[str, float]:
@@ -165,10 +237,72 @@ class Fanout:
         usage, self.usage = self.usage, Usage()
         return {
             "requests": usage.requests, "rate_limited": usage.rate_limited, "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens, "thinking_tokens": usage.thinking_tokens, "usd": usage.usd,
+            "output_tokens": usage.output_tokens, "thinking_tokens": usage.thinking_tokens,
+            "cached_tokens": usage.cached_tokens, "usd": usage.usd,
+            **{VERSION + name: float(count) for name, count in usage.versions.items()},
         }  # fmt: skip
 
 
-def spent(gemini: Gemini, counts: dict[str, float]) -> float | None:
-    """USD of a stage's requests; null where the model's price is unknown."""
-    return None if price_of(gemini) is None and counts.get("requests") else counts.get("usd", 0.0)
+async def _flush_often(session: _Session, ledger: Ledger) -> None:
+    """Make answers durable within seconds on S3 too, whatever the others wait for."""
+    while session.error is None:
+        await asyncio.sleep(FLUSH_SECONDS)
+        try:
+            await asyncio.to_thread(ledger.flush)
+        except StorageError as error:  # what cannot be kept must not be paid for
+            session.fail(error)
+
+
+async def _rest(session: _Session, seconds: float) -> None:
+    """Sleep, at most until another request fails; raises Stopped if one has."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(session.failed.wait(), seconds)
+    if session.failed.is_set():
+        raise Stopped
+
+
+def concurrency(gemini: Gemini) -> int:
+    """Requests under way at once over the whole cluster: the recipe's number, else what starts within some seconds."""
+    return gemini.concurrency or max(4, min(1000, round(gemini.requests_per_minute / 60 * LATENCY_SECONDS)))
+
+
+def is_expected(gemini: Gemini, version: str) -> bool:
+    """Whether the server's name of its model is the one that the recipe expects."""
+    if gemini.model_version is not None:
+        return version == gemini.model_version
+    return version.startswith(gemini.model.removeprefix("models/"))
+
+
+def unexpected_version(gemini: Gemini, found: str) -> str:
+    """What to tell of an answer by another version."""
+    return (
+        f"{gemini.model} answers as {found!r}, not as gemini.model_version says ({gemini.model_version or gemini.model}"
+        "): set that to what you accept, or gemini.other_version to report; what was answered is kept"
+    )
+
+
+def workers(runtime: Runtime) -> dict[str, Any]:
+    """How a stage's workers that speak to Gemini are placed: the arguments of `shards.map_shards`."""
+    return {
+        "workers": runtime.translate_workers,
+        "num_cpus": runtime.translate_cpus,
+        "resources": {runtime.translate_resource: 1.0} if runtime.translate_resource else None,
+        "at_once": SHARDS_AT_ONCE,
+    }
+
+
+def identity(gemini: Gemini, template_version: int) -> list[Any]:
+    """What changes an answer, for a stage's identity."""
+    return [gemini.model, gemini.temperature, gemini.thinking_budget, gemini.thinking_level, template_version]
+
+
+def account(gemini: Gemini, counts: Mapping[str, float]) -> dict[str, Any]:
+    """What a stage's manifest says of its requests; `usd` is null where the model's price is unknown."""
+    found = {name.removeprefix(VERSION): int(count) for name, count in counts.items() if name.startswith(VERSION)}
+    return {
+        "usd": None if price_of(gemini) is None and counts.get("requests") else counts.get("usd", 0.0),
+        "rate_limited": int(counts.get("rate_limited", 0)),
+        "cached_tokens": int(counts.get("cached_tokens", 0)),
+        "model_versions": found,
+        "unexpected_versions": sorted(version for version in found if not is_expected(gemini, version)),
+    }

@@ -1,24 +1,41 @@
 """Answers that were paid for, durable as they come, so that no question is asked twice.
 
-The ledger is a folder of logs that only grow, one per writer. Its name holds what changes an answer (model,
-parameters, template), a line's key the item itself, never the request in which it happened to travel. A line that a
-kill or a full disk cut short is passed over.
+The ledger is a folder of files, whose name holds what changes an answer (model, parameters, template). A line's key is
+the item itself, never the request in which it happened to travel. While items are asked about, their answers go to a
+log that only grows; when all are answered, the log becomes one Parquet file. A file's name says which texts it can
+hold (the range of their places), so that a worker reads only what concerns the items it has, however they are grouped.
+A line that a kill or a full disk cut short is passed over.
 """
 
 import json
 import threading
-import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ray_pipeline import storage
+from ray_pipeline.errors import StorageError
 from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Kind
 from ray_pipeline.recipe import Gemini
 from ray_pipeline.text import stable_id
 
-REMOTE_FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 2.0
+LISTINGS = 5
+WASTED = ""
+"""The key under which a request's cost stands when it answered no item."""
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("text", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("model_version", pa.string()),
+        pa.field("usd", pa.float64(), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -33,24 +50,75 @@ class Answer:
     """Its share of what the request has cost."""
 
 
+def place(key: str) -> int:
+    """Where an item's text stands among all texts: the first 16 bits of its hash, with which the key begins."""
+    return int(key[:4] or "0", 16)
+
+
 def folder(workdir: str, gemini: Gemini, kind: Kind, languages: Iterable[str] = ()) -> str:
     """Where answers of equal model, parameters, template and possible languages are kept."""
-    parameters = [gemini.model, repr(gemini.temperature), repr(gemini.thinking_budget), str(TEMPLATE_VERSION)]
-    return storage.join(workdir, "ledger", kind, stable_id(*parameters, *languages))
+    parameters = [gemini.model, repr(gemini.temperature), repr(gemini.thinking_budget), repr(gemini.thinking_level)]
+    return storage.join(workdir, "ledger", kind, stable_id(*parameters, str(TEMPLATE_VERSION), *languages))
+
+
+class Log:
+    """A file of answers whose places lie between `low` and `high`; it grows, and ends as Parquet.
+
+    On a local disk an answer is written as it comes; on S3, which cannot append, at each `flush` as a small object.
+    """
+
+    def __init__(self, url: str, low: int, high: int) -> None:
+        self._url = url
+        self._name = f"{low:04x}-{high:04x}-{uuid.uuid4().hex[:12]}"
+        self._pieces: list[str] = []
+        self._pending: list[str] = []
+        self._answers: list[Answer] = []
+        self._flushing = threading.Lock()
+
+    def append(self, answers: Iterable[Answer]) -> None:
+        """Keep some answers."""
+        new = list(answers)
+        self._answers += new
+        self._pending += [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in new]
+        if not storage.is_remote(self._url):
+            self.flush()
+
+    def flush(self) -> None:
+        """Make everything durable that is not yet."""
+        with self._flushing:
+            lines = list(self._pending)
+            if not lines:
+                return
+            data = "".join(lines).encode()
+            if storage.is_remote(self._url):
+                url = storage.join(self._url, f"{self._name}-{len(self._pieces):06d}.jsonl")
+                storage.write_bytes(url, data)
+                self._pieces.append(url)
+            else:
+                url = str(Path(self._url) / f"{self._name}.jsonl")
+                self._pieces = [url]
+                storage.append_bytes(url, data)
+            del self._pending[: len(lines)]  # others may have come meanwhile, from another thread
+
+    def close(self) -> None:
+        """Put all that was appended into one file, in place of the log."""
+        if not self._answers:
+            return
+        table = pa.Table.from_pylist([asdict(answer) for answer in self._answers], schema=SCHEMA)
+        storage.write_parquet(storage.join(self._url, f"{self._name}.parquet"), table)
+        self._pending.clear()
+        for piece in self._pieces:
+            storage.remove_file(piece)
 
 
 class Ledger:
-    """Reads all that is known at its start; appends to a log of its own.
+    """The answers to some items: those known at its start, and those that come. Memory is that of the items."""
 
-    On a local disk an answer is written as it comes; on S3, which cannot append, as a small object every two seconds.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url, self._writer, self._pieces = url, uuid.uuid4().hex, 0
-        self._pending: list[str] = []
-        self._flushing = threading.Lock()
-        self._flushed = time.monotonic()
-        self._known = {answer.key: answer for file in storage.list_files(url) for answer in _read(file)}
+    def __init__(self, url: str, keys: Collection[str]) -> None:
+        places = [place(key) for key in keys] or [0]
+        self._log = Log(url, min(places), max(places))
+        found = _answers(url, min(places), max(places), set(keys)) if keys else []
+        self._known = {answer.key: answer for answer in found}
 
     def get(self, key: str) -> Answer | None:
         """The answer to an item, if there is one."""
@@ -64,32 +132,59 @@ class Ledger:
         """Keep some answers."""
         new = list(answers)
         self._known.update({answer.key: answer for answer in new})
-        self._pending += [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in new]
-        if not storage.is_remote(self._url) or time.monotonic() - self._flushed > REMOTE_FLUSH_SECONDS:
-            self.flush()
+        self._log.append(new)
+
+    def waste(self, model_version: str | None, usd: float) -> None:
+        """Keep account of a request that was paid for and answered nothing."""
+        self._log.append([Answer(WASTED, None, "answered nothing", model_version, usd)])
 
     def flush(self) -> None:
         """Make everything durable that is not yet."""
-        with self._flushing:
-            lines = list(self._pending)
-            if not lines:
-                return
-            data = "".join(lines).encode()
-            if storage.is_remote(self._url):
-                storage.write_bytes(storage.join(self._url, f"{self._writer}-{self._pieces:06d}.jsonl"), data)
-                self._pieces += 1
-            else:
-                storage.append_bytes(str(Path(self._url) / f"{self._writer}.jsonl"), data)
-            del self._pending[: len(lines)]  # others may have come meanwhile, from another thread
-            self._flushed = time.monotonic()
+        self._log.flush()
+
+    def close(self) -> None:
+        """All items are answered: end the log."""
+        self._log.close()
 
 
 def spent(workdir: str) -> float:
     """USD of all answers in a working folder's ledgers."""
-    return sum(answer.usd for url in storage.list_files(storage.join(workdir, "ledger")) for answer in _read(url))
+    urls = storage.list_files(storage.join(workdir, "ledger"))
+    closed = [url for url in urls if url.endswith(".parquet")]
+    stems = tuple(url.removesuffix(".parquet") for url in closed)
+    logs = [url for url in urls if url.endswith(".jsonl") and not url.startswith(stems)]
+    total = sum(float(pc.sum(storage.read_parquet(url, ["usd"]).column("usd")).as_py() or 0.0) for url in closed)
+    return total + sum(answer.usd for url in logs for answer in _lines(url))
 
 
-def _read(url: str) -> list[Answer]:
+def _answers(url: str, low: int, high: int, wanted: set[str]) -> list[Answer]:
+    """What the files in a folder say of the wanted items."""
+    keys = pa.array(sorted(wanted), pa.string())
+    for _ in range(LISTINGS):
+        try:
+            files = list(_overlapping(url, low, high))
+            logged = [answer for file in files if file.endswith(".jsonl") for answer in _lines(file)]
+            tables = [_table(file, keys) for file in files if file.endswith(".parquet")]
+        except FileNotFoundError:  # its writer has just put it into another file
+            continue
+        found = [answer for answer in logged if answer.key in wanted]
+        return found + [Answer(**row) for table in tables for row in table.to_pylist()]
+    raise StorageError(f"{url}: files vanish while they are read; is another run clearing the working folder?")
+
+
+def _overlapping(url: str, low: int, high: int) -> Iterator[str]:
+    for file in storage.list_files(url):
+        first, last, *_ = storage.name(file).split("-")
+        if int(first, 16) <= high and int(last, 16) >= low:
+            yield file
+
+
+def _table(url: str, keys: pa.Array) -> pa.Table:
+    table = storage.read_parquet(url, remedy="delete the file: its answers are asked and paid for again")
+    return table.filter(pc.is_in(table.column("key"), keys))
+
+
+def _lines(url: str) -> list[Answer]:
     found = []
     for line in storage.read_bytes(url).splitlines(keepends=True):
         try:

@@ -1,30 +1,64 @@
-"""What Gemini costs, as data. A model without a row has an unknown price, never a guessed one."""
+"""What Gemini costs, as data (`prices.csv`). A model without a row has an unknown price, never a guessed one."""
 
+import csv
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from ray_pipeline.recipe import Gemini
 
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens; thinking tokens are billed as output."""
+    """USD per million tokens, and where the figures are from."""
 
     input: float
     output: float
+    thinking: float
+    cached: float
+    batch_input: float | None
+    batch_output: float | None
     source: str
     date: str
 
-    def usd(self, input_tokens: float, output_tokens: float) -> float:
-        """The price of some tokens in USD."""
-        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+    def usd(
+        self,
+        input_tokens: float,
+        output_tokens: float,
+        thinking_tokens: float = 0,
+        cached_tokens: float = 0,
+        batch: bool = False,
+    ) -> float | None:
+        """The price of some tokens in USD; `cached_tokens` are those of the input that the server had in its cache.
+
+        Null in batch mode where the batch price is unknown. Batch mode has no discount of its own for cached tokens.
+        """
+        if batch:
+            if self.batch_input is None or self.batch_output is None:
+                return None
+            return (input_tokens * self.batch_input + (output_tokens + thinking_tokens) * self.batch_output) / 1e6
+        fresh = (input_tokens - cached_tokens) * self.input + cached_tokens * self.cached
+        return (fresh + output_tokens * self.output + thinking_tokens * self.thinking) / 1e6
 
 
-_PAGE = "Gemini API pricing page, paid tier, text, standard mode"
-PRICES = {"gemini-2.5-flash": Price(0.30, 2.50, _PAGE, "2026-03")}
+@cache
+def table() -> dict[str, Price]:
+    """The prices by model."""
+    text = files("ray_pipeline.gemini").joinpath("prices.csv").read_text(encoding="utf-8")
+    return {row["model"]: _price(row) for row in csv.DictReader(text.splitlines())}
+
+
+def _price(row: dict[str, str]) -> Price:
+    batch_input, batch_output = (float(row[key]) if row[key] else None for key in ("batch_input", "batch_output"))
+    given, answered, thinking, cached = (float(row[key]) for key in ("input", "output", "thinking", "cached"))
+    return Price(given, answered, thinking, cached, batch_input, batch_output, row["source"], row["date"])
 
 
 def price_of(gemini: Gemini) -> Price | None:
     """The recipe's own price, else the table's; null where neither knows the model."""
-    if gemini.price_usd_per_million:
-        return Price(*gemini.price_usd_per_million, source="recipe", date="")
-    return PRICES.get(gemini.model)
+    own = gemini.price
+    if own is None:
+        return table().get(gemini.model)
+    thinking = own.output if own.thinking is None else own.thinking
+    cached = own.input if own.cached is None else own.cached
+    return Price(own.input, own.output, thinking, cached, own.batch_input, own.batch_output, "recipe", "")

@@ -19,6 +19,7 @@ from ray_pipeline.sandbox.gemini_wire import (
 
 _REQUESTS_QUOTA = "GenerateRequestsPerMinutePerProjectPerModel"
 _TOKENS_QUOTA = "GenerateContentInputTokensPerModelPerMinute"
+_DAY_QUOTA = "GenerateRequestsPerDayPerProjectPerModel"
 
 
 @dataclass
@@ -29,22 +30,29 @@ class Backend:
     stats: Stats
     requests: Window
     tokens: Window
+    day: Window
 
     def admit(self, body: GenerateRequest, model: str, faults: Faults, number: int) -> None:
         """Spend quota, or raise the 429; a refused request spends nothing."""
         if faults.happens("rate429", number):
-            raise exhausted(model, {_REQUESTS_QUOTA: self.requests.per_minute}, faults.retry_seconds)
+            raise exhausted(model, {_REQUESTS_QUOTA: self.requests.limit}, faults.retry_seconds)
         now = time.monotonic()
-        quotas = {_REQUESTS_QUOTA: (self.requests, 1), _TOKENS_QUOTA: (self.tokens, body.tokens)}
+        quotas = {
+            _REQUESTS_QUOTA: (self.requests, 1),
+            _TOKENS_QUOTA: (self.tokens, body.tokens),
+            _DAY_QUOTA: (self.day, 1),
+        }
         waits = {name: window.wait(amount, now) for name, (window, amount) in quotas.items()}
-        spent = {name: quotas[name][0].per_minute for name, wait in waits.items() if wait > 0}
+        spent = {name: quotas[name][0].limit for name, wait in waits.items() if wait > 0}
         if spent:
             raise exhausted(model, spent, max(waits.values()))
         for window, amount in quotas.values():
             window.take(amount, now)
 
-    def generate(self, body: GenerateRequest, faults: Faults, number: int) -> dict[str, object] | None:
-        """The answer's JSON, or None to drop the connection; raises ApiError."""
+    def generate(
+        self, body: GenerateRequest, faults: Faults, number: int, batch: bool = False
+    ) -> dict[str, object] | None:
+        """The answer's JSON, or None to drop the connection (`batch`: the line); raises ApiError."""
         fault = faults.first(REQUEST_FAULTS, number)
         if fault == "error500":
             raise ApiError(500, "INTERNAL", "An internal error has occurred. Please retry.")
@@ -52,19 +60,21 @@ class Backend:
             raise ApiError(503, "UNAVAILABLE", "The model is overloaded. Please try again later.")
         if fault == "dropped":
             return None
-        return self._paid(body, faults, number, fault == "blocked")
+        return self._paid(body, faults, number, fault == "blocked", batch)
 
-    def _paid(self, body: GenerateRequest, faults: Faults, number: int, blocked: bool) -> dict[str, object]:
+    def _paid(
+        self, body: GenerateRequest, faults: Faults, number: int, blocked: bool, batch: bool
+    ) -> dict[str, object]:
         prompt = read_prompt(body.contents[-1].text)
         items = prompt.items if prompt else []
         if blocked or faults.blocks([item.text for item in items]):
-            self.stats.pay((), (), (body.tokens, 0, 0))
+            self.stats.pay((), (), (body.tokens, 0, 0), batch)
             return {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": usage(body.tokens, 0, 0)}
         given = answer(prompt, self.dictionary, faults, number) if prompt else Answer(PLAIN_ANSWER)
         given, thoughts = _within_limit(given, body)
         tokens = (body.tokens, count_tokens(given.text), thoughts)
         asked = [prompt.identity(item) for item in items] if prompt else []
-        self.stats.pay(asked, given.sound, tokens)
+        self.stats.pay(asked, given.sound, tokens, batch)
         return {"candidates": [candidate(given.text, given.finish)], "usageMetadata": usage(*tokens)}
 
 

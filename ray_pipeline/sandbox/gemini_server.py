@@ -9,33 +9,47 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from aiohttp import web
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ray_pipeline.errors import InputError
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_backend import Backend
+from ray_pipeline.sandbox.gemini_batches import Batches, BatchFaults
 from ray_pipeline.sandbox.gemini_faults import Faults
 from ray_pipeline.sandbox.gemini_limits import Stats, Window
-from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, key_invalid
+from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, key_denied, key_invalid
 
 DEFAULT_KEY = "sandbox-key"
 _CHANGES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _MAX_BODY = 20 * 2**20  # bytes, as the API's own limit
+_DAY = 86_400  # seconds
+
+
+class KeyChange(BaseModel):
+    """The body of POST /key: the key that holds from now on, and how others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    refusal: Literal[400, 403] = 400
 
 
 class GeminiServer:
     """The server; as a context manager it runs in a thread of its own, its address is `url`.
 
-    `faults` may be replaced while it runs; `stats` counts. Limits are per minute, 0 is unlimited, and hold in
-    every window of `window_seconds`.
+    `faults`, `batch_faults`, `key`, `refusal` (the status that answers another key) and `model_version` (what the
+    answers name as theirs; null: the model's name) may be replaced while it runs; `stats` counts. Limits per minute
+    hold in every window of `window_seconds`, the day's from the first request on; 0 is unlimited.
     """
 
     def __init__(
@@ -45,17 +59,24 @@ class GeminiServer:
         key: str = DEFAULT_KEY,
         requests_per_minute: int = 0,
         tokens_per_minute: int = 0,
+        requests_per_day: int = 0,
         window_seconds: float = 60,
+        model_version: str | None = None,
         faults: Faults | None = None,
+        batch_faults: BatchFaults | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
         self.faults = faults or Faults()
         self.stats = Stats()
-        self._key = key
+        self.batch_faults = batch_faults or BatchFaults()
+        self.key = key
+        self.refusal: Literal[400, 403] = 400
+        self.model_version = model_version
         requests = Window(requests_per_minute, window_seconds)
         tokens = Window(tokens_per_minute, window_seconds)
-        self._backend = Backend(dictionary, self.stats, requests, tokens)
+        day = Window(requests_per_day, _DAY, per=_DAY)
+        self._backend = Backend(dictionary, self.stats, requests, tokens, day)
         self._host = host
         self._port = port
         self._stop: Callable[[], object] = lambda: None
@@ -82,21 +103,30 @@ class GeminiServer:
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Serve until `stop` is set; calls `ready` when connections are accepted."""
+        with tempfile.TemporaryDirectory(prefix="gemini-files-") as folder:
+            batches = Batches(Path(folder), self._batch_answer, self.stats, self._authorise, lambda: self.batch_faults)
+            runner = web.AppRunner(self._app(batches), access_log=None, shutdown_timeout=1)
+            await runner.setup()
+            try:
+                await web.TCPSite(runner, self._host, self._port, backlog=1024).start()
+                self._port = runner.addresses[0][1]
+                ready()
+                await stop.wait()
+            finally:
+                await batches.close()
+                await runner.cleanup()
+
+    def _app(self, batches: Batches) -> web.Application:
         app = web.Application(client_max_size=_MAX_BODY)
         app.router.add_post("/{version:v1|v1beta}/models/{model}:generateContent", self._generate)
         app.router.add_post("/{version:v1|v1beta}/models/{model}:countTokens", self._count)
         app.router.add_get("/stats", self._get_stats)
         app.router.add_post("/faults", self._post_faults)
+        app.router.add_post("/batch-faults", self._post_batch_faults)
+        app.router.add_post("/key", self._post_key)
+        app.router.add_routes(batches.routes())
         app.router.add_route("*", "/{path:.*}", _not_found)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port, backlog=1024).start()
-            self._port = runner.addresses[0][1]
-            ready()
-            await stop.wait()
-        finally:
-            await runner.cleanup()
+        return app
 
     def _run(self, started: "Future[None]") -> None:
         async def main() -> None:
@@ -134,13 +164,21 @@ class GeminiServer:
         self._backend.admit(body, model, faults, number)
         await asyncio.sleep(faults.delay(number))
         content = self._backend.generate(body, faults, number)
-        if content is None:
-            return None
-        return web.json_response(content | {"modelVersion": model, "responseId": f"sandbox-{number}"})
+        return None if content is None else web.json_response(self._signed(content, model, f"sandbox-{number}"))
+
+    def _batch_answer(self, body: GenerateRequest, model: str, number: int) -> dict[str, object] | None:
+        content = self._backend.generate(body, self.faults, number, batch=True)
+        return None if content is None else self._signed(content, model, f"sandbox-batch-{number}")
+
+    def _signed(self, content: dict[str, object], model: str, response: str) -> dict[str, object]:
+        return content | {"modelVersion": self.model_version or model, "responseId": response}
+
+    def _authorise(self, request: web.Request) -> None:
+        if request.headers.get("x-goog-api-key") != self.key:
+            raise key_invalid() if self.refusal == 400 else key_denied()
 
     async def _read(self, request: web.Request) -> GenerateRequest:
-        if request.headers.get("x-goog-api-key") != self._key:
-            raise key_invalid()
+        self._authorise(request)
         try:
             return GenerateRequest.model_validate_json(await request.read())
         except ValidationError as error:
@@ -162,6 +200,21 @@ class GeminiServer:
             self.faults = self.faults.changed(_CHANGES.validate_json(await request.read()))
         except (InputError, ValidationError) as error:
             return ApiError(400, "INVALID_ARGUMENT", str(error)).response()
+        return web.json_response({})
+
+    async def _post_batch_faults(self, request: web.Request) -> web.Response:
+        try:
+            self.batch_faults = replace(self.batch_faults, **_CHANGES.validate_json(await request.read()))
+        except ValidationError as error:
+            return ApiError(400, "INVALID_ARGUMENT", str(error)).response()
+        return web.json_response({})
+
+    async def _post_key(self, request: web.Request) -> web.Response:
+        try:
+            change = KeyChange.model_validate_json(await request.read())
+        except ValidationError as error:
+            return ApiError(400, "INVALID_ARGUMENT", str(error)).response()
+        self.key, self.refusal = change.key, change.refusal
         return web.json_response({})
 
 
@@ -188,7 +241,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--key", default=key, help=f"default: $GEMINI_SANDBOX_KEY, else {DEFAULT_KEY}")
     parser.add_argument("--requests-per-minute", type=int, default=0, help="0 is unlimited")
     parser.add_argument("--tokens-per-minute", type=int, default=0, help="input tokens; 0 is unlimited")
+    parser.add_argument("--requests-per-day", type=int, default=0, help="0 is unlimited")
     parser.add_argument("--window-seconds", type=float, default=60, help="a shorter one allows smaller bursts")
+    parser.add_argument("--model-version", help="what answers name as their model's version; default: its name")
     parser.add_argument("--dictionary", action="append", metavar="shop|FILE.parquet", help="repeatable")
     parser.add_argument(
         "--fault",
@@ -197,6 +252,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_fault,
         metavar="NAME=VALUE",
         help="repeatable; a probability, or a setting such as slow_seconds=2, seed=7, obeys=1",
+    )
+    parser.add_argument(
+        "--batch-fault",
+        action="append",
+        default=[],
+        type=_fault,
+        metavar="NAME=VALUE",
+        help="repeatable; of batch jobs, such as delay_seconds=30, expires=0.1, line_error=0.05",
     )
     parser.add_argument("--block-word", action="append", default=[], help="block any request with it; repeatable")
     parser.add_argument("--latency", type=float, nargs=2, default=(0, 0), metavar=("MIN", "MAX"), help="seconds")
@@ -211,8 +274,11 @@ def _server(options: argparse.Namespace) -> GeminiServer:
         key=options.key,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
+        requests_per_day=options.requests_per_day,
         window_seconds=options.window_seconds,
+        model_version=options.model_version,
         faults=faults.changed(dict(options.fault)),
+        batch_faults=BatchFaults(**dict(options.batch_fault)),
         host=options.host,
         port=options.port,
     )

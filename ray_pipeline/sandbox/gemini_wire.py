@@ -41,9 +41,12 @@ class ThinkingConfig(BaseModel):
 class GenerationConfig(BaseModel):
     """The settings that change what the local model answers."""
 
-    max_output_tokens: int | None = Field(None, validation_alias="maxOutputTokens", gt=0)
+    max_output_tokens: int | None = Field(
+        None, validation_alias=AliasChoices("maxOutputTokens", "max_output_tokens"), gt=0
+    )
     thinking: ThinkingConfig = Field(
-        default_factory=lambda: ThinkingConfig.model_validate({}), validation_alias="thinkingConfig"
+        default_factory=lambda: ThinkingConfig.model_validate({}),
+        validation_alias=AliasChoices("thinkingConfig", "thinking_config"),
     )
 
 
@@ -51,9 +54,12 @@ class GenerateRequest(BaseModel):
     """The body of generateContent and countTokens."""
 
     contents: list[Content] = Field(min_length=1)
-    system: Content = Field(default_factory=Content, validation_alias="systemInstruction")
+    system: Content = Field(
+        default_factory=Content, validation_alias=AliasChoices("systemInstruction", "system_instruction")
+    )
     config: GenerationConfig = Field(
-        default_factory=lambda: GenerationConfig.model_validate({}), validation_alias="generationConfig"
+        default_factory=lambda: GenerationConfig.model_validate({}),
+        validation_alias=AliasChoices("generationConfig", "generation_config"),
     )
 
     @property
@@ -112,6 +118,11 @@ def key_invalid() -> ApiError:
     metadata = {"service": "generativelanguage.googleapis.com"}
     info = {"@type": _TYPES + "ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
     return ApiError(400, "INVALID_ARGUMENT", message, [info | {"metadata": metadata}])
+
+
+def key_denied() -> ApiError:
+    """The error of a key that is blocked."""
+    return ApiError(403, "PERMISSION_DENIED", "Your API key was reported as leaked. Please use another API key.")
 
 
 def exhausted(model: str, limits: dict[str, int], seconds: float) -> ApiError:

@@ -187,7 +187,7 @@ def test_429_with_and_without_a_delay(details: list[dict[str, Any]], seconds: fl
 @pytest.mark.parametrize(("fault", "detail"), [("error500", "500 INTERNAL"), ("error503", "503 UNAVAILABLE")])
 def test_errors_of_the_server_are_worth_another_try(server: GeminiServer, fault: str, detail: str) -> None:
     server.faults = Faults().changed({fault: 1})
-    assert ask(server.url) == Unavailable(detail)
+    assert ask(server.url) == Unavailable(detail, "server error")
 
 
 def test_a_dropped_connection_is_worth_another_try(server: GeminiServer) -> None:

@@ -1,11 +1,17 @@
 """Tests of ray_pipeline.gemini.fanout: a real Ray, the real google-genai client, the local Gemini server."""
 
+import asyncio
 import itertools
+import os
 import random
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +21,16 @@ import ray.cloudpickle
 
 from ray_pipeline import audit, storage
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini import quota
-from ray_pipeline.gemini.fanout import Fanout, spent
+from ray_pipeline.gemini import ledger, quota
+from ray_pipeline.gemini.fanout import Fanout, account
 from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prompts import Item
-from ray_pipeline.pipeline import user_problem
 from ray_pipeline.recipe import Audit, Gemini
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
 from ray_pipeline.sandbox.gemini_server import GeminiServer
 
-pytestmark = pytest.mark.usefixtures("ray_up", "quota_actor")
+pytestmark = pytest.mark.usefixtures("ray_up", "opened")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
 
 KEY = "secret-of-the-tests-7f3a"
@@ -42,12 +47,6 @@ REFUSALS = {"blocked: SAFETY", "cut short", "malformed answer"}
 LIMITS = {"requests_per_minute": 600_000, "tokens_per_minute": 10**9}
 
 
-@pytest.fixture(scope="module")
-def quota_actor(ray_up: None) -> Any:
-    """Keeps the quota of this module's recipes, which each test would start anew."""
-    return quota.shared(Gemini(**LIMITS))
-
-
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
@@ -60,9 +59,23 @@ def server() -> Iterator[GeminiServer]:
         yield running
 
 
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """Ends the quotas of a test's fan-outs with it."""
+    with ExitStack() as stack:
+        OPEN.append(stack)
+        yield stack
+        OPEN.pop()
+
+
+OPEN: list[ExitStack] = []
+
+
 def fanout(url: str, workdir: Path | str, **settings: Any) -> Fanout:
     values = {"base_url": url, "items_per_request": 8, "concurrency": 8, **LIMITS, **settings}
-    return Fanout(Gemini(**values), "translate", str(workdir), ())
+    gemini = Gemini(**values)
+    held = OPEN[-1].enter_context(quota.held(gemini, str(workdir), ledger.spent(str(workdir))))
+    return Fanout(gemini, "translate", str(workdir), held)
 
 
 def texts(answers: dict[str, Answer]) -> dict[str, str | None]:
@@ -298,38 +311,26 @@ def test_what_was_answered_before_a_failure_is_kept(server: GeminiServer, tmp_pa
     assert server.stats.answered.total() == paid + len(ITEMS) - 10
 
 
-def test_a_spent_budget_stops_and_goes_on_with_a_larger_one(server: GeminiServer, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"concurrency": 1, "price_usd_per_million": (1000.0, 1000.0)}
-    short = fanout(server.url, tmp_path, max_usd=0.5, **settings)
-    with pytest.raises(GeminiError, match=r"gemini\.max_usd: .* of 0\.5 are spent; raise it") as caught:
-        short.answer(ITEMS)
-    found = user_problem(caught.value)
-    assert type(found) is GeminiError
-    requests = server.stats.requests
-    assert 1 <= requests < 5
-    one = short.counts()["usd"] / requests
-    assert 0.5 <= one * requests < 0.5 + 1.5 * one, "it stops with the first request that would be too much"
-    assert texts(fanout(server.url, tmp_path, max_usd=50, **settings).answer(ITEMS)) == RIGHT
-    assert server.stats.requests == 5
-    assert set(server.stats.asked.values()) == {1}
-
-
-def test_requests_under_way_when_another_fails_are_kept_as_they_are_paid_for(
-    server: GeminiServer, tmp_path: Path
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_budget_is_never_passed_and_a_larger_one_goes_on(
+    server: GeminiServer, tmp_path: Path, concurrency: int
 ) -> None:
-    server.faults = Faults(latency_min=0.05, latency_max=0.6, seed=1)
-    asking = fanout(server.url, tmp_path, max_usd=0.01, price_usd_per_million=(1000.0, 1000.0), items_per_request=2)
-    with pytest.raises(GeminiError, match="are spent"):
-        asking.answer(ITEMS)
-    counts = asking.counts()
-    assert 1 < counts["requests"] < 20
-    assert (counts["input_tokens"], counts["output_tokens"]) == (
-        server.stats.prompt_tokens,
-        server.stats.candidates_tokens,
-    )
-    server.faults = Faults()
-    assert texts(fanout(server.url, tmp_path).answer(ITEMS)) == RIGHT
+    server.faults = Faults(latency_min=0.05, latency_max=0.4, seed=1)
+    price = {"input": 1000.0, "output": 1000.0}
+    settings: dict[str, Any] = {"concurrency": concurrency, "price": price, "items_per_request": 2}
+    short = fanout(server.url, tmp_path, max_usd=2, **settings)
+    with pytest.raises(
+        GeminiError, match=r"gemini\.max_usd: .* of 2\.0 are spent, .*raise it and run the same command"
+    ):
+        short.answer(ITEMS)
+    billed = (server.stats.prompt_tokens + server.stats.candidates_tokens) / 1000
+    assert short.counts()["usd"] == pytest.approx(billed), "what was under way is counted, and kept"
+    assert ledger.spent(str(tmp_path)) == pytest.approx(billed)
+    assert 1 < billed < 2
+    answered = server.stats.answered.total()
+    assert texts(fanout(server.url, tmp_path, max_usd=50, **settings).answer(ITEMS)) == RIGHT
     assert set(server.stats.asked.values()) == {1}
+    assert server.stats.answered.total() == len(ITEMS) > answered
 
 
 def test_a_failure_ends_the_others_waiting(server: GeminiServer, tmp_path: Path) -> None:
@@ -352,31 +353,86 @@ def test_the_key_is_written_nowhere(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     said = [str(caught.value), repr(caught.value), out.out, out.err, caplog.text]
-    assert not any(KEY in text for text in [*said, *(path.read_text() for path in files), *map(str, files)])
+    assert not any(KEY in text for text in [*said, *(_content(path) for path in files), *map(str, files)])
 
 
-def test_workers_go_on_when_the_one_that_made_the_quota_is_gone(tmp_path: Path) -> None:
-    with GeminiServer(DICTIONARY) as server:  # its key is the one that the session's workers have
-        url = server.url
+def _content(path: Path) -> str:
+    return str(storage.read_parquet(str(path)).to_pylist()) if path.suffix == ".parquet" else path.read_text()
 
-        @ray.remote(num_cpus=0)
-        class Worker:
-            def __init__(self) -> None:
-                self._fanout = fanout(url, tmp_path, model="gemini-of-two-workers")
 
-            def answer(self, items: list[Item]) -> dict[str, str | None]:
-                return texts(self._fanout.answer(items))
+def test_the_quota_s_death_stops_workers_for_a_moment_and_loses_no_count(server: GeminiServer, tmp_path: Path) -> None:
+    server.faults = Faults(latency_min=0.1, latency_max=0.1)
+    gemini = Gemini(
+        base_url=server.url, items_per_request=1, concurrency=4, requests_per_minute=2400, requests_per_day=40
+    )
+    with quota.held(gemini, str(tmp_path)) as held:
+        asking = Fanout(gemini, "translate", str(tmp_path), held)
+        killer = threading.Thread(target=_kill_soon, args=(held, server))
+        killer.start()
+        assert texts(asking.answer(ITEMS[:24])) == {key: RIGHT[key] for key in list(RIGHT)[:24]}
+        killer.join()
+        assert server.stats.requests == 24
+        with pytest.raises(GeminiError, match=r"gemini\.requests_per_day: .* of 40 are spent: run .* after midnight"):
+            asking.answer(ITEMS + [Item("red shoes 99", "en", "de"), Item("red dress 99", "en", "de")] * 4)
+        assert server.stats.requests <= 40, "what was used before the death is remembered"
 
-        first = Worker.remote()
-        assert len(ray.get(first.answer.remote(ITEMS[:4]), timeout=60)) == 4
-        second = Worker.remote()
-        assert len(ray.get(second.answer.remote(ITEMS[4:8]), timeout=60)) == 4
-        ray.kill(first)
-        time.sleep(1)  # what belongs to it goes with it
-        assert ray.get(second.answer.remote(ITEMS), timeout=60) == RIGHT
+
+def _kill_soon(held: Any, server: GeminiServer) -> None:
+    process = ray.get(held.process.remote())
+    while server.stats.requests < 8:
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+
+
+def test_several_threads_share_a_worker_s_connections(server: GeminiServer, tmp_path: Path) -> None:
+    asking = fanout(server.url, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(asking.answer, [ITEMS[i::4] for i in range(4)]))
+    assert {key: text for part in parts for key, text in texts(part).items()} == RIGHT
+    assert asking.counts()["requests"] == server.stats.requests == 8
+    assert texts(asking.answer([Item("dress", "en", "fr")])) == {Item("dress", "en", "fr").key: "robe"}
+
+
+def test_a_row_that_times_out_alone_is_refused_and_the_others_go_through(tmp_path: Path) -> None:
+    with Hanging(DICTIONARY, key=KEY) as server:
+        bad = Item("red hang 31", "en", "de")
+        items = [*ITEMS[:5], bad, *ITEMS[5:]]
+        answers = fanout(server.url, tmp_path, timeout_seconds=1, attempts=2, items_per_request=4).answer(items)
+        assert (answers[bad.key].text, answers[bad.key].reason) == (None, "timed out")
+        assert texts(answers) == RIGHT | {bad.key: None}
+        again = fanout(server.url, tmp_path, timeout_seconds=1, attempts=1, items_per_request=4)
+        server.hangs = False
+        assert again.answer(items)[bad.key].text, "another run asks again"
+
+
+class Hanging(GeminiServer):
+    """Never answers a request that holds a certain word."""
+
+    hangs = True
+
+    async def _respond(self, request: Any, number: int) -> Any:
+        if self.hangs and b"hang" in await request.read():
+            await asyncio.sleep(20)
+        return await super()._respond(request, number)
+
+
+def test_an_unexpected_version_is_counted_or_stops_the_run(server: GeminiServer, tmp_path: Path) -> None:
+    asking = fanout(server.url, tmp_path, model_version="gemini-2.5-flash-001")
+    assert texts(asking.answer(ITEMS)) == RIGHT
+    found = account(Gemini(model_version="gemini-2.5-flash-001"), asking.counts())
+    assert found["model_versions"] == {"gemini-2.5-flash": 5}
+    assert found["unexpected_versions"] == ["gemini-2.5-flash"]
+    strict = fanout(
+        server.url, tmp_path / "b", model_version="gemini-2.5-flash-001", other_version="stop", concurrency=1
+    )
+    with pytest.raises(GeminiError, match=r"answers as 'gemini-2\.5-flash', not as gemini\.model_version says"):
+        strict.answer(ITEMS)
+    assert server.stats.requests == 6, "it stops at once"
+    assert texts(fanout(server.url, tmp_path / "b").answer(ITEMS)) == RIGHT
+    assert server.stats.requests == 10, "what was paid for is kept"
 
 
 def test_an_unknown_price_is_null() -> None:
-    assert spent(Gemini(model="gemini-99"), {"requests": 1.0, "usd": 0.0}) is None
-    assert spent(Gemini(model="gemini-99"), {"requests": 0.0}) == 0.0
-    assert spent(Gemini(), {"requests": 1.0, "usd": 0.25}) == 0.25
+    assert account(Gemini(model="gemini-99"), {"requests": 1.0, "usd": 0.0})["usd"] is None
+    assert account(Gemini(model="gemini-99"), {"requests": 0.0})["usd"] == 0.0
+    assert account(Gemini(), {"requests": 1.0, "usd": 0.25})["usd"] == 0.25

@@ -1,9 +1,11 @@
 """Tests of ray_pipeline.gemini.prices."""
 
+import datetime
+
 import pytest
 
-from ray_pipeline.gemini.prices import PRICES, price_of
-from ray_pipeline.recipe import Gemini
+from ray_pipeline.gemini.prices import price_of, table
+from ray_pipeline.recipe import Gemini, Price
 
 
 def test_a_price_is_of_a_million_tokens() -> None:
@@ -12,17 +14,24 @@ def test_a_price_is_of_a_million_tokens() -> None:
     assert price.usd(1_000_000, 0) == pytest.approx(0.30)
     assert price.usd(0, 1_000_000) == pytest.approx(2.50)
     assert price.usd(1000, 2000) == pytest.approx(0.0053)
+    assert price.usd(1000, 0, 2000) == pytest.approx(0.0053), "thinking is billed as output"
+    assert price.usd(1_000_000, 0, 0, 1_000_000) == pytest.approx(0.03), "cached input is cheaper"
+    assert price.usd(1000, 1000, 1000, batch=True) == pytest.approx(0.00265)
 
 
 def test_every_price_names_its_source_and_date() -> None:
-    for price in PRICES.values():
-        assert price.source and price.date
-        assert 0 < price.input <= price.output
+    assert "gemini-2.5-flash" in table()
+    for price in table().values():
+        assert price.source.startswith("https://")
+        assert datetime.date.fromisoformat(price.date + "-01" * (price.date.count("-") == 1))
+        assert 0 < price.cached < price.input <= price.output <= price.thinking
+        assert price.batch_input is None or 0 < price.batch_input <= price.input
 
 
 def test_an_unknown_model_has_no_price_and_a_recipe_may_give_one() -> None:
     assert price_of(Gemini(model="gemini-99")) is None
     for model in ("gemini-99", "gemini-2.5-flash"):
-        given = price_of(Gemini(model=model, price_usd_per_million=(1.0, 8.0)))
+        given = price_of(Gemini(model=model, price=Price(input=1.0, output=8.0)))
         assert given is not None
-        assert (given.usd(1e6, 1e6), given.source) == (9.0, "recipe")
+        assert (given.usd(1e6, 1e6, 1e6, 5e5), given.source) == (17.0, "recipe")
+        assert given.usd(1e6, 1e6, batch=True) is None, "what the recipe does not say is not guessed"

@@ -1,20 +1,35 @@
-"""Tests of ray_pipeline.gemini.quota: arithmetic on a clock that the tests move."""
+"""Tests of ray_pipeline.gemini.quota: arithmetic on a clock that the tests move, and the actor around it."""
+
+import heapq
+import os
+import random
+import signal
+import time
+import urllib.request
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import ray
 
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import quota
-from ray_pipeline.gemini.quota import Quota
+from ray_pipeline.gemini.quota import BURST_SECONDS, HORIZON_SECONDS, MARGIN, Ask, Quota
 from ray_pipeline.recipe import Gemini
+from ray_pipeline.sandbox.gemini_limits import Window
 
 
 def starts(limits: Quota, tokens: list[int], settled: list[int] | None = None) -> list[float]:
-    """When requests may start that are all there at time 0; each is settled at once."""
-    found = []
-    for number, estimate in enumerate(tokens):
-        found.append(limits.reserve(0.0, estimate))
-        limits.settle(estimate, settled[number] if settled else estimate, 0.0)
+    """When requests may start that are all there at time 0; each is settled as soon as it has started."""
+    found: list[float] = []
+    now = 0.0
+    while len(found) < len(tokens):
+        lease = limits.lease(now, [Ask(amount) for amount in tokens[len(found) :]], 60)
+        for permit, delay in lease.permits:
+            limits.settle(permit, (settled or tokens)[len(found)], 0.0)
+            found.append(now + delay)
+        now += lease.wait
     return found
 
 
@@ -24,89 +39,219 @@ def busiest_minute(times: list[float], amounts: list[float]) -> float:
 
 
 def test_requests_per_minute_are_kept_and_used_up() -> None:
-    times = starts(Quota(120, 1e9), [10] * 600)
-    assert times[:4] == [0, 0.5, 1, 1.5]
-    assert busiest_minute(times, [1] * 600) == 120
-    assert times[-1] == pytest.approx(599 * 0.5)
+    times = starts(Quota(1200, 1e9), [10] * 3000)
+    assert 0.97 * 1200 <= busiest_minute(times, [1] * 3000) <= 1200
+    assert times[-1] == pytest.approx(2999 * 0.05 / MARGIN, abs=BURST_SECONDS)
 
 
 def test_tokens_per_minute_are_kept_and_used_up() -> None:
-    amounts = [100, 700, 50, 300, 1000] * 40
-    times = starts(Quota(1e9, 6000), amounts)
-    assert busiest_minute(times, [float(amount) for amount in amounts]) <= 6000 + max(amounts)
-    assert times[-1] == pytest.approx(60 * sum(amounts[:-1]) / 6000)
+    amounts = [100, 700, 50, 300, 1000] * 200
+    times = starts(Quota(1e9, 60_000), amounts)
+    assert busiest_minute(times, [float(amount) for amount in amounts]) <= 60_000
+    assert times[-1] == pytest.approx(sum(amounts) / 1000 / MARGIN, abs=2)
 
 
-def test_the_tighter_limit_holds() -> None:
-    assert starts(Quota(60, 600), [5, 20, 5, 5]) == [0, 1, 3, 4]
+def test_of_two_limits_whichever_binds_over_time_binds() -> None:
+    """Large and small requests in turn: the tokens of both together bind, not the larger share of each."""
+    times = starts(Quota(600, 60_000), [10, 200] * 500)
+    assert times[-1] == pytest.approx(1000 * 105 / 1000 / MARGIN, rel=0.02)
 
 
-def test_time_that_passes_unused_is_no_credit() -> None:
+def test_time_that_passes_unused_is_little_credit() -> None:
     limits = Quota(60, 1e9)
-    assert limits.reserve(0, 1) == 0
-    assert limits.reserve(1000, 1) == 0
-    assert limits.reserve(1000, 1) == 1, "no burst after a rest"
+    limits.lease(0, [Ask(1)], 60)
+    lease = limits.lease(1000, [Ask(1)] * 10, 60)
+    assert len(lease.permits) == 1, "no burst after a rest"
 
 
 def test_settling_gives_back_or_takes_more() -> None:
-    assert starts(Quota(1e9, 600), [30, 30, 30], settled=[10, 10, 10]) == [0, 1, 2]
-    assert starts(Quota(1e9, 600), [30, 30, 30], settled=[60, 60, 60]) == [0, 6, 12]
+    kept = starts(Quota(1e9, 6000), [30] * 30)[-1]
+    assert starts(Quota(1e9, 6000), [30] * 30, settled=[10] * 30)[-1] == pytest.approx(kept / 3, rel=0.2)
+    assert starts(Quota(1e9, 6000), [30] * 30, settled=[60] * 30)[-1] == pytest.approx(kept * 2, rel=0.2)
 
 
 def test_a_settled_surplus_never_makes_requests_faster_than_their_limit() -> None:
-    """Tokens estimated too high are given back, but a request still takes its share of the minute's requests."""
     times = starts(Quota(60, 600), [100] * 200, settled=[1] * 200)
     assert busiest_minute(times, [1] * 200) <= 61
 
 
-def test_pause_holds_every_request_back() -> None:
-    limits = Quota(60, 1e9)
-    limits.reserve(0, 1)
-    limits.pause(10, 7.5)
-    assert limits.reserve(10, 1) == 7.5
-    assert limits.reserve(10, 1) == 8.5
-    limits.pause(11, 1)
-    assert limits.reserve(11, 1) == 8.5, "a shorter pause does not cut what is reserved"
+def test_a_pause_holds_every_request_back() -> None:
+    limits = Quota(600, 1e9)
+    [(permit, _)] = limits.lease(10, [Ask(1)], 60).permits
+    limits.limited(permit, 10, 10, 7.5)
+    assert limits.lease(10.1, [Ask(1)], 60).permits == []
+    assert limits.lease(17.3, [Ask(1)], 60).permits[0][1] == pytest.approx(0.2)
+    limits.limited(0, 17.4, 17.3, 0.01)
+    assert limits.paused_until == 17.5, "a shorter pause does not cut a longer one"
 
 
-def test_a_pause_outlasts_what_is_given_back() -> None:
-    limits = Quota(1e9, 600)
-    for _ in range(5):
-        limits.reserve(0, 100)
-    limits.pause(1, 60)
-    for _ in range(5):
-        limits.settle(100, 1, 0)
-    assert limits.reserve(1, 100) == 60
+def test_the_rate_falls_once_for_all_that_were_under_way_and_recovers() -> None:
+    limits = Quota(600, 1e9)
+    for started in (0.0, 0.1, 0.2):
+        limits.limited(0, 1.0, started, 2.0)
+    assert limits.rate == pytest.approx(0.95)
+    limits.limited(0, 4.0, 3.5, 1.0)
+    assert limits.rate == pytest.approx(0.95**2)
+    limits.lease(24.9, [Ask(1)], 60)
+    assert limits.rate == pytest.approx(0.95**2 + 0.01)
+    limits.lease(1000.0, [Ask(1)], 60)
+    assert limits.rate == 1.0
 
 
-def test_a_budget_that_is_spent_stops_with_the_remedy() -> None:
-    limits = Quota(60, 1e9, max_usd=0.01)
-    for _ in range(2):
-        limits.reserve(0, 100)
-        limits.settle(100, 100, 0.005)
-    with pytest.raises(GeminiError, match=r"gemini\.max_usd: 0\.0100 USD of 0\.01 are spent; raise it.*is kept"):
-        limits.reserve(0, 100)
+def test_what_is_given_back_is_as_if_never_taken() -> None:
+    limits = Quota(600, 60_000, requests_per_day=10)
+    lease = limits.lease(0, [Ask(100)] * 2, 60)
+    before = (limits.next_request, limits.next_tokens, limits.used.requests)
+    more = limits.lease(0, [Ask(100)], 60)
+    limits.give_back(more.permits[0][0])
+    assert (limits.next_request, limits.next_tokens, limits.used.requests) == pytest.approx(before)
+    limits.give_back(more.permits[0][0])
+    assert limits.used.requests == len(lease.permits) == 2, "only once"
 
 
-def test_no_budget_is_no_limit() -> None:
-    limits = Quota(60, 1e9)
-    limits.settle(1, 1, 1e6)
-    assert limits.reserve(0, 1) >= 0
+def test_a_day_s_requests_stop_with_the_remedy() -> None:
+    limits = Quota(60_000, 1e9, requests_per_day=5)
+    assert len(limits.lease(0, [Ask(1)] * 9, 60).permits) == 5, "what is left is given out first"
+    with pytest.raises(GeminiError, match=r"gemini\.requests_per_day: 5 requests of 5 are spent.*after midnight, Paci"):
+        limits.lease(1, [Ask(1)], 60)
+
+
+def test_dollars_are_reserved_and_never_passed() -> None:
+    limits = Quota(60_000, 1e9, max_usd=0.01)
+    first = limits.lease(0, [Ask(1, 0.004)] * 3, 60)
+    assert len(first.permits) == 2, "a third may cost too much while two are under way"
+    assert limits.lease(1, [Ask(1, 0.004)], 60).permits == []
+    for permit, _ in first.permits:
+        limits.settle(permit, 1, 0.001)
+    assert len(limits.lease(2, [Ask(1, 0.004)] * 9, 60).permits) == 2, "they were cheaper"
+    limits.used.usd, limits.reserved = 0.007, {}
+    with pytest.raises(GeminiError, match=r"gemini\.max_usd: 0\.0070 USD of 0\.01 are spent.*raise it.*is kept"):
+        limits.lease(3, [Ask(1, 0.004)], 60)
+
+
+def test_a_permit_of_a_worker_that_died_is_forgotten_in_the_end() -> None:
+    limits = Quota(60_000, 1e9, max_usd=0.01)
+    limits.lease(0, [Ask(1, 0.009)], timeout=30)
+    assert limits.lease(29, [Ask(1, 0.009)], 30).permits == []
+    assert len(limits.lease(31, [Ask(1, 0.009)], 30).permits) == 1
+
+
+@dataclass
+class Simulation:
+    """Workers that always have more to ask, a server with a sliding minute, and a clock that jumps."""
+
+    limits: Quota
+    server: list[Window]
+    tokens: int
+    workers: int = 1
+    now: float = 0.0
+    accepted: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+
+    def run(self, seconds: float, pause: float | None = None) -> None:
+        chance = random.Random(1)
+        queue: list[tuple[float, int, str, tuple[int, float]]] = [
+            (0.0, n, "ask", (0, 0.0)) for n in range(self.workers)
+        ]
+        serial = self.workers
+        under_way: deque[int] = deque()
+        while queue:
+            self.now, _, kind, (permit, started) = heapq.heappop(queue)
+            if self.now > seconds:
+                return
+            serial += 1
+            if kind == "ask":
+                lease = self.limits.lease(self.now, [Ask(self.tokens)] * 64, 60)
+                for number, delay in lease.permits:
+                    serial += 1
+                    at = self.now + delay + chance.uniform(0, 0.02)
+                    heapq.heappush(queue, (at, serial, "send", (number, at)))
+                serial += 1
+                heapq.heappush(queue, (self.now + max(lease.wait, 0.001), serial, "ask", (0, 0.0)))
+            elif kind == "send":
+                waits = [
+                    window.wait(amount, self.now) for window, amount in zip(self.server, (1, self.tokens), strict=True)
+                ]
+                if max(waits) > 0:
+                    self.refused.append(self.now)
+                    self.limits.limited(permit, self.now, started, max(waits) if pause is None else pause)
+                    continue
+                for window, amount in zip(self.server, (1, self.tokens), strict=True):
+                    window.take(amount, self.now)
+                self.accepted.append(self.now)
+                heapq.heappush(queue, (self.now + chance.uniform(0.5, 2), serial, "settle", (permit, 0.0)))
+            else:
+                self.limits.settle(permit, self.tokens, 0.0)
+        del under_way
+
+    def a_minute(self, since: float) -> float:
+        return 60 * sum(at >= since for at in self.accepted) / (self.now - since)
+
+
+@pytest.mark.parametrize(("per_request", "binding"), [(100, 3000.0), (400, 1500.0)])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_limit_that_binds_is_reached_without_429(per_request: int, binding: float, workers: int) -> None:
+    server = [Window(3000, 60), Window(600_000, 60)]
+    run = Simulation(Quota(3000, 600_000), server, per_request, workers)
+    run.run(300)
+    assert 0.95 * binding <= run.a_minute(since=60) <= binding
+    assert len(run.refused) <= 0.005 * len(run.accepted)
+
+
+@pytest.mark.parametrize("pause", [None, 10.0])
+def test_a_true_limit_a_fifth_below_the_configured_one_is_found_and_recovered_from(pause: float | None) -> None:
+    server = [Window(2400, 60), Window(600_000, 60)]
+    run = Simulation(Quota(3000, 600_000), server, 100, workers=2)
+    run.run(1200, pause)
+    assert run.a_minute(since=300) >= 0.9 * 2400
+    late = [at for at in run.refused if at >= 300]
+    assert len(late) <= 0.01 * 2400 * 15
+    server[0].per_minute, server[0]._budget = 6000, 6000.0
+    run.run(2400, pause)
+    assert run.limits.rate == 1.0
 
 
 @pytest.mark.usefixtures("ray_up")
-def test_workers_of_one_model_share_a_quota() -> None:
-    gemini = Gemini(model="shared", requests_per_minute=1)
-    first, second, other = quota.shared(gemini), quota.shared(gemini), quota.shared(Gemini(model="another"))
+def test_many_workers_share_one_quota_and_its_death_forgets_nothing(tmp_path: Path) -> None:
+    gemini = Gemini(model="shared", requests_per_minute=2, requests_per_day=1000)
+    with quota.held(gemini, str(tmp_path)) as held:
 
-    @ray.remote(num_cpus=0)
-    def elsewhere() -> float:
-        wait: float = ray.get(quota.shared(gemini).reserve.remote(1))
-        return wait
+        @ray.remote(num_cpus=0)
+        def elsewhere() -> int:
+            return len(ray.get(held.lease.remote([Ask(1, 0.25)] * 5)).permits)
 
-    assert ray.get(first.reserve.remote(1)) == 0
-    assert 40 < ray.get(second.reserve.remote(1)) <= 60
-    assert 80 < ray.get(elsewhere.remote()) <= 120
-    assert ray.get(other.reserve.remote(1)) == 0
-    ray.get(first.pause.remote(1000))
-    assert 980 < ray.get(second.reserve.remote(1)) <= 1000
+        assert sum(ray.get([elsewhere.remote() for _ in range(3)])) == 1
+        ray.get(held.settle.remote(1, (10, 20), 0.125, 7))
+        traffic = ray.get(held.traffic.remote())
+        assert (traffic.requests, traffic.items, traffic.usd) == (1, 7, 0.125)
+        os.kill(ray.get(held.process.remote()), signal.SIGKILL)
+        again = ray.get(held.process.remote(), timeout=60)
+        assert again
+        [file] = (tmp_path / "ledger" / "quota").iterdir()
+        assert '"requests": 2' in file.read_text() or '"requests": 1' in file.read_text()
+        ray.get(held.stop.remote(GeminiError("the key is gone")))
+        with pytest.raises(GeminiError, match="the key is gone"):
+            ray.get(held.lease.remote([Ask(1)]))
+    with quota.held(gemini, str(tmp_path)) as held:
+        assert len(ray.get(held.lease.remote([Ask(1)])).permits) == 1, "what stopped one run does not stop the next"
+    assert HORIZON_SECONDS < 1
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_counts_are_exported_as_ray_metrics(tmp_path: Path) -> None:
+    model = f"metrics-{os.getpid()}"
+    with quota.held(Gemini(model=model), str(tmp_path)) as held:
+        [(permit, _)] = ray.get(held.lease.remote([Ask(100)])).permits
+        ray.get(held.settle.remote(permit, (90, 30), 0.05, 40))
+        node = ray.nodes()[0]
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        found: dict[str, float] = {}
+        while len(found) < 5:  # Ray reports every ten seconds
+            time.sleep(0.5)
+            lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
+            mine = [line for line in lines if f'model="{model}"' in line]
+            found = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in mine}
+    assert found == {
+        "ray_gemini_requests_total": 1.0, "ray_gemini_input_tokens_total": 90.0, "ray_gemini_usd_total": 0.05,
+        "ray_gemini_output_tokens_total": 30.0, "ray_gemini_items_total": 40.0,
+    }  # fmt: skip

@@ -226,8 +226,41 @@ def test_tokens_per_minute() -> None:
         assert violations[0]["quotaValue"] == str(2 * tokens)
 
 
+def test_requests_per_day() -> None:
+    with running(requests_per_day=2) as server:
+        ask(server)
+        ask(server)
+        with pytest.raises(errors.ClientError) as caught:
+            ask(server)
+        assert (caught.value.code, caught.value.status) == (429, "RESOURCE_EXHAUSTED")
+        violations = caught.value.details["error"]["details"][0]["violations"]
+        assert [row["quotaId"] for row in violations] == ["GenerateRequestsPerDayPerProjectPerModel"]
+        assert violations[0]["quotaValue"] == "2"
+        assert retry_seconds(caught.value) > 80_000
+
+
+def test_the_version_that_answers_name() -> None:
+    with running(model_version="gemini-2.5-flash-preview") as server:
+        assert ask(server).model_version == "gemini-2.5-flash-preview"
+        server.model_version = None
+        assert ask(server).model_version == MODEL
+
+
+def test_a_key_that_is_revoked() -> None:
+    with running() as server:
+        ask(server)
+        server.key = "another"
+        with pytest.raises(errors.ClientError, match="API_KEY_INVALID"):
+            ask(server)
+        server.refusal = 403
+        with pytest.raises(errors.ClientError, match="PERMISSION_DENIED"):
+            ask(server)
+        server.key = DEFAULT_KEY
+        ask(server)
+
+
 def test_window_tells_exactly_how_long_to_wait() -> None:
-    window = Window(per_minute=10, seconds=60)
+    window = Window(limit=10, seconds=60)
     for amount, now in ((6, 0.0), (3, 10.0)):
         assert window.wait(amount, now) == 0
         window.take(amount, now)
@@ -236,7 +269,7 @@ def test_window_tells_exactly_how_long_to_wait() -> None:
     assert window.wait(8, 20) == 50
     assert window.wait(11, 20) == 60  # never
     assert window.wait(7, 60) == 0
-    assert Window(per_minute=0, seconds=60).wait(10**9, 0) == 0
+    assert Window(limit=0, seconds=60).wait(10**9, 0) == 0
 
 
 def test_rate429_storm() -> None:
@@ -391,6 +424,7 @@ def test_a_taken_port_is_an_error(server: GeminiServer) -> None:
 
 def test_alone_it_serves_until_sigterm() -> None:
     command = [sys.executable, "-m", "ray_pipeline.sandbox.gemini_server", "--key", "k", "--fault", "obeys=1"]
+    command += ["--batch-fault", "delay_seconds=2", "--requests-per-day", "1", "--model-version", "v7"]
     process = subprocess.Popen([*command, "--block-word", "acme"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -402,6 +436,8 @@ def test_alone_it_serves_until_sigterm() -> None:
         _, answer = http_call(path, json.dumps(request).encode(), key="k")
         text = answer["candidates"][0]["content"]["parts"][0]["text"]
         assert json.loads(text) == [{"key": "a1", "text": "dress"}, {"key": "a2", "text": "1"}]
+        assert answer["modelVersion"] == "v7"
+        assert http_call(path, json.dumps(request).encode(), key="k")[0] == 429
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
     finally:

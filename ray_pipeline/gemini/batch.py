@@ -1,0 +1,339 @@
+"""Batch jobs at half price: many requests in a file, answered within a day; what they leave is asked live.
+
+Whatever happens to a job (it fails, expires, answers in part, is not done in time), its items are simply left: live
+requests follow for them. Whatever happens to the driver, jobs that were created are found again and read once.
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from ray_pipeline import storage
+from ray_pipeline.gemini.batch_jobs import Job, Jobs
+from ray_pipeline.gemini.batch_records import Record, Recorded, Records, request_key
+from ray_pipeline.gemini.batch_results import answers, replies
+from ray_pipeline.gemini.client import Missing, RateLimited, Reply, Unavailable, output_cap, request_body
+from ray_pipeline.gemini.ledger import Answer
+from ray_pipeline.gemini.prices import price_of
+from ray_pipeline.gemini.prompts import Item, Kind
+from ray_pipeline.gemini.requests import group, input_tokens
+from ray_pipeline.recipe import Gemini
+from ray_pipeline.text import stable_id
+
+REPLIES_AT_ONCE = 250
+"""Whose answers are handed over together."""
+FIRST_POLL_SECONDS = 2.0
+POLL_GROWTH = 1.5
+
+Keep = Callable[[Iterable[Answer]], None]
+Known = Callable[[set[str]], set[str]]
+
+
+@dataclass
+class BatchOutcome:
+    """What batch jobs have brought in this run."""
+
+    items: int = 0
+    """Asked for."""
+    answered: int = 0
+    """Of these: with a text, or refused for good."""
+    jobs: int = 0
+    """Created, or found from an earlier run."""
+    requests: int = 0
+    """Of these jobs."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    cached_tokens: int = 0
+    usd: float = 0.0
+    """Of all that was read and not kept before; 0 where the price is unknown."""
+    wasted_usd: float = 0.0
+    """Of these, what answered no item, so that no answer carries it."""
+    versions: Counter[str] = field(default_factory=Counter)
+    """Responses by the version of the model that answered."""
+    states: dict[str, str] = field(default_factory=dict)
+    """How each job ended, in words."""
+
+    @property
+    def left(self) -> int:
+        """Items to ask live."""
+        return self.items - self.answered
+
+    def sentence(self) -> str:
+        """The whole in one line for a log."""
+        ends = ", ".join(f"{count} {end}" for end, count in Counter(self.states.values()).items())
+        jobs = f"{self.jobs} batch job{'s' * (self.jobs != 1)}" + (f" ({ends})" if ends else "")
+        return (
+            f"{jobs}: {self.answered:,} of {self.items:,} items answered for {self.usd:.4f} USD, "
+            f"{self.left:,} left to live requests"
+        )
+
+
+def fill(
+    gemini: Gemini,
+    kind: Kind,
+    languages: Sequence[str],
+    items: Iterable[Item],
+    folder: str,
+    keep: Keep,
+    *,
+    known: Known | None = None,
+    may_spend: Callable[[float], bool] = lambda usd: True,
+    tell: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.time,
+) -> BatchOutcome:
+    """Ask about distinct items that have no answer yet, by batch jobs; returns when these have ended, or at the
+    recipe's deadline, whichever comes first.
+
+    `folder` keeps the jobs' records, local or on S3; an item is in one job of a folder at most, so that what a job has
+    left is not put into another one. `keep` is given answers as they are read, and has to have made them durable when
+    it returns. `known` tells which of some item keys are answered, so that of a job that was read in part before a kill
+    the rest is kept; by default all are taken to be that are not among `items`. `may_spend` is asked before each job
+    about the most, in USD, that all jobs not yet read can cost together with it. `tell` is given lines for a log,
+    `clock` tells the seconds since 1970.
+
+    Raises GeminiError where no progress is possible (key, model, network). To be called where no event loop runs.
+    """
+    return asyncio.run(_Run(gemini, kind, languages, folder, keep, known, may_spend, tell, clock).fill(items))
+
+
+@dataclass(frozen=True)
+class _Spool:
+    """The requests of one job, in a local file and by their items' keys."""
+
+    path: Path
+    asked: list[list[str]]
+    input_tokens: int
+    output_tokens: int
+
+
+class _Run:
+    """One call of `fill`."""
+
+    def __init__(
+        self,
+        gemini: Gemini,
+        kind: Kind,
+        languages: Sequence[str],
+        folder: str,
+        keep: Keep,
+        known: Known | None,
+        may_spend: Callable[[float], bool],
+        tell: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._gemini, self._kind, self._languages = gemini, kind, languages
+        self._keep, self._known, self._may_spend, self._tell, self._clock = keep, known, may_spend, tell, clock
+        # Jobs of another model, other parameters or instructions have nothing to say of these items.
+        identity = stable_id(gemini.model, kind, json.dumps(request_body(gemini, kind, languages, [])))
+        self._url = storage.join(folder, identity)
+        self._records = Records(self._url)
+        self._price = price_of(gemini)
+        self._started = clock()
+        self._failures = 0
+        self.outcome = BatchOutcome()
+
+    async def fill(self, items: Iterable[Item]) -> BatchOutcome:
+        self._jobs = Jobs(self._gemini)
+        try:
+            with tempfile.TemporaryDirectory(prefix="gemini-batch-") as folder:
+                self._folder = Path(folder)
+                await self._fill(items)
+        finally:
+            await self._jobs.close()
+        return self.outcome
+
+    async def _fill(self, items: Iterable[Item]) -> None:
+        records = await self._found_again()
+        waiting = [record for record in records if record.ended is None]
+        self._recorded = Recorded(self._records.asked(record) for record in records)
+        self._found = {record.display_name for record in waiting}
+        # Which answers of found jobs are wanted is known when all items have been seen: jobs are read after that.
+        waiting += await self._submit(items, sum(record.most_usd for record in waiting))
+        self.outcome.jobs = len(waiting)
+        self.outcome.requests = sum(record.requests for record in waiting)
+        delay = min(FIRST_POLL_SECONDS, self._gemini.poll_seconds)
+        while waiting := [record for record in waiting if not await self._is_done(record)]:
+            await asyncio.sleep(delay)
+            delay = min(self._gemini.poll_seconds, delay * POLL_GROWTH)
+
+    async def _found_again(self) -> list[Record]:
+        """The records of earlier runs, with the names of the jobs that were created unseen; others are dropped."""
+        known = []
+        for record in self._records.all():
+            if record.job is None:
+                name = await self._jobs.find(record.display_name)
+                if name is None:
+                    await self._jobs.discard(record.input)
+                    self._records.drop(record)
+                    continue
+                record = replace(record, job=name)
+                self._records.save(record)
+            if record.ended is None:
+                self._tell(f"{record.display_name}: found again, {record.requests:,} requests")
+            known.append(record)
+        return known
+
+    async def _submit(self, items: Iterable[Item], most_usd: float) -> list[Record]:
+        """Create a job after the other while the budget allows, one file at a time."""
+        created = []
+        groups = group(self._kind, self._unrecorded(items), self._languages, self._gemini)
+        while (spool := self._spool(groups)) is not None:
+            worst = self._usd(spool.input_tokens, spool.output_tokens)
+            if not self._may_spend(most_usd + worst):
+                self._tell(f"{len(spool.asked):,} requests are left to live ones: they could cost {worst:.2f} USD")
+            elif (record := await self._create(spool, worst)) is not None:
+                created.append(record)
+                most_usd += worst
+            spool.path.unlink()
+        return created
+
+    def _unrecorded(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            self.outcome.items += 1
+            if not self._recorded.claim(item.key):
+                yield item
+
+    def _spool(self, groups: Iterator[list[Item]]) -> _Spool | None:
+        """Write the next job's requests to a local file."""
+        path = self._folder / "requests.jsonl"
+        asked, tokens, cap = list[list[str]](), 0, 0
+        for batch in islice(groups, self._gemini.batch_requests):
+            keys = [item.key for item in batch]
+            body = request_body(self._gemini, self._kind, self._languages, batch)
+            line = json.dumps({"key": request_key(keys), "request": body}, ensure_ascii=False) + "\n"
+            storage.append_bytes(str(path), line.encode())
+            asked.append(keys)
+            tokens += input_tokens(self._kind, batch, self._languages)
+            cap += output_cap(self._gemini, len(batch))
+        return _Spool(path, asked, tokens, cap) if asked else None
+
+    async def _create(self, spool: _Spool, most_usd: float) -> Record | None:
+        """A job's record, written before the job is created and again with its name; null if no job was created."""
+        name = "ray-pipeline-" + stable_id(self._url, *(request_key(keys) for keys in spool.asked))
+        file = await self._jobs.upload(spool.path)
+        count = sum(len(keys) for keys in spool.asked)
+        record = Record(name, self._started, file, len(spool.asked), count, most_usd)
+        self._records.save_asked(record, spool.asked)
+        self._records.save(record)
+        job = await self._jobs.create(file, name, lambda: self._may_wait(record))
+        if job is None:
+            await self._jobs.discard(file)
+            self._records.drop(record)
+            return None
+        record = replace(record, job=job)
+        self._records.save(record)
+        self._tell(f"{name}: created with {record.requests:,} requests about {record.items:,} items")
+        return record
+
+    def _may_wait(self, record: Record) -> bool:
+        """Whether a job that the server has no room for may be offered again later."""
+        late = self._is_late(record)
+        wait = "its items are left to live requests" if late else "waiting"
+        self._tell(
+            f"{record.display_name}: the server's queue is full, {wait} (gemini.batch_requests makes jobs smaller)"
+        )
+        return not late
+
+    async def _is_done(self, record: Record) -> bool:
+        """Look at a job: read it if it has ended, cancel it if it is late."""
+        name, at_deadline = str(record.job), ""
+        job = await self._jobs.look(name)
+        if isinstance(job, Job) and job.ended is None and self._is_late(record):
+            job, at_deadline = await self._jobs.cancel(name), " at the deadline"
+        match job:
+            case Missing():
+                return await self._end(record, "is not there any more")
+            case Job(ended=str(end), result=str(result)):
+                return await self._is_read(record, end, result)
+            case Job(ended=str(end)):
+                return await self._end(record, end + at_deadline)
+            case Job():
+                self._failures = 0
+                return False
+            case RateLimited() | Unavailable():
+                return self._no_news(record, job)
+
+    async def _is_read(self, record: Record, end: str, result: str) -> bool:
+        """Keep what a job has answered."""
+        path = self._folder / "result.jsonl"
+        match await self._jobs.fetch(result, path):
+            case None:
+                self._failures = 0
+                self._read(record, path)
+                return await self._end(record, end)
+            case Missing():
+                return await self._end(record, f"{end}, but its result is not there any more")
+            case RateLimited() | Unavailable() as outcome:
+                return self._no_news(record, outcome)
+
+    async def _end(self, record: Record, end: str) -> bool:
+        """Remember that nothing more will come of a job."""
+        await self._jobs.discard(record.input)
+        self._records.save(replace(record, ended=end))
+        self.outcome.states[record.display_name] = end
+        self._tell(f"{record.display_name} {end}")
+        return True
+
+    def _no_news(self, record: Record, outcome: RateLimited | Unavailable) -> bool:
+        """Jobs go on while the server cannot be reached; raises GeminiError if it cannot when the deadline is over."""
+        self._failures += 1
+        if self._failures == 1:
+            self._tell(f"{record.display_name}: the server does not say how it is; trying on")
+        if self._is_late(record) and self._failures >= self._gemini.attempts:
+            raise self._jobs.unreachable(outcome)
+        return False
+
+    def _read(self, record: Record, path: Path) -> None:
+        """Hand over the answers in a result, some thousands at once."""
+        asked, pending = self._records.asked(record), list[tuple[Reply, list[Answer]]]()
+        for keys, reply in replies(self._kind, path, asked):
+            pending.append((reply, answers(keys, reply, self._usd_of(reply))))
+            if len(pending) == REPLIES_AT_ONCE:
+                self._hand_over(record, pending)
+                pending = []
+        self._hand_over(record, pending)
+
+    def _hand_over(self, record: Record, pending: list[tuple[Reply, list[Answer]]]) -> None:
+        """Keep answers, and count what they cost; those that an earlier run has kept were counted then."""
+        found, known = record.display_name in self._found, set[str]()
+        if found:
+            known = self._known_of({answer.key for _, given in pending for answer in given})
+        fresh = list[Answer]()
+        for reply, given in pending:
+            new = [answer for answer in given if answer.key not in known]
+            if new or not given:
+                self._count(reply, new)
+            fresh += new
+        if fresh:
+            self._keep(fresh)
+        self.outcome.answered += sum(not found or self._recorded.wants(answer.key) for answer in fresh)
+
+    def _known_of(self, keys: set[str]) -> set[str]:
+        return self._known(keys) if self._known else {key for key in keys if not self._recorded.wants(key)}
+
+    def _count(self, reply: Reply, new: list[Answer]) -> None:
+        outcome, usd = self.outcome, sum(answer.usd for answer in new) if new else self._usd_of(reply)
+        outcome.input_tokens += reply.input_tokens
+        outcome.output_tokens += reply.output_tokens
+        outcome.thinking_tokens += reply.thinking_tokens
+        outcome.cached_tokens += reply.cached_tokens
+        outcome.versions[reply.model_version or "unknown"] += 1
+        outcome.usd += usd
+        outcome.wasted_usd += 0.0 if new else usd
+
+    def _usd_of(self, reply: Reply) -> float:
+        return self._usd(reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
+
+    def _usd(self, read: int, written: int, thought: int = 0, cached: int = 0) -> float:
+        """The price of some tokens; 0 where it is unknown."""
+        return (self._price.usd(read, written, thought, cached, batch=True) or 0.0) if self._price else 0.0
+
+    def _is_late(self, record: Record) -> bool:
+        return self._clock() >= record.started + self._gemini.deadline_hours * 3600

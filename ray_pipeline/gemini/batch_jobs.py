@@ -1,0 +1,196 @@
+"""Calls to Gemini about files and batch jobs, repeated while the server errs or cannot be reached."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray_pipeline import storage
+from ray_pipeline.errors import GeminiError
+from ray_pipeline.gemini.client import Missing, RateLimited, Unavailable, attempt, connect, disconnect, endpoint
+from ray_pipeline.recipe import Gemini
+
+T = TypeVar("T")
+
+TRANSFER_SECONDS = 600
+"""For a download, and for each piece of an upload."""
+MIME_TYPE = "application/jsonl"
+GONE = (403, 404)
+"""How the API says that a file or job is not there; of files, it denies the permission."""
+PAGE = 100
+ENDS = {
+    "JOB_STATE_SUCCEEDED": "succeeded",
+    "JOB_STATE_PARTIALLY_SUCCEEDED": "succeeded in part",
+    "JOB_STATE_FAILED": "failed",
+    "JOB_STATE_CANCELLED": "was cancelled",
+    "JOB_STATE_EXPIRED": "expired",
+}
+"""The states in which a job stays, in words."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job is at the moment."""
+
+    ended: str | None
+    """In words; null while it goes on."""
+    result: str | None
+    """The server's name of the file with its answers, if there are any."""
+
+
+class Jobs:
+    """The batch jobs of a project, through a client of one event loop, made at the first call; close it there.
+
+    Every call raises GeminiError where repeating it is of no use (key, model, malformed request).
+    """
+
+    def __init__(self, gemini: Gemini) -> None:
+        self._gemini = gemini
+        self._connected: Any = None
+
+    @property
+    def _client(self) -> Any:
+        if self._connected is None:
+            self._connected = connect(self._gemini)
+        return self._connected
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._connected is not None:
+            await disconnect(self._connected)
+
+    async def upload(self, path: Path) -> str:
+        """Upload a file of requests; the server's name for it."""
+        from google.genai import types
+
+        config = types.UploadFileConfig(mime_type=MIME_TYPE, display_name=path.name, http_options=self._long())
+
+        async def send() -> Any:
+            try:
+                return await self._client.aio.files.upload(file=path, config=config)
+            except (KeyError, ValueError) as error:  # what the client makes of an upload that broke off
+                raise ConnectionError(f"the upload broke off: {error}") from error
+
+        file: Any = await self._persist(send)
+        return str(file.name)
+
+    async def create(self, file: str, display_name: str, may_wait: Callable[[], bool]) -> str | None:
+        """Create a job, or find the one that an earlier try has created unseen; the server's name for it.
+
+        Null if the server, which limits what waits in its queue, takes no more for as long as we may wait.
+        """
+        from google.genai import types
+
+        config = types.CreateBatchJobConfig(display_name=display_name)
+        failures = 0
+        while True:
+            call = self._client.aio.batches.create(model=self._gemini.model, src=file, config=config)
+            outcome: Any = await attempt(self._gemini, call)
+            if not isinstance(outcome, RateLimited | Unavailable):
+                return str(outcome.name)
+            if isinstance(outcome, Unavailable):
+                failures += 1
+                await self._rest(failures, outcome)
+                if (found := await self.find(display_name)) is not None:
+                    return found
+            elif may_wait():
+                await self._rest(0, outcome)
+            else:
+                return None
+
+    async def find(self, display_name: str) -> str | None:
+        """The server's name of the newest job of that display name, if there is one."""
+        from google.genai import types
+
+        async def search() -> list[Any]:
+            pages = await self._client.aio.batches.list(config=types.ListBatchJobsConfig(page_size=PAGE))
+            return [job async for job in pages if job.display_name == display_name]
+
+        found: Any = await self._persist(search)
+        newest = max(found, key=lambda job: str(job.create_time), default=None)
+        return None if newest is None else str(newest.name)
+
+    async def look(self, name: str) -> Job | Missing | RateLimited | Unavailable:
+        """How a job is, or that the server does not say (one try)."""
+        outcome: Any = await attempt(self._gemini, self._client.aio.batches.get(name=name), missing=GONE)
+        if isinstance(outcome, Missing | RateLimited | Unavailable):
+            return await self._not_the_key(outcome)
+        return Job(ENDS.get(getattr(outcome.state, "name", "")), outcome.dest.file_name if outcome.dest else None)
+
+    async def fetch(self, file: str, path: Path) -> Missing | RateLimited | Unavailable | None:
+        """Download a result to a local path; null when done (one try)."""
+        from google.genai import types
+
+        config = types.DownloadFileConfig(http_options=self._long())
+        path.unlink(missing_ok=True)
+        call = self._client.aio.files.download(file=file, destination=_Appended(path), config=config)
+        outcome: Any = await attempt(self._gemini, call, missing=GONE)
+        return None if outcome is None else await self._not_the_key(outcome)
+
+    async def cancel(self, name: str) -> Job | Missing | RateLimited | Unavailable:
+        """Cancel a job, and wait a little for its end; it may have reached another one meanwhile."""
+        await self._persist(lambda: self._client.aio.batches.cancel(name=name), missing=(400, 404))
+        for tries in range(self._gemini.attempts):
+            job = await self.look(name)
+            if not isinstance(job, Job) or job.ended is not None:
+                return job
+            await asyncio.sleep(self._pause(tries))
+        return Job(ENDS["JOB_STATE_CANCELLED"], None)
+
+    async def discard(self, file: str) -> None:
+        """Delete an uploaded file if it is still there; if that fails, the server does so two days after the upload."""
+        await attempt(self._gemini, self._client.aio.files.delete(name=file), missing=GONE)
+
+    async def _not_the_key(self, outcome: Missing | RateLimited | Unavailable) -> Missing | RateLimited | Unavailable:
+        """The outcome; raises GeminiError if it is the key that was denied the permission."""
+        if isinstance(outcome, Missing) and outcome.code == 403:
+            await self.find("")  # of no name: whether the key may list jobs
+        return outcome
+
+    async def _persist(self, call: Callable[[], Awaitable[T]], missing: Collection[int] = ()) -> T | Missing:
+        failures = 0
+        while True:
+            outcome = await attempt(self._gemini, call(), missing)
+            if not isinstance(outcome, RateLimited | Unavailable):
+                return outcome
+            failures += isinstance(outcome, Unavailable)
+            await self._rest(failures, outcome)
+
+    async def _rest(self, failures: int, outcome: RateLimited | Unavailable) -> None:
+        """Wait before another try; raises GeminiError after too many failures."""
+        if isinstance(outcome, RateLimited):
+            await asyncio.sleep(self._gemini.poll_seconds if outcome.seconds is None else outcome.seconds)
+            return
+        if failures >= self._gemini.attempts:
+            raise self.unreachable(outcome)
+        await asyncio.sleep(self._pause(failures))
+
+    def _pause(self, failures: int) -> float:
+        return min(self._gemini.poll_seconds, 0.5 * 2.0**failures) * random.uniform(0.5, 1.0)
+
+    def _long(self) -> Any:
+        from google.genai import types
+
+        # With the address here too, the client sends an upload's bytes to it and not to where Google's own answer says.
+        return types.HttpOptions(timeout=TRANSFER_SECONDS * 1000, base_url=endpoint(self._gemini))
+
+    def unreachable(self, outcome: RateLimited | Unavailable) -> GeminiError:
+        """The error of a server that stays away."""
+        where = endpoint(self._gemini) or "Google's Gemini API"
+        last = outcome.detail if isinstance(outcome, Unavailable) else "429"
+        return GeminiError(
+            f"{where} cannot be reached or keeps failing when asked about batch jobs (last: {last}): check "
+            "gemini.base_url, GOOGLE_GEMINI_BASE_URL and the network; jobs go on: the same command finds them again"
+        )
+
+
+class _Appended:
+    """A file to which a download is written piece by piece; what goes wrong with the disk is a StorageError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    def write(self, data: bytes) -> None:
+        storage.append_bytes(self._path, data)

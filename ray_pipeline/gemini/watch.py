@@ -1,0 +1,58 @@
+"""What a fan-out shows while it runs: rows, traffic against the limits, dollars so far and to come, time left."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from ray_pipeline.gemini.quota import Traffic
+from ray_pipeline.progress import Progress
+from ray_pipeline.recipe import Gemini
+
+
+class FanoutProgress(Progress):
+    """A Progress that asks the quota's actor, since it sees what all workers do."""
+
+    def __init__(self, label: str, gemini: Gemini, rows: int, quota: Any) -> None:
+        super().__init__(label, rows, "rows")
+        self._gemini, self._quota = gemini, quota
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        super().__exit__(kind, error, trace)
+
+    def advance(self, done: int, rows: int = 0, usd: float | None = None) -> None:
+        """Shards that end say nothing new here."""
+
+    def _watch(self) -> None:
+        import ray
+
+        while not self._ended.wait(1.0):
+            pending, _ = ray.wait([self._quota.traffic.remote()], timeout=5.0)
+            if pending:  # the actor may be under way to another node
+                self.show(self.traffic_line(ray.get(pending[0]), time.monotonic() - self._started))
+
+    def traffic_line(self, traffic: Traffic, seconds: float) -> str:
+        """The line after some seconds of work."""
+        left = max(0, self._total - traffic.items)
+        parts = [
+            f"  {self._label}: {traffic.items:,}/{self._total:,} rows",
+            f"{traffic.requests_a_minute:,.0f} of {self._gemini.requests_per_minute:,} requests/min",
+            f"{traffic.tokens_a_minute:,.0f} of {self._gemini.tokens_per_minute:,} tokens/min",
+        ]
+        if traffic.rate_limited:
+            parts.append(f"{traffic.rate_limited} x 429, at {traffic.rate:.0%} of the limits")
+        if traffic.usd:
+            parts.append(f"{traffic.usd:.4f} USD, about {traffic.usd / max(1, traffic.asked) * left:.4f} to come")
+        if traffic.asked:
+            parts.append(f"{seconds / traffic.asked * left:.0f} s left")
+        return ", ".join(parts)

@@ -1,0 +1,159 @@
+"""A stage's questions to Gemini on Ray: one quota, batch jobs where they pay, live requests for the rest."""
+
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from ray_pipeline import artifact, shards, storage
+from ray_pipeline.artifact import Counts
+from ray_pipeline.errors import GeminiError
+from ray_pipeline.gemini import batch, ledger, mode, pricing, quota
+from ray_pipeline.gemini.fanout import VERSION, is_expected, unexpected_version, workers
+from ray_pipeline.gemini.ledger import Answer, Ledger, Log
+from ray_pipeline.gemini.prompts import Item, Kind
+from ray_pipeline.gemini.watch import FanoutProgress
+from ray_pipeline.recipe import Gemini
+from ray_pipeline.shards import Source, Work
+from ray_pipeline.stage import Context
+
+BATCH_LOGS = 16
+"""Files into which a batch job's answers are divided by their places, so that a worker need not read them all."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a stage asks: the kind, the languages that an answer can name, and the items of a shard."""
+
+    kind: Kind
+    languages: Sequence[str]
+    items: Callable[[pa.Table], list[Item]]
+
+
+def fan_out(
+    context: Context,
+    sources: Sequence[Source],
+    questions: Questions,
+    worker: Callable[[Any], Work],
+    schema: pa.Schema,
+    label: str,
+) -> Counts:
+    """Make `worker(quota)` fill shards of the stage on the recipe's translation workers; returns all counts.
+
+    Raises StoppedError where Gemini cannot go on: what was answered is in the ledger.
+    """
+    recipe, workdir = context.recipe, context.workdir
+    with quota.held(recipe.gemini, workdir, ledger.spent(workdir)) as held:
+        before = _batch(context, sources, questions, held, label)
+        return before + shards.map_shards(
+            sources,
+            partial(worker, held),
+            context.folder,
+            schema,
+            label=label,
+            progress=FanoutProgress(label, recipe.gemini, sum(source.rows for source in sources), held),
+            **workers(recipe.runtime),
+        )
+
+
+def _batch(context: Context, sources: Sequence[Source], questions: Questions, held: Any, label: str) -> Counts:
+    """Answer what batch jobs can, if the recipe's mode is that."""
+    gemini = context.recipe.gemini
+    done = set(artifact.present_shards(context.folder))
+    missing = [source for source in sources if source.name not in done]
+    if not missing or gemini.mode == "live" or not _is_chosen(gemini, missing, questions, label):
+        return Counts()
+    folder = ledger.folder(context.workdir, gemini, questions.kind, questions.languages)
+    logs = _Logs(folder)
+    outcome = batch.fill(
+        gemini,
+        questions.kind,
+        questions.languages,
+        _unanswered(missing, questions, folder),
+        storage.join(context.workdir, "ledger", "batches"),
+        logs.keep,
+        known=partial(_known, folder),
+        may_spend=lambda usd: bool(ray.get(held.may_spend.remote(usd))),
+        tell=partial(_tell, label),
+    )
+    if outcome.wasted_usd:
+        logs.keep([Answer(ledger.WASTED, None, "answered nothing", None, outcome.wasted_usd)])
+    logs.close()
+    _tell(label, outcome.sentence())
+    tokens = (outcome.input_tokens, outcome.output_tokens + outcome.thinking_tokens)
+    ray.get(held.paid.remote(outcome.requests, tokens, outcome.usd, 0))
+    for version in outcome.versions:
+        if gemini.other_version == "stop" and not is_expected(gemini, version):
+            raise GeminiError(unexpected_version(gemini, version))
+    names = ("requests", "input_tokens", "output_tokens", "thinking_tokens", "cached_tokens", "usd")
+    spent = {name: float(getattr(outcome, name)) for name in names}
+    jobs = {"batch_jobs": float(outcome.jobs), "batch_requests": float(outcome.requests)}
+    versions = {VERSION + name: float(count) for name, count in outcome.versions.items()}
+    return Counts(extra=spent | jobs | versions)
+
+
+def _is_chosen(gemini: Gemini, sources: Sequence[Source], questions: Questions, label: str) -> bool:
+    """Whether batch jobs are to be made; in mode auto, by what the first shard says of all."""
+    if gemini.mode == "batch":
+        return True
+    first = sources[0]
+    items = list({item.key: item for item in questions.items(artifact.read_shard(first.url, first.rows))}.values())
+    total = round(sum(source.rows for source in sources) * len(items) / max(1, first.rows))
+    cost = pricing.estimate(gemini, questions.kind, total, items, questions.languages)
+    chosen, why = mode.choose(gemini, cost.requests, cost.input_tokens, cost.usd_live, cost.usd_batch)
+    _tell(label, f"{chosen}: {why}")
+    return chosen == "batch"
+
+
+def _unanswered(sources: Sequence[Source], questions: Questions, folder: str) -> Iterator[Item]:
+    """The distinct items without an answer; found on Ray, shard by shard, since a text stands in one shard only."""
+
+    def missing(table: pa.Table) -> pa.Table:
+        items = {item.key: item for item in questions.items(table)}
+        known = Ledger(folder, items)
+        rows = [asdict(item) for key, item in items.items() if known.get(key) is None]
+        names = list(asdict(Item("")))
+        return pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in names})
+
+    for row in shards.dataset(sources, missing).iter_rows():
+        yield Item(**row)
+
+
+class _Logs:
+    """Logs of the ledger by the items' places."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._logs = folder, dict[int, Log]()
+
+    def keep(self, answers: Iterable[Answer]) -> None:
+        """Make answers durable."""
+        for answer in answers:
+            self._log(ledger.place(answer.key)).append([answer])
+        for log in self._logs.values():
+            log.flush()
+
+    def _log(self, place: int) -> Log:
+        size = 0x10000 // BATCH_LOGS
+        number = place // size
+        if number not in self._logs:
+            self._logs[number] = Log(self._folder, number * size, (number + 1) * size - 1)
+        return self._logs[number]
+
+    def close(self) -> None:
+        """End all logs."""
+        for log in self._logs.values():
+            log.close()
+
+
+def _tell(label: str, line: str) -> None:
+    print(f"  {label}: {line}", file=sys.stderr, flush=True)
+
+
+def _known(folder: str, keys: Collection[str]) -> set[str]:
+    """Which items have an answer."""
+    found = Ledger(folder, keys)
+    return {key for key in keys if found.get(key) is not None}

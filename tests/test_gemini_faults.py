@@ -1,0 +1,232 @@
+"""The translation stage under faults: rows add up, every rejected row has its reason, nothing is paid for twice."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ray_pipeline import artifact, storage, tables, translate
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import StoppedError
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.sandbox.dictionary import Dictionary
+from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
+from ray_pipeline.sandbox.gemini_server import GeminiServer
+from ray_pipeline.stage import Context
+from tests.made import finished, pair
+
+pytestmark = pytest.mark.usefixtures("ray_up")
+
+KEY = "sandbox-key"  # which the session's workers have
+WORDS = ("chair", "lamp", "table", "shoes", "dress", "kettle")
+ROWS = 360
+PER_REQUEST = 4
+CONCURRENCY = 6
+SLOW = Faults(latency_min=0.1, latency_max=0.4)
+
+
+@pytest.fixture
+def server() -> Iterator[GeminiServer]:
+    with GeminiServer(Dictionary.from_lexicon(), key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def context(tmp_path: Path, server: GeminiServer, make_recipe: Callable[..., Recipe]) -> Context:
+    """A context of the stage with 360 queries to be translated into one language by two workers."""
+    rows = [
+        pair(i, part="train", label=i % 2, query=f"{WORDS[i % len(WORDS)]} {i}", target=f"home,leaf {i % 7}")
+        for i in range(ROWS)
+    ]
+    return make_context(rows, str(tmp_path), tmp_path, server, make_recipe)
+
+
+def make_context(
+    rows: list[dict[str, Any]], workdir: str, tmp_path: Path, server: GeminiServer, make_recipe: Callable[..., Recipe]
+) -> Context:
+    pairs: Artifact = finished(tmp_path / "in", "split", rows, tables.PAIRS)
+    recipe = make_recipe(
+        translate__languages=["de"], gemini__base_url=server.url, gemini__items_per_request=PER_REQUEST,
+        gemini__concurrency=CONCURRENCY, gemini__requests_per_minute=60_000, gemini__tokens_per_minute=10**8,
+        gemini__attempts=3, runtime__translate_workers=2, runtime__shard_rows=60,
+    )  # fmt: skip
+    return Context(recipe, {"split": pairs}, f"{workdir}/translate/f0", workdir, {})
+
+
+def check(context: Context, **settings: Any) -> Counter[str]:
+    """Run the stage to its end; returns the rejected rows by reason."""
+    outcome = translate.run(changed(context, **settings))
+    counts = outcome.counts
+    assert counts.rows_in == counts.rows_out + counts.rows_rejected == ROWS
+    found = artifact.commit(context.folder, "translate", {}, {}, counts, 0.0, outcome.extra)
+    rows = [row for table in found.tables() for row in table.to_pylist()]
+    assert all(row["translation"] and row["model_version"] for row in rows)
+    rejected = found.rejected()
+    reasons = Counter(rejected.column("reason").to_pylist()) if rejected is not None else Counter()
+    assert all(reasons) and reasons.total() == counts.rows_rejected
+    ids = [row["translation_id"] for row in rows] + (rejected.column("translation_id").to_pylist() if rejected else [])
+    assert len(set(ids)) == ROWS
+    return reasons
+
+
+def changed(context: Context, **settings: Any) -> Context:
+    gemini = context.recipe.gemini.model_copy(update=settings)
+    recipe = context.recipe.model_copy(update={"gemini": gemini})
+    return Context(recipe, context.inputs, context.folder, context.workdir, {})
+
+
+def repeated(server: GeminiServer) -> int:
+    """Answers that the server gave a second time."""
+    return sum(count - 1 for count in server.stats.answered.values())
+
+
+def stopped(context: Context, match: str, **settings: Any) -> None:
+    with pytest.raises(StoppedError, match=match):
+        translate.run(changed(context, **settings))
+
+
+def when(due: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as a moment has come."""
+
+    def wait() -> None:
+        while not due():
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Processes of this test's own Ray by a part of their titles."""
+    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
+
+
+def test_a_mix_of_faults_leaves_no_row_behind(context: Context, server: GeminiServer) -> None:
+    shares = dict.fromkeys(("rate429", *ANSWER_FAULTS), 0.2) | dict.fromkeys(REQUEST_FAULTS, 0.05)
+    server.faults = Faults(seed=3, retry_seconds=0.05, block_words=("kettle 5",)).changed(
+        shares | {"wrong_language": 0}
+    )
+    reasons = check(context)
+    assert set(reasons) <= {"blocked: SAFETY", "cut short", "malformed answer", "server error", "connection lost"}
+    assert 1 <= reasons["blocked: SAFETY"] < ROWS / 4
+    assert repeated(server) == 0
+
+
+@pytest.mark.parametrize("refusal", [400, 403])
+def test_a_key_revoked_in_the_middle_stops_at_once_and_loses_nothing(
+    context: Context, server: GeminiServer, refusal: int
+) -> None:
+    server.faults, server.refusal = SLOW, refusal
+    thread = when(lambda: server.stats.requests > 20, lambda: setattr(server, "key", "another"))
+    stopped(context, "refuses the key .*check GEMINI_API_KEY; what was answered is kept")
+    thread.join()
+    assert server.stats.requests <= 20 + 3 * CONCURRENCY, "no worker goes on asking"
+    server.key, server.faults = KEY, Faults()
+    assert not check(context)
+    assert repeated(server) == 0
+
+
+def test_the_server_s_day_is_spent_and_the_next_day_goes_on(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
+    rows = [pair(i, part="train", label=1, query=f"{WORDS[i % len(WORDS)]} {i}") for i in range(ROWS)]
+    with GeminiServer(Dictionary.from_lexicon(), key=KEY, requests_per_day=30) as server:
+        context = make_context(rows, str(tmp_path), tmp_path, server, make_recipe)
+        stopped(context, "the day's quota of .* is spent: run the same command again tomorrow")
+        assert server.stats.statuses["200"] == 30
+        paid = server.stats.answered.copy()
+    with GeminiServer(Dictionary.from_lexicon(), key=KEY) as tomorrow:
+        assert not check(context, base_url=tomorrow.url)
+        assert not set(paid) & set(tomorrow.stats.answered)
+
+
+def test_a_budget_over_two_workers_is_not_passed(context: Context, server: GeminiServer) -> None:
+    server.faults = SLOW
+    stopped(context, r"gemini\.max_usd: .* raise it and run the same command again", max_usd=0.01)
+    assert 0.005 < server.stats.prompt_tokens * 0.3e-6 + server.stats.candidates_tokens * 2.5e-6 <= 0.01
+    server.faults = Faults()
+    assert not check(context, max_usd=5.0)
+    assert repeated(server) == 0
+
+
+def test_a_worker_and_the_quota_killed_cost_what_was_under_way(context: Context, server: GeminiServer) -> None:
+    server.faults = SLOW
+    killed: list[int] = []
+
+    def kill(name: str) -> None:
+        victim = processes(name)[0]
+        killed.append(victim.pid)
+        os.kill(victim.pid, signal.SIGKILL)
+
+    threads = [
+        when(lambda: server.stats.requests > 15, lambda: kill("QuotaActor")),
+        when(lambda: server.stats.requests > 30, lambda: kill("_ShardWorker")),
+    ]
+    assert not check(context)
+    for thread in threads:
+        thread.join()
+    assert len(killed) == 2
+    assert repeated(server) <= CONCURRENCY * PER_REQUEST, "only what was in flight is asked again"
+
+
+def test_a_host_that_is_not_there(context: Context) -> None:
+    stopped(
+        context, "cannot be reached .*connection|cannot be reached", base_url="http://no-such-host.invalid", attempts=2
+    )
+
+
+def test_a_finished_ledger_asks_nothing(context: Context, server: GeminiServer) -> None:
+    """As after a kill just before the shards were written, or with another division into shards."""
+    check(context)
+    asked = server.stats.requests
+    storage.remove_tree(context.folder)
+    other = context.recipe.model_copy(update={"runtime": context.recipe.runtime.model_copy(update={"shard_rows": 100})})
+    check(Context(other, context.inputs, context.folder, context.workdir, {}))
+    assert server.stats.requests == asked
+
+
+def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(context: Context, server: GeminiServer) -> None:
+    from ray_pipeline.sandbox.gemini_batches import BatchFaults
+
+    server.batch_faults = BatchFaults(line_missing=0.2, seed=1)
+    outcome = translate.run(changed(context, mode="batch", poll_seconds=0.1, batch_requests=40))
+    assert outcome.counts.rows_out == ROWS
+    assert repeated(server) == 0
+    stats = server.stats
+    assert stats.batch_jobs == 3 and 0 < stats.requests < 40
+    live = (stats.prompt_tokens * 0.3 + stats.candidates_tokens * 2.5) / 1e6
+    half = (stats.batch_prompt_tokens * 0.15 + stats.batch_candidates_tokens * 1.25) / 1e6
+    assert outcome.extra["usd"] == pytest.approx(live + half)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", ["rate429", "slow", *REQUEST_FAULTS, *ANSWER_FAULTS])
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_each_fault_at_scale(context: Context, server: GeminiServer, fault: str, share: float) -> None:
+    server.faults = Faults(seed=7, slow_seconds=1.5, retry_seconds=0.05).changed({fault: share})
+    check(context, timeout_seconds=1.0)
+    assert repeated(server) <= (0 if fault != "slow" else ROWS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", range(5, 85, 10))
+@pytest.mark.parametrize("victim", ["QuotaActor", "_ShardWorker"])
+def test_each_process_killed_at_any_moment(context: Context, server: GeminiServer, victim: str, moment: int) -> None:
+    server.faults = SLOW
+
+    def kill() -> None:
+        found = processes(victim)
+        if found:
+            os.kill(found[0].pid, signal.SIGKILL)
+
+    thread = when(lambda: server.stats.requests > moment, kill)
+    assert not check(context)
+    thread.join()
+    assert repeated(server) <= CONCURRENCY * PER_REQUEST
