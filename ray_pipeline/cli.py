@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ray_pipeline import outputs, pipeline, recipe, runtime, storage
@@ -32,11 +32,16 @@ def run(description: str, until: str | None = None, arguments: Sequence[str] | N
     `until` fixes the last stage, for the job file of a single stage. Wrong usage exits with 2.
     """
     options = _parser(description, until).parse_intermixed_args(arguments)
+    return guarded(lambda: _run(options, until or options.until), options.debug)
+
+
+def guarded(work: Callable[[], int], debug: bool) -> int:
+    """The exit code of some work; a problem of the user's is printed and gives 1, unless `debug` lets it through."""
     try:
-        return _run(options, until or options.until)
+        return work()
     except Exception as error:
         problem = pipeline.user_problem(error)
-        if options.debug or problem is None:
+        if debug or problem is None:
             raise
         print(f"\nerror: {problem}", file=sys.stderr)
         return PROBLEM
@@ -47,23 +52,32 @@ def _parser(description: str, until: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "recipes", nargs="+", metavar="RECIPE|key=value", help="recipe files, and values that override theirs"
     )
-    parser.add_argument("--workdir", default="runs/work", help="folder or s3:// url of all artifacts (%(default)s)")
     parser.add_argument("--output", help="folder or s3:// url of report and submission (runs/<names of the recipes>)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be run and spent, and do nothing")
-    parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
+    add_common(parser)
     if until is None:
         parser.add_argument("--until", choices=pipeline.STAGE_NAMES, help="the last stage to run")
     return parser
 
 
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that every job has."""
+    parser.add_argument("--workdir", default="runs/work", help="folder or s3:// url of all artifacts (%(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
+
+
+def recipes(items: Sequence[str], folder: str) -> tuple[list[Recipe], str]:
+    """The recipes that arguments name, with those of the form key=value applied, and the working folder's full url."""
+    workdir = folder if storage.is_remote(folder) else os.path.abspath(folder)
+    files = [item for item in items if "=" not in item]
+    return _read(files, [item for item in items if "=" in item], workdir), workdir
+
+
 def _run(options: argparse.Namespace, until: str | None) -> int:
-    files = [item for item in options.recipes if "=" not in item]
-    overrides = [item for item in options.recipes if "=" in item]
-    if not files:
+    chosen, workdir = recipes(options.recipes, options.workdir)
+    if not chosen:
         print("no recipe is named; see --help", file=sys.stderr)
         return 2
-    workdir = options.workdir if storage.is_remote(options.workdir) else os.path.abspath(options.workdir)
-    chosen = _read(files, overrides, workdir)
     if options.dry_run:
         print(describe(chosen, workdir, until))
         return DONE

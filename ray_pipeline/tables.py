@@ -41,6 +41,28 @@ TRANSLATIONS = pa.schema(
     ]
 )
 
+AUDITED = pa.schema(
+    [
+        *TRANSLATIONS,
+        pa.field("failed", pa.string()),  # the check that it failed, where the recipe keeps such rows
+        pa.field("mended", pa.string()),  # the check that the first translation failed; this one is the second model's
+        pa.field("similarity", pa.float32()),  # cosine of text and translation; null where not computed
+        pa.field("back_translation", pa.string()),  # of the sample that was translated back
+        pa.field("back_similarity", pa.float32()),  # resemblance of text and back_translation
+        pa.field("verdict", pa.string()),  # of the judge: kept, label_at_risk, lost; null where not judged
+    ]
+)
+
+ANNOTATIONS = pa.schema(
+    [
+        pa.field("translation_id", pa.string(), nullable=False),
+        pa.field("annotator", pa.string(), nullable=False),
+        pa.field("meaning_kept", pa.bool_()),  # null: not answered
+        pa.field("label_holds", pa.bool_()),
+        pa.field("comment", pa.string()),
+    ]
+)
+
 SCORES = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),

@@ -9,17 +9,29 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ray_pipeline import artifact, evaluate, metrics
 from ray_pipeline import recipe as recipes
+from ray_pipeline.annotation.people import people
+from ray_pipeline.annotation.sampling import ACCEPTED
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.evaluate import Rows
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.data import Comparison, Difference, Estimate, Report, StageCost, TaskReport
+from ray_pipeline.report.data import (
+    Comparison,
+    Difference,
+    Estimate,
+    Report,
+    StageCost,
+    TaskReport,
+    TranslationQuality,
+)
 
 EXAMPLES_PER_VERDICT = 2
+MOST_EXAMPLES = 40
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Finished:
 def task_report(run: Finished, comparison: Finished | None) -> TaskReport:
     """What the report shows of one task."""
     evaluation = evaluate.load(run.artifacts["evaluate"])
+    audit = _audit(run.artifacts["translate"], run.artifacts["audit"])
     report = TaskReport(
         task=run.recipe.task,
         recipe_name=run.recipe.name,
@@ -50,7 +63,7 @@ def task_report(run: Finished, comparison: Finished | None) -> TaskReport:
         calibration=evaluation.calibration,
         composition=_composition(run.artifacts["mix"]),
         parts=_parts(run.artifacts["dedupe"]),
-        audit=_audit(run.artifacts["translate"], run.artifacts["audit"]),
+        audit=audit,
         audit_examples=_audit_examples(run.artifacts["audit"]),
         curves=run.artifacts["train"].read().to_pylist(),
         errors=evaluation.errors,
@@ -58,6 +71,8 @@ def task_report(run: Finished, comparison: Finished | None) -> TaskReport:
         stages=[_cost(run.artifacts[name], name in run.reused) for name in run.artifacts],
         prompt_example=_prompt_example(run),
         comparison=None if comparison is None else compare(run, comparison),
+        audit_quality=_audit_quality([language for language, *_ in audit], run.artifacts["audit"]),
+        people=people(run.artifacts["audit"]),
     )
     return replace(report, findings=findings(report))
 
@@ -134,24 +149,50 @@ def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, di
     return [(one, accepted[one] + sum(reasons[one].values()), accepted[one], reasons[one]) for one in languages]
 
 
+def _audit_quality(languages: Sequence[str], audited: Artifact) -> list[TranslationQuality]:
+    """By target language: what was found beyond the rules, of accepted and refused translations alike."""
+    columns = ["target_language", "similarity", "back_similarity", "verdict", "mended", "failed"]
+    found: dict[str, dict[str, list[Any]]] = {language: {name: [] for name in columns[1:]} for language in languages}
+    rejected = audited.rejected()
+    for table in [*audited.tables(columns), *([rejected.select(columns)] if rejected is not None else [])]:
+        for row in table.to_pylist():
+            for name in columns[1:]:
+                if row[name] is not None:
+                    found[row["target_language"]][name].append(row[name])
+    return [
+        TranslationQuality(
+            language, _mean(values["similarity"]), len(values["mended"]), dict(Counter(values["failed"])),
+            _mean(values["back_similarity"]), len(values["back_similarity"]), dict(Counter(values["verdict"])),
+        )
+        for language, values in found.items()
+    ]  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def _audit_examples(audit: Artifact) -> list[dict[str, str]]:
-    """A few translations of each verdict and language, the first by their id."""
-    columns = ["translation_id", "source_language", "target_language", "text", "translation"]
-    rows = [row | {"verdict": "accepted"} for table in audit.tables(columns) for row in table.to_pylist()]
+    """A few translations of each verdict and language, the first by their id; of too many kinds, one of each."""
+    names = ["translation_id", "source_language", "target_language", "text", "translation"]
     rejected = audit.rejected()
-    if rejected is not None:
-        rows += [row | {"verdict": row["reason"]} for row in rejected.select([*columns, "reason"]).to_pylist()]
-    taken: Counter[tuple[str, str]] = Counter()
-    examples = []
-    for row in sorted(
-        rows, key=lambda row: (row["verdict"] == "accepted", row["target_language"], row["translation_id"])
-    ):
-        key = (row["verdict"], row["target_language"])
-        taken[key] += 1
-        if taken[key] <= EXAMPLES_PER_VERDICT:
-            names = ("source_language", "target_language", "translation", "verdict")
-            examples.append({name: row[name] or "" for name in names} | {"source": row["text"]})
-    return examples[:40]
+    tables = [
+        table.append_column("detail", pa.nulls(len(table), pa.string())) for table in audit.tables([*names, "failed"])
+    ]
+    tables += [] if rejected is None else [rejected.select([*names, "reason", "detail"])]
+    taken: dict[tuple[bool, str, str], list[dict[str, Any]]] = {}
+    for table in tables:
+        for row in table.to_pylist():
+            verdict = row.get("reason") or row.get("failed") or ACCEPTED
+            members = taken.setdefault((verdict == ACCEPTED, row["target_language"], verdict), [])
+            members.append(row | {"verdict": verdict, "source": row["text"]})
+            members.sort(key=lambda row: row["translation_id"])
+            del members[EXAMPLES_PER_VERDICT:]
+    shown = ("source_language", "target_language", "source", "translation", "verdict", "detail")
+    turns = [(place, not key[0], key, row) for key, rows in taken.items() for place, row in enumerate(rows)]
+    chosen = sorted(turns, key=lambda turn: turn[:3])[:MOST_EXAMPLES]
+    chosen.sort(key=lambda turn: (turn[2], turn[0]))
+    return [{name: row[name] or "" for name in shown} for *_, row in chosen]
 
 
 def _cost(item: Artifact, reused: bool) -> StageCost:

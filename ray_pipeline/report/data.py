@@ -77,6 +77,68 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """How many of some rows, with the 95 % Wilson interval of their share; the bounds are NaN where there are none."""
+
+    yes: int
+    rows: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TranslationQuality:
+    """What is known of the translations into one language beyond the rules; zero rows where nothing was asked."""
+
+    language: str
+    similarity: float | None
+    """Mean over those that similarity was computed for."""
+    mended: int
+    """Taken from the second model."""
+    kept: dict[str, int]
+    """Rows by the check that they failed, where the recipe keeps them."""
+    back_similarity: float | None
+    """Mean over those that were translated back."""
+    back_translated: int
+    verdicts: dict[str, int]
+    """Rows by the judge's verdict."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two who answered the same question on the same rows."""
+
+    first: str
+    second: str
+    question: str
+    rows: int
+    share: float
+    """Of the rows on which both say the same."""
+    kappa: float | None
+    """Cohen's; None where all answers are alike, or there are none."""
+
+
+@dataclass(frozen=True)
+class People:
+    """What people say of a sample of the translations; a tie between them counts as no."""
+
+    annotators: list[str]
+    rows: int
+    """Rows that at least one of them has judged."""
+    meaning_kept: dict[str, Rate]
+    """By target language, of the translations that the checks accept."""
+    label_holds: dict[str, Rate]
+    agreements: list[Agreement]
+    """Between annotators, and of their majority with the checks and the judge."""
+    precision: float
+    """Of the translations that the checks refuse, the share whose meaning people call lost; NaN without any."""
+    recall: float
+    """Of the translations whose meaning people call lost, the share that the checks refuse; NaN without any."""
+    checks: dict[str, Rate]
+    """By check: of the rows that it refused, those whose meaning people call lost."""
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """All that the report shows of one task (QC or QI)."""
 
@@ -116,6 +178,10 @@ class TaskReport:
     prompt_example: str
     """One rendered prompt."""
     comparison: Comparison | None = None
+    audit_quality: list[TranslationQuality] = field(default_factory=list)
+    """Of the languages in `audit`, in the same order."""
+    people: People | None = None
+    """None where nobody has looked at the translations."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ray_pipeline.report import charts
-from ray_pipeline.report.data import Estimate, Finding, Report, StageCost, TaskReport
+from ray_pipeline.report.data import Estimate, Finding, Rate, Report, StageCost, TaskReport
 
 TASKS = {"QC": "query – category path", "QI": "query – item title"}
 LEVELS = ("warning", "note", "good")
@@ -92,6 +92,9 @@ def _environment() -> Environment:
         verdict=verdict,
         count=count,
         share=share,
+        percent=percent,
+        wilson=wilson,
+        decimal=decimal,
         duration=duration,
         money=money,
         language=lambda code: LANGUAGES.get(code, code),
@@ -141,6 +144,21 @@ def count(value: int) -> str:
 def share(part: float, whole: float) -> str:
     """A part of a whole, in per cent."""
     return f"{part / whole:.1%}" if whole else ABSENT
+
+
+def percent(value: float) -> str:
+    """A share, in per cent."""
+    return f"{value:.1%}" if math.isfinite(value) else ABSENT
+
+
+def wilson(rate: Rate) -> str:
+    """A rate's interval in words."""
+    return f"{rate.low:.0%}–{rate.high:.0%}" if rate.rows else "no rows"
+
+
+def decimal(value: float | None) -> str:
+    """A figure between 0 and 1, to two decimals; a dash where it is not known."""
+    return ABSENT if value is None else f"{value:.2f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,9 @@
 """What the local Gemini server knows: parallel terms, and with them translation and language detection."""
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,29 @@ class Dictionary:
         """Replace each known term by the target's; a source that is absent or matches nothing is detected."""
         text = normal(text)
         target = code(target)
-        terms = self._terms.get(code(source)) if source else None
-        matches = terms.find(text) if terms else []
-        if not terms or not matches:
-            terms, matches = self._best(text)
+        terms, matches = self._found(text, source)
         if not terms or terms.language == target:
             return text
         return self._replace(text, matches, target, spaced=target not in UNSPACED)
+
+    def mistranslate(self, text: str, source: str | None, target: str, draw: float) -> str:
+        """As translate, but with another concept's term for the longest known one; `draw` in [0, 1) chooses it.
+
+        A text without a known term becomes that other term.
+        """
+        text = normal(text)
+        target = code(target)
+        _, matches = self._found(text, source)
+        wrong = max(matches, key=lambda match: match.end - match.start, default=Match(0, len(text), -1))
+        right = self._concepts[wrong.concept].get(target) if wrong.concept >= 0 else text
+        other = self._other(target, right, draw)
+        matches = [replace(match, concept=other) if match is wrong else match for match in matches or [wrong]]
+        return self._replace(text, matches, target, spaced=target not in UNSPACED)
+
+    def concepts(self, text: str, language: str | None) -> Counter[int]:
+        """Which concepts the text's known terms stand for, and how often."""
+        _, matches = self._found(normal(text), language)
+        return Counter(match.concept for match in matches)
 
     def detect(self, text: str, among: Collection[str] | None = None) -> str:
         """The language (of `among`) whose terms cover most of the text, or "und" if none or several do so."""
@@ -81,6 +99,18 @@ class Dictionary:
         if not covered or covered[-1][0] == 0 or (len(covered) > 1 and covered[-2][0] == covered[-1][0]):
             return UNDETERMINED
         return covered[-1][1]
+
+    def _found(self, text: str, language: str | None) -> tuple[Terms | None, list[Match]]:
+        """The terms of the language, or of the likeliest one if that has none in the text, and where they stand."""
+        terms = self._terms.get(code(language)) if language else None
+        matches = terms.find(text) if terms else []
+        return (terms, matches) if matches else self._best(text)
+
+    def _other(self, language: str, term: str | None, draw: float) -> int:
+        """The first concept from a drawn place on that the language calls otherwise; -1 if there is none."""
+        start = int(draw * len(self._concepts))
+        places = [*range(start, len(self._concepts)), *range(start)]
+        return next((place for place in places if self._concepts[place].get(language) not in (None, term)), -1)
 
     def _matches(self, text: str, languages: Collection[str]) -> Iterator[tuple[str, list[Match]]]:
         for language, terms in self._terms.items():
@@ -98,7 +128,8 @@ class Dictionary:
         pieces = []
         at = 0
         for match in matches:
-            term = self._concepts[match.concept].get(target) or text[match.start : match.end]
+            known = self._concepts[match.concept].get(target) if match.concept >= 0 else None
+            term = known or text[match.start : match.end]
             pieces += [text[at : match.start], term]
             at = match.end
         pieces.append(text[at:])

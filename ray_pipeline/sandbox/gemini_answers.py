@@ -11,6 +11,7 @@ from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, Faults, ordered_an
 from ray_pipeline.sandbox.gemini_limits import Item
 
 PLAIN_ANSWER = "Please send a JSON object with a task and its items."
+FIELDS = {"translate": "text", "detect_language": "language", "judge": "verdict"}
 _EXTRA_KEY = "extra"
 
 
@@ -21,20 +22,24 @@ class PromptItem(BaseModel):
     text: str
     source: str | None = None
     target: str | None = None
+    translation: str = ""
+    offer: str = ""
+    relevant: str = ""
 
 
 class Prompt(BaseModel):
     """What the product's client asks in the text of a request."""
 
-    task: Literal["translate", "detect_language"]
+    task: Literal["translate", "detect_language", "judge"]
     items: list[PromptItem]
     languages: list[str] | None = None
 
     def identity(self, item: PromptItem) -> Item:
         """What was asked, whatever its key."""
-        if self.task == "translate":
-            return (self.task, item.text, item.source or "", item.target or "")
-        return (self.task, item.text, "", "")
+        if self.task == "detect_language":
+            return (self.task, item.text, "", "")
+        judged = [item.translation, item.offer, item.relevant] if self.task == "judge" else []
+        return (self.task, "\n".join([item.text, *judged]), item.source or "", item.target or "")
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,11 @@ def read_prompt(text: str) -> Prompt | None:
 
 
 def answer(prompt: Prompt, dictionary: Dictionary, faults: Faults, number: int) -> Answer:
-    """Translate or detect the items of request `number`, with the faults that fall on it."""
+    """Answer the items of request `number`, with the faults that fall on it."""
     right = {item.key: _value(prompt, item, dictionary) for item in prompt.items}
     rows = dict(right)
+    if prompt.task == "translate":
+        rows |= _mistranslated(prompt, dictionary, faults)
     if faults.obeys:
         rows = _obeyed(prompt, rows)
     fault = faults.first(ANSWER_FAULTS, number)
@@ -66,8 +73,7 @@ def answer(prompt: Prompt, dictionary: Dictionary, faults: Faults, number: int) 
         rows = _miscounted(rows, place)
     if fault == "wrong_language":
         rows = _in_another_language(prompt, rows, dictionary, place)
-    field = "text" if prompt.task == "translate" else "language"
-    text = json.dumps([{"key": key, field: value} for key, value in rows.items()], ensure_ascii=False)
+    text = json.dumps([{"key": key, FIELDS[prompt.task]: value} for key, value in rows.items()], ensure_ascii=False)
     if fault == "empty_max_tokens":
         return Answer("", "MAX_TOKENS")
     if fault == "truncated":
@@ -81,7 +87,30 @@ def answer(prompt: Prompt, dictionary: Dictionary, faults: Faults, number: int) 
 def _value(prompt: Prompt, item: PromptItem, dictionary: Dictionary) -> str:
     if prompt.task == "detect_language":
         return dictionary.detect(item.text, prompt.languages)
+    if prompt.task == "judge":
+        return _verdict(item, dictionary)
     return dictionary.translate(item.text, item.source, item.target or "en")
+
+
+def _verdict(item: PromptItem, dictionary: Dictionary) -> str:
+    """Whether a translation says what the text says, as far as the dictionary knows both."""
+    if item.translation == dictionary.translate(item.text, item.source, item.target or "en"):
+        return "kept"
+    meant, said = dictionary.concepts(item.text, item.source), dictionary.concepts(item.translation, item.target)
+    if meant and meant == said:
+        return "kept"  # in another order, or with other words around
+    return "label_at_risk" if meant and said and (meant < said or said < meant) else "lost"
+
+
+def _mistranslated(prompt: Prompt, dictionary: Dictionary, faults: Faults) -> dict[str, str]:
+    """The items whose turn it is by chance, the same ones whenever they are asked, as something else."""
+    found = {}
+    for item in prompt.items:
+        name = "/".join(prompt.identity(item))
+        if faults.happens("mistranslated", name):
+            draw = faults.draw("instead", name)
+            found[item.key] = dictionary.mistranslate(item.text, item.source, item.target or "en", draw)
+    return found
 
 
 def _obeyed(prompt: Prompt, rows: dict[str, str]) -> dict[str, str]:
@@ -103,7 +132,10 @@ def _miscounted(rows: dict[str, str], place: float) -> dict[str, str]:
 
 
 def _in_another_language(prompt: Prompt, rows: dict[str, str], dictionary: Dictionary, place: float) -> dict[str, str]:
-    """One item in a language that was not asked for; the first, from `place` on, whose value that changes."""
+    """One item in a language that was not asked for; the first, from `place` on, whose value that changes.
+
+    Of a language or a verdict, a language's code is the wrong answer.
+    """
     first = int(place * len(prompt.items))
     for item in prompt.items[first:] + prompt.items[:first]:
         for language in dictionary.languages:

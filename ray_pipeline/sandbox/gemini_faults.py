@@ -26,7 +26,7 @@ _FORGET = re.compile(r"\b(?:ignore|disregard|forget)\s+(?:all\s+|the\s+|any\s+)*
 class Faults:
     """What goes wrong: probabilities of a request, drawn by a hash of (seed, fault, request's number).
 
-    `block_words` and `obeys` depend on the content alone, and so happen again on every retry.
+    `mistranslated`, `block_words` and `obeys` depend on the content alone, and so happen again on every retry.
     """
 
     rate429: Probability = 0  # 429 with RetryInfo, spends no quota
@@ -40,6 +40,7 @@ class Faults:
     invalid_json: Probability = 0  # a broken answer, finishReason STOP
     wrong_count: Probability = 0  # an item is missing, or one more came
     wrong_language: Probability = 0  # one item comes back in another language
+    mistranslated: Probability = 0  # of an item: a fluent translation of something else, in the right language
     obeys: bool = False  # an item's text that gives orders is obeyed
     block_words: tuple[str, ...] = ()  # a request with such a word in an item is blocked
     slow_seconds: Seconds = 5
@@ -48,15 +49,15 @@ class Faults:
     latency_max: Seconds = 0
     seed: int = 0
 
-    def draw(self, name: str, number: int) -> float:
-        """A number in [0, 1) that depends on the seed, the name and the request's number only."""
-        digest = hashlib.blake2b(f"{self.seed}/{name}/{number}".encode(), digest_size=8).digest()
+    def draw(self, name: str, what: int | str) -> float:
+        """A number in [0, 1) that depends on the seed, the name and the request's number, or an item, only."""
+        digest = hashlib.blake2b(f"{self.seed}/{name}/{what}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest) / 2**64
 
-    def happens(self, name: str, number: int) -> bool:
-        """Whether the fault `name` is made in this request."""
+    def happens(self, name: str, what: int | str) -> bool:
+        """Whether the fault `name` is made in this request, or of this item."""
         probability: float = getattr(self, name)
-        return self.draw(name, number) < probability
+        return self.draw(name, what) < probability
 
     def first(self, names: tuple[str, ...], number: int) -> str | None:
         """The first of the faults that is made in this request."""

@@ -4,14 +4,18 @@ import math
 from dataclasses import replace
 
 from ray_pipeline.report.data import (
+    Agreement,
     Comparison,
     Difference,
     Estimate,
     Finding,
+    People,
+    Rate,
     Report,
     Slice,
     StageCost,
     TaskReport,
+    TranslationQuality,
 )
 
 SEEN = {"en": 0.91, "es": 0.895, "fr": 0.89, "ja": 0.874, "ko": 0.868, "pt": 0.893}
@@ -85,14 +89,48 @@ def errors() -> list[dict[str, str | float | int]]:
 
 
 def audit_examples() -> list[dict[str, str]]:
-    """One accepted and two rejected translations."""
+    """Two accepted and three rejected translations."""
     rows = [
-        ("en", "de", "waterproof phone case", "wasserdichte Handyhülle", "accepted"),
-        ("en", "ar", "long evening dress", "فستان سهرة طويل", "accepted"),
-        ("en", "pl", "iphone 15", "iphone 15", "identical to source"),
+        ("en", "pl", "iphone 15", "iphone 15", "copied unchanged", ""),
+        ("en", "de", "running shoes 42", "Laufschuhe 43", "numbers not kept", "lost 42; new 43"),
+        ("fr", "ar", "robe de soirée", "مطرقة", "back-translation differs", "marteau"),
+        ("en", "de", "waterproof phone case", "wasserdichte Handyhülle", "accepted", ""),
+        ("en", "ar", "long evening dress", "فستان سهرة طويل", "accepted", ""),
     ]
-    keys = ("source_language", "target_language", "source", "translation", "verdict")
+    keys = ("source_language", "target_language", "source", "translation", "verdict", "detail")
     return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def audit_quality() -> list[TranslationQuality]:
+    """Everything was asked of every language, but nothing was judged in Arabic."""
+    known = [
+        TranslationQuality(
+            name, 0.81 + i / 100, 40 - i, {}, 0.74, 500 + i, {"kept": 940, "label_at_risk": 38, "lost": 22}
+        )
+        for i, name in enumerate(WITHHELD)
+    ]
+    return [*known[:-1], replace(known[-1], verdicts={}, kept={"length": 12, "wrong script": 3})]
+
+
+def people() -> People:
+    """Two annotators who mostly agree; too few rows in Arabic to say much."""
+    meaning = {"de": Rate(46, 50, 0.812, 0.968), "it": Rate(49, 50, 0.895, 0.996), "ar": Rate(3, 4, 0.301, 0.954)}
+    label = {"de": Rate(48, 50, 0.865, 0.989), "it": Rate(49, 50, 0.895, 0.996)}
+    return People(
+        annotators=["anna", "ben"],
+        rows=150,
+        meaning_kept=meaning,
+        label_holds=label,
+        agreements=[
+            Agreement("anna", "ben", "meaning_kept", 150, 0.92, 0.71),
+            Agreement("anna", "ben", "label_holds", 150, 0.99, None),
+            Agreement("people", "checks", "meaning_kept", 150, 0.943, 0.48),
+            Agreement("people", "judge", "meaning_kept", 101, 0.951, 0.66),
+        ],
+        precision=0.842,
+        recall=0.377,
+        checks={"length": Rate(7, 12, 0.32, 0.807), "numbers not kept": Rate(15, 15, 0.796, 1.0)},
+    )
 
 
 def stages(task: str) -> list[StageCost]:
@@ -149,7 +187,7 @@ def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> T
         calibration=[(0.05 + i / 10, min(1, 0.03 + (i / 10) ** 0.8), 220 + 160 * abs(i - 4)) for i in range(10)],
         composition=composition(),
         parts=[("train", 398_000, 271_000), ("tune", 6_011, 4_021), ("holdout", 6_080, 4_053), ("test", 100_000, -1)],
-        audit=[(name, 10_000, 9_505, {"identical to source": 214, "wrong language": 281}) for name in WITHHELD],
+        audit=[(name, 10_000, 9_505, {"copied unchanged": 214, "wrong language": 281}) for name in WITHHELD],
         audit_examples=audit_examples(),
         curves=[
             {"step": 200.0 * i, "epoch": i / 2, "train_loss": 0.2 + 0.45 / i, "tune_loss": 0.27 + 0.3 / i + 0.008 * i,
@@ -161,6 +199,8 @@ def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> T
         stages=stages(task),
         prompt_example="Is this category relevant? Answer yes or no.\nQuery: 防水 シューズ\nCategory: shoes",
         comparison=comparison(),
+        audit_quality=audit_quality(),
+        people=people(),
     )  # fmt: skip
 
 

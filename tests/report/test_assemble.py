@@ -14,7 +14,7 @@ from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report import assemble
 from ray_pipeline.report.assemble import Finished
-from ray_pipeline.report.data import Estimate
+from ray_pipeline.report.data import Estimate, TranslationQuality
 from ray_pipeline.stage import Context
 from tests import made
 
@@ -73,7 +73,7 @@ def test_rows_that_one_side_lacks_are_left_out(tmp_path: Path, recipe: Recipe) -
 
 
 def translation(number: int, language: str, **changes: Any) -> dict[str, Any]:
-    base = dict.fromkeys(tables.TRANSLATIONS.names) | {
+    base = dict.fromkeys(tables.AUDITED.names) | {
         "translation_id": f"t{number}", "purpose": "augment", "source_id": "s", "source_language": "en",
         "target_language": language, "text": f"text {number}", "translation": "wort", "target": "a", "group_id": "g",
         "position": number,
@@ -88,7 +88,7 @@ def test_the_audit_adds_up_with_what_gemini_refused(tmp_path: Path) -> None:
     refused = [translation(20 + i, "de", reason="blocked", translation=None) for i in range(3)]
     refused += [translation(30, "vi", reason="blocked")]
     asked = made.finished(tmp_path, "translate", kept + bad[:0], tables.TRANSLATIONS, refused)
-    audited = made.finished(tmp_path, "audit", kept, tables.TRANSLATIONS, bad, shards=2)
+    audited = made.finished(tmp_path, "audit", kept, tables.AUDITED, bad, shards=2)
     found = assemble._audit(asked, audited)
     assert found == [
         ("de", 10, 4, {"blocked": 3, "length": 2, "wrong script": 1}),
@@ -101,6 +101,27 @@ def test_the_audit_adds_up_with_what_gemini_refused(tmp_path: Path) -> None:
         ("length", "text 10"), ("length", "text 11"), ("wrong script", "text 12"),
         ("accepted", "text 0"), ("accepted", "text 1"),
     ]  # fmt: skip
+
+
+def test_what_was_found_of_meanings_is_of_accepted_and_refused_ones(tmp_path: Path) -> None:
+    kept = [translation(0, "de", similarity=0.5, verdict="kept", back_similarity=1.0), translation(1, "de")]
+    kept += [translation(2, "de", similarity=0.75, failed="length", mended="empty"), translation(3, "pl")]
+    bad = [translation(4, "de", similarity=0.25, verdict="lost", reason="judged lost", detail="why")]
+    audited = made.finished(tmp_path, "audit", kept, tables.AUDITED, bad, shards=2)
+    assert assemble._audit_quality(["de", "pl", "th"], audited) == [
+        TranslationQuality("de", 0.5, 1, {"length": 1}, 1.0, 1, {"kept": 1, "lost": 1}),
+        TranslationQuality("pl", None, 0, {}, None, 0, {}),
+        TranslationQuality("th", None, 0, {}, None, 0, {}),
+    ]
+    found = [(one["verdict"], one["detail"]) for one in assemble._audit_examples(audited)]
+    assert found == [("judged lost", "why"), ("length", ""), ("accepted", ""), ("accepted", ""), ("accepted", "")]
+
+
+def test_of_too_many_kinds_of_examples_each_has_one_and_accepted_ones_are_there(tmp_path: Path) -> None:
+    kept = [translation(i, "de", failed=f"check {i // 3}") for i in range(150)] + [translation(200, "de")]
+    examples = assemble._audit_examples(made.finished(tmp_path, "audit", kept, tables.AUDITED))
+    assert len(examples) == len({one["verdict"] for one in examples}) == assemble.MOST_EXAMPLES
+    assert examples[-1]["verdict"] == "accepted"
 
 
 def mix(folder: Path) -> Artifact:

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ray_pipeline.report.data import Estimate, Report
+from ray_pipeline.report.data import Estimate, Report, TranslationQuality
 from ray_pipeline.report.render import bounds, duration, merged_stages, money, render, total, verdict
 
+from .sample import people as sample_people
 from .sample import sample_report, sample_task
 
 NAN = math.nan
@@ -98,8 +99,20 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "holdout 6,080 66.7%",
         "test 100,000 unknown",
         "German translated 29,100 12,900",
-        "German de 10,000 9,505 95.0% 495 identical to source 214, wrong language 281",
-        "en iphone 15 pl iphone 15 identical to source",
+        "German de 10,000 9,505 95.0% 495 copied unchanged 214, wrong language 281",
+        "en iphone 15 pl iphone 15 copied unchanged",
+        "en running shoes 42 de Laufschuhe 43 numbers not kept lost 42; new 43",
+        "German de 0.81 0.74 500 rows 94.0% 1,000 rows 3.8% 2.2% 40",
+        "Arabic ar 0.84 0.74 503 rows – – – 37 length 12, wrong script 3",
+        "anna, ben looked at 150 translations",
+        "of what fails them, people call lost 84.2%",
+        "of what people call lost, fails them 37.7%",
+        "anna, ben meaning kept 92.0% 150 rows 0.71",
+        "anna, ben label holds 99.0% 150 rows –",
+        "people, judge meaning kept 95.1% 101 rows 0.66",
+        "Italian it 98.0% 90%–100%, 50 rows 98.0%",
+        "Arabic ar 75.0% 30%–95%, 4 rows –",
+        "numbers not kept 100.0% 80%–100%, 15 rows",
         "Learning curves",
         "Query: 防水 シューズ",
         "null target 453",
@@ -137,6 +150,9 @@ def test_all_texts_are_escaped() -> None:
         languages=[replace(base.languages[0], name=evil)],
         composition=[(evil, evil, 1, 1)],
         audit=[(evil, 1, 0, {evil: 1})],
+        audit_quality=[replace(base.audit_quality[0], language=evil, kept={evil: 1})],
+        people=replace(sample_people(), annotators=[evil], meaning_kept={evil: sample_people().checks["length"]}),
+        audit_examples=[dict.fromkeys(base.audit_examples[0], evil)],
         errors=[{**base.errors[0], "language": evil, "target": evil}],
         findings=[replace(base.findings[0], title=evil, text=evil)],
     )
@@ -165,7 +181,7 @@ def test_a_bare_report_renders() -> None:
     task = replace(
         base, headline=empty, default_threshold_f1=unknown, scalars={}, seen_auroc=NAN, languages=[], groups=[],
         pr_curve=[], calibration=[], composition=[], parts=[], audit=[], audit_examples=[], curves=[], errors=[],
-        findings=[], stages=[], comparison=None,
+        findings=[], stages=[], comparison=None, audit_quality=[], people=None,
     )  # fmt: skip
     report = replace(one_task(sample_report()), tasks=[task], notice=None, versions={})
     page = Page(render(report))
@@ -173,6 +189,22 @@ def test_a_bare_report_renders() -> None:
     for words in ("names no run to compare with", "translates nothing", "No mistakes", "Nothing stands out"):
         assert words in page.text
     assert "nan" not in page.text and "Please note" not in page.text
+
+
+def test_what_was_not_asked_of_translations_is_not_shown() -> None:
+    base = sample_task()
+    nothing = [TranslationQuality("de", None, 0, {}, None, 0, {})]
+    bare = Page(render(replace(sample_report(), tasks=[replace(base, audit_quality=nothing, people=None)]))).text
+    assert "Is the meaning kept?" not in bare and "What people say" not in bare and "German de 10,000" in bare
+    some = [TranslationQuality("de", 0.5, 0, {}, None, 0, {})]
+    text = Page(render(replace(sample_report(), tasks=[replace(base, audit_quality=some, people=None)]))).text
+    assert "Into Similarity German de 0.50" in text and "Judged" not in text
+
+
+def test_people_who_found_nothing_lost_are_shown() -> None:
+    found = replace(sample_people(), precision=NAN, recall=NAN, checks={}, label_holds={}, agreements=[])
+    text = Page(render(replace(sample_report(), tasks=[replace(sample_task(), people=found)]))).text
+    assert "fails them, people call lost –" in text and "nan" not in text and "Failed check" not in text
 
 
 def test_two_recipes_of_one_task_keep_their_anchors_apart() -> None:

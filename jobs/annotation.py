@@ -1,0 +1,12 @@
+"""People's judgement of the translations: sheets out, filled sheets in, rates and agreement.
+
+    python jobs/annotation.py export jobs/recipes/demo-qc.yaml --sheet sheets/qc.xlsx --rows 300 --annotators 2
+    python jobs/annotation.py read sheets/qc-1.xlsx sheets/qc-2.xlsx jobs/recipes/demo-qc.yaml
+
+The recipe's audit must be finished (python jobs/audit.py RECIPE). What was read appears in the report of the next run.
+"""
+
+from ray_pipeline.annotation.command import main
+
+if __name__ == "__main__":
+    main(__doc__)

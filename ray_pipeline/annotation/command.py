@@ -1,0 +1,101 @@
+"""The command line of the annotation job: export sheets, read them back."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ray_pipeline import cli, pipeline, storage
+from ray_pipeline.annotation import answers, sampling, sheets
+from ray_pipeline.annotation.people import lines, people
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import InputError
+from ray_pipeline.recipe import Recipe
+
+
+def main(description: str) -> NoReturn:
+    """Run the job and exit; see `run`."""
+    sys.exit(run(description))
+
+
+def run(description: str, arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; returns 0 for done, 1 for a problem of the user's. Wrong usage exits with 2."""
+    parser = _parser(description)
+    options = parser.parse_intermixed_args(arguments)
+    if options.action == "export" and options.sheet is None:
+        parser.error("export needs --sheet FILE.csv or FILE.xlsx")
+    return cli.guarded(lambda: (_export if options.action == "export" else _read)(options), options.debug)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("export", "read"))
+    parser.add_argument(
+        "items", nargs="+", metavar="RECIPE|key=value|SHEET", help="recipe files, values that override, filled sheets"
+    )
+    parser.add_argument("--sheet", help="export: the file to write, .csv or .xlsx; with several annotators -1, -2, …")
+    parser.add_argument("--rows", type=_positive, default=300, help="export: translations to look at (%(default)s)")
+    parser.add_argument("--annotators", type=_positive, default=2, help="export: people, a file each (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="export: of the choice and order of rows (%(default)s)")
+    cli.add_common(parser)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _export(options: argparse.Namespace) -> int:
+    audits = _audits(options.items, options.workdir)
+    chosen = sampling.choose(audits, options.rows, options.seed)
+    if not chosen:
+        raise InputError("there is no translation to look at: the recipes translate no labelled pair")
+    stem, dot, ending = options.sheet.rpartition(".")
+    for number in range(1, options.annotators + 1):
+        name = options.sheet if options.annotators == 1 else f"{stem}-{number}{dot}{ending}"
+        rows = [sampling.sheet_row(one) for one in sampling.order(chosen, options.seed, number)]
+        print("\n".join(sheets.write(name, answers.COLUMNS, rows, answers.GUIDE)))
+    return cli.DONE
+
+
+def _read(options: argparse.Namespace) -> int:
+    names = [item for item in options.items if sheets.is_sheet(item) and "=" not in item]
+    audits = _audits([item for item in options.items if item not in names], options.workdir)
+    people_named = [answers.annotator(name) for name in names]
+    if not names or len(set(people_named)) < len(names):
+        raise InputError("name the filled sheets, .csv or .xlsx, each with a file name of its own: it names the person")
+    wanted = [column.name for column in answers.COLUMNS if column.name != "comment"]
+    filled = {name: sheets.read(name, wanted) for name in names}
+    known = sampling.find(audits, {line.cells["id"] for found in filled.values() for line in found})
+    read = {name: answers.read(name, found, known) for name, found in filled.items()}  # all are right, or none is kept
+    for name, found in read.items():
+        for audited in audits:
+            if rows := found.get(audited.manifest.fingerprint):
+                print(answers.store(audited, answers.annotator(name), rows))
+    for audited in audits:
+        found_people = people(audited)
+        print(
+            "\n".join(lines(found_people) if found_people else [f"{storage.name(audited.url)}: nobody has judged it"])
+        )
+    return cli.DONE
+
+
+def _audits(items: Sequence[str], folder: str) -> list[Artifact]:
+    """The finished audits of some recipes, each once: recipes may share one."""
+    chosen, workdir = cli.recipes(items, folder)
+    if not chosen:
+        raise InputError("no recipe is named; see --help")
+    found = [_audit(recipe, workdir) for recipe in chosen]
+    return list({audited.url: audited for audited in found}.values())
+
+
+def _audit(recipe: Recipe, workdir: str) -> Artifact:
+    step = pipeline.plan(recipe, workdir, "audit")[-1]
+    if step.finished is None:
+        raise InputError(
+            f"{recipe.name}: its audit is not finished in {workdir}; run jobs/audit.py first, with the same recipe, "
+            "values and --workdir"
+        )
+    return step.finished
