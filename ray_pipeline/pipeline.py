@@ -63,8 +63,7 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     """The steps of a recipe, up to a stage; raises PipelineError for missing input, models or prices."""
     if recipe.gemini.max_usd is not None and price_of(recipe.gemini) is None:
         raise RecipeError(
-            f"gemini.max_usd is set, but the price of gemini.model {recipe.gemini.model} is unknown: "
-            "set gemini.price"
+            f"gemini.max_usd is set, but the price of gemini.model {recipe.gemini.model} is unknown: set gemini.price"
         )
     steps: list[Step] = []
     fingerprints: dict[str, str] = {}
@@ -140,6 +139,8 @@ def _line(item: Artifact, note: str) -> str:
     manifest = item.manifest
     spent = f"  {manifest.requests} requests" if manifest.requests else ""
     spent += f", {manifest.usd:.4f} USD" if manifest.requests and manifest.usd is not None else ""
+    if others := manifest.extra.get("unexpected_versions"):
+        spent += f", answered as {', '.join(others)}"
     return (
         f"  {manifest.stage:<10} {manifest.rows_in:>9} in {manifest.rows_out:>9} out "
         f"{manifest.rows_rejected:>7} rejected  {note}{spent}"

@@ -129,14 +129,14 @@ class Price(Section):
 class Gemini(Section):
     """How Gemini is spoken to; model, temperature and thinking decide what it answers, the rest how fast."""
 
-    model: str = "gemini-2.5-flash"
+    model: str = "gemini-3.5-flash-lite"
     base_url: str | None = None
     """Null: GOOGLE_GEMINI_BASE_URL, else Google's own; `sandbox://` starts the local server."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    thinking_budget: int | None = 0
-    """0 turns thinking off (2.5 Flash); null leaves the model's default."""
+    thinking_budget: int | None = None
+    """Tokens, of the 2.5 models: 0 none, -1 as many as the model likes."""
     thinking_level: Literal["minimal", "low", "medium", "high"] | None = None
-    """Of the models from 3 on, which have no budget."""
+    """Of the models from 3 on. Both null: as little as the model allows, which is none for 2.5 Flash."""
     model_version: str | None = None
     """What the server should say that it answers with; null: anything that begins with `model`."""
     other_version: Literal["report", "stop"] = "report"
@@ -145,8 +145,8 @@ class Gemini(Section):
     """`batch`: jobs at half price, then live calls for what they leave; `auto`: by `deadline_hours` and price."""
     deadline_hours: Annotated[float, Field(gt=0)] = 24.0
     """Batch jobs that have not ended by then are cancelled, and what they lack is asked live."""
-    batch_requests: Positive = 10_000
-    """Requests of one batch job, at most."""
+    batch_requests: Positive = 1000
+    """Requests of one batch job, at most; a project of the lowest tier may have three million tokens waiting."""
     poll_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time between two looks at the batch jobs."""
     items_per_request: Positive = 40
@@ -172,7 +172,7 @@ class Gemini(Section):
 
     @model_validator(mode="after")
     def _one_way_to_think(self) -> Self:
-        if self.thinking_level is not None and self.thinking_budget:
+        if self.thinking_level is not None and self.thinking_budget is not None:
             raise ValueError("gemini.thinking_level and gemini.thinking_budget exclude each other: set one")
         return self
 
@@ -575,7 +575,9 @@ def _parse(key: str, text: str) -> Any:
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
     for section in sections:
-        inner = raw.setdefault(section, {})
+        inner = raw.get(section)
+        if inner is None:
+            inner = raw[section] = {}
         if not isinstance(inner, dict):
             raise RecipeError(f"{dotted}: {section} is not a section of the recipe")
         raw = inner

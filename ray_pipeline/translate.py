@@ -61,10 +61,10 @@ class GeminiTranslation:
 class LocalTranslation:
     """Fills the translations of a shard of requests by a model of one's own."""
 
-    def __init__(self, settings: LocalTranslator) -> None:
+    def __init__(self, settings: LocalTranslator, device: str) -> None:
         from ray_pipeline.local_translator import Translator
 
-        self._translator = Translator(settings)
+        self._translator = Translator(settings, device)
 
     def __call__(self, table: pa.Table) -> shards.Result:
         return filled(table, self._answer)
@@ -129,7 +129,7 @@ def _run_local(context: Context, sources: Sequence[Source], settings: LocalTrans
     return Outcome(
         shards.map_shards(
             sources,
-            partial(LocalTranslation, settings),
+            partial(LocalTranslation, settings, "cuda" if runtime.gpus_per_worker else "cpu"),
             context.folder,
             tables.TRANSLATIONS,
             label="translate",

@@ -415,7 +415,7 @@ def test_a_larger_version_of_the_judges_words_leaves_translations_alone(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"audit__second_model": "gemini-2.5-flash"}, "would say the same again"),
+        ({"audit__second_model": "gemini-3.5-flash-lite"}, "would say the same again"),
         ({"audit__second_model": "gemini-99", "gemini__max_usd": 1}, "price of gemini-99"),
         ({"audit__judge_share": 1, "audit__judge_model": "gemini-99", "gemini__max_usd": 1}, "price of gemini-99"),
     ],

@@ -16,7 +16,7 @@ from ray_pipeline import storage
 from ray_pipeline.errors import InputError
 
 FORMATS = (".csv", ".xlsx")
-_DANGER = tuple("=+-@＝＋－＠\t\r'")
+_DANGER = tuple("=+-@＝＋－＠\t\r\n'")
 """Begins what a spreadsheet may run; the apostrophe, which guards a cell, is guarded itself so as to be taken off."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _DELIMITERS = ",;\t"

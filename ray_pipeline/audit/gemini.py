@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_pipeline.audit import similarity
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini import fanout
 from ray_pipeline.gemini.fanout import Fanout
@@ -69,7 +70,8 @@ class Asker:
     """
 
     def __init__(self, recipe: Recipe, workdir: str, held: Mapping[str, Any]) -> None:
-        workers = recipe.runtime.translate_workers
+        settings = recipe.runtime
+        workers = settings.embed_workers if similarity.wanted(recipe) else settings.translate_workers
         self._fanouts = {
             name: Fanout(one.gemini, one.kind, workdir, held[one.gemini.model], workers=workers)
             for name, one in questions(recipe).items()

@@ -1,7 +1,7 @@
 """The audit as a stage: translations in, the same out or refused, each with what was found of it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -56,7 +56,7 @@ def divided(rows: Sequence[Row], findings: Sequence[Finding], keep: bool) -> sha
     return shards.divided(table, pa.array(refused, pa.string()), pa.array(details, pa.string()))
 
 
-def pivots(rows: Sequence[Row]) -> Any:
+def pivots(rows: Sequence[Row]) -> Callable[[Row], str | None]:
     """Tells the English of a row's text: the pivot of its source, which stands in the same shard."""
     english = {(row["text"], row["source_language"]): row["translation"] for row in rows if row["purpose"] == "pivot"}
 

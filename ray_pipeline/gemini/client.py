@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from ray_pipeline.errors import GeminiError
+from ray_pipeline.gemini import thinking
 from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, read_answer, response_schema, user_text
 from ray_pipeline.gemini.wire import Response
 from ray_pipeline.recipe import Gemini
@@ -17,8 +18,6 @@ T = TypeVar("T")
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 OUTPUT_TOKENS_PER_ITEM = 120
 """Cap of the answer; doubled, then tripled, where it was reached."""
-UNKNOWN_THINKING_TOKENS = 8192
-"""Added to the cap where the model thinks as much as it likes."""
 
 
 @dataclass(frozen=True)
@@ -174,17 +173,8 @@ def settings(gemini: Gemini, kind: Kind, count: int, cap_factor: int = 1) -> Any
         max_output_tokens=output_cap(gemini, count, cap_factor),
         response_mime_type="application/json",
         response_schema=response_schema(kind),
-        thinking_config=_thinking(gemini),
+        thinking_config=thinking.config(gemini),
     )
-
-
-def _thinking(gemini: Gemini) -> Any:
-    from google.genai import types
-
-    if gemini.thinking_level is not None:
-        return types.ThinkingConfig(thinking_level=types.ThinkingLevel(gemini.thinking_level.upper()))
-    budget = gemini.thinking_budget
-    return None if budget is None else types.ThinkingConfig(thinking_budget=budget)
 
 
 def request_body(gemini: Gemini, kind: Kind, languages: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
@@ -238,10 +228,7 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
 
 def output_cap(gemini: Gemini, count: int, factor: int = 1) -> int:
     """Output tokens that a request about so many items may have, thinking included, which counts against the cap."""
-    budget = gemini.thinking_budget
-    unknown = budget is None or budget < 0 or gemini.thinking_level is not None
-    thinking = UNKNOWN_THINKING_TOKENS if unknown or budget is None else budget
-    return min(65_536, OUTPUT_TOKENS_PER_ITEM * count * factor + thinking)
+    return min(65_536, OUTPUT_TOKENS_PER_ITEM * count * factor + thinking.room(gemini))
 
 
 def _day_is_spent(details: Any) -> bool:

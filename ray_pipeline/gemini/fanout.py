@@ -11,6 +11,7 @@ from typing import Any
 from anyio.from_thread import BlockingPortalProvider
 
 from ray_pipeline.errors import GeminiError, StorageError
+from ray_pipeline.gemini import thinking
 from ray_pipeline.gemini.client import Client, RateLimited, Reply, Unavailable, Usage, endpoint, output_cap
 from ray_pipeline.gemini.ledger import FLUSH_SECONDS, Answer, Ledger, folder
 from ray_pipeline.gemini.permits import Permits, Stopped
@@ -293,7 +294,7 @@ def workers(runtime: Runtime) -> dict[str, Any]:
 
 def identity(gemini: Gemini, template_version: int) -> list[Any]:
     """What changes an answer, for a stage's identity."""
-    return [gemini.model, gemini.temperature, gemini.thinking_budget, gemini.thinking_level, template_version]
+    return [gemini.model, gemini.temperature, thinking.setting(gemini), template_version]
 
 
 def account(gemini: Gemini, counts: Mapping[str, float]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What Gemini costs, as data (`prices.csv`). A model without a row has an unknown price, never a guessed one."""
 
 import csv
+import datetime
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -42,10 +43,11 @@ class Price:
 
 
 @cache
-def table() -> dict[str, Price]:
-    """The prices by model."""
+def table(day: datetime.date) -> dict[str, Price]:
+    """The prices by model on a day; rows with `until` hold up to it."""
     text = files("ray_pipeline.gemini").joinpath("prices.csv").read_text(encoding="utf-8")
-    return {row["model"]: _price(row) for row in csv.DictReader(text.splitlines())}
+    rows = [row for row in csv.DictReader(text.splitlines()) if not row["until"] or row["until"] >= day.isoformat()]
+    return {row["model"]: _price(row) for row in reversed(rows)}  # the first that still holds
 
 
 def _price(row: dict[str, str]) -> Price:
@@ -58,7 +60,7 @@ def price_of(gemini: Gemini) -> Price | None:
     """The recipe's own price, else the table's; null where neither knows the model."""
     own = gemini.price
     if own is None:
-        return table().get(gemini.model)
+        return table(datetime.date.today()).get(gemini.model.removeprefix("models/"))
     thinking = own.output if own.thinking is None else own.thinking
     cached = own.input if own.cached is None else own.cached
     return Price(own.input, own.output, thinking, cached, own.batch_input, own.batch_output, "recipe", "")

@@ -24,7 +24,7 @@ from ray_pipeline.text import stable_id
 
 MARGIN = 0.98
 """Share of a limit that is used: what starts in step arrives a little out of step."""
-BURST_SECONDS = 0.5
+BURST_SECONDS = 1.0
 """How far the starts may catch up after a delay."""
 HORIZON_SECONDS = 0.25
 """Permits are leased no further ahead, so that a pause holds for all workers at once."""

@@ -32,10 +32,18 @@ class Content(BaseModel):
 
 
 class ThinkingConfig(BaseModel):
-    """How long the model may think: 0 not at all, -1 or None as long as it likes."""
+    """How long the model may think: a budget of 0 or the least level not at all, -1 or None as long as it likes."""
 
     # The client leaves the names inside thinkingConfig in snake case.
     budget: int | None = Field(None, validation_alias=AliasChoices("thinkingBudget", "thinking_budget"))
+    level: str | None = Field(None, validation_alias=AliasChoices("thinkingLevel", "thinking_level"))
+
+    @property
+    def most(self) -> int | None:
+        """Tokens of thought at most; null: as many as the model likes."""
+        if self.level == "MINIMAL":
+            return 0
+        return None if self.budget is None or self.budget < 0 else self.budget
 
 
 class GenerationConfig(BaseModel):
@@ -71,8 +79,8 @@ class GenerateRequest(BaseModel):
     def thoughts(self) -> int:
         """Tokens of thought: half of the input's, up to the budget."""
         dynamic = math.ceil(self.tokens / 2)
-        budget = self.config.thinking.budget
-        return dynamic if budget is None or budget < 0 else min(dynamic, budget)
+        most = self.config.thinking.most
+        return dynamic if most is None else min(dynamic, most)
 
 
 class ApiError(Exception):

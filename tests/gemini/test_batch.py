@@ -103,7 +103,7 @@ def kept() -> Kept:
 
 def settings(server: GeminiServer, **changes: Any) -> Gemini:
     """Ten requests of four items, in two jobs."""
-    values = {"items_per_request": 4, "batch_requests": 5, "poll_seconds": 0.02}
+    values = {"model": "gemini-2.5-flash", "items_per_request": 4, "batch_requests": 5, "poll_seconds": 0.02}
     return Gemini(base_url=server.url, **{**values, **changes})
 
 
@@ -214,7 +214,7 @@ def test_nothing_to_ask(server: GeminiServer, tmp_path: Path, kept: Kept, monkey
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"thinking_budget": None}, {"thinking_budget": 50, "temperature": 1.0}, {"thinking_level": "low"}]
+    "changes", [{}, {"thinking_budget": -1}, {"thinking_budget": 50, "temperature": 1.0}, {"thinking_level": "low"}]
 )
 def test_a_line_asks_what_a_live_request_does(changes: dict[str, Any]) -> None:
     sent: list[bytes] = []
@@ -250,10 +250,10 @@ def test_a_line_asks_what_a_live_request_does(changes: dict[str, Any]) -> None:
 
 
 def test_everything_is_counted_as_billed(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
-    outcome = fill(settings(server, thinking_budget=None), tmp_path, kept)
+    outcome = fill(settings(server, thinking_budget=-1), tmp_path, kept)
     assert outcome.thinking_tokens == server.stats.batch_thoughts_tokens > 0
     tokens = (outcome.input_tokens, outcome.output_tokens, outcome.thinking_tokens)
-    price = price_of(Gemini())
+    price = price_of(settings(server))
     assert price and outcome.usd == pytest.approx(price.usd(*tokens, batch=True))
 
 
@@ -396,7 +396,7 @@ from ray_pipeline.gemini import batch
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.recipe import Gemini
 url, folder, items = json.loads(sys.argv[1])
-gemini = Gemini(base_url=url, items_per_request=4, batch_requests=5, poll_seconds=0.02)
+gemini = Gemini(model="gemini-2.5-flash", base_url=url, items_per_request=4, batch_requests=5, poll_seconds=0.02)
 tell = lambda line: print(line, flush=True)
 batch.fill(gemini, "translate", (), [Item(*item) for item in items], folder, print, tell=tell)
 """

@@ -317,7 +317,12 @@ def test_a_budget_is_never_passed_and_a_larger_one_goes_on(
 ) -> None:
     server.faults = Faults(latency_min=0.05, latency_max=0.4, seed=1)
     price = {"input": 1000.0, "output": 1000.0}
-    settings: dict[str, Any] = {"concurrency": concurrency, "price": price, "items_per_request": 2}
+    settings: dict[str, Any] = {
+        "concurrency": concurrency,
+        "price": price,
+        "items_per_request": 2,
+        "model": "gemini-2.5-flash",
+    }
     short = fanout(server.url, tmp_path, max_usd=2, **settings)
     with pytest.raises(
         GeminiError, match=r"gemini\.max_usd: .* of 2\.0 are spent, .*raise it and run the same command"
@@ -417,15 +422,15 @@ class Hanging(GeminiServer):
 
 
 def test_an_unexpected_version_is_counted_or_stops_the_run(server: GeminiServer, tmp_path: Path) -> None:
-    asking = fanout(server.url, tmp_path, model_version="gemini-2.5-flash-001")
+    asking = fanout(server.url, tmp_path, model_version="gemini-3.5-flash-lite-001")
     assert texts(asking.answer(ITEMS)) == RIGHT
-    found = account(Gemini(model_version="gemini-2.5-flash-001"), asking.counts())
-    assert found["model_versions"] == {"gemini-2.5-flash": 5}
-    assert found["unexpected_versions"] == ["gemini-2.5-flash"]
+    found = account(Gemini(model_version="gemini-3.5-flash-lite-001"), asking.counts())
+    assert found["model_versions"] == {"gemini-3.5-flash-lite": 5}
+    assert found["unexpected_versions"] == ["gemini-3.5-flash-lite"]
     strict = fanout(
-        server.url, tmp_path / "b", model_version="gemini-2.5-flash-001", other_version="stop", concurrency=1
+        server.url, tmp_path / "b", model_version="gemini-3.5-flash-lite-001", other_version="stop", concurrency=1
     )
-    with pytest.raises(GeminiError, match=r"answers as 'gemini-2\.5-flash', not as gemini\.model_version says"):
+    with pytest.raises(GeminiError, match=r"answers as 'gemini-3\.5-flash-lite', not as gemini\.model_version says"):
         strict.answer(ITEMS)
     assert server.stats.requests == 6, "it stops at once"
     assert texts(fanout(server.url, tmp_path / "b").answer(ITEMS)) == RIGHT

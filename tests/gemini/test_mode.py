@@ -15,7 +15,7 @@ from ray_pipeline.recipe import Gemini
         ({"deadline_hours": 6}, 25_000, 25_000_000, 20.0, 10.0, "live", "gemini.deadline_hours is 6"),
         ({}, 200, 200_000, 0.2, 0.1, "live", "saves 0.10 of 0.20 USD, too little to wait for"),
         ({}, 1000, 10**6, 2.0, 1.0, "batch", "leaves it the time"),
-        ({}, 25_000, 25_000_000, 20.0, None, "live", "price of gemini-2.5-flash in batch mode is not known"),
+        ({}, 25_000, 25_000_000, 20.0, None, "live", "price of gemini-3.5-flash-lite in batch mode is not known"),
         ({}, 25_000, 25_000_000, None, None, "live", "is not known"),
         ({}, 25_000, 25_000_000, 10.0, 10.0, "live", "not less than the 10.00"),
         ({"requests_per_minute": 1}, 2000, 10**6, 0.4, 0.2, "batch", "would take 33 hours at the limits"),

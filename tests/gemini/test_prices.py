@@ -20,8 +20,9 @@ def test_a_price_is_of_a_million_tokens() -> None:
 
 
 def test_every_price_names_its_source_and_date() -> None:
-    assert "gemini-2.5-flash" in table()
-    for price in table().values():
+    found = table(datetime.date(2026, 11, 1))
+    assert {"gemini-2.5-flash", Gemini().model} <= set(found)
+    for price in [*found.values(), *table(datetime.date(2028, 1, 1)).values()]:
         assert price.source.startswith("https://")
         assert datetime.date.fromisoformat(price.date + "-01" * (price.date.count("-") == 1))
         assert 0 < price.cached < price.input <= price.output <= price.thinking
@@ -35,3 +36,9 @@ def test_an_unknown_model_has_no_price_and_a_recipe_may_give_one() -> None:
         assert given is not None
         assert (given.usd(1e6, 1e6, 1e6, 5e5), given.source) == (17.0, "recipe")
         assert given.usd(1e6, 1e6, batch=True) is None, "what the recipe does not say is not guessed"
+
+
+def test_a_price_that_ends_is_followed_by_the_next() -> None:
+    before, after = (table(datetime.date(*day))["gemini-3.8-flash"] for day in ((2026, 12, 31), (2027, 1, 1)))
+    assert (after.input, after.output) == (2 * before.input, 2 * before.output)
+    assert len(table(datetime.date(2026, 1, 1))) == len(table(datetime.date(2030, 1, 1)))
