@@ -1,7 +1,7 @@
 """A local language detector: lingua, over the languages that may occur."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Detector(Protocol):
@@ -11,13 +11,24 @@ class Detector(Protocol):
         """(ISO 639-1 code, probability), best first."""
 
 
+def unknown(languages: Iterable[str]) -> list[str]:
+    """Those of some languages that lingua cannot tell."""
+    return [code for code in dict.fromkeys(languages) if code not in _known()]
+
+
+def _known() -> dict[str, Any]:
+    from lingua import Language
+
+    return {language.iso_code_639_1.name.lower(): language for language in Language.all()}
+
+
 class Lingua:
     """The lingua detector over some languages; those that it cannot tell are left out."""
 
     def __init__(self, languages: Iterable[str]) -> None:
-        from lingua import Language, LanguageDetectorBuilder
+        from lingua import LanguageDetectorBuilder
 
-        known = {language.iso_code_639_1.name.lower(): language for language in Language.all()}
+        known = _known()
         chosen = [known[code] for code in dict.fromkeys(languages) if code in known]
         self._detector = LanguageDetectorBuilder.from_languages(*chosen).build() if chosen else None
 

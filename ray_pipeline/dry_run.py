@@ -62,7 +62,7 @@ def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:
 def estimates(recipe: Recipe, steps: Sequence[Step]) -> dict[str, Estimate]:
     """What the stages that are not done would ask of Gemini, from the rows as far as they are known."""
     to_do = {step.stage.name for step in steps if step.finished is None}
-    if not to_do & {"languages", "translate"}:
+    if not to_do & {"languages", "translate", "audit"}:
         return {}
     done = {step.stage.name: step.finished for step in steps if step.finished is not None}
     with serving.gemini(recipe) as served:

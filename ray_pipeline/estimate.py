@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_pipeline import languages, selection
+from ray_pipeline.audit import gemini as audit
 from ray_pipeline.gemini import pricing
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.gemini.prompts import Item
@@ -90,21 +91,46 @@ def estimates(recipe: Recipe, rows: Iterable[Row], to_do: set[str], corrected: b
         _correct(recipe, sample)
     if "languages" in to_do and recipe.languages.correct and recipe.languages.gemini and questions:
         asked = _correct(recipe, questions)
-        items = round(len(known.questions) * len(asked) / len(questions))
-        wanted = [Item(text) for text in asked]
+        number = round(len(known.questions) * len(asked) / len(questions))
+        texts = [Item(text) for text in asked]
         found["languages"] = pricing.estimate(
-            recipe.gemini, "detect_language", items, wanted, recipe.languages.candidates
+            recipe.gemini, "detect_language", number, texts, recipe.languages.candidates
         )
-    if "translate" in to_do and recipe.translate.local is None and sample:
-        total, wanted = _translations(recipe, known, sample)
-        if total:
-            found["translate"] = pricing.estimate(recipe.gemini, "translate", total, wanted, ())
+    if sample and to_do & {"translate", "audit"}:
+        total, requested = _translations(recipe, known, sample)
+        if "translate" in to_do and total and recipe.translate.local is None:
+            items = [Item(row["query"], row["language"], language) for row, language in requested]
+            found["translate"] = pricing.estimate(recipe.gemini, "translate", total, items, ())
+        if "audit" in to_do and total:
+            found |= _audit(recipe, total, requested)
     return found
+
+
+def _audit(recipe: Recipe, total: int, requested: Sequence[tuple[Row, str]]) -> dict[str, Estimate]:
+    """What the audit would ask about the translations; not the second model, of which nobody knows how often."""
+    asked = audit.questions(recipe)
+    found = {}
+    if "back" in asked:
+        items = [Item(row["query"], language, row["language"]) for row, language in requested]
+        number = round(total * recipe.audit.back_translate_share)
+        found["audit (translated back)"] = pricing.estimate(asked["back"].gemini, "translate", number, items, ())
+    if "judge" in asked:
+        items = [audit.judged(_as_translated(row, language)) for row, language in requested]
+        number = round(total * recipe.audit.judge_share)
+        found["audit (judge)"] = pricing.estimate(asked["judge"].gemini, "judge", number, items, ())
+    return found
+
+
+def _as_translated(row: Row, language: str) -> Row:
+    """A row of the translations' table, whose translation is about as long as the text."""
+    texts = {"text": row["query"], "translation": row["query"]}
+    languages = {"source_language": row["language"], "target_language": language}
+    return {**texts, **languages, "target": row["target"], "label": row["label"]}
 
 
 def _correct(recipe: Recipe, sample: list[dict[str, Any]]) -> list[str]:
     """Correct the sample's tags as far as the local detector can; returns the queries left for Gemini."""
-    detector = languages.Lingua(recipe.languages.candidates)
+    detector = languages.detector(recipe.languages)
     asked = []
     for row in sample:
         language = languages.decide(row["query"], row["language"], recipe.languages, detector)
@@ -115,17 +141,17 @@ def _correct(recipe: Recipe, sample: list[dict[str, Any]]) -> list[str]:
     return asked
 
 
-def _translations(recipe: Recipe, known: Rows, sample: Sequence[Row]) -> tuple[int, list[Item]]:
-    """How many distinct translations are wanted, and a sample of them."""
+def _translations(recipe: Recipe, known: Rows, sample: Sequence[Row]) -> tuple[int, list[tuple[Row, str]]]:
+    """How many distinct translations are wanted, and a sample: rows and the languages that they go into."""
     rules = recipe.translate
-    total, wanted = 0, list[Item]()
+    total, wanted = 0, list[tuple[Row, str]]()
     for language in rules.languages:
         eligible = [row for row in sample if selection.stratum(row, language, rules) is not None]
         rows = min(selection.wanted(rules, language), known.train * len(eligible) / len(sample))
         total += round(rows * known.distinct_share(rows, {row["language"] for row in eligible}))
-        wanted += [Item(row["query"], row["language"], language) for row in eligible]
+        wanted += [(row, language) for row in eligible]
     if rules.pivot:
         foreign = [row for row in sample if row["language"] != selection.PIVOT]
         total += round(len(known.kept) * len(foreign) / len(sample))
-        wanted += [Item(row["query"], row["language"], selection.PIVOT) for row in foreign]
+        wanted += [(row, selection.PIVOT) for row in foreign]
     return total, wanted

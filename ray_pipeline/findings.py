@@ -34,6 +34,7 @@ def findings(task: TaskReport) -> list[Finding]:
         _hard_negatives,
         _calibration,
         _audit,
+        _versions,
         _few_rows,
         _stopping,
     )
@@ -196,6 +197,13 @@ def _audit(task: TaskReport) -> Iterator[Finding]:
     if figures:
         text = f"Rejected are over {MAX_REJECTED:.0%} of the translations into {'; '.join(figures)}."
         yield Finding("warning", "Many translations were rejected", text)
+
+
+def _versions(task: TaskReport) -> Iterator[Finding]:
+    for stage in task.stages:
+        if stage.unexpected_versions:
+            text = f"{stage.stage} was answered by {', '.join(stage.unexpected_versions)}, not by the recipe's model."
+            yield Finding("warning", "Another version of the model answered", text)
 
 
 def _few_rows(task: TaskReport) -> Iterator[Finding]:

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from ray_pipeline import artifact, runtime, shards, storage, tables
 from ray_pipeline.artifact import Counts
+from ray_pipeline.detector import Detector, Lingua, unknown
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini import fanout
 from ray_pipeline.gemini.fanout import Fanout
-from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
+from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import Languages, Recipe
 from ray_pipeline.scripts import SCRIPT_LANGUAGES, scripts
@@ -22,29 +23,11 @@ from ray_pipeline.text import language_code
 UNDETERMINED = "und"
 
 
-class Detector(Protocol):
-    """Tells how likely a text is in each language."""
-
-    def confidences(self, text: str) -> Sequence[tuple[str, float]]:
-        """(ISO 639-1 code, probability), best first."""
-
-
-class Lingua:
-    """The lingua detector over some languages."""
-
-    def __init__(self, candidates: Sequence[str]) -> None:
-        from lingua import IsoCode639_1, LanguageDetectorBuilder
-
-        try:
-            codes = [IsoCode639_1.from_str(code.upper()) for code in candidates]
-        except ValueError as error:
-            raise RecipeError(f"languages.candidates {list(candidates)}: {error}: use ISO 639-1 codes") from error
-        self._detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
-
-    def confidences(self, text: str) -> Sequence[tuple[str, float]]:
-        """(ISO 639-1 code, probability), best first."""
-        values = self._detector.compute_language_confidence_values(text)
-        return [(value.language.iso_code_639_1.name.lower(), value.value) for value in values]
+def detector(rules: Languages) -> Detector:
+    """The local detector over the recipe's candidates; raises RecipeError for one that it does not know."""
+    if missing := unknown(rules.candidates):
+        raise RecipeError(f"languages.candidates: {missing} cannot be told by the local detector: use ISO 639-1 codes")
+    return Lingua(rules.candidates)
 
 
 def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | None:
@@ -70,10 +53,10 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
 
 def undecided(rules: Languages, table: pa.Table) -> list[Item]:
     """The questions of a shard of pairs that are left for Gemini."""
-    detector = Lingua(rules.candidates)
+    local = detector(rules)
     texts, tags = table.column("query").to_pylist(), table.column("language").to_pylist()
     questions = dict.fromkeys(zip(texts, tags, strict=True))
-    return [Item(text) for text, tag in questions if decide(text, tag, rules, detector) is None]
+    return [Item(text) for text, tag in questions if decide(text, tag, rules, local) is None]
 
 
 class Correction:
@@ -81,7 +64,7 @@ class Correction:
 
     def __init__(self, recipe: Recipe, workdir: str, held: Any = None) -> None:
         self._rules = recipe.languages
-        self._detector = Lingua(self._rules.candidates)
+        self._detector = detector(self._rules)
         self._fanout = None
         if self._rules.gemini:
             workers = recipe.runtime.translate_workers
@@ -115,7 +98,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.languages
     if not rules.correct:
         return {"correct": False}
-    model = fanout.identity(recipe.gemini, TEMPLATE_VERSION) if rules.gemini else None
+    model = fanout.identity(recipe.gemini, "detect_language") if rules.gemini else None
     return {**rules.model_dump(), "gemini": model}
 
 

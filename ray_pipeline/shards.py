@@ -4,6 +4,7 @@ A shard's name, never the order of Ray's blocks, is its identity: whatever is ki
 that are whole and makes the others.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,11 +88,12 @@ class _ShardWorker:
     ) -> None:
         self._make = make
         self._work: Work | None = None
+        self._making = threading.Lock()
         self._folder, self._schema, self._columns = folder, schema, columns
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self._work is None:  # not when the actor is made: Ray would hide what goes wrong then
-            self._work = self._make()
+        with self._making:  # not when the actor is made: Ray would hide what goes wrong then
+            self._work = self._work or self._make()
         source = batch.to_pylist()[0]
         table = artifact.read_shard(source["url"], source["rows"], self._columns)
         try:
@@ -149,6 +151,7 @@ def map_shards(
             size=min(workers, len(missing)),
             max_tasks_in_flight_per_actor=at_once,
             max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
         ),
         num_cpus=num_cpus,
         num_gpus=num_gpus,

@@ -15,7 +15,7 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.gemini import fanout
 from ray_pipeline.gemini.fanout import Fanout
 from ray_pipeline.gemini.ledger import Answer
-from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Item
+from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import LocalTranslator, Recipe
 from ray_pipeline.selection import write_requests
@@ -90,7 +90,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
             "translate": chosen,
             "local": {**local, "model": models.identity(rules.local.model, rules.local.revision)},
         }
-    return {"translate": chosen, "gemini": fanout.identity(recipe.gemini, TEMPLATE_VERSION)}
+    return {"translate": chosen, "gemini": fanout.identity(recipe.gemini, "translate")}
 
 
 def run(context: Context) -> Outcome:

@@ -119,6 +119,14 @@ def test_the_mode_and_its_reason_are_said(make: Any, tmp_path: Path) -> None:
     assert f"live ({auto.why})" in dry_run.describe([make(**base, gemini__mode="auto")], str(tmp_path / "work"), None)
 
 
+def test_what_the_audit_asks_is_counted_too(make: Any, tmp_path: Path) -> None:
+    base = {**FIXED, "translate__pivot": True, "audit__judge_share": 1.0, "audit__back_translate_share": 0.5}
+    found = estimates(make(**base), tmp_path)
+    assert found["audit (judge)"].items == found["translate"].items == 2 * found["audit (translated back)"].items
+    assert (found["audit (judge)"].usd or 0) > 0
+    assert set(estimates(make(**FIXED, translate__pivot=True), tmp_path)) == {"translate"}
+
+
 def test_a_sample_does_not_depend_on_the_order_of_rows() -> None:
     rows = [
         {"pair_id": f"p{i}", "query": f"q{i % 7000}", "language": "en", "part": "train" if i % 3 else None}

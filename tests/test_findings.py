@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
-from ray_pipeline.report.data import Comparison, Difference, Estimate, Finding, Slice, TaskReport
+from ray_pipeline.report.data import Comparison, Difference, Estimate, Finding, Slice, StageCost, TaskReport
 
 NAN = math.nan
 
@@ -210,3 +210,11 @@ def test_stopping(f1: list[float], title: str) -> None:
 def test_warnings_come_first() -> None:
     task = report(scalars={"ece": around(0.2)}, languages=[rows_of("pl", around(0.9), rows=5)])
     assert [one.level for one in findings(task)] == ["warning", "note", "good", "good"]
+
+
+def test_another_version_of_the_model_is_told() -> None:
+    cost = StageCost("translate", "f0", 10, 10, 0, 1.0, False, 1, 100, 0.1)
+    assert "version of the model" not in titles(report(stages=[cost]))
+    other = replace(cost, unexpected_versions=["gemini-9-preview"])
+    one = found("Another version of the model", report(stages=[cost, other]))
+    assert (one.level, "gemini-9-preview" in one.text, "translate" in one.text) == ("warning", True, True)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from ray_pipeline import languages
-from ray_pipeline.languages import Lingua, decide
+from ray_pipeline.detector import Lingua
+from ray_pipeline.languages import decide
 from ray_pipeline.recipe import Languages, Recipe
 from ray_pipeline.scripts import scripts
 

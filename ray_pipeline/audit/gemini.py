@@ -9,7 +9,7 @@ from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini import fanout
 from ray_pipeline.gemini.fanout import Fanout
 from ray_pipeline.gemini.prices import price_of
-from ray_pipeline.gemini.prompts import Item, Kind, template_version
+from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.recipe import Gemini, Recipe
 
 UNDETERMINED = "und"
@@ -38,10 +38,11 @@ def questions(recipe: Recipe) -> dict[str, Question]:
 
 
 def _other(gemini: Gemini, model: str | None) -> Gemini:
-    """The settings for another model: what is known of the recipe's own does not hold for it."""
+    """The settings for another model: its version, price and ways to think are not the recipe's own model's."""
     if model is None or model == gemini.model:
         return gemini
-    return gemini.model_copy(update={"model": model, "model_version": None, "price": None})
+    own = dict.fromkeys(("model_version", "price", "thinking_budget", "thinking_level"))
+    return gemini.model_copy(update={"model": model, **own})
 
 
 def check(recipe: Recipe) -> None:
@@ -60,7 +61,7 @@ def check(recipe: Recipe) -> None:
 
 def identity(question: Question) -> list[Any]:
     """What changes an answer, for the stage's identity."""
-    return fanout.identity(question.gemini, template_version(question.kind))
+    return fanout.identity(question.gemini, question.kind)
 
 
 class Asker:

@@ -74,6 +74,15 @@ class Usage:
     versions: Counter[str] = field(default_factory=Counter)
     """Requests by the version of the model that answered."""
 
+    def add(self, reply: Reply, usd: float) -> None:
+        """Count a reply and what it has cost."""
+        self.input_tokens += reply.input_tokens
+        self.output_tokens += reply.output_tokens
+        self.thinking_tokens += reply.thinking_tokens
+        self.cached_tokens += reply.cached_tokens
+        self.usd += usd
+        self.versions[reply.model_version or "unknown"] += 1
+
 
 def endpoint(gemini: Gemini) -> str | None:
     """The server's address: the recipe's, else the environment's; null for Google's own."""

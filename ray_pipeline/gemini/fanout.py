@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from ray_pipeline.gemini.client import Client, RateLimited, Reply, Unavailable, 
 from ray_pipeline.gemini.ledger import FLUSH_SECONDS, Answer, Ledger, folder
 from ray_pipeline.gemini.permits import Permits, Stopped
 from ray_pipeline.gemini.prices import price_of
-from ray_pipeline.gemini.prompts import Item, Kind
+from ray_pipeline.gemini.prompts import Item, Kind, template_version
 from ray_pipeline.gemini.quota import Ask
 from ray_pipeline.gemini.requests import group, input_tokens
 from ray_pipeline.recipe import Gemini, Runtime
@@ -73,7 +74,8 @@ class Fanout:
         self._session: _Session | None = None
         self._replied_at = 0.0
         self._estimated = self._counted = CALIBRATION_TOKENS
-        self.usage = Usage()
+        self._usage = Usage()
+        self._counting = threading.Lock()
 
     def answer(self, items: Sequence[Item]) -> dict[str, Answer]:
         """Answers by item key, one for every distinct item; raises GeminiError where no progress is possible."""
@@ -175,7 +177,8 @@ class Fanout:
         failures = 0
         while True:
             permit = await session.permits.take(ask)
-            self.usage.requests += 1
+            with self._counting:
+                self._usage.requests += 1
             started = time.monotonic()
             outcome = await session.client.ask(items, cap_factor)
             match outcome:
@@ -184,7 +187,8 @@ class Fanout:
                     self._settle(permit, outcome, estimate)
                     return outcome
                 case RateLimited(seconds):
-                    self.usage.rate_limited += 1
+                    with self._counting:
+                        self._usage.rate_limited += 1
                     pause = DEFAULT_PAUSE_SECONDS if seconds is None else seconds
                     await session.permits.limited(permit, started, pause)
                 case Unavailable():
@@ -195,13 +199,9 @@ class Fanout:
                     await _rest(session, min(30.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0))
 
     def _settle(self, permit: int, reply: Reply, estimate: int) -> None:
-        usd, usage = self._usd(reply), self.usage
-        usage.input_tokens += reply.input_tokens
-        usage.output_tokens += reply.output_tokens
-        usage.thinking_tokens += reply.thinking_tokens
-        usage.cached_tokens += reply.cached_tokens
-        usage.usd += usd
-        usage.versions[reply.model_version or "unknown"] += 1
+        usd = self._usd(reply)
+        with self._counting:
+            self._usage.add(reply, usd)
         if reply.input_tokens:
             self._estimated += estimate
             self._counted += reply.input_tokens
@@ -235,7 +235,8 @@ class Fanout:
 
     def counts(self) -> dict[str, float]:
         """What was asked and billed since the last call, as counts that add up."""
-        usage, self.usage = self.usage, Usage()
+        with self._counting:
+            usage, self._usage = self._usage, Usage()
         return {
             "requests": usage.requests, "rate_limited": usage.rate_limited, "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens, "thinking_tokens": usage.thinking_tokens,
@@ -292,9 +293,9 @@ def workers(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def identity(gemini: Gemini, template_version: int) -> list[Any]:
+def identity(gemini: Gemini, kind: Kind) -> list[Any]:
     """What changes an answer, for a stage's identity."""
-    return [gemini.model, gemini.temperature, thinking.setting(gemini), template_version]
+    return [gemini.model, gemini.temperature, thinking.setting(gemini), template_version(kind)]
 
 
 def account(gemini: Gemini, counts: Mapping[str, float]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from ray_pipeline import storage
 from ray_pipeline.errors import StorageError
 from ray_pipeline.gemini import thinking
-from ray_pipeline.gemini.prompts import TEMPLATE_VERSION, Kind
+from ray_pipeline.gemini.prompts import Kind, template_version
 from ray_pipeline.recipe import Gemini
 from ray_pipeline.text import stable_id
 
@@ -59,7 +59,7 @@ def place(key: str) -> int:
 def folder(workdir: str, gemini: Gemini, kind: Kind, languages: Iterable[str] = ()) -> str:
     """Where answers of equal model, parameters, template and possible languages are kept."""
     parameters = [gemini.model, repr(gemini.temperature), repr(thinking.setting(gemini))]
-    return storage.join(workdir, "ledger", kind, stable_id(*parameters, str(TEMPLATE_VERSION), *languages))
+    return storage.join(workdir, "ledger", kind, stable_id(*parameters, str(template_version(kind)), *languages))
 
 
 class Log:

@@ -62,7 +62,7 @@ def estimate(gemini: Gemini, kind: Kind, items: int, sample: Sequence[Item], lan
 
 def _answer(kind: Kind, request: Sequence[Item]) -> str:
     """What the answer looks like: the keys, and about as much text as was asked about."""
-    texts = [item.text if kind == "translate" else "en" for item in request]
+    texts = [{"translate": item.text, "detect_language": "en", "judge": "kept"}[kind] for item in request]
     rows = [{"key": item.key, answer_field(kind): text} for item, text in zip(request, texts, strict=True)]
     return json.dumps(rows, ensure_ascii=False)
 

@@ -200,6 +200,7 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
     return StageCost(
         manifest.stage, manifest.fingerprint, manifest.rows_in, manifest.rows_out, manifest.rows_rejected,
         manifest.seconds, reused, manifest.requests, sum(manifest.tokens.values()), manifest.usd, manifest.reasons,
+        manifest.extra.get("unexpected_versions", []),
     )  # fmt: skip
 
 

@@ -74,6 +74,8 @@ class StageCost:
     """None where the model's price is unknown."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Why rows were rejected, with counts."""
+    unexpected_versions: list[str] = field(default_factory=list)
+    """What the server says it answered with, where that is not the recipe's model."""
 
 
 @dataclass(frozen=True)
