@@ -131,6 +131,8 @@ def write_shard(
     if rejected is not None and rejected.num_rows:
         reasons = dict(Counter(rejected.column("reason").to_pylist()))
         storage.write_parquet(storage.join(folder, "rejected", name), rejected)
+    else:
+        storage.remove_file(storage.join(folder, "rejected", name))  # of an attempt that was killed
     counts = Counts(rows_in, table.num_rows, reasons, dict(extra))
     metadata = {**(table.schema.metadata or {}), SHARD_COUNTS: json.dumps(asdict(counts)).encode()}
     storage.write_parquet(storage.join(folder, name), table.replace_schema_metadata(metadata))

@@ -65,6 +65,12 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
         raise RecipeError(
             f"gemini.max_usd is set, but the price of gemini.model {recipe.gemini.model} is unknown: set gemini.price"
         )
+    price = price_of(recipe.gemini)
+    if recipe.gemini.max_usd is not None and recipe.gemini.mode == "batch" and price and price.batch_output is None:
+        raise RecipeError(
+            f"gemini.max_usd is set, but the price of {recipe.gemini.model} in batch mode is unknown: "
+            "set gemini.price.batch_input and batch_output, or gemini.mode live"
+        )
     steps: list[Step] = []
     fingerprints: dict[str, str] = {}
     for stage in STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES:

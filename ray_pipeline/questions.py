@@ -21,6 +21,7 @@ from ray_pipeline.recipe import Gemini
 from ray_pipeline.shards import Source, Work
 from ray_pipeline.stage import Context
 
+LOGGED_ANSWERS = 100_000
 BATCH_LOGS = 16
 """Files into which a batch job's answers are divided by their places, so that a worker need not read them all."""
 
@@ -65,16 +66,20 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
     gemini = context.recipe.gemini
     done = set(artifact.present_shards(context.folder))
     missing = [source for source in sources if source.name not in done]
-    if not missing or gemini.mode == "live" or not _is_chosen(gemini, missing, questions, label):
+    if not missing:
         return Counts()
+    place = storage.join(context.workdir, "ledger", "batches")
+    chosen = gemini.mode != "live" and _is_chosen(gemini, missing, questions, label)
+    if not chosen and not batch.under_way(gemini, questions.kind, questions.languages, place):
+        return Counts()  # jobs of an earlier run are read in any mode: they are paid for
     folder = ledger.folder(context.workdir, gemini, questions.kind, questions.languages)
     logs = _Logs(folder)
     outcome = batch.fill(
         gemini,
         questions.kind,
         questions.languages,
-        _unanswered(missing, questions, folder),
-        storage.join(context.workdir, "ledger", "batches"),
+        _unanswered(missing, questions, folder) if chosen else (),
+        place,
         logs.keep,
         known=partial(_known, folder),
         may_spend=lambda usd: bool(ray.get(held.may_spend.remote(usd))),
@@ -128,13 +133,17 @@ class _Logs:
 
     def __init__(self, folder: str) -> None:
         self._folder, self._logs = folder, dict[int, Log]()
+        self._kept = 0
 
     def keep(self, answers: Iterable[Answer]) -> None:
         """Make answers durable."""
         for answer in answers:
             self._log(ledger.place(answer.key)).append([answer])
+            self._kept += 1
         for log in self._logs.values():
             log.flush()
+        if self._kept >= LOGGED_ANSWERS:  # so that memory does not grow with them
+            self.close()
 
     def _log(self, place: int) -> Log:
         size = 0x10000 // BATCH_LOGS
@@ -147,6 +156,7 @@ class _Logs:
         """End all logs."""
         for log in self._logs.values():
             log.close()
+        self._logs, self._kept = {}, 0
 
 
 def _tell(label: str, line: str) -> None:

@@ -132,6 +132,8 @@ class Gemini(Section):
     model: str = "gemini-3.5-flash-lite"
     base_url: str | None = None
     """Null: GOOGLE_GEMINI_BASE_URL, else Google's own; `sandbox://` starts the local server."""
+    sandbox: bool = False
+    """Set while the local server stands in for Gemini: what it answers is kept apart."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     thinking_budget: int | None = None
     """Tokens, of the 2.5 models: 0 none, -1 as many as the model likes."""
@@ -169,6 +171,11 @@ class Gemini(Section):
     """Requests end before the working folder's answers cost more than this; needs a model with a known price."""
     price: Price | None = None
     """In place of the price table's row."""
+
+    @property
+    def stands_for(self) -> str:
+        """Whose answers these are, for what is kept of them; empty for Gemini's."""
+        return "sandbox" if self.sandbox or (self.base_url or "").startswith("sandbox://") else ""
 
     @model_validator(mode="after")
     def _one_way_to_think(self) -> Self:
@@ -465,6 +472,14 @@ class Runtime(Section):
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
     """Restarts of training after a lost worker."""
+
+    @model_validator(mode="after")
+    def _has_the_resource(self) -> Self:
+        if self.translate_resource is not None and self.address == "local":
+            raise ValueError(
+                "runtime.translate_resource needs a cluster whose nodes offer it: set runtime.address, or leave it out"
+            )
+        return self
 
 
 class Recipe(Section):

@@ -18,6 +18,7 @@ from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import LocalTranslator, Recipe
+from ray_pipeline.runtime import check_room
 from ray_pipeline.selection import write_requests
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -126,6 +127,7 @@ def _run_gemini(context: Context, sources: Sequence[Source]) -> Outcome:
 
 def _run_local(context: Context, sources: Sequence[Source], settings: LocalTranslator) -> Outcome:
     runtime = context.recipe.runtime
+    check_room(runtime, runtime.translate_workers)
     return Outcome(
         shards.map_shards(
             sources,

@@ -267,4 +267,24 @@ def test_accumulation_makes_up_the_batch(make_recipe: Make) -> None:
 def test_the_defaults_are_the_paper_s() -> None:
     found = recipe.validate(MINIMAL, "test")
     assert (found.train.lora.rank, found.train.learning_rate, found.train.epochs) == (32, 2e-4, 5)
-    assert (found.train.precision, found.gemini.model) == ("nf4", "gemini-2.5-flash")
+    assert found.train.precision == "nf4"
+
+
+@pytest.mark.parametrize("task", ["qc", "qi"])
+def test_the_paper_s_recipes_name_its_model(task: str) -> None:
+    found = recipe.read(Path(__file__).parents[1] / "jobs" / "recipes" / f"paper-{task}.yaml", environment={})
+    assert found.gemini.model == "gemini-2.5-flash"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"translate__languages": ["de"], "translate__rows_per_language": {"pl": 3}}, "rows_per_language names"),
+        ({"translate__translator": "local"}, "go together"),
+        ({"translate__local": {"model": "a/b"}}, "go together"),
+        ({"runtime__translate_resource": "fanout"}, "needs a cluster"),
+    ],
+)
+def test_translation_that_cannot_work(make_recipe: Make, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        make_recipe(**changes)

@@ -83,7 +83,9 @@ class Asker:
 
     def back(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """The translations in the sources' languages again; null where Gemini gives none."""
-        items = [Item(row["translation"], row["target_language"], row["source_language"]) for row in rows]
+        items = [
+            Item(row["translation"], row["target_language"], row["source_language"], near=row["text"]) for row in rows
+        ]
         return [text for text, _ in self._ask("back", items)]
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:

@@ -14,7 +14,7 @@ from ray_pipeline.audit import gemini, similarity
 from ray_pipeline.audit.examine import Examiner, Finding, languages
 from ray_pipeline.audit.rules import Row
 from ray_pipeline.gemini import fanout, ledger, quota
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import Gemini, Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 
 FAILED, UNANSWERED, MENDED = "failed ", "unanswered ", "mended"
@@ -109,7 +109,10 @@ def run(context: Context) -> Outcome:
     asked = {question.gemini.model: question.gemini for question in gemini.questions(recipe).values()}
     with ExitStack() as stack:
         spent = ledger.spent(workdir) if asked else 0.0
-        held = {model: stack.enter_context(quota.held(one, workdir, spent)) for model, one in asked.items()}
+        held = {
+            model: stack.enter_context(quota.held(_with_its_part(one, spent, len(asked)), workdir, spent))
+            for model, one in asked.items()
+        }
         counts = shards.map_shards(
             sources,
             partial(Audit, recipe, workdir, held),
@@ -119,6 +122,13 @@ def run(context: Context) -> Outcome:
             **workers(recipe),
         )
     return Outcome(counts, account(recipe, counts.extra))
+
+
+def _with_its_part(gemini: Gemini, spent: float, models: int) -> Gemini:
+    """The settings of one of several models, which share in equal parts what `max_usd` has left."""
+    if gemini.max_usd is None:
+        return gemini
+    return gemini.model_copy(update={"max_usd": spent + max(0.0, gemini.max_usd - spent) / models})
 
 
 def workers(recipe: Recipe) -> dict[str, Any]:

@@ -103,6 +103,16 @@ def fill(
     return asyncio.run(_Run(gemini, kind, languages, folder, keep, known, may_spend, tell, clock).fill(items))
 
 
+def under_way(gemini: Gemini, kind: Kind, languages: Sequence[str], folder: str) -> bool:
+    """Whether an earlier run has left jobs whose results were not read."""
+    return any(record.ended is None for record in Records(_records_folder(gemini, kind, languages, folder)).all())
+
+
+def _records_folder(gemini: Gemini, kind: Kind, languages: Sequence[str], folder: str) -> str:
+    """Jobs of another model, other parameters or instructions have nothing to say of the items."""
+    return storage.join(folder, stable_id(gemini.model, kind, json.dumps(request_body(gemini, kind, languages, []))))
+
+
 @dataclass(frozen=True)
 class _Spool:
     """The requests of one job, in a local file and by their items' keys."""
@@ -130,9 +140,7 @@ class _Run:
     ) -> None:
         self._gemini, self._kind, self._languages = gemini, kind, languages
         self._keep, self._known, self._may_spend, self._tell, self._clock = keep, known, may_spend, tell, clock
-        # Jobs of another model, other parameters or instructions have nothing to say of these items.
-        identity = stable_id(gemini.model, kind, json.dumps(request_body(gemini, kind, languages, [])))
-        self._url = storage.join(folder, identity)
+        self._url = _records_folder(gemini, kind, languages, folder)
         self._records = Records(self._url)
         self._price = price_of(gemini)
         self._started = clock()
@@ -211,7 +219,7 @@ class _Run:
             storage.append_bytes(str(path), line.encode())
             asked.append(keys)
             tokens += input_tokens(self._kind, batch, self._languages)
-            cap += output_cap(self._gemini, len(batch))
+            cap += output_cap(self._gemini, batch)
         return _Spool(path, asked, tokens, cap) if asked else None
 
     async def _create(self, spool: _Spool, most_usd: float) -> Record | None:

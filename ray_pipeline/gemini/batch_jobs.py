@@ -19,6 +19,8 @@ TRANSFER_SECONDS = 600
 MIME_TYPE = "application/jsonl"
 GONE = (403, 404)
 """How the API says that a file or job is not there; of files, it denies the permission."""
+CANCEL_LOOKS = 20
+"""At a job that was cancelled: until its end is known, which takes minutes at worst."""
 PAGE = 100
 ENDS = {
     "JOB_STATE_SUCCEEDED": "succeeded",
@@ -132,7 +134,7 @@ class Jobs:
     async def cancel(self, name: str) -> Job | Missing | RateLimited | Unavailable:
         """Cancel a job, and wait a little for its end; it may have reached another one meanwhile."""
         await self._persist(lambda: self._client.aio.batches.cancel(name=name), missing=(400, 404))
-        for tries in range(self._gemini.attempts):
+        for tries in range(CANCEL_LOOKS):
             job = await self.look(name)
             if not isinstance(job, Job) or job.ended is not None:
                 return job

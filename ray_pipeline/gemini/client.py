@@ -9,15 +9,24 @@ from typing import Any, Literal, TypeVar
 
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import thinking
-from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, read_answer, response_schema, user_text
+from ray_pipeline.gemini.prompts import (
+    INSTRUCTIONS,
+    Item,
+    Kind,
+    estimate_tokens,
+    read_answer,
+    response_schema,
+    user_text,
+)
 from ray_pipeline.gemini.wire import Response
 from ray_pipeline.recipe import Gemini
 
 T = TypeVar("T")
 
+GOOGLE = "Google's Gemini API"
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-OUTPUT_TOKENS_PER_ITEM = 120
-"""Cap of the answer; doubled, then tripled, where it was reached."""
+OUTPUT_TOKENS_PER_ITEM = 100
+"""Cap of the answer, besides twice the text's own; doubled, then tripled, where it was reached."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Unavailable:
     """The server erred or could not be reached; trying again may help."""
 
     detail: str
-    reason: Literal["timed out", "server error", "connection lost"]
+    reason: Literal["timed out", "server error", "connection lost", "refused"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class Usage:
     cached_tokens: int = 0
     rate_limited: int = 0
     usd: float = 0.0
+    answers_usd: float = 0.0
+    """What all answers have cost, those of earlier runs included."""
     versions: Counter[str] = field(default_factory=Counter)
     """Requests by the version of the model that answered."""
 
@@ -138,9 +149,9 @@ class Client:
         asking = self._client.aio.models.generate_content(
             model=self._gemini.model,
             contents=user_text(self._kind, items, self._languages),
-            config=settings(self._gemini, self._kind, len(items), cap_factor),
+            config=settings(self._gemini, self._kind, items, cap_factor),
         )
-        outcome: Any = await attempt(self._gemini, asking)
+        outcome: Any = await attempt(self._gemini, asking, refusable=True)
         if isinstance(outcome, RateLimited | Unavailable):
             return outcome
         response = Response.model_validate(outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -148,9 +159,11 @@ class Client:
 
 
 async def attempt(
-    gemini: Gemini, call: Awaitable[T], missing: Collection[int] = ()
+    gemini: Gemini, call: Awaitable[T], missing: Collection[int] = (), refusable: bool = False
 ) -> T | RateLimited | Unavailable | Missing:
     """What comes of a call of google-genai's; `missing` are status codes that say that a thing is not there.
+
+    With `refusable`, a request that the server will not have (400, 413) may be at fault itself: it is Unavailable.
 
     Raises GeminiError where trying again is of no use (key, model, malformed request).
     """
@@ -163,6 +176,8 @@ async def attempt(
     except errors.APIError as error:
         if error.code in missing and "API_KEY_INVALID" not in _reasons(error.details):
             return Missing(error.code)
+        if refusable and error.code in (400, 413) and "API_KEY_INVALID" not in _reasons(error.details):
+            return Unavailable(f"{error.code} {error.status}: {error.message}", "refused")
         return _api_error(gemini, error)
     except TimeoutError as error:
         return Unavailable(f"{type(error).__name__}: {error}", "timed out")
@@ -172,14 +187,14 @@ async def attempt(
         return Unavailable(f"{type(error).__name__}: not an answer of Gemini's", "server error")  # a proxy's page
 
 
-def settings(gemini: Gemini, kind: Kind, count: int, cap_factor: int = 1) -> Any:
-    """What goes with the text of a request about so many items."""
+def settings(gemini: Gemini, kind: Kind, items: Sequence[Item], cap_factor: int = 1) -> Any:
+    """What goes with the text of a request about some items."""
     from google.genai import types
 
     return types.GenerateContentConfig(
         system_instruction=INSTRUCTIONS[kind],
         temperature=gemini.temperature,
-        max_output_tokens=output_cap(gemini, count, cap_factor),
+        max_output_tokens=output_cap(gemini, items, cap_factor),
         response_mime_type="application/json",
         response_schema=response_schema(kind),
         thinking_config=thinking.config(gemini),
@@ -188,7 +203,7 @@ def settings(gemini: Gemini, kind: Kind, count: int, cap_factor: int = 1) -> Any
 
 def request_body(gemini: Gemini, kind: Kind, languages: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
     """The same request in the API's own JSON, as a line of a batch job holds it."""
-    config = settings(gemini, kind, len(items)).model_dump(mode="json", by_alias=True, exclude_none=True)
+    config = settings(gemini, kind, items).model_dump(mode="json", by_alias=True, exclude_none=True)
     instruction = config.pop("systemInstruction")
     row = config["responseSchema"]["items"]
     row["propertyOrdering"] = list(row["properties"])  # which the client adds to live requests
@@ -224,7 +239,7 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
     if error.code >= 500 or error.code == 408:
         reason: Literal["timed out", "server error"] = "timed out" if error.code in (408, 504) else "server error"
         return Unavailable(f"{error.code} {error.status}", reason)
-    where = endpoint(gemini) or "Google's Gemini API"
+    where = endpoint(gemini) or GOOGLE
     if error.code in (401, 403) or "API_KEY_INVALID" in _reasons(error.details):
         raise GeminiError(
             f"{where} refuses the key ({error.code} {error.status}): check GEMINI_API_KEY; "
@@ -235,19 +250,21 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
     raise GeminiError(f"{where} refuses the request: {error.code} {error.status}: {error.message}") from error
 
 
-def output_cap(gemini: Gemini, count: int, factor: int = 1) -> int:
-    """Output tokens that a request about so many items may have, thinking included, which counts against the cap."""
-    return min(65_536, OUTPUT_TOKENS_PER_ITEM * count * factor + thinking.room(gemini))
+def output_cap(gemini: Gemini, items: Sequence[Item], factor: int = 1) -> int:
+    """Output tokens that a request may have, thinking included, which counts against the cap."""
+    answers = sum(OUTPUT_TOKENS_PER_ITEM + 2 * estimate_tokens(item.text) for item in items)
+    return min(65_536, answers * factor + thinking.room(gemini))
 
 
 def _day_is_spent(details: Any) -> bool:
-    violations = [violation for item in _details(details) for violation in item.get("violations", [])]
-    return any("PerDay" in str(violation.get("quotaId", "")) for violation in violations)
+    violations = [violation for item in _details(details) for violation in item.get("violations") or []]
+    return any("PerDay" in str(violation) for violation in violations)
 
 
 def _details(details: Any) -> list[dict[str, Any]]:
     inner = details.get("error", details) if isinstance(details, dict) else {}
-    return [item for item in inner.get("details", []) if isinstance(item, dict)]
+    found = inner.get("details") if isinstance(inner, dict) else None
+    return [item for item in found or [] if isinstance(item, dict)]
 
 
 def _retry_delay(details: Any) -> float | None:

@@ -13,7 +13,7 @@ from anyio.from_thread import BlockingPortalProvider
 
 from ray_pipeline.errors import GeminiError, StorageError
 from ray_pipeline.gemini import thinking
-from ray_pipeline.gemini.client import Client, RateLimited, Reply, Unavailable, Usage, endpoint, output_cap
+from ray_pipeline.gemini.client import GOOGLE, Client, RateLimited, Reply, Unavailable, Usage, endpoint, output_cap
 from ray_pipeline.gemini.ledger import FLUSH_SECONDS, Answer, Ledger, folder
 from ray_pipeline.gemini.permits import Permits, Stopped
 from ray_pipeline.gemini.prices import price_of
@@ -24,9 +24,12 @@ from ray_pipeline.recipe import Gemini, Runtime
 
 SINGLE_TRIES = 3
 """Answers without the item that a lone item gets before it is refused."""
+TOO_LONG = "too long for gemini.tokens_per_minute"
 HARMLESS = Item("shoes", "en", "de")
 """Asked about when nothing else is answered any more: is it the server that fails, or these items?"""
 DEFAULT_PAUSE_SECONDS = 5.0
+LONGEST_REFUSAL_SECONDS = 3600.0
+"""After so long with nothing but 429, waiting is given up: credit may be spent, or the project blocked."""
 LATENCY_SECONDS = 5.0
 """Requests that start within this time may be under way at once, where the recipe does not say how many."""
 CALIBRATION_TOKENS = 1000.0
@@ -82,6 +85,8 @@ class Fanout:
         wanted = {item.key: item for item in items}
         ledger = Ledger(self._folder, wanted)
         missing = [item for key, item in wanted.items() if ledger.get(key) is None]
+        for key in wanted:
+            self._check_version(known.model_version if (known := ledger.get(key)) else None)
         self.skip(len(items) - len(missing))
         if missing:
             try:
@@ -90,7 +95,10 @@ class Fanout:
             finally:
                 ledger.flush()
             ledger.close()
-        return {key: answer for key in wanted if (answer := ledger.get(key)) is not None}
+        answers = {key: answer for key in wanted if (answer := ledger.get(key)) is not None}
+        with self._counting:
+            self._usage.answers_usd += sum(answer.usd for answer in answers.values())
+        return answers
 
     def skip(self, rows: int) -> None:
         """Count rows that need no question of their own."""
@@ -144,7 +152,7 @@ class Fanout:
         blocked = len(items) == 1 and reply.reason.startswith("blocked")
         if not reply.answers and not blocked and usd:
             ledger.waste(reply.model_version, usd)
-        self._check_version(reply)
+        self._check_version(reply.model_version)
         if len(left) == 1 and len(items) == 1:
             if blocked:
                 ledger.append([Answer(left[0].key, None, reply.reason, reply.model_version, usd)])
@@ -161,20 +169,24 @@ class Fanout:
 
     async def _ask(self, session: _Session, items: list[Item], cap_factor: int) -> Reply:
         """Ask until the server answers; a request that keeps failing while others succeed has an empty answer."""
+        if input_tokens(self._kind, items, self._languages) > self._gemini.tokens_per_minute:
+            return Reply({}, TOO_LONG, None, 0, 0, 0, unavailable=True)  # no minute could ever let it through
         begun = time.monotonic()
         outcome = await self._try(session, items, cap_factor)
         if isinstance(outcome, Reply):
             return outcome
         if self._replied_at > begun or isinstance(await self._try(session, [HARMLESS], 1), Reply):
             return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
+        if outcome.reason == "refused":
+            raise GeminiError(f"{endpoint(self._gemini) or GOOGLE} refuses the request: {outcome.detail}")
         raise GeminiError(self._unreachable(outcome.detail))
 
     async def _try(self, session: _Session, items: list[Item], cap_factor: int) -> Reply | Unavailable:
         """Ask as often as the recipe allows; a 429 spends no attempt, errors and lost connections do."""
         estimate = input_tokens(self._kind, items, self._languages)
         tokens = round(estimate * self._counted / self._estimated)
-        ask = Ask(tokens, self._most_usd(tokens, len(items), cap_factor))
-        failures = 0
+        ask = Ask(tokens, self._most_usd(tokens, items, cap_factor))
+        failures, begun = 0, time.monotonic()
         while True:
             permit = await session.permits.take(ask)
             with self._counting:
@@ -189,11 +201,17 @@ class Fanout:
                 case RateLimited(seconds):
                     with self._counting:
                         self._usage.rate_limited += 1
+                    if started - max(begun, self._replied_at) > LONGEST_REFUSAL_SECONDS:
+                        raise GeminiError(self._unreachable("nothing but 429 for an hour"))
                     pause = DEFAULT_PAUSE_SECONDS if seconds is None else seconds
                     await session.permits.limited(permit, started, pause)
                 case Unavailable():
-                    self._quota.settle.remote(permit, (0, 0), 0.0, 0)
+                    # Who gave up waiting cannot know whether the server has counted it.
+                    counted = 0 if outcome.reason in ("server error", "refused") else tokens
+                    self._quota.settle.remote(permit, (counted, 0), 0.0, 0)
                     failures += 1
+                    if outcome.reason == "refused":
+                        return outcome
                     if failures >= self._gemini.attempts:
                         return outcome
                     await _rest(session, min(30.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0))
@@ -214,19 +232,19 @@ class Fanout:
         tokens = (reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
         return self._price.usd(*tokens) or 0.0
 
-    def _most_usd(self, tokens: int, count: int, cap_factor: int) -> float:
+    def _most_usd(self, tokens: int, items: Sequence[Item], cap_factor: int) -> float:
         """What a request costs at most: the answer is as long as it may be."""
         if self._price is None:
             return 0.0
-        return self._price.usd(tokens, 0, output_cap(self._gemini, count, cap_factor)) or 0.0
+        cap = output_cap(self._gemini, items, cap_factor)
+        return max(self._price.usd(tokens, cap) or 0.0, self._price.usd(tokens, 0, cap) or 0.0)
 
-    def _check_version(self, reply: Reply) -> None:
-        found = reply.model_version
+    def _check_version(self, found: str | None) -> None:
         if self._gemini.other_version == "stop" and found is not None and not is_expected(self._gemini, found):
             raise GeminiError(unexpected_version(self._gemini, found))
 
     def _unreachable(self, detail: str) -> str:
-        where = endpoint(self._gemini) or "Google's Gemini API"
+        where = endpoint(self._gemini) or GOOGLE
         return (
             f"{where} cannot be reached or keeps failing ({self._gemini.attempts} attempts, last: {detail}): check "
             "gemini.base_url, GOOGLE_GEMINI_BASE_URL and the network; what was answered is kept: the same command "
@@ -240,7 +258,7 @@ class Fanout:
         return {
             "requests": usage.requests, "rate_limited": usage.rate_limited, "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens, "thinking_tokens": usage.thinking_tokens,
-            "cached_tokens": usage.cached_tokens, "usd": usage.usd,
+            "cached_tokens": usage.cached_tokens, "usd": usage.usd, "answers_usd": usage.answers_usd,
             **{VERSION + name: float(count) for name, count in usage.versions.items()},
         }  # fmt: skip
 
@@ -295,7 +313,8 @@ def workers(runtime: Runtime) -> dict[str, Any]:
 
 def identity(gemini: Gemini, kind: Kind) -> list[Any]:
     """What changes an answer, for a stage's identity."""
-    return [gemini.model, gemini.temperature, thinking.setting(gemini), template_version(kind)]
+    parameters = [gemini.model, gemini.temperature, thinking.setting(gemini), template_version(kind)]
+    return [*parameters, gemini.stands_for] if gemini.stands_for else parameters
 
 
 def account(gemini: Gemini, counts: Mapping[str, float]) -> dict[str, Any]:
@@ -303,6 +322,7 @@ def account(gemini: Gemini, counts: Mapping[str, float]) -> dict[str, Any]:
     found = {name.removeprefix(VERSION): int(count) for name, count in counts.items() if name.startswith(VERSION)}
     return {
         "usd": None if price_of(gemini) is None and counts.get("requests") else counts.get("usd", 0.0),
+        "answers_usd": counts.get("answers_usd", 0.0),
         "rate_limited": int(counts.get("rate_limited", 0)),
         "cached_tokens": int(counts.get("cached_tokens", 0)),
         "model_versions": found,

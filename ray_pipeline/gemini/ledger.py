@@ -25,7 +25,7 @@ from ray_pipeline.recipe import Gemini
 from ray_pipeline.text import stable_id
 
 FLUSH_SECONDS = 2.0
-LISTINGS = 5
+LISTINGS = 100
 WASTED = ""
 """The key under which a request's cost stands when it answered no item."""
 SCHEMA = pa.schema(
@@ -58,7 +58,7 @@ def place(key: str) -> int:
 
 def folder(workdir: str, gemini: Gemini, kind: Kind, languages: Iterable[str] = ()) -> str:
     """Where answers of equal model, parameters, template and possible languages are kept."""
-    parameters = [gemini.model, repr(gemini.temperature), repr(thinking.setting(gemini))]
+    parameters = [gemini.model + gemini.stands_for, repr(gemini.temperature), repr(thinking.setting(gemini))]
     return storage.join(workdir, "ledger", kind, stable_id(*parameters, str(template_version(kind)), *languages))
 
 
@@ -75,6 +75,7 @@ class Log:
         self._pending: list[str] = []
         self._answers: list[Answer] = []
         self._flushing = threading.Lock()
+        self._torn = False
 
     def append(self, answers: Iterable[Answer]) -> None:
         """Keep some answers."""
@@ -90,7 +91,8 @@ class Log:
             lines = list(self._pending)
             if not lines:
                 return
-            data = "".join(lines).encode()
+            data = ("\n" * self._torn + "".join(lines)).encode()
+            self._torn = True  # until it is written: a full disk may leave half a line
             if storage.is_remote(self._url):
                 url = storage.join(self._url, f"{self._name}-{len(self._pieces):06d}.jsonl")
                 storage.write_bytes(url, data)
@@ -99,6 +101,7 @@ class Log:
                 url = str(Path(self._url) / f"{self._name}.jsonl")
                 self._pieces = [url]
                 storage.append_bytes(url, data)
+            self._torn = False
             del self._pending[: len(lines)]  # others may have come meanwhile, from another thread
 
     def close(self) -> None:
@@ -161,15 +164,17 @@ def spent(workdir: str) -> float:
 def _answers(url: str, low: int, high: int, wanted: set[str]) -> list[Answer]:
     """What the files in a folder say of the wanted items."""
     keys = pa.array(sorted(wanted), pa.string())
+    read: dict[str, list[Answer]] = {}
     for _ in range(LISTINGS):
-        try:
-            files = list(_overlapping(url, low, high))
-            logged = [answer for file in files if file.endswith(".jsonl") for answer in _lines(file)]
-            tables = [_table(file, keys) for file in files if file.endswith(".parquet")]
-        except FileNotFoundError:  # its writer has just put it into another file
-            continue
-        found = [answer for answer in logged if answer.key in wanted]
-        return found + [Answer(**row) for table in tables for row in table.to_pylist()]
+        vanished = False
+        for file in list(_overlapping(url, low, high)):
+            if file not in read:
+                try:
+                    read[file] = _wanted(file, keys)
+                except FileNotFoundError:  # its writer has just put it into another file
+                    vanished = True
+        if not vanished:
+            return [answer for answers in read.values() for answer in answers]
     raise StorageError(f"{url}: files vanish while they are read; is another run clearing the working folder?")
 
 
@@ -180,9 +185,13 @@ def _overlapping(url: str, low: int, high: int) -> Iterator[str]:
             yield file
 
 
-def _table(url: str, keys: pa.Array) -> pa.Table:
+def _wanted(url: str, keys: pa.Array) -> list[Answer]:
+    if url.endswith(".jsonl"):
+        known = set(keys.to_pylist())
+        return [answer for answer in _lines(url) if answer.key in known]
     table = storage.read_parquet(url, remedy="delete the file: its answers are asked and paid for again")
-    return table.filter(pc.is_in(table.column("key"), keys))
+    found = table.filter(pc.is_in(table.column("key"), keys))
+    return [Answer(**row) for row in found.to_pylist()]
 
 
 def _lines(url: str) -> list[Answer]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_pipeline.gemini import client
+from ray_pipeline.gemini import client, thinking
 from ray_pipeline.gemini.mode import choose
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, answer_field, estimate_tokens, user_text
@@ -55,6 +55,8 @@ def estimate(gemini: Gemini, kind: Kind, items: int, sample: Sequence[Item], lan
     texts = [user_text(kind, request, languages) for request in whole]
     answers = [_answer(kind, request) for request in whole]
     given, answered, counted_by = _tokens(gemini, INSTRUCTIONS[kind], texts, answers)
+    if thinking.room(gemini):
+        counted_by += f", without up to {thinking.room(gemini)} tokens of thinking a request"
     number = -(-items // size)
     sent, received = round(number * given), round(number * answered)
     return _priced(gemini, items, int(number), sent, received, counted_by)

@@ -74,11 +74,14 @@ class Item:
     relevant: str = ""
     """Whether the offer is relevant to the text: yes, no, unknown."""
 
+    near: str = ""
+    """The text beside which the answer is kept, where it is not the item's own: that of the row that it is about."""
+
     @property
     def key(self) -> str:
         """Names the item within a request, and its answer in the ledger; the first four digits are the text's own."""
         judged = (self.translation, self.offer, self.relevant) if self.translation else ()
-        return stable_id(self.text)[:4] + stable_id(self.text, self.source, self.target, *judged)[4:]
+        return stable_id(self.near or self.text)[:4] + stable_id(self.text, self.source, self.target, *judged)[4:]
 
 
 def template_version(kind: Kind) -> int:

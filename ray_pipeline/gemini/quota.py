@@ -87,7 +87,8 @@ class Quota:
     paused_until: float = 0.0
     slowed_at: float = 0.0
     recovered_at: float = 0.0
-    last_permit: int = 0
+    last_permit: int = field(default_factory=time.time_ns)
+    """Numbers go on from the clock, so that no two lives of an actor give out the same."""
 
     def lease(self, now: float, asks: Sequence[Ask], timeout: float) -> Lease:
         """Permits for as many of the asks, in their order, as may start soon; a permit is void after `timeout`.
@@ -104,7 +105,7 @@ class Quota:
             if self._must_wait_for_others(ask):
                 return Lease(permits, HORIZON_SECONDS)
             self.next_request = max(self.next_request, now - BURST_SECONDS) + self._request_seconds
-            self.next_tokens = max(self.next_tokens, now - BURST_SECONDS) + ask.tokens * self._token_seconds
+            self.next_tokens = max(self.next_tokens, now - BURST_SECONDS) + self._token_seconds(ask.tokens)
             self.last_permit += 1
             self.reserved[self.last_permit] = (start + timeout, ask)
             self.used.requests += 1
@@ -114,20 +115,20 @@ class Quota:
     def settle(self, permit: int, tokens: int, usd: float) -> None:
         """Correct a reservation by the input tokens that the server counted, and add what the request has cost."""
         _, ask = self.reserved.pop(permit, (0.0, Ask(tokens)))
-        self.next_tokens += (tokens - ask.tokens) * self._token_seconds
+        self.next_tokens += self._token_seconds(tokens) - self._token_seconds(ask.tokens)
         self.used.usd += usd
 
     def give_back(self, permit: int) -> None:
         """Take back a permit whose request was never sent."""
         if permit in self.reserved:
-            self.used.requests -= 1
+            self.used.requests = max(0, self.used.requests - 1)
             self.next_request -= self._request_seconds
             self.settle(permit, 0, 0.0)
 
     def limited(self, permit: int, now: float, started: float, seconds: float) -> None:
         """The server has said 429 to a request that started at `started`: pause for `seconds`, and slow down."""
         if permit in self.reserved:
-            self.used.requests -= 1  # refused requests are no part of the day's quota
+            self.used.requests = max(0, self.used.requests - 1)  # refused requests are no part of the day's quota
             self.settle(permit, 0, 0.0)
         self.paused_until = max(self.paused_until, now + seconds)
         if started >= self.slowed_at:
@@ -138,9 +139,10 @@ class Quota:
     def _request_seconds(self) -> float:
         return 60 / (self.requests_per_minute * MARGIN * self.rate)
 
-    @property
-    def _token_seconds(self) -> float:
-        return 60 / (self.tokens_per_minute * MARGIN * self.rate)
+    def _token_seconds(self, tokens: int) -> float:
+        """Seconds of the limit that a request takes; a minute has room for one less, since it starts before it pays."""
+        room = max(0.5, MARGIN - tokens / self.tokens_per_minute)
+        return 60 * tokens / (self.tokens_per_minute * room * self.rate)
 
     def _start(self, now: float) -> float:
         return max(now, self.next_request, self.next_tokens, self.paused_until)
@@ -217,7 +219,7 @@ class QuotaActor:
         """See Quota.lease; raises what `stop` was given."""
         if self._stopped is not None:
             raise self._stopped
-        if self._quota.used.day != (today := _today()):
+        if self._quota.used.day < (today := _today()):
             self._quota.used.day, self._quota.used.requests = today, 0
         lease = self._quota.lease(time.monotonic(), asks, self._gemini.timeout_seconds + 60)
         self._keep_promise()
@@ -296,7 +298,7 @@ class QuotaActor:
         if not storage.exists(self._file):
             return Used(_today(), 0, usd)
         saved = json.loads(storage.read_bytes(self._file))
-        requests = saved["requests"] if saved["day"] == _today() else 0
+        requests = saved["requests"] if saved["day"] >= _today() else 0
         return Used(_today(), requests, saved["usd"] if saved["run"] == self._run else usd)
 
     def _keep_promise(self) -> None:

@@ -70,7 +70,9 @@ def gemini(recipe: Recipe) -> Iterator[Recipe]:
     from ray_pipeline.sandbox.gemini_server import GeminiServer
 
     with GeminiServer(Dictionary.from_lexicon(), key=api_key()) as server:
-        yield recipe.model_copy(update={"gemini": recipe.gemini.model_copy(update={"base_url": server.url})})
+        yield recipe.model_copy(
+            update={"gemini": recipe.gemini.model_copy(update={"base_url": server.url, "sandbox": True})}
+        )
 
 
 def _is_local(recipe: Recipe) -> bool:

@@ -29,6 +29,7 @@ from ray_pipeline.recipe import Audit, Gemini
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
 from ray_pipeline.sandbox.gemini_server import GeminiServer
+from ray_pipeline.sandbox.gemini_wire import ApiError
 
 pytestmark = pytest.mark.usefixtures("ray_up", "opened")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
@@ -408,6 +409,39 @@ def test_a_row_that_times_out_alone_is_refused_and_the_others_go_through(tmp_pat
         again = fanout(server.url, tmp_path, timeout_seconds=1, attempts=1, items_per_request=4)
         server.hangs = False
         assert again.answer(items)[bad.key].text, "another run asks again"
+
+
+def test_a_row_that_no_minute_lets_through_is_refused(tmp_path: Path) -> None:
+    with GeminiServer(DICTIONARY, key=KEY, tokens_per_minute=2000, window_seconds=1) as server:
+        bad = Item("red shoes " * 2000, "en", "de")
+        asking = fanout(server.url, tmp_path, tokens_per_minute=2000, items_per_request=4)
+        answers = asking.answer([*ITEMS[:3], bad])
+        assert (answers[bad.key].text, answers[bad.key].reason) == (None, "too long for gemini.tokens_per_minute")
+        assert all(answers[item.key].text == RIGHT[item.key] for item in ITEMS[:3])
+
+
+def test_a_row_that_the_server_will_not_have_is_refused_and_the_others_go_through(tmp_path: Path) -> None:
+    with Choosy(DICTIONARY, key=KEY) as server:
+        bad = Item("red hang 31", "en", "de")
+        answers = fanout(server.url, tmp_path, items_per_request=4).answer([*ITEMS[:5], bad, *ITEMS[5:]])
+        assert (answers[bad.key].text, answers[bad.key].reason) == (None, "refused")
+        assert texts(answers) == RIGHT | {bad.key: None}
+    with Choosy(DICTIONARY, key=KEY) as server:
+        server.nothing = True
+        with pytest.raises(GeminiError, match="refuses the request: 400 INVALID_ARGUMENT"):
+            fanout(server.url, tmp_path / "b").answer(ITEMS)
+        assert server.stats.requests <= 8
+
+
+class Choosy(GeminiServer):
+    """Refuses a request that holds a certain word, or any."""
+
+    nothing = False
+
+    async def _respond(self, request: Any, number: int) -> Any:
+        if self.nothing or b"hang" in await request.read():
+            raise ApiError(400, "INVALID_ARGUMENT", "Request contains an invalid argument.")
+        return await super()._respond(request, number)
 
 
 class Hanging(GeminiServer):

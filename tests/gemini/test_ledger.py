@@ -201,6 +201,8 @@ def test_the_folder_holds_what_changes_an_answer() -> None:
     ]
     assert len({base, *others}) == len(others) + 1
     assert all(other.startswith("/w/ledger/") for other in others)
+    local = ledger.folder("/w", Gemini(base_url="sandbox://"), "translate")
+    assert local == ledger.folder("/w", Gemini(base_url="http://127.0.0.1:1", sandbox=True), "translate") != base
 
 
 def test_a_key_does_not_depend_on_who_travels_along() -> None:

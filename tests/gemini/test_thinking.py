@@ -7,6 +7,7 @@ import pytest
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini import thinking
 from ray_pipeline.gemini.client import output_cap
+from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.recipe import Gemini
 
 
@@ -29,7 +30,7 @@ def test_the_recipe_decides() -> None:
 
 def test_the_answer_s_cap_has_room_for_it() -> None:
     def cap(**settings: Any) -> int:
-        return output_cap(Gemini(**settings), 10)
+        return output_cap(Gemini(**settings), [Item("red shoes")] * 10)
 
     off = cap(model="gemini-2.5-flash")
     assert cap(model="gemini-2.5-flash", thinking_budget=500) == off + 500
