@@ -206,6 +206,18 @@ def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(context: Con
     assert outcome.extra["usd"] == pytest.approx(live + half)
 
 
+def test_jobs_of_an_earlier_run_are_read_in_any_mode(context: Context, server: GeminiServer) -> None:
+    from ray_pipeline.sandbox.gemini_batches import BatchFaults
+
+    server.batch_faults = BatchFaults(never_ends=1)
+    thread = when(lambda: server.stats.batch_jobs == 3, lambda: setattr(server, "key", "another"))
+    stopped(context, "refuses the key", mode="batch", poll_seconds=0.1, batch_requests=40)
+    thread.join()
+    server.key, server.batch_faults = KEY, BatchFaults()
+    assert not check(context, poll_seconds=0.1)
+    assert (server.stats.requests, repeated(server)) == (0, 0), "what was paid for is waited for, not asked live"
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("fault", ["rate429", "slow", *REQUEST_FAULTS, *ANSWER_FAULTS])
 @pytest.mark.parametrize("share", [0.2, 0.6])

@@ -1,0 +1,40 @@
+"""RESULTS.md: every benchmark keeps its last result there, in a section of its own between two markers."""
+
+import datetime
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+FILE = Path(__file__).with_name("RESULTS.md")
+
+
+def keep(name: str, title: str, text: str, file: Path = FILE) -> None:
+    """Replace the section `name` of a Markdown file, or add it at the end if there is none."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n## {title}\n\n{text.strip()}\n{end}"
+    before = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
+    head, found, rest = before.partition(begin)
+    tail = rest.partition(end)[2] if found else "\n"
+    file.write_text(f"{head if found else head.rstrip() + chr(10) * 2}{section}{tail}", encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where(packages: Sequence[str] = ("ray", "torch")) -> str:
+    """The date, the machine and the versions, as one sentence."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    machine = f"{len(os.sched_getaffinity(0))} cores {platform.machine()}, {memory:.0f} GiB, {_gpu()}"
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"{datetime.date.today().isoformat()}; {machine}; Python {platform.python_version()}, {versions}."
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
