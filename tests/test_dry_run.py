@@ -122,7 +122,8 @@ def test_the_mode_and_its_reason_are_said(make: Any, tmp_path: Path) -> None:
 def test_what_the_audit_asks_is_counted_too(make: Any, tmp_path: Path) -> None:
     base = {**FIXED, "translate__pivot": True, "audit__judge_share": 1.0, "audit__back_translate_share": 0.5}
     found = estimates(make(**base), tmp_path)
-    assert found["audit (judge)"].items == found["translate"].items == 2 * found["audit (translated back)"].items
+    assert found["audit (judge)"].items == found["translate"].items
+    assert found["audit (translated back)"].items == pytest.approx(found["translate"].items / 2, abs=1)
     assert (found["audit (judge)"].usd or 0) > 0
     assert set(estimates(make(**FIXED, translate__pivot=True), tmp_path)) == {"translate"}
 

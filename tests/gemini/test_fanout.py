@@ -429,7 +429,7 @@ def test_a_row_that_the_server_will_not_have_is_refused_and_the_others_go_throug
         server.nothing = True
         with pytest.raises(GeminiError, match="refuses the request: 400 INVALID_ARGUMENT"):
             fanout(server.url, tmp_path / "b").answer(ITEMS)
-        assert server.stats.requests <= 8
+        assert server.stats.requests <= 10, "each of five, and whether it is the server that fails"
 
 
 class Choosy(GeminiServer):
