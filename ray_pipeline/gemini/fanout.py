@@ -210,9 +210,7 @@ class Fanout:
                     counted = 0 if outcome.reason in ("server error", "refused") else tokens
                     self._quota.settle.remote(permit, (counted, 0), 0.0, 0)
                     failures += 1
-                    if outcome.reason == "refused":
-                        return outcome
-                    if failures >= self._gemini.attempts:
+                    if outcome.reason == "refused" or failures >= self._gemini.attempts:
                         return outcome
                     await _rest(session, min(30.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0))
 

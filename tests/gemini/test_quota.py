@@ -6,7 +6,6 @@ import random
 import signal
 import time
 import urllib.request
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,7 +153,6 @@ class Simulation:
             (0.0, n, "ask", (0, 0.0)) for n in range(self.workers)
         ]
         serial = self.workers
-        under_way: deque[int] = deque()
         while queue:
             self.now, _, kind, (permit, started) = heapq.heappop(queue)
             if self.now > seconds:
@@ -182,7 +180,6 @@ class Simulation:
                 heapq.heappush(queue, (self.now + chance.uniform(0.5, 2), serial, "settle", (permit, 0.0)))
             else:
                 self.limits.settle(permit, self.tokens, 0.0)
-        del under_way
 
     def a_minute(self, since: float) -> float:
         return 60 * sum(at >= since for at in self.accepted) / (self.now - since)
