@@ -4,6 +4,7 @@ A shard's name, never the order of Ray's blocks, is its identity: whatever is ki
 that are whole and makes the others.
 """
 
+import gc
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ def dataset(
     """A Ray dataset of what `function` makes of each shard; made by tasks, not a pool, so that a shuffle can follow."""
     import ray.data
 
+    _release_workers()
+
     def mapped(batch: pa.Table) -> pa.Table:
         source = batch.to_pylist()[0]
         return function(artifact.read_shard(source["url"], source["rows"], columns))
@@ -70,6 +73,15 @@ def dataset(
     rows = [{"url": source.url, "rows": source.rows} for source in inputs]
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     return blocks.map_batches(mapped, batch_size=1, batch_format="pyarrow")
+
+
+def _release_workers() -> None:
+    """End the workers of what failed before, so that their CPUs and GPUs are free.
+
+    Ray Data ends an actor by letting go of its handle; after a failure, reference cycles keep the handle until Python
+    looks for them, and whatever needs the actor's CPUs would wait for ever.
+    """
+    gc.collect()
 
 
 def divided(table: pa.Table, reasons: pa.Array, details: pa.Array | None = None) -> Result:
@@ -197,6 +209,7 @@ def collect(dataset: Any, label: str, shards: int, progress: Progress | None = N
     """Run a dataset whose rows are counts, showing progress as they come; raises StoppedError if a worker has."""
     import json
 
+    _release_workers()
     found: list[Counts] = []
     stopped: list[str] = []
     with progress or Progress(label, shards, "shards") as shown:

@@ -1,28 +1,43 @@
 """One Ray and one S3 server for the whole session; recipes and folders that tests share."""
 
 import logging
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ray_pipeline import recipe, runtime
 from ray_pipeline.recipe import Recipe, Runtime
 
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
+
 
 @pytest.fixture(scope="session")
-def s3_bucket() -> Iterator[str]:
-    """A bucket of an S3 server on loopback, which the environment names for the rest of the session."""
-    import boto3
+def s3_server() -> Iterator["ThreadedMotoServer"]:
+    """An S3 server on loopback; stopped and started again, it has the same port and the same objects."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port)
     server.start()
-    host, port = server.get_host_and_port()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: "ThreadedMotoServer") -> Iterator[str]:
+    """A bucket of an S3 server, which the environment names for the rest of the session."""
+    import boto3
+
     with pytest.MonkeyPatch.context() as patch:
+        host, port = s3_server.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -31,7 +46,6 @@ def s3_bucket() -> Iterator[str]:
         patch.delenv("AWS_PROFILE", raising=False)
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "bucket"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -2,14 +2,15 @@
 
 import os
 import signal
+import socket
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from ray_pipeline import artifact, storage, tables, translate
@@ -20,6 +21,7 @@ from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
 from ray_pipeline.sandbox.gemini_server import GeminiServer
 from ray_pipeline.stage import Context
+from tests import processes
 from tests.made import finished, pair
 
 pytestmark = pytest.mark.usefixtures("ray_up")
@@ -105,11 +107,6 @@ def when(due: Callable[[], bool], action: Callable[[], None]) -> threading.Threa
     return thread
 
 
-def processes(name: str) -> list[psutil.Process]:
-    """Processes of this test's own Ray by a part of their titles."""
-    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
-
-
 def test_a_mix_of_faults_leaves_no_row_behind(context: Context, server: GeminiServer) -> None:
     shares = dict.fromkeys(("rate429", *ANSWER_FAULTS), 0.2) | dict.fromkeys(REQUEST_FAULTS, 0.05)
     server.faults = Faults(seed=3, retry_seconds=0.05, block_words=("kettle 5",)).changed(
@@ -161,7 +158,7 @@ def test_a_worker_and_the_quota_killed_cost_what_was_under_way(context: Context,
     killed: list[int] = []
 
     def kill(name: str) -> None:
-        victim = processes(name)[0]
+        victim = processes.named(name)[0]
         killed.append(victim.pid)
         os.kill(victim.pid, signal.SIGKILL)
 
@@ -234,7 +231,7 @@ def test_each_process_killed_at_any_moment(context: Context, server: GeminiServe
     server.faults = SLOW
 
     def kill() -> None:
-        found = processes(victim)
+        found = processes.named(victim)
         if found:
             os.kill(found[0].pid, signal.SIGKILL)
 
@@ -242,3 +239,31 @@ def test_each_process_killed_at_any_moment(context: Context, server: GeminiServe
     assert not check(context)
     thread.join()
     assert repeated(server) <= CONCURRENCY * PER_REQUEST
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", [2, 30, 80])
+def test_the_storage_away_for_twenty_seconds(
+    server: GeminiServer,
+    s3_server: Any,
+    s3_bucket: str,
+    tmp_path: Path,
+    make_recipe: Callable[..., Recipe],
+    moment: int,
+) -> None:
+    rows = [pair(i, part="train", label=1, query=f"{WORDS[i % len(WORDS)]} {i}") for i in range(ROWS)]
+    server.faults = SLOW
+    address = s3_server.get_host_and_port()
+
+    def away() -> None:
+        s3_server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        time.sleep(20)
+        s3_server.start()
+
+    context = make_context(rows, f"s3://{s3_bucket}/{uuid.uuid4().hex}", tmp_path, server, make_recipe)
+    thread = when(lambda: server.stats.requests > moment, away)
+    assert not check(context)
+    thread.join()
+    assert repeated(server) == 0, "nothing that was paid for is lost"

@@ -1,5 +1,6 @@
 """Tests of ray_pipeline.shards on a real Ray."""
 
+import gc
 import os
 import sys
 import time
@@ -133,6 +134,28 @@ def test_a_worker_that_dies_loses_nothing(tmp_path: Path, notes: Path) -> None:
     assert numbers(folder) == [n for n in range(20) if n % 10 != 7]
     assert (counts.rows_in, counts.rows_out) == (20, 18)
     assert calls(notes)["10"] >= 2
+
+
+@pytest.mark.timeout(120)
+def test_work_that_failed_holds_no_cpus(tmp_path: Path, notes: Path) -> None:
+    made = written(str(tmp_path / "in"), [5, 5, 5, 5])
+
+    def make() -> shards.Work:
+        raise InputError("no")
+
+    gc.disable()  # as in a small run, which never gets to it
+    try:
+        with pytest.raises(Exception, match="no"):
+            shards.map_shards(
+                shards.sources([made]), make, str(tmp_path / "out"), SCHEMA, workers=2, label="fails", num_cpus=1
+            )
+        counts = shards.map_shards(
+            shards.sources([made]), lambda: Squares(notes, 2), str(tmp_path / "out"), SCHEMA,
+            workers=2, label="squares", columns=["number"], num_cpus=1,
+        )  # fmt: skip
+    finally:
+        gc.enable()
+    assert counts.rows_in == 20
 
 
 def test_shards_of_several_artifacts_have_names_of_their_own(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Tests of ray_pipeline.gemini.fanout: a real Ray, the real google-genai client, the local Gemini server."""
 
 import asyncio
+import io
 import itertools
+import logging
 import os
 import random
 import signal
@@ -346,10 +348,21 @@ def test_a_failure_ends_the_others_waiting(server: GeminiServer, tmp_path: Path)
     assert time.monotonic() - started < 8, "five requests ten seconds apart were waiting"
 
 
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """What all loggers say, from DEBUG up."""
+    root, text = logging.getLogger(), io.StringIO()
+    handler, level = logging.StreamHandler(text), root.level
+    root.addHandler(handler)
+    root.setLevel("DEBUG")
+    yield text
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
 def test_the_key_is_written_nowhere(
-    server: GeminiServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    server: GeminiServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], logged: io.StringIO
 ) -> None:
-    caplog.set_level("DEBUG")
     server.faults = Faults(seed=2, block_words=("30",), error500=0.2, invalid_json=0.2, wrong_count=0.2)
     fanout(server.url, tmp_path, attempts=8).answer(ITEMS)
     server.faults = Faults(error503=1)
@@ -357,8 +370,8 @@ def test_the_key_is_written_nowhere(
         fanout(server.url, tmp_path, attempts=1).answer([Item("red dress", "en", "fr")])
     out = capfd.readouterr()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files
-    said = [str(caught.value), repr(caught.value), out.out, out.err, caplog.text]
+    assert files and logged.getvalue()
+    said = [str(caught.value), repr(caught.value), out.out, out.err, logged.getvalue()]
     assert not any(KEY in text for text in [*said, *(_content(path) for path in files), *map(str, files)])
 
 
