@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -141,8 +141,7 @@ def write_shard(
 
 def shard_counts(url: str) -> Counts:
     """What a shard's footer says of it."""
-    with storage.open_parquet(url) as file:
-        metadata = file.schema_arrow.metadata or {}
+    metadata = storage.read_schema(url).metadata or {}
     if SHARD_COUNTS not in metadata:
         raise CorruptArtifactError(f"{url}: carries no counts; delete it and run the same command again")
     return Counts(**json.loads(metadata[SHARD_COUNTS]))
@@ -150,8 +149,17 @@ def shard_counts(url: str) -> Counts:
 
 def present_shards(folder: str) -> list[str]:
     """Names of the shards in a folder, finished or not."""
-    names = [storage.name(url) for url in storage.list_files(folder) if url.startswith(storage.join(folder, "part-"))]
-    return sorted(name for name in names if name.endswith(".parquet"))
+    return list(_shard_sizes(folder))
+
+
+def counts_of(folder: str, names: Sequence[str]) -> list[Counts]:
+    """What the footers of some of a folder's shards say, in their order."""
+    return storage.for_each(shard_counts, [storage.join(folder, name) for name in names])
+
+
+def _shard_sizes(folder: str) -> dict[str, int]:
+    sizes = storage.list_sizes(folder, "part-")
+    return {name: size for name, size in sizes.items() if name.endswith(".parquet")}
 
 
 def commit(
@@ -169,7 +177,8 @@ def commit(
             f"{stage}: {counts.rows_in} rows in, but {counts.rows_out} out and {counts.rows_rejected} rejected; "
             f"this is a defect: please report it with the folder {folder}"
         )
-    shards = {name: shard_counts(storage.join(folder, name)).rows_out for name in present_shards(folder)}
+    sizes = _shard_sizes(folder)
+    rows = [shard.rows_out for shard in counts_of(folder, list(sizes))]
     spent = {key: int(counts.extra.get(f"{key}_tokens", 0)) for key in ("input", "output", "thinking")}
     manifest = Manifest(
         stage=stage,
@@ -180,13 +189,13 @@ def commit(
         rows_out=counts.rows_out,
         rows_rejected=counts.rows_rejected,
         reasons=dict(sorted(counts.reasons.items())),
-        bytes=sum(storage.size(storage.join(folder, name)) for name in shards),
+        bytes=sum(sizes.values()),
         seconds=round(seconds, 3),
         requests=int(counts.extra.get("requests", 0)),
         tokens=spent,
         usd=extra.get("usd", 0.0),
         versions=versions(),
-        shards=shards,
+        shards=dict(zip(sizes, rows, strict=True)),
         extra={key: value for key, value in extra.items() if key != "usd"},
     )
     text = json.dumps(asdict(manifest), ensure_ascii=False, indent=1)

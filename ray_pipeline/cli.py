@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ray_pipeline import outputs, pipeline, recipe, runtime, storage
+from ray_pipeline import outputs, pipeline, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
@@ -99,4 +99,15 @@ def _read(files: Sequence[str], overrides: Sequence[str], workdir: str) -> list[
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise PipelineError(f"two recipes are named {repeated[0]}: give each its own `name`")
+    _reach_storage(chosen)
     return [serving.with_shop(item, workdir) for item in chosen]
+
+
+def _reach_storage(chosen: Sequence[Recipe]) -> None:
+    """Put the recipes' storage section into the environment, before anything is read and before Ray's workers start."""
+    sections = {item.storage for item in chosen}
+    if len(sections) > 1:
+        names = ", ".join(item.name for item in chosen)
+        raise PipelineError(f"{names}: one command speaks to one store; give the recipes the same storage section")
+    for section in sections:
+        os.environ.update(s3.environment(section))

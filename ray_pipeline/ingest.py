@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ray_pipeline import artifact, rawfiles, shards, storage, tables
@@ -138,15 +139,16 @@ def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None
 def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[tuple[str, int], str]) -> Counts:
     """Write one bucket as a shard, in the order of pair ids, keeping the first row of each id in the input's order."""
     table = table.sort_by([("pair_id", "ascending"), ("position", "ascending")])
-    ids = table.column("pair_id").to_pylist()
-    first = [i == 0 or ids[i] != ids[i - 1] for i in range(len(ids))]
+    ids = table.column("pair_id").to_numpy()
+    first = np.ones(len(ids), bool)
+    first[1:] = ids[1:] != ids[:-1]
     refused = []
-    for row in table.filter(pa.array([not keep for keep in first], pa.bool_())).to_pylist():
+    for row in table.filter(pa.array(~first)).to_pylist():
         number, line = rawfiles.place(row["position"])
         file = RawFile(row["split"], number, files[row["split"], number], "jsonl")
         refused.append(_refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}"))
     rejected = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
-    kept = tables.conform(table.filter(pa.array(first, pa.bool_())), tables.PAIRS)
+    kept = tables.conform(table.filter(pa.array(first)), tables.PAIRS)
     return artifact.write_shard(folder, name, kept, rejected, table.num_rows)
 
 
@@ -158,7 +160,9 @@ def _files(recipe: Recipe) -> list[RawFile]:
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity: the columns, and the content of every raw file in order."""
-    files = [[file.split, file.number, file.format, storage.content_hash(file.url)] for file in _files(recipe)]
+    found = _files(recipe)
+    hashes = storage.for_each(storage.content_hash, [file.url for file in found])
+    files = [[file.split, file.number, file.format, digest] for file, digest in zip(found, hashes, strict=True)]
     return {
         "task": recipe.task,
         "columns": recipe.data.columns.model_dump(),
@@ -177,7 +181,7 @@ def run(context: Context) -> Outcome:
     parts = rawfiles.numbered_slices(files)
     if not parts:
         raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check the recipe's data section")
-    bytes_in = sum(storage.size(file.url) for file in files)
+    bytes_in = sum(storage.for_each(storage.size, [file.url for file in files]))
     buckets = max(1, round(bytes_in / ROW_BYTES / recipe.runtime.shard_rows))
     names = {(file.split, file.number): file.url for file in files}
     folder = context.folder
@@ -197,16 +201,17 @@ def _account(context: Context) -> Outcome:
     kept, labels = Counter[str](), Counter[int]()
     for name in artifact.present_shards(folder):
         table = storage.read_parquet(storage.join(folder, name), ["split", "label"])
-        splits = table.column("split").to_pylist()
-        kept.update(splits)
-        labels.update(v for s, v in zip(splits, table.column("label").to_pylist(), strict=True) if s == "train")
+        for row in table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
+            kept[row["split"]] += row["count_all"]
+            if row["split"] == "train":
+                labels[row["label"]] += row["count_all"]
     refused, reasons, both = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for url in storage.list_files(storage.join(folder, "rejected")):
         table = storage.read_parquet(url, ["split", "reason"])
-        splits = table.column("split").to_pylist()
-        refused.update(splits)
-        reasons.update(table.column("reason").to_pylist())
-        both.update(zip(splits, table.column("reason").to_pylist(), strict=True))
+        for row in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            refused[row["split"]] += row["count_all"]
+            reasons[row["reason"]] += row["count_all"]
+            both[row["split"], row["reason"]] += row["count_all"]
     for split in ("train", "dev", "test"):
         rows = kept[split] + refused[split]
         if rows and refused[split] / rows > limit:
@@ -246,4 +251,4 @@ def _too_many(context: Context, split: str, refused: int, rows: int, reasons: Co
     )
 
 
-STAGE = Stage("ingest", (), config, run)
+STAGE = Stage("ingest", (), config, run, schema_version=2)

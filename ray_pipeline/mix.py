@@ -22,6 +22,7 @@ from ray_pipeline.text import stable_share
 
 Stratum = tuple[str, str, int]
 """(language, origin, label) of training rows."""
+LANGUAGE, ORIGIN, LABEL = range(3)
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,51 @@ class Shares:
 
 
 def shares(counts: Mapping[Stratum, float], rules: recipes.Mix) -> Shares:
-    """The share of each stratum that meets the caps per origin, then per language, then the class ratio."""
+    """The share of each stratum that meets the caps and shares per origin, then per language, then the class ratio."""
     left = dict(counts)
-    for origin, cap in rules.max_rows_per_origin.items():
-        _thin(left, lambda stratum, origin=origin: stratum[1] == origin, cap)
-    if rules.max_rows_per_language is not None:
-        for language in {stratum[0] for stratum in counts}:
-            _thin(left, lambda stratum, language=language: stratum[0] == language, rules.max_rows_per_language)
+    languages = sorted({stratum[LANGUAGE] for stratum in counts})
+    caps = rules.max_rows_per_language
+    per_language = caps if isinstance(caps, dict) else dict.fromkeys(languages, caps) if caps is not None else {}
+    for place, own_caps, own_shares in (
+        (ORIGIN, rules.max_rows_per_origin, rules.max_share_per_origin),
+        (LANGUAGE, per_language, rules.max_share_per_language),
+    ):
+        for name, cap in own_caps.items():
+            _thin(left, place, name, cap)
+        for name, most in _within(left, place, own_shares).items():
+            _thin(left, place, name, most)
     if rules.positive_share is not None:
-        positives = sum(rows for stratum, rows in left.items() if stratum[2] == 1)
-        negatives = sum(left.values()) - positives
-        _thin(left, lambda stratum: stratum[2] == 1, negatives * rules.positive_share / (1 - rules.positive_share))
-        _thin(left, lambda stratum: stratum[2] == 0, positives * (1 - rules.positive_share) / rules.positive_share)
+        positives, negatives = _rows(left, LABEL, 1), _rows(left, LABEL, 0)
+        _thin(left, LABEL, 1, negatives * rules.positive_share / (1 - rules.positive_share))
+        _thin(left, LABEL, 0, positives * (1 - rules.positive_share) / rules.positive_share)
     return Shares({stratum: left[stratum] / rows for stratum, rows in counts.items() if rows})
 
 
-def _thin(left: dict[Stratum, float], chosen: Any, cap: float) -> None:
-    total = sum(rows for stratum, rows in left.items() if chosen(stratum))
+def _rows(left: Mapping[Stratum, float], place: int, name: str | int) -> float:
+    return sum(rows for stratum, rows in left.items() if stratum[place] == name)
+
+
+def _thin(left: dict[Stratum, float], place: int, name: str | int, cap: float) -> None:
+    total = _rows(left, place, name)
     for stratum in left:
-        if chosen(stratum) and total > cap:
+        if stratum[place] == name and total > cap:
             left[stratum] *= cap / total
+
+
+def _within(left: Mapping[Stratum, float], place: int, wanted: Mapping[Any, float]) -> dict[Any, float]:
+    """Rows that each name may have so that none has more than its share of what is left of all.
+
+    Whoever is over its share is cut, which makes the others' shares larger, until nobody is.
+    """
+    own = {name: _rows(left, place, name) for name in wanted}
+    over: set[Any] = set()
+    while True:
+        rest = sum(left.values()) - sum(own[name] for name in over)
+        total = rest / (1 - sum(wanted[name] for name in over))
+        more = {name for name in wanted if name not in over and own[name] > wanted[name] * total}
+        if not more:
+            return {name: wanted[name] * total for name in over}
+        over |= more
 
 
 def select(kept: Shares, seed: int, table: pa.Table) -> shards.Result:

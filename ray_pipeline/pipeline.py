@@ -19,6 +19,7 @@ from ray_pipeline import (
     negatives,
     runtime,
     score,
+    self_validation,
     split,
     storage,
     translate,
@@ -35,7 +36,7 @@ from ray_pipeline.train import stage as train
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
-    negatives.STAGE, mix.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
+    negatives.STAGE, mix.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
 )  # fmt: skip
 RAY_ADVICE = "\nFailed to apply UDF transform after "
 """Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
@@ -148,7 +149,7 @@ def _line(item: Artifact, note: str) -> str:
     if others := manifest.extra.get("unexpected_versions"):
         spent += f", answered as {', '.join(others)}"
     return (
-        f"  {manifest.stage:<10} {manifest.rows_in:>9} in {manifest.rows_out:>9} out "
+        f"  {manifest.stage:<15} {manifest.rows_in:>9} in {manifest.rows_out:>9} out "
         f"{manifest.rows_rejected:>7} rejected  {note}{spent}"
     )
 

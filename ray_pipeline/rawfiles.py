@@ -95,9 +95,9 @@ def count_rows(part: Slice) -> int:
 def numbered_slices(files: list[RawFile]) -> list[Slice]:
     """All slices, each knowing how many rows of its file come before it."""
     found = []
-    for file in files:
+    cut = storage.for_each(slices, files, lambda file: file.url)
+    for file, parts in zip(files, cut, strict=True):
         first = 0
-        parts = slices(file)
         for part in parts:
             found.append(replace(part, first_row=part.first_row or first))
             if file.format == "jsonl" and len(parts) > 1:

@@ -8,9 +8,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ray_pipeline.errors import RecipeError
 
@@ -18,9 +19,12 @@ ENVIRONMENT_PREFIX = "RECIPE__"
 """`RECIPE__TRAIN__EPOCHS=1` in the environment overrides `train.epochs`."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
+"""Where a training row comes from."""
 
 
 class Section(BaseModel):
@@ -312,56 +316,151 @@ class Dedupe(Section):
     """A tie of `majority` is dropped."""
     remove_leaks: bool = False
     """Drop training rows whose normalised (query, target) stands in dev or test; counted in any case."""
+    near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of training rows with the same normalised target, only the first of those whose queries share so much stays:
+    Jaccard similarity of what three characters in a row they have. 0.8 finds plurals and typing errors of longer
+    queries. Training rows that resemble a row of tune, holdout, dev or test so much are counted as near leaks, and
+    dropped with `remove_leaks`. Null: not looked for."""
 
 
 class Embed(Section):
-    """The sentence-transformers model for mining."""
+    """The sentence-transformers model for mining; code that comes with a model is never run."""
 
     model: str = "intfloat/multilingual-e5-large"
     """Hub name, local folder, or `sandbox://embedder`."""
     revision: str | None = None
     """Of a hub model: pins it."""
     prompt: str = ""
-    """Put before each text, e.g. `passage: ` for E5."""
+    """Put before each target. E5 wants `passage: ` here and `query: ` before queries; BGE-M3 wants nothing."""
+    query_prompt: str = ""
+    """Put before each query, where queries are embedded."""
     normalise: bool = True
+    """Every vector is brought to length 1."""
+    dimension: Positive | None = None
+    """Only so many values of each vector are kept, the first ones, for a model that was trained so (Matryoshka)."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the model computes in; `float16` needs a GPU. Vectors are kept in float16 in any case."""
+    max_tokens: Positive | None = None
+    """Longer texts are cut; null: at the model's own limit."""
 
 
 class Negatives(Section):
-    """Negatives mined by cosine similarity to the positive target (paper, step 4)."""
+    """Negatives mined by cosine similarity to the positive target (paper, step 4), or to the query.
+
+    A target that the same normalised query stands with anywhere in train is never its negative.
+    """
 
     easy_per_positive: Annotated[float, Field(ge=0)] = 0.0
     """Easy negatives wanted per positive training row; 0.1 makes one for every tenth."""
     hard_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    random_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    """Drawn without a look at similarity: a control."""
+    max_rows_per_language: Positive | None = None
+    """Negatives of all kinds wanted for the positives of one language, at most."""
+    negative_share: OpenShare | None = None
+    """Share of label 0 in train that mining may bring about: fewer are wanted where it would be more. Null: any."""
+    anchor: Literal["target", "query"] = "target"
+    """What similarities are to: the positive's target (paper), or its query, which is then embedded too."""
+    candidates: Literal["any", "same_language", "other_language"] = "any"
+    """Of the positive's language, or not: a target has the languages of all rows of train that it stands in."""
+    branch: Literal["any", "same", "other"] = "any"
+    """QC: only targets of the positive target's branch of the category tree, or only of other branches."""
+    branch_levels: Positive = 1
+    """Targets that agree in so many levels from the top are of one branch."""
+    easy_method: Literal["quantile", "minimum"] = "quantile"
+    """`minimum` takes the very lowest (paper), which are the same few outliers for everyone, without a cap."""
     easy_quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Easy negatives come from this lowest share of similarities; the exact minimum would pick a few outliers."""
+    """Of 128 candidates by chance, an easy negative is one of this share with the lowest similarities."""
     easy_max_per_target: Positive = 20
-    """No target serves more often than this as an easy negative of one shard."""
+    """No target serves more often than this as an easy negative of the whole corpus."""
     hard_min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.3
     hard_max_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
     """Above it a near match is taken for a false negative and left alone."""
+    hard_margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    """With `anchor: query`: a negative's similarity is below that of the positive target by this at least."""
+    hard_relative_margin: Share | None = None
+    """As `hard_margin`, as a share of the absolute similarity of the positive target."""
+    hard_skip_top: Count = 0
+    """So many of the nearest that would do are passed over: they may be relevant after all."""
     hard_top_k: Positive = 50
-    """Neighbours looked at per positive."""
+    """Neighbours looked at per positive, itself among them where the anchor is the target."""
+    index: Literal["exact", "ivf", "hnsw"] = "exact"
+    """How neighbours are found: by comparing all, or by an approximation of faiss, its recall measured and stated."""
+    index_recall: OpenShare = 0.99
+    """What an approximation is set to reach on a sample of the corpus: the share of the true neighbours."""
+    corpus_rows_at_once: Positive | None = None
+    """A worker holds no more vectors than this and reads them again for each of its shards; null: it holds all.
+
+    Changes memory and time, not what is found.
+    """
     seed: int = 0
 
     @property
     def wanted(self) -> bool:
         """Whether any are to be mined."""
-        return self.easy_per_positive > 0 or self.hard_per_positive > 0
+        return self.easy_per_positive > 0 or self.hard_per_positive > 0 or self.random_per_positive > 0
 
     @model_validator(mode="after")
     def _band(self) -> Self:
         if self.hard_min_similarity >= self.hard_max_similarity:
             raise ValueError("negatives.hard_min_similarity must be below negatives.hard_max_similarity")
+        if self.hard_skip_top >= self.hard_top_k:
+            raise ValueError("negatives.hard_skip_top must be below negatives.hard_top_k: nothing would be left")
+        return self
+
+    @model_validator(mode="after")
+    def _margins(self) -> Self:
+        if self.anchor == "target" and (self.hard_margin, self.hard_relative_margin) != (None, None):
+            raise ValueError(
+                "negatives.hard_margin and negatives.hard_relative_margin need negatives.anchor query: a margin is "
+                "kept from the similarity of query and positive target, and a target's similarity to itself is 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _index(self) -> Self:
+        if self.index != "exact" and (self.candidates, self.branch, self.corpus_rows_at_once) != ("any", "any", None):
+            raise ValueError(
+                f"negatives.index {self.index} holds and searches the whole corpus: set negatives.index exact, or "
+                "leave out negatives.candidates, negatives.branch and negatives.corpus_rows_at_once"
+            )
         return self
 
 
 class Mix(Section):
-    """The training set: caps per origin and language, class ratio."""
+    """The training set: caps and shares per origin and language, class ratio. Applied in this order."""
 
-    max_rows_per_language: Positive | None = None
-    max_rows_per_origin: dict[Literal["original", "translated", "easy_negative", "hard_negative"], Count] = {}
-    positive_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_rows_per_origin: dict[Origin, Count] = {}
+    max_share_per_origin: dict[Origin, OpenShare] = {}
+    """Of all training rows; rows of the origin are dropped until it has no more."""
+    max_rows_per_language: Positive | dict[LanguageCode, Count] | None = None
+    """One number for all languages, or one for each that has a cap."""
+    max_share_per_language: dict[LanguageCode, OpenShare] = {}
+    positive_share: OpenShare | None = None
     """Rows of the larger class are dropped until this share is met; null leaves the classes as they are."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        for name in ("max_share_per_origin", "max_share_per_language"):
+            if sum(getattr(self, name).values()) >= 1:
+                raise ValueError(f"mix.{name}: the shares must leave something for the rest: their sum is below 1")
+        return self
+
+
+class SelfValidation(Section):
+    """Training rows that models trained without them contradict: found by folds, then dropped or counted."""
+
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Trainings on all folds but one, each judging the one left out; null: no such filter."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """A row is contradicted where its fold's model gives the other label at least this probability."""
+    drop: bool = True
+    """Leave such rows out of training; otherwise they are counted and kept."""
+    origins: list[Origin] = ["original", "translated", "easy_negative", "hard_negative", "random_negative"]
+    """Rows of other origins are trusted."""
+    epochs: Positive | None = None
+    """Of the folds' trainings; null: as many as train.epochs."""
     seed: int = 0
 
 
@@ -446,6 +545,33 @@ class Compare(Section):
     """Dotted keys and their values, e.g. `translate.languages: []`."""
 
 
+class Storage(Section):
+    """Where `s3://` is and how it is reached, in place of the environment; never part of an artifact's identity.
+
+    Keys have no place here: they come from the environment (AWS_ACCESS_KEY_ID, …) or the profile's file on each node,
+    and of the two the environment's are taken.
+    """
+
+    endpoint_url: str | None = None
+    """Of a store other than AWS; null: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS."""
+    region: str | None = None
+    """Null: AWS_REGION, else AWS_DEFAULT_REGION."""
+    profile: str | None = None
+    """Whose credentials and role to take from the AWS configuration of each node; null: AWS_PROFILE."""
+    anonymous: bool = False
+    """Requests go unsigned, which public buckets allow."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("storage.endpoint_url must be a url such as https://s3.example.com")
+        if parts.username is not None or parts.query:
+            raise ValueError("storage.endpoint_url must not hold credentials: they come from the environment")
+        return url
+
+
 class Runtime(Section):
     """Where and how wide the work runs; never part of an artifact's identity."""
 
@@ -498,12 +624,14 @@ class Recipe(Section):
     embed: Embed = Embed()
     negatives: Negatives = Negatives()
     mix: Mix = Mix()
+    self_validation: SelfValidation = SelfValidation()
     prompt: Prompt = Prompt()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     compare: Compare | None = None
     notice: str | None = None
     """A caveat that the report shows at its top."""
+    storage: Storage = Storage()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
@@ -514,6 +642,8 @@ class Recipe(Section):
             raise ValueError("prompt.level_markers needs task QC: item titles have no levels")
         if self.split.by == "branch" and self.task != "QC":
             raise ValueError("split.by branch needs task QC: item titles have no category tree")
+        if self.negatives.branch != "any" and self.task != "QC":
+            raise ValueError("negatives.branch needs task QC: item titles have no category tree")
         lost = set(self.translate.sources) & set(self.split.withhold)
         if lost:
             raise ValueError(f"translate.sources names {sorted(lost)}, which split.withhold keeps from training")

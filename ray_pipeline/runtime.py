@@ -4,11 +4,11 @@ import logging
 import os
 from typing import Any
 
-from ray_pipeline import storage
+from ray_pipeline import s3
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Runtime
 
-WORKER_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GOOGLE_GEMINI_BASE_URL", "HF_HOME")
+WORKER_ENVIRONMENT = (*s3.VARIABLES, "GOOGLE_GEMINI_BASE_URL", "HF_HOME")
 """Handed from the driver to every worker. Secrets are not: a cluster's nodes have them in their own environment."""
 
 
@@ -18,7 +18,7 @@ def start(runtime: Runtime) -> None:
 
     if not ray.is_initialized():
         environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
-        environment |= {"TOKENIZERS_PARALLELISM": "false", storage.REACHED_VARIABLE: "1"}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", s3.REACHED_VARIABLE: "1"}
         options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.ERROR}
         if runtime.address == "local":
             # A driver of its own: what its core writes to the terminal at lower levels stands in Ray's logs too.

@@ -54,8 +54,9 @@ def sources(inputs: Iterable[Artifact]) -> list[Source]:
 
 def written(folder: str) -> list[Source]:
     """The shards in a folder that has no manifest."""
-    urls = [storage.join(folder, name) for name in artifact.present_shards(folder)]
-    return [Source(storage.name(url), url, artifact.shard_counts(url).rows_out) for url in urls]
+    names = artifact.present_shards(folder)
+    found = zip(names, artifact.counts_of(folder, names), strict=True)
+    return [Source(name, storage.join(folder, name), counts.rows_out) for name, counts in found]
 
 
 def dataset(
@@ -149,7 +150,7 @@ def map_shards(
 
     done = set(artifact.present_shards(folder))
     missing = [source for source in inputs if source.name not in done]
-    kept = [artifact.shard_counts(storage.join(folder, name)) for name in sorted(done)]
+    kept = artifact.counts_of(folder, sorted(done))
     if not missing:
         return artifact.total(kept)
     rows = [{"name": source.name, "url": source.url, "rows": source.rows} for source in missing]
@@ -179,11 +180,14 @@ def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets:
         bucket = group.column(BUCKET)[0].as_py()
         return counts_table([reduce(group.drop_columns([BUCKET]), f"part-{bucket:05d}.parquet")])
 
+    return collect(grouped(dataset, reduced, buckets), label, buckets)
+
+
+def grouped(dataset: Any, function: Callable[[pa.Table], pa.Table], buckets: int) -> Any:
+    """A Ray dataset of what `function` makes of all rows of a BUCKET, on a Ray task."""
     if buckets == 1:  # nothing to bring together: one block holds all
-        grouped = dataset.repartition(1).map_batches(reduced, batch_size=None, batch_format="pyarrow")
-    else:
-        grouped = dataset.groupby(BUCKET, num_partitions=buckets).map_groups(reduced, batch_format="pyarrow")
-    return collect(grouped, label, buckets)
+        return dataset.repartition(1).map_batches(function, batch_size=None, batch_format="pyarrow")
+    return dataset.groupby(BUCKET, num_partitions=buckets).map_groups(function, batch_format="pyarrow")
 
 
 def text_buckets(texts: pa.ChunkedArray, buckets: int) -> pa.Array:

@@ -1,35 +1,39 @@
 """Local paths and `s3://` behind one interface: whole files, atomic writes, listing, content hashes.
 
 A file appears under its name complete or not at all: locally by renaming a temporary file, on S3 because an object
-is there only after its upload has ended. S3's endpoint, region and credentials come from the environment
-(AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, …).
+is there only after its upload has ended. How S3 is reached stands in s3.py.
+
+Two clients speak to S3. Objects go by s3fs, which asks once for a whole one where pyarrow's own client asks twice, and
+is the faster at reading a shard and at writing what is large; its errors have types. Listings go by pyarrow, which
+takes a twentieth of the time for 100,000 names. Both are measured in benchmarks/storage.py.
 """
 
 import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
 
+from ray_pipeline import s3
 from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
 
 CHUNK_BYTES = 8 << 20
-FIRST_CONTACT = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
-"""Of botocore, whose own settings take minutes to find out that an endpoint is not there."""
-PATIENT = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 12}}
-"""Once an endpoint has answered: it may be away for a minute or two."""
-REACHED_VARIABLE = "RAY_PIPELINE_STORAGE_REACHED"
-"""Set for workers, whose driver has reached the storage before."""
+FOOTER_BYTES = 64 << 10
+"""Of a Parquet file's end, more than its footer takes as a rule."""
 
-_reached: set[tuple[str | None, str]] = set()
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 def is_remote(url: str) -> bool:
@@ -50,20 +54,20 @@ def name(url: str) -> str:
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     with _guarded(url, "look at"):
-        return Path(url).exists() if not is_remote(url) else cast(bool, _remote(url).exists(url))
+        return Path(url).exists() if not is_remote(url) else cast(bool, s3.connect(url).exists(url))
 
 
 def size(url: str) -> int:
     """Bytes of a file."""
     with _guarded(url, "look at"):
-        return Path(url).stat().st_size if not is_remote(url) else cast(int, _remote(url).size(url))
+        return Path(url).stat().st_size if not is_remote(url) else cast(int, s3.connect(url).size(url))
 
 
 def read_bytes(url: str) -> bytes:
     """A whole file; raises FileNotFoundError if it is not there."""
-    if is_remote(url):  # in one request, so that another writer cannot come between
+    if is_remote(url):  # in one request: by itself s3fs fetches large objects in ranges, which may be of two contents
         with _guarded(url, "read"):
-            return cast(bytes, _remote(url).cat_file(url))
+            return cast(bytes, s3.connect(url).cat_file(url, **_for_s3(url, max_concurrency=1)))
     with open_read(url) as file:
         return file.read()
 
@@ -71,32 +75,88 @@ def read_bytes(url: str) -> bytes:
 @contextmanager
 def open_read(url: str) -> Iterator[IO[bytes]]:
     """Open a file for reading and seeking."""
-    with _guarded(url, "read"):
-        opened = _remote(url).open(url, "rb") if is_remote(url) else open(url, "rb")  # noqa: SIM115
-    with opened, _guarded(url, "read"):
-        yield cast(IO[bytes], opened)
+    if is_remote(url):
+        with _Remote(url) as raw:
+            yield cast(IO[bytes], io.BufferedReader(raw, CHUNK_BYTES))
+        return
+    with _guarded(url, "read"), open(url, "rb") as file:
+        yield file
+
+
+class _Remote(io.RawIOBase):
+    """An object, read in ranges; what goes wrong on the way is a StorageError, whoever reads."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url = url
+        with _guarded(url, "read"):
+            self._file = s3.connect(url).open(url, "rb", **options)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return cast(int, self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return cast(int, self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _guarded(self._url, "read"):
+            return cast(int, self._file.readinto(buffer))
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a whole file atomically, making its folder."""
+    """Write a whole file atomically, making its folder; a large object goes up in parts."""
     with _guarded(url, "write"):
         if is_remote(url):
-            try:
-                _remote(url).pipe_file(url, data)
-            except FileNotFoundError as error:  # an object needs no folder, so it is the bucket that is missing
-                raise StorageError(f"{url}: cannot write it: {error}; make the bucket or name another") from error
+            with _in_a_bucket(url):
+                s3.connect(url).pipe_file(url, data, **_for_s3(url, chunksize=s3.PART_BYTES))
             return
-        path = Path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _in_place_of(url) as temporary:
+            temporary.write_bytes(data)
+
+
+def copy_file(path: Path, url: str) -> int:
+    """Copy a local file to a url, atomically and without holding it in memory; returns its bytes."""
+    with _guarded(url, "write"):
+        if is_remote(url):
+            with _in_a_bucket(url):
+                s3.connect(url).put_file(str(path), url, **_for_s3(url, chunksize=s3.PART_BYTES))
+        else:
+            with _in_place_of(url) as temporary:
+                shutil.copyfile(path, temporary)
+    return path.stat().st_size
+
+
+@contextmanager
+def _in_place_of(url: str) -> Iterator[Path]:
+    """A temporary file that takes its place when the block has ended well."""
+    path = Path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, source: IO[bytes]) -> None:
+    with path.open("wb") as file:
+        shutil.copyfileobj(source, file, CHUNK_BYTES)
+
+
+@contextmanager
+def _in_a_bucket(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:  # an object needs no folder, so it is the bucket that is missing
+        raise StorageError(f"{url}: cannot write it: {error}; make the bucket or name another") from error
 
 
 def append_bytes(path: str, data: bytes) -> None:
@@ -110,28 +170,44 @@ def append_bytes(path: str, data: bytes) -> None:
 def write_parquet(url: str, table: pa.Table) -> int:
     """Write a table as one zstd Parquet file, atomically; returns its bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    worded = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
+    # A dictionary of a vector's values never pays and doubles the time.
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, use_dictionary=worded or False)
     write_bytes(url, buffer.getvalue())
     return buffer.tell()
 
 
 def read_parquet(url: str, columns: list[str] | None = None, remedy: str | None = None) -> pa.Table:
     """Read one Parquet file; raises CorruptArtifactError if it is damaged or gone."""
-    with open_parquet(url, remedy) as file:
+    with open_parquet(url, remedy, whole=columns is None) as file:
         return file.read(columns)
 
 
+def read_schema(url: str, remedy: str | None = None) -> pa.Schema:
+    """A Parquet file's schema with its metadata; of an object, as a rule, in one request."""
+    if is_remote(url):
+        with _guarded(url, "read"):
+            try:
+                end = s3.connect(url).cat_file(url, start=-FOOTER_BYTES)
+                return pq.read_schema(pa.BufferReader(end))
+            except (pa.ArrowException, OSError):  # shorter or longer than that, or wrong: see below
+                pass
+    with open_parquet(url, remedy) as file:
+        return file.schema_arrow
+
+
 @contextmanager
-def open_parquet(url: str, remedy: str | None = None) -> Iterator[pq.ParquetFile]:
+def open_parquet(url: str, remedy: str | None = None, whole: bool = False) -> Iterator[pq.ParquetFile]:
     """Open one Parquet file; raises CorruptArtifactError if it is damaged or gone, also while it is read.
 
-    The remedy for an artifact's file is to delete the artifact; a file of other origin needs one of its own.
+    The remedy for an artifact's file is to delete the artifact; a file of other origin needs one of its own. An object
+    that is read as a `whole` is fetched in one request, else by the ranges that are needed.
     """
     remedy = remedy or f"delete the folder {url.rsplit('/', 1)[0]} and run the same command again"
     try:
-        with open_read(url) as file:
+        with _parquet_source(url, whole) as source:
             try:
-                with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet:
                     yield parquet
             except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
                 if getattr(error, "errno", None) is not None:  # the file system's; Arrow's own OSErrors have no number
@@ -141,16 +217,63 @@ def open_parquet(url: str, remedy: str | None = None) -> Iterator[pq.ParquetFile
         raise CorruptArtifactError(f"{url}: is missing; {remedy}") from error
 
 
+@contextmanager
+def _parquet_source(url: str, whole: bool) -> Iterator[Any]:
+    if not is_remote(url):
+        with open_read(url) as file:
+            yield file
+    elif whole:
+        yield pa.BufferReader(read_bytes(url))
+    else:
+        with _Remote(url, cache_type="none") as raw:
+            yield raw
+
+
 def list_files(url: str) -> list[str]:
     """Urls of all files below a folder, sorted; empty if the folder is not there. Temporary files are left out."""
     with _guarded(url, "list"):
         if is_remote(url):
-            scheme = url.split("://", 1)[0]
-            fs = _remote(url)
-            found = [f"{scheme}://{path}" for path in fs.find(url)] if fs.exists(url) else []
+            found = list(_found(url, recursive=True))
         else:
-            found = [str(path) for path in Path(url).rglob("*") if path.is_file()]
+            found = [os.path.join(folder, file) for folder, _, files in os.walk(url) for file in files]
     return sorted(path for path in found if not name(path).startswith("."))
+
+
+def list_sizes(url: str, beginning: str) -> dict[str, int]:
+    """Bytes of the files directly in a folder whose names begin so, by name, sorted; none if it is not there."""
+    with _guarded(url, "list"):
+        if is_remote(url):
+            found = [(name(path), size) for path, size in _found(url, recursive=False).items()]
+        else:
+            entries = os.scandir(url) if os.path.isdir(url) else ()
+            found = [(entry.name, entry.stat().st_size) for entry in entries if entry.is_file()]
+    return {name: size for name, size in sorted(found) if name.startswith(beginning)}
+
+
+def _found(url: str, recursive: bool) -> dict[str, int]:
+    """Bytes of the objects in or below a folder, by url."""
+    try:
+        if s3.is_s3(url):
+            return s3.listing(url, recursive)
+    except OSError:  # whatever it is, s3fs has more patience, and says it with a type
+        pass
+    scheme = url.split("://", 1)[0]
+    try:
+        # Never with its `maxdepth`: it then passes over what a store refuses, and a folder looks empty.
+        found = {f"{scheme}://{path}": info["size"] for path, info in s3.connect(url).find(url, detail=True).items()}
+    except FileNotFoundError:  # the bucket
+        return {}
+    return {path: size for path, size in found.items() if recursive or path == join(url, name(path))}
+
+
+def for_each(
+    function: Callable[[Item], Answer], items: Sequence[Item], url: Callable[[Item], str] = str
+) -> list[Answer]:
+    """What a function says of each url, or item that has one, in their order; an object store is asked many at once."""
+    if not any(is_remote(url(item)) for item in items):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+        return list(pool.map(function, items))
 
 
 def expand(pattern: str) -> list[str]:
@@ -159,8 +282,7 @@ def expand(pattern: str) -> list[str]:
         pattern = os.path.abspath(os.path.expanduser(pattern))  # workers stand in other folders
     with _guarded(pattern, "list"):
         if is_remote(pattern):
-            scheme = pattern.split("://", 1)[0]
-            matches = [f"{scheme}://{path}" for path in _remote(pattern).glob(pattern)] if _is_glob(pattern) else []
+            matches = _matches(pattern) if _is_glob(pattern) else []
         else:
             path = Path(pattern)
             matches = [str(p) for p in Path(path.anchor or ".").glob(_relative(path))] if _is_glob(pattern) else []
@@ -172,13 +294,22 @@ def expand(pattern: str) -> list[str]:
     return files
 
 
+def _matches(pattern: str) -> list[str]:
+    """Urls of the objects that a glob names, from one listing of the deepest folder that it names in full."""
+    fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]
+    folder = fixed.rpartition("/")[0]
+    wanted = re.compile(glob_translate(pattern))
+    recursive = "/" in pattern.removeprefix(f"{folder}/")
+    return [url for url in _found(folder, recursive) if wanted.fullmatch(url)]
+
+
 def remove_tree(url: str) -> None:
     """Delete a folder with all that is in it; nothing happens if it is not there."""
     with _guarded(url, "delete"):
         if not is_remote(url):
             shutil.rmtree(url, ignore_errors=not Path(url).exists())
-        elif _remote(url).exists(url):
-            _remote(url).rm(url, recursive=True)
+        elif s3.connect(url).exists(url):
+            s3.connect(url).rm(url, recursive=True)
 
 
 def remove_file(url: str) -> None:
@@ -186,19 +317,14 @@ def remove_file(url: str) -> None:
     with _guarded(url, "delete"):
         if not is_remote(url):
             Path(url).unlink(missing_ok=True)
-        elif _remote(url).exists(url):
-            _remote(url).rm_file(url)
+        elif s3.connect(url).exists(url):
+            s3.connect(url).rm_file(url)
 
 
 def upload_folder(folder: Path, url: str) -> int:
     """Copy a local folder's files below `url`, each atomically; returns the bytes."""
-    total = 0
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            data = path.read_bytes()
-            write_bytes(join(url, path.relative_to(folder).as_posix()), data)
-            total += len(data)
-    return total
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return sum(copy_file(path, join(url, path.relative_to(folder).as_posix())) for path in files)
 
 
 def local_folder(url: str, into: Path) -> Path:
@@ -206,8 +332,9 @@ def local_folder(url: str, into: Path) -> Path:
     if not is_remote(url):
         return Path(url)
     for file in list_files(url):
-        target = into / file.removeprefix(url.rstrip("/") + "/")
-        write_bytes(str(target), read_bytes(file))
+        target = str(into / file.removeprefix(url.rstrip("/") + "/"))
+        with open_read(file) as source, _guarded(target, "write"), _in_place_of(target) as temporary:
+            _write(temporary, source)
     return into
 
 
@@ -215,7 +342,7 @@ def content_hash(url: str) -> str:
     """Hash of a file's content; an S3 object goes by its ETag and size. Raises FileNotFoundError."""
     if is_remote(url):
         with _guarded(url, "look at"):
-            info = _remote(url).info(url)
+            info = s3.connect(url).info(url)
         return hashlib.sha256(f"{info.get('ETag')}:{info['size']}".encode()).hexdigest()
     digest = hashlib.sha256()
     with open_read(url) as file:
@@ -234,23 +361,11 @@ def _relative(path: Path) -> str:
 
 def _is_file(url: str) -> bool:
     with _guarded(url, "look at"):
-        return Path(url).is_file() if not is_remote(url) else cast(bool, _remote(url).isfile(url))
+        return Path(url).is_file() if not is_remote(url) else cast(bool, s3.connect(url).isfile(url))
 
 
-def _endpoint(url: str) -> tuple[str | None, str]:
-    return os.environ.get("AWS_ENDPOINT_URL"), url.split("/", 3)[2]
-
-
-def _remote(url: str) -> Any:
-    import fsspec
-
-    # Other processes write what we list, so no listing may be remembered.
-    options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
-        known = _endpoint(url) in _reached or REACHED_VARIABLE in os.environ
-        options = {"config_kwargs": PATIENT if known else FIRST_CONTACT}
-    fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
-    return fs
+def _for_s3(url: str, **options: int) -> dict[str, int]:
+    return options if s3.is_s3(url) else {}
 
 
 @contextmanager
@@ -259,18 +374,20 @@ def _guarded(url: str, action: str) -> Iterator[None]:
     try:
         yield
         if is_remote(url):
-            _reached.add(_endpoint(url))
+            s3.reached(url)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{url}: cannot {action} it: {_explain(error, url)}") from error
+        raise StorageError(f"{url}: cannot {action} it: {_explain(error, url, action)}") from error
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
             raise StorageError(f"{url}: cannot {action} it: {error}; check AWS_ENDPOINT_URL and credentials") from error
         raise
 
 
-def _explain(error: OSError, url: str) -> str:
+def _explain(error: OSError, url: str, action: str) -> str:
+    if isinstance(error, PermissionError) and is_remote(url):
+        return s3.refusal(error, action)
     remedies = {
         errno.ENOSPC: "the disk is full; free some space or choose another --workdir, then run the same command again",
         errno.EROFS: "the file system is read-only; choose another --workdir",

@@ -14,11 +14,11 @@ PAIRS = pa.schema(
         pa.field("target", pa.string(), nullable=False),
         pa.field("label", pa.int8()),
         pa.field("query_en", pa.string()),
-        pa.field("origin", pa.string(), nullable=False),  # original, translated, easy_negative, hard_negative
+        pa.field("origin", pa.string(), nullable=False),  # original, translated, easy_, hard_, random_negative
         pa.field("source_id", pa.string(), nullable=False),  # the pair it came from; its own pair_id if original
         pa.field("group_id", pa.string(), nullable=False),  # hash of the root original's normalised query
         pa.field("position", pa.int64(), nullable=False),  # file number << 40 | row number of the root original
-        pa.field("similarity", pa.float32()),  # of a mined negative to the positive's target; else null
+        pa.field("similarity", pa.float32()),  # of a mined negative to its anchor: target or query; else null
     ]
 )
 
@@ -63,6 +63,17 @@ ANNOTATIONS = pa.schema(
     ]
 )
 
+VERDICTS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("score", pa.float32()),  # by a model that has not seen the row's group
+        pa.field("contradicted", pa.bool_(), nullable=False),
+    ]
+)
+
 SCORES = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
@@ -89,11 +100,12 @@ CURVES = pa.schema(
 
 
 def embeddings(dimension: int) -> pa.Schema:
-    """Vectors of unique texts: `vector` is `fixed_size_list<float16>[dimension]`."""
+    """Vectors of texts, each once in a role: `vector` is `fixed_size_list<float16>[dimension]`."""
     return pa.schema(
         [
             pa.field("text_id", pa.string(), nullable=False),
             pa.field("text", pa.string(), nullable=False),
+            pa.field("role", pa.string(), nullable=False),  # target, query: the column of the pairs that it stands in
             pa.field("vector", pa.list_(pa.float16(), dimension), nullable=False),
         ]
     )

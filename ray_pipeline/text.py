@@ -2,33 +2,154 @@
 
 import hashlib
 import re
+import string
 import unicodedata
+from functools import lru_cache
 
 LANGUAGE_ALIASES = {"vn": "vi", "jp": "ja", "kr": "ko", "cn": "zh", "in": "id"}
 """Tags seen in the wild that are not ISO 639-1 for the language they stand for."""
 
 _LEVEL_SEPARATOR = re.compile(r",(?! )")
+_CACHED_TEXTS, _CACHED_CHARACTERS = 1 << 16, 200
+"""How many normal forms are remembered, and of texts up to which length: tens of megabytes at most."""
+
+_UNSEEN = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u3164", "\uffa0", *map(chr, range(0x180B, 0x1810))}
+"""Letters and marks without a shape of their own; those of the categories Cc and Cf come on top."""
+_SELECTORS = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0))}
+_HARAKAT = {
+    "\u0670",
+    *map(chr, range(0x0610, 0x061B)),
+    *map(chr, range(0x064B, 0x0653)),
+    *map(chr, range(0x06D6, 0x06EE)),
+}
+_DROPPED = {
+    "what cannot be seen: it comes with copied text, and two texts that look the same are the same": _UNSEEN,
+    "variation selectors: they choose between shapes of one character, emoji and ideographs alike": _SELECTORS,
+    "signs of a trade mark: they say nothing of the thing; NFKC would make letters of some": set("™®©℠"),
+    "Arabic tatweel, which only stretches a word": {"ـ"},
+    "Arabic short vowels: readers add them in their heads, and almost nobody types them": _HARAKAT,
+}
+_SAME = (
+    ("single quotes and primes: one key or another", "'", "‘’‚‛‹›`´ʼ′＇"),
+    ("double quotes and primes", '"', "“”„‟«»″〝〞〟「」『』＂"),
+    ("the minus sign; every dash of the category Pd comes on top", "-", "−"),
+    ("the wave dash, which some systems write for the wide tilde", "~", "〜〰～∼"),
+    ("the stroke of a fraction", "/", "⁄∕"),
+    ("the comma of other scripts", ",", "،、٬"),
+    ("the full stop and the decimal point of other scripts", ".", "。۔٫"),
+    ("the semicolon of other scripts", ";", "؛"),
+    ("the question mark of other scripts", "?", "؟"),
+    ("the per cent sign of other scripts", "%", "٪"),
+    ("the middle dot between katakana words, which is their space", " ", "・･"),
+    ("a voicing mark that stands alone, which NFKC would put behind a space", "\u3099", "゛"),
+    ("the other of the two", "\u309a", "゜"),
+    ("Turkish dotless i: its capital is I, which no rule can tell from that of i", "i", "ı"),
+    ("alef with hamza, madda or wasla: mostly typed without", "ا", "أإآٱ"),
+    ("dotless and Persian yeh: a final yeh is written so in Egypt and Iran", "ي", "ىی"),
+    ("Persian kaf", "ك", "ک"),
+)
+"""(Why, the one character, those that become it)."""
+_DOTTED_I = re.compile("i\u0307+")
+_THAI_MARKS = re.compile("[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]{2,}")
+_EDGE = string.punctuation + " "
+_KEPT_AT_END = frozenset("+%")
 
 
 def normalise(text: str) -> str:
-    """Normal form for comparison: NFKC, case folded, format characters dropped, white space collapsed, edges bare.
+    """Normal form for comparison; ids, groups and duplicates rest on it, and the normal form of one is itself.
 
-    Punctuation inside stays ("usb-c"), around it goes ("shoes!"); a text of punctuation only is kept as it is.
+    Unicode: NFKC, so that width, ligatures, presentation forms, compatibility ideographs and the jamo of a syllable
+    make no difference; a vulgar fraction keeps its distance ("1½" is "1 1/2", not "11/2").
+    Case: full folding (ß is ss, a final sigma a sigma); the dot that the folding of İ leaves behind goes.
+    Accents stay: they tell words apart in most languages. So do hiragana from katakana, the long-vowel mark, and
+    traditional from simplified characters, which is no matter of one character at a time.
+    White space: any run is one space, none at the edges; spaces between CJK words stay, since they separate terms.
+    Punctuation: kinds of quotes, dashes and stops are one each; inside it stays ("usb-c"), around it goes ("shoes!"),
+    except + and % that touch the end ("s24+"); a text of punctuation only is kept as it is.
+    Digits: of any script, as 0 to 9.
+    Arabic: no tatweel, no short vowels; alef, yeh and kaf in one shape each. Teh marbuta stays: as heh it would be
+    another word's "his". So does hamza on waw and yeh, which is seldom left out.
+    Thai: vowel signs before tone marks before nikhahit, each once, however they were typed, which keeps together what
+    NFKC makes of SARA AM; two SARA E are a SARA AE. Both look the same in either order.
+
+    `_DROPPED` and `_SAME` give the characters with a reason each.
     """
-    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
-    collapsed = " ".join(folded.split())
-    return _bare(collapsed) or collapsed
+    if text.isascii() and text.isprintable():
+        return _bare_ascii(" ".join(text.replace("`", "'").lower().split()))
+    return _remembered(text) if len(text) <= _CACHED_CHARACTERS else _settled(text)
+
+
+def _settled(text: str) -> str:
+    while (folded := _folded(text)) != text:  # what one rule made may be another's; each leaves less to do
+        text = folded
+    return text
+
+
+_remembered = lru_cache(_CACHED_TEXTS)(_settled)
+
+
+def _folded(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).casefold().translate(_CHARACTERS)
+    text = _THAI_MARKS.sub(_in_order, _DOTTED_I.sub("i", text)).replace("เเ", "แ")
+    return _bare(" ".join(unicodedata.normalize("NFKC", text).split()))
+
+
+class _Characters(dict[int, str]):
+    """What becomes of each code point, worked out when it is first met."""
+
+    def __missing__(self, point: int) -> str:
+        self[point] = found = _replacement(chr(point))
+        return found
+
+
+def _replacement(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind == "Cf" or (kind == "Cc" and not character.isspace()):
+        return ""
+    if kind == "Nd":
+        return str(unicodedata.decimal(character))
+    if kind == "Pd":
+        return "-"
+    if unicodedata.decomposition(character).startswith("<fraction>"):
+        return f" {unicodedata.normalize('NFKC', character)}"
+    return character
+
+
+def _characters() -> _Characters:
+    found = _Characters({ord(character): "" for characters in _DROPPED.values() for character in characters})
+    for _, one, others in _SAME:
+        found.update({ord(character): one for character in others})
+    return found
+
+
+_CHARACTERS = _characters()
+
+
+def _in_order(marks: re.Match[str]) -> str:
+    def place(mark: str) -> tuple[int, int, str]:
+        return ("\u0e48" <= mark <= "\u0e4b") + 2 * (mark == "\u0e4d"), unicodedata.combining(mark), mark
+
+    return "".join(sorted(set(marks[0]), key=place))
+
+
+def _bare_ascii(text: str) -> str:
+    solid = text.rstrip(_EDGE)
+    end = len(solid)
+    while text[end : end + 1] in _KEPT_AT_END:
+        end += 1
+    return text[:end].lstrip(_EDGE) or text
 
 
 def _bare(text: str) -> str:
     """From the first letter or digit to the last, with the marks on it: Thai and Indic vowel signs are marks."""
+    if text.isascii():
+        return _bare_ascii(text)
     kinds = [unicodedata.category(c)[0] for c in text]
     solid = [i for i, kind in enumerate(kinds) if kind in "LN"]
     if not solid:
-        return ""
+        return text
     end = solid[-1] + 1
-    while end < len(text) and kinds[end] == "M":
+    while end < len(text) and (kinds[end] == "M" or text[end] in _KEPT_AT_END):
         end += 1
     return text[solid[0] : end]
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ray_pipeline import recipe, runtime
+from ray_pipeline import cli, pipeline, recipe, runtime
 from ray_pipeline.recipe import Recipe, Runtime
+from ray_pipeline.sandbox import serving
+
+from . import pipeline_recipe
 
 if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
@@ -64,6 +67,22 @@ def ray_up(s3_bucket: str) -> Iterator[None]:
         runtime.start(Runtime(cpus=2))
         yield
         runtime.stop()
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run of the small recipe for all tests that look at a whole one: its folder, recipe file and artifacts.
+
+    Its working folder is `folder / "work"`, its output `folder / "out"`; whoever changes files makes a copy.
+    """
+    folder = tmp_path_factory.mktemp("run")
+    path = pipeline_recipe.write(folder)
+    arguments = [str(path), "--workdir", str(folder / "work"), "--output", str(folder / "out")]
+    assert cli.run("test", arguments=arguments) == 0
+    chosen = serving.with_shop(recipe.read(path), str(folder / "work"))
+    steps = pipeline.plan(chosen, str(folder / "work"))
+    artifacts = {step.stage.name: step.finished for step in steps}
+    return {"folder": folder, "path": path, "arguments": arguments, "recipe": chosen, "artifacts": artifacts}
 
 
 @pytest.fixture

@@ -157,6 +157,28 @@ def test_a_shard_tells_its_counts_in_its_footer(place: str) -> None:
     assert storage.read_parquet(url).schema.metadata[b"mine"] == b"kept"
 
 
+def test_the_counts_of_many_shards_come_in_their_order(place: str) -> None:
+    names = [f"part-{number:05d}.parquet" for number in range(40)]
+    made = [artifact.write_shard(place, name, rows(0, number), None, number) for number, name in enumerate(names)]
+    assert artifact.counts_of(place, names) == made
+    assert artifact.counts_of(place, names[::-1]) == made[::-1]
+    assert artifact.counts_of(place, []) == []
+    storage.write_bytes(storage.join(place, names[7]), b"damaged")
+    with pytest.raises(CorruptArtifactError, match=r"part-00007\.parquet: is damaged"):
+        artifact.counts_of(place, names)
+
+
+def test_a_manifest_of_a_hundred_thousand_shards(place: str) -> None:
+    made = finished(place)
+    shards = {f"part-{number:06d}.parquet": number for number in range(100_000)}
+    text = json.dumps(vars(made.manifest) | {"shards": shards})
+    storage.write_bytes(storage.join(place, artifact.MANIFEST), text.encode())
+    found = artifact.load(place)
+    assert found is not None
+    assert found.manifest.shards == shards
+    assert found.shards[-1] == storage.join(place, "part-099999.parquet")
+
+
 def test_a_shard_without_counts_is_refused(place: str) -> None:
     url = storage.join(place, "part-00000.parquet")
     storage.write_parquet(url, rows(0, 3))

@@ -1,14 +1,16 @@
 """Duplicates, label conflicts and leaks: which rows go, and why."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import dedupe, storage, tables
-from ray_pipeline.dedupe import count_leaks, refusals
+from ray_pipeline import storage, tables
+from ray_pipeline.dedupe import exact, stage
 from ray_pipeline.recipe import Dedupe
+from ray_pipeline.text import normalise
 
 
 def row(pair_id: str, query: str = "red shoes", label: int | None = 1, **changes: Any) -> dict[str, Any]:
@@ -132,6 +134,17 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, str]]] = 
 }
 
 
+def refusals(rows: list[dict[str, Any]], rules: Dedupe) -> dict[str, tuple[str, str]]:
+    """Refused rows: pair_id to (reason, detail)."""
+    found = exact.verdicts(pa.Table.from_pylist(rows, schema=tables.PAIRS), rules)
+    told = zip(rows, found.reasons.to_pylist(), found.details.to_pylist(), strict=True)
+    return {row["pair_id"]: (reason, detail) for row, reason, detail in told if reason}
+
+
+def counts(rows: list[dict[str, Any]], **rules: Any) -> dict[str, float]:
+    return exact.verdicts(pa.Table.from_pylist(rows, schema=tables.PAIRS), Dedupe(**rules)).counts
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_refusals(name: str) -> None:
     rows, rules, expected = CASES[name]
@@ -147,16 +160,84 @@ def test_a_duplicate_names_the_row_that_was_kept() -> None:
 @pytest.mark.parametrize(
     ("rows", "leaks"),
     [
-        ([row("a1"), row("a2"), unlabelled("d1", query="RED shoes")], 2),
-        ([row("a1"), unlabelled("t1", "test"), unlabelled("d1")], 1),
-        ([translated("a1"), unlabelled("d1")], 1),
-        ([row("a1", part="tune"), unlabelled("d1")], 0),
-        ([row("a1"), unlabelled("d1", target="Boots")], 0),
-        ([row("a1")], 0),
+        ([row("a1"), row("a2"), unlabelled("d1", query="RED shoes")], {"dev": 2}),
+        ([row("a1"), unlabelled("t1", "test"), unlabelled("d1")], {"dev": 1, "test": 1}),
+        ([row("a1"), unlabelled("t1", "test"), unlabelled("t2", "test", target="Boots")], {"test": 1}),
+        ([translated("a1"), unlabelled("d1")], {"dev": 1}),
+        ([row("a1", part="tune"), unlabelled("d1")], {}),
+        ([row("a1"), unlabelled("d1", target="Boots")], {}),
+        ([row("a1"), row("a2", part="tune")], {}),
+        ([translated("a1", target="Boots"), translated("a3"), row("a2", part="holdout")], {"holdout": 2}),
+        ([row("a1")], {}),
+        ([], {}),
     ],
 )
-def test_leaks_are_counted(rows: list[dict[str, Any]], leaks: int) -> None:
-    assert count_leaks(rows) == leaks
+@pytest.mark.parametrize("remove", [True, False])
+def test_leaks_are_counted_by_part_whether_they_go_or_not(
+    rows: list[dict[str, Any]], leaks: dict[str, int], remove: bool
+) -> None:
+    found = counts(rows, remove_leaks=remove)
+    assert {place: found[f"leaks_{place}"] for place in exact.PLACES} == dict.fromkeys(exact.PLACES, 0) | leaks
+
+
+@pytest.mark.parametrize(("policy", "decided", "dropped"), [("drop", 0, 2), ("majority", 1, 1), ("first", 2, 0)])
+def test_conflicts_are_counted_by_what_became_of_them(policy: str, decided: int, dropped: int) -> None:
+    rows = [row("a1"), row("a2"), row("a3", label=0)]
+    rows += [row("b1", "boots"), row("b2", "boots", label=0), row("c1", "hats"), row("c2", "hats")]
+    found = counts(rows, conflicts=policy)
+    assert (found["conflicts_decided"], found["conflicts_dropped"]) == (decided, dropped)
+
+
+def by_hand(rows: list[dict[str, Any]], rules: Dedupe) -> dict[str, str]:
+    """The same verdicts by plain loops over normal forms."""
+    key = {r["pair_id"]: (normalise(r["query"]), normalise(r["target"])) for r in rows}
+    refused = {}
+    held = {key[r["pair_id"]][0] for r in rows if r["part"] in ("tune", "holdout")}
+    open_ = {key[r["pair_id"]] for r in rows if r["split"] != "train"}
+    left: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in sorted(rows, key=lambda r: (r["origin"] != "original", r["position"], r["pair_id"])):
+        pair = key[r["pair_id"]]
+        if r["split"] != "train":
+            continue
+        if r["origin"] != "original" and pair[0] in held:
+            refused[r["pair_id"]] = "leaks into tune or holdout"
+        elif rules.remove_leaks and r["part"] == "train" and pair in open_:
+            refused[r["pair_id"]] = "leaks into dev or test"
+        else:
+            left.setdefault(pair, []).append(r)
+    for group in left.values():
+        labels = [r["label"] for r in group]
+        ones = sum(labels)
+        label = {"first": labels[0], "drop": None, "majority": None}[rules.conflicts]
+        if len(set(labels)) == 1:
+            label = labels[0]
+        elif rules.conflicts == "majority" and 2 * ones != len(labels):
+            label = int(2 * ones > len(labels))
+        keeper = next((r for r in group if r["label"] == label), None)
+        for r in group:
+            if r is not keeper:
+                refused[r["pair_id"]] = "duplicate" if r["label"] == label else "label conflict"
+    return refused
+
+
+@pytest.mark.parametrize("policy", ["drop", "majority", "first"])
+@pytest.mark.parametrize("remove", [True, False])
+def test_many_rows_as_by_hand(policy: Any, remove: bool) -> None:
+    draw, rows = random.Random(policy), []
+    for number in range(3000):
+        query, target = f"{draw.choice(['Red', 'red', 'rot'])} shoe {draw.randrange(60)}", f"T{draw.randrange(8)}"
+        place = draw.choice(["train"] * 6 + ["tune", "holdout", "dev", "test"])
+        if place in ("dev", "test"):
+            rows.append(unlabelled(f"u{number}", place, query=query, target=target))
+        elif place == "train" and draw.random() < 0.4:
+            rows.append(translated(f"x{number}", query, draw.randrange(2), target=target))
+        else:
+            rows.append(row(f"a{number}", query, draw.randrange(2), target=target, part=place))
+    rules = Dedupe(conflicts=policy, remove_leaks=remove)
+    expected = by_hand(rows, rules)
+    assert len(set(expected.values())) == 3 + remove
+    draw.shuffle(rows)
+    assert {pair_id: reason for pair_id, (reason, _) in refusals(rows, rules).items()} == expected
 
 
 def test_a_translation_becomes_a_pair_of_its_root() -> None:
@@ -165,14 +246,14 @@ def test_a_translation_becomes_a_pair_of_its_root() -> None:
         "source_language": "fr", "target_language": "de", "text": "chaussures", "translation": "Schuhe",
         "model_version": "m", "target": "Shoes", "label": 0, "group_id": "root", "position": 77, "query_en": "shoes",
     }  # fmt: skip
-    made = dedupe.translated_pair(translation, "QI")
+    both = pa.Table.from_pylist([translation, {**translation, "target_language": "it"}], schema=tables.TRANSLATIONS)
+    made, other = stage.translated_pairs(both, "QI").to_pylist()
     assert {k: made[k] for k in ("query", "language", "label", "target", "query_en", "origin", "split", "part")} == {
         "query": "Schuhe", "language": "de", "label": 0, "target": "Shoes", "query_en": "shoes",
         "origin": "translated", "split": "train", "part": "train",
     }  # fmt: skip
     assert (made["source_id"], made["group_id"], made["position"]) == ("QI-train-1", "root", 77)
-    assert made["pair_id"] not in ("QI-train-1", dedupe.translated_pair({**translation, "target_language": "it"}, "QI"))
-    pa.Table.from_pylist([made], schema=tables.PAIRS)
+    assert len({"QI-train-1", made["pair_id"], other["pair_id"]}) == 3
 
 
 def reduce(folder: Path, rows: list[dict[str, Any]], pivots: list[dict[str, Any]], pivot: bool = True) -> Any:
@@ -182,7 +263,7 @@ def reduce(folder: Path, rows: list[dict[str, Any]], pivots: list[dict[str, Any]
         )
         for made, flag in ((rows, False), (pivots, True))
     )
-    counts = dedupe.reduce(table, "part-00000.parquet", str(folder), Dedupe(), pivot)
+    counts = stage.reduce(table, "part-00000.parquet", str(folder), Dedupe(), pivot)
     kept = storage.read_parquet(str(folder / "part-00000.parquet"))
     return counts, kept.to_pylist()
 
@@ -219,6 +300,14 @@ def test_an_english_query_is_its_own_pivot_whatever_else_is_in_its_bucket(tmp_pa
     assert [r["query_en"] for r in kept] == ["shoes" if pivot else None, None]
 
 
+def test_a_giant_row_and_a_language_of_one_row(tmp_path: Path) -> None:
+    giant = "Größe 42, " * 100_000
+    rows = [row("a1", giant), row("a2", giant.upper()), row("a3", "รองเท้า", language="th"), row("a4", "shoes")]
+    counts, kept = reduce(tmp_path, rows, [row("p", giant, language="en", query_en="size")])
+    assert [(r["pair_id"], r["query_en"]) for r in kept] == [("a1", "size"), ("a3", None), ("a4", "shoes")]
+    assert counts.reasons == {"duplicate": 1}
+
+
 def test_an_empty_bucket(tmp_path: Path) -> None:
     counts, kept = reduce(tmp_path, [], [row("p", "zapatos", language="es", query_en="shoes")])
     assert (counts.rows_in, counts.rows_out, kept) == (0, 0, [])
@@ -241,7 +330,7 @@ def test_shards_of_translations_become_pairs_and_pivots_in_their_query_s_bucket(
     }.items():
         url = str(tmp_path / f"{kind}.parquet")
         storage.write_parquet(url, table)
-        found += dedupe.read_bucketed(pa.table({"url": [url], "kind": [kind]}), "QI", 1000).to_pylist()
+        found += stage.read_bucketed(pa.table({"url": [url], "kind": [kind]}), "QI", 1000).to_pylist()
     buckets = {(r["query"], r["is_pivot"]): r["__bucket"] for r in found}
     assert len(buckets) == 4
     assert buckets["zapatos", True] == buckets["Zapatos!", False]

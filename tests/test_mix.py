@@ -85,6 +85,40 @@ def test_the_class_ratio_is_met_by_dropping_rows_of_one_class(share: float) -> N
     assert positives <= 7100.001 and negatives <= 3300.001
 
 
+def test_a_cap_for_some_languages_leaves_the_others_alone() -> None:
+    expected = left(Mix(max_rows_per_language={"fr": 500, "de": 0, "it": 7}))
+    assert rows_of(expected, language="fr") == pytest.approx(500)
+    assert rows_of(expected, language="de") == 0
+    assert rows_of(expected, language="en") == 6300
+
+
+def test_a_share_is_of_what_is_left() -> None:
+    expected = left(Mix(max_share_per_origin={"translated": 0.1, "hard_negative": 0.5}))
+    assert rows_of(expected, origin="translated") / sum(expected.values()) == pytest.approx(0.1)
+    assert rows_of(expected, origin="hard_negative") == 100, "below its share already"
+    assert rows_of(expected, origin="original") == 8000
+
+
+def test_shares_of_several_hold_together() -> None:
+    # Only once English is cut is French over its share.
+    wanted = {"en": 0.3, "fr": 0.3}
+    expected = left(Mix(max_share_per_language=wanted))
+    total = sum(expected.values())
+    assert rows_of(expected, language="de") == 2000
+    assert [rows_of(expected, language=name) / total for name in wanted] == pytest.approx([0.3, 0.3])
+    assert left(Mix(max_share_per_language={"en": 0.7})) == COUNTS
+
+
+def test_a_share_of_the_only_language_leaves_nothing() -> None:
+    expected = left(Mix(max_share_per_language={"en": 0.5}), {("en", "original", 1): 10.0})
+    assert sum(expected.values()) == 0, "half of nothing else"
+
+
+def test_shares_that_leave_nothing_for_the_rest_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mix\.max_share_per_origin"):
+        Mix(max_share_per_origin={"translated": 0.6, "original": 0.4})
+
+
 def test_the_ratio_holds_after_the_caps() -> None:
     rules = Mix(max_rows_per_origin={"translated": 1000}, max_rows_per_language=1500, positive_share=0.5)
     expected = left(rules)

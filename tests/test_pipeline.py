@@ -13,21 +13,12 @@ import pytest
 from ray_pipeline import cli, dry_run, pipeline, recipe, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.text import normalise
+from ray_pipeline.validation import command
 
-from . import pipeline_recipe
 
-
-@pytest.fixture(scope="module")
-def finished(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One run of the small recipe: its folder, recipe file, artifacts."""
-    folder = tmp_path_factory.mktemp("run")
-    path = pipeline_recipe.write(folder)
-    arguments = [str(path), "--workdir", str(folder / "work"), "--output", str(folder / "out")]
-    assert cli.run("test", arguments=arguments) == 0
-    chosen = cli._read([str(path)], [], str(folder / "work"))[0]
-    steps = pipeline.plan(chosen, str(folder / "work"))
-    artifacts = {step.stage.name: step.finished for step in steps}
-    return {"folder": folder, "path": path, "arguments": arguments, "recipe": chosen, "artifacts": artifacts}
+@pytest.fixture
+def finished(finished_run: dict[str, Any]) -> dict[str, Any]:
+    return finished_run
 
 
 def artifact(finished: dict[str, Any], stage: str) -> Artifact:
@@ -55,6 +46,12 @@ def test_every_table_has_its_schema_and_unique_ids(finished: dict[str, Any]) -> 
         key = "translation_id" if "translation_id" in schema.names else "pair_id"
         if key in schema.names:
             assert len(set(table.column(key).to_pylist())) == table.num_rows, stage
+
+
+def test_the_run_keeps_every_invariant(finished: dict[str, Any]) -> None:
+    folder = finished["folder"]
+    checks = command.check([finished["recipe"]], str(folder / "work"), str(folder / "out"))
+    assert {one.name: one.shown for one in checks if one.result != "passed"} == {}
 
 
 def test_no_query_stands_in_two_parts_and_tune_and_holdout_hold_originals_only(finished: dict[str, Any]) -> None:

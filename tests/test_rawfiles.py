@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import rawfiles
+from ray_pipeline import rawfiles, storage
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.rawfiles import RawFile, Record, Unreadable
 
@@ -235,3 +235,23 @@ def test_parquet_of_bytes_is_read_as_text_and_a_value_that_is_not_utf8_costs_its
     found = [record for part in rawfiles.slices(file) for _, record in rawfiles.records(part)]
     assert found[0] == {"origin_query": "schuhe"} and found[2] == {"origin_query": "靴"}
     assert isinstance(found[1], Unreadable) and found[1].reason == "invalid UTF-8"
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/part-?.jsonl", "part-[0-9].jsonl"])
+def test_a_folder_or_glob_of_shards_is_read_in_their_order(place: str, pattern: str) -> None:
+    for number in (2, 0, 1):
+        storage.write_bytes(storage.join(place, "train", f"part-{number}.jsonl"), b'{"id": %d}\n' % number)
+    storage.write_bytes(storage.join(place, "other", "part-9.jsonl"), b'{"id": 9}\n')
+    found = rawfiles.find("train", [storage.join(place, "train", pattern) if pattern else f"{place}/train"], "auto")
+    parts = rawfiles.numbered_slices(found)
+    assert [record for part in parts for _, record in rawfiles.records(part)] == [{"id": n} for n in range(3)]
+    assert [part.file.number for part in parts] == [0, 1, 2]
+
+
+def test_lists_of_files_and_one_file_in_two_splits(place: str) -> None:
+    urls = [storage.join(place, name) for name in ("b.jsonl", "a.jsonl")]
+    for number, url in enumerate(urls):
+        storage.write_bytes(url, b'{"id": %d}\n' % number)
+    found = [*rawfiles.find("train", urls, "auto"), *rawfiles.find("dev", urls[:1], "auto")]
+    told = [(part.file.split, part.file.url) for part in rawfiles.numbered_slices(found)]
+    assert told == [("train", urls[0]), ("train", urls[1]), ("dev", urls[0])], "in the order of the list"

@@ -52,6 +52,32 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             {"negatives__hard_min_similarity": 0.7, "negatives__hard_max_similarity": 0.3},
             ["negatives.hard_min_similarity", "negatives.hard_max_similarity"],
         ),
+        (
+            "QI",
+            {"negatives__hard_skip_top": 50},
+            ["negatives.hard_skip_top", "negatives.hard_top_k"],
+        ),
+        (
+            "QI",
+            {"negatives__hard_margin": 0.1},
+            ["negatives.hard_margin", "negatives.anchor query"],
+        ),
+        (
+            "QI",
+            {"negatives__hard_relative_margin": 0.1},
+            ["negatives.hard_relative_margin", "negatives.anchor query"],
+        ),
+        (
+            "QI",
+            {"negatives__index": "ivf", "negatives__candidates": "same_language"},
+            ["negatives.index ivf", "negatives.candidates"],
+        ),
+        (
+            "QI",
+            {"negatives__index": "hnsw", "negatives__corpus_rows_at_once": 1000},
+            ["negatives.index hnsw", "negatives.corpus_rows_at_once"],
+        ),
+        ("QI", {"negatives__branch": "same"}, ["negatives.branch", "task QC"]),
         ("QC", {"prompt__pivot": True}, ["prompt.pivot", "translate.pivot"]),
         ("QI", {"prompt__level_markers": True}, ["prompt.level_markers", "task QC"]),
         ("QI", {"split__by": "branch"}, ["split.by branch", "task QC"]),
@@ -82,6 +108,9 @@ def test_what_cannot_work_is_refused_in_one_message_naming_both_fields(
         ("QC", {"translate__languages": ["de"], "translate__sources": ["en"], "split__withhold": ["fr"]}),
         ("QI", {"translate__languages": ["de", "en"]}),  # all seen languages are sources, `en` not for itself
         ("QC", {"train__batch_rows": 48, "train__micro_batch_rows": 8, "train__workers": 3}),
+        ("QC", {"negatives__branch": "same", "negatives__candidates": "same_language"}),
+        ("QI", {"negatives__anchor": "query", "negatives__hard_margin": 0.1, "negatives__hard_relative_margin": 0.1}),
+        ("QI", {"negatives__index": "ivf", "negatives__anchor": "query", "negatives__hard_skip_top": 49}),
     ],
 )
 def test_the_neighbouring_legal_combination_is_accepted(make_recipe: Make, task: str, changes: dict[str, Any]) -> None:
@@ -108,6 +137,7 @@ def test_the_neighbouring_legal_combination_is_accepted(make_recipe: Make, task:
         ({"languages": {"candidates": []}}, "languages.candidates"),
         ({"translate": {"languages": [False]}}, "translate.languages.0"),  # YAML reads `no` as false
         ({"negatives": {"easy_quantile": 0}}, "negatives.easy_quantile"),
+        ({"negatives": {"negative_share": 1}}, "negatives.negative_share"),
         ({"mix": {"positive_share": 1}}, "mix.positive_share"),
         ({"mix": {"max_rows_per_origin": {"hard": 1}}}, "mix.max_rows_per_origin.hard"),
         ({"compare": {"name": "nothing", "set": {}}}, "compare.set"),

@@ -1,5 +1,7 @@
 """Tests of ray_pipeline.storage: the same ones on a local folder and on an S3 server."""
 
+import itertools
+import json
 import os
 import socket
 import subprocess
@@ -7,16 +9,23 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import storage
-from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
+from ray_pipeline import artifact, pipeline, recipe, s3, storage
+from ray_pipeline.errors import CorruptArtifactError, InputError, RecipeError, StorageError
+from ray_pipeline.recipe import Recipe, Storage
+from ray_pipeline.sandbox import shop
+from ray_pipeline.sandbox.shop import ShopSpec
+
+from .s3_faults import ACCESS_DENIED, SLOW_DOWN, App, Environ, FaultyServer, cut_off, faulty_server
 
 TABLE = pa.table(
     {
@@ -63,6 +72,14 @@ def other_endpoint(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     s3fs.S3FileSystem.clear_instance_cache()
     yield monkeypatch
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def faulty(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """An S3 server whose answers the test decides, which the environment names."""
+    with faulty_server() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -385,3 +402,220 @@ def test_what_a_killed_writer_left_is_deleted_with_its_folder(tmp_path: Path) ->
     (tmp_path / "out" / ".a.0123.tmp").write_bytes(b"half")
     storage.remove_tree(str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def put(bucket: str, keys: list[str], body: bytes = b"x") -> None:
+    """Make objects behind the server's back, which takes no requests."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    for key in keys:
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(bucket, key, body)
+
+
+def every_third() -> Callable[[Environ], App | None]:
+    count = itertools.count()
+    return lambda environ: SLOW_DOWN if next(count) % 3 == 0 else None
+
+
+def test_throttled_requests_are_sent_again(s3_bucket: str, faulty: FaultyServer) -> None:
+    faulty.fault = every_third()
+    place = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    for number in range(6):
+        storage.write_bytes(f"{place}/{number}", str(number).encode())
+    assert [storage.read_bytes(url) for url in storage.list_files(place)] == [str(n).encode() for n in range(6)]
+    storage.remove_tree(place)
+    assert storage.list_files(place) == []
+    assert len(faulty.requests) > 20, "a third of them was refused"
+
+
+@pytest.mark.parametrize(
+    ("method", "action", "attempt", "permission"),
+    [
+        ("PUT", "write", lambda url: storage.write_bytes(url, b"x"), "s3:PutObject and s3:AbortMultipartUpload"),
+        ("GET", "read", storage.read_bytes, "s3:GetObject"),
+        ("GET", "read", storage.read_parquet, "s3:GetObject"),
+        ("GET", "read", lambda url: storage.read_parquet(url, ["number"]), "s3:GetObject"),
+        ("GET", "read", artifact.shard_counts, "s3:GetObject"),
+        ("HEAD", "look at", storage.content_hash, "s3:GetObject and s3:ListBucket"),
+        ("HEAD", "look at", storage.exists, "s3:GetObject and s3:ListBucket"),
+    ],
+)
+def test_a_refused_permission_is_named_with_the_remedy(
+    s3_bucket: str, faulty: FaultyServer, method: str, action: str, attempt: Callable[[str], Any], permission: str
+) -> None:
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/part.parquet"
+    storage.write_parquet(url, TABLE)
+    faulty.fault = lambda environ: ACCESS_DENIED if environ["REQUEST_METHOD"] == method else None
+    with pytest.raises(StorageError, match=f"{permission} on this bucket") as caught:
+        attempt(url)
+    assert str(caught.value).startswith(f"{url}: cannot {action} it: ")
+    assert "AWS_PROFILE" in str(caught.value)
+
+
+def test_a_listing_that_is_refused_is_no_empty_folder(s3_bucket: str, faulty: FaultyServer) -> None:
+    place = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    storage.write_bytes(f"{place}/part-00000.parquet", b"x")
+    faulty.fault = lambda environ: ACCESS_DENIED if "list-type" in environ["QUERY_STRING"] else None
+    for look in (storage.list_files, artifact.present_shards, storage.expand):
+        with pytest.raises(StorageError, match="s3:ListBucket on this bucket"):
+            look(place)
+
+
+@pytest.mark.parametrize("way", ["bytes", "file"])
+def test_a_large_object_goes_up_in_parts_or_not_at_all(
+    s3_bucket: str, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    import boto3
+
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/large"
+    storage.write_bytes(url, b"old")
+    (tmp_path / "large").write_bytes(os.urandom(11 << 20))
+
+    def write() -> None:
+        if way == "file":
+            storage.copy_file(tmp_path / "large", url)
+        else:
+            storage.write_bytes(url, (tmp_path / "large").read_bytes())
+
+    faulty.fault = lambda environ: ACCESS_DENIED if "partNumber=2" in environ["QUERY_STRING"] else None
+    with pytest.raises(StorageError, match="cannot write it"):
+        write()
+    assert any("partNumber=1" in environ["QUERY_STRING"] for environ in faulty.requests), "it was under way"
+    assert storage.read_bytes(url) == b"old"
+    assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket=s3_bucket), "nothing is left and paid for"
+
+    faulty.fault = every_third()
+    write()
+    assert storage.read_bytes(url) == (tmp_path / "large").read_bytes()
+
+
+def test_an_object_that_is_cut_off_on_the_way_is_fetched_again(s3_bucket: str, faulty: FaultyServer) -> None:
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/object"
+    content = os.urandom(300_000)
+    storage.write_bytes(url, content)
+    broken = iter([True, True])
+    faulty.fault = lambda environ: (
+        cut_off(faulty.app) if environ["REQUEST_METHOD"] == "GET" and next(broken, False) else None
+    )
+    assert storage.read_bytes(url) == content
+    assert faulty.asked("GET") == 3
+
+
+def test_a_whole_object_takes_one_request(s3_bucket: str, faulty: FaultyServer) -> None:
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/part-00000.parquet"
+    counts = artifact.write_shard(url.rsplit("/", 1)[0], storage.name(url), TABLE, None, TABLE.num_rows)
+    for read in (storage.read_bytes, storage.read_parquet, artifact.shard_counts):
+        faulty.requests.clear()
+        found = read(url)
+        assert len(faulty.requests) == 1, read
+    assert found == counts
+
+
+def test_a_footer_longer_than_is_fetched_at_first(s3_bucket: str) -> None:
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/part.parquet"
+    long = {"note": os.urandom(storage.FOOTER_BYTES).hex()}
+    storage.write_parquet(url, TABLE.replace_schema_metadata(long))
+    assert storage.read_schema(url).metadata[b"note"].decode() == long["note"]
+
+
+def test_some_columns_of_an_object_are_fetched_by_their_ranges(s3_bucket: str, faulty: FaultyServer) -> None:
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/part.parquet"
+    wide = TABLE.append_column("wide", pa.array([os.urandom(10_000) for _ in range(TABLE.num_rows)]))
+    storage.write_parquet(url, wide)
+    faulty.requests.clear()
+    assert storage.read_parquet(url, ["number"]).equals(TABLE.select(["number"]))
+    ranges = [environ["HTTP_RANGE"].removeprefix("bytes=") for environ in faulty.requests if "HTTP_RANGE" in environ]
+    bytes_read = sum(int(last) - int(first) + 1 for first, _, last in (text.partition("-") for text in ranges))
+    assert 0 < bytes_read < 200_000 < storage.size(url)
+
+
+def test_a_folder_of_thousands_is_listed_by_the_page(s3_bucket: str, faulty: FaultyServer) -> None:
+    folder = uuid.uuid4().hex
+    names = [f"part-{number:05d}.parquet" for number in range(1500)]
+    put(s3_bucket, [f"{folder}/{name}" for name in [*names, "rejected/part-00000.parquet", "manifest.json"]])
+    for look in (artifact.present_shards, storage.list_files):
+        faulty.requests.clear()
+        found = look(f"s3://{s3_bucket}/{folder}")
+        assert len(faulty.requests) == 2, "a thousand names a page"
+        assert len(found) == (1500 if look is artifact.present_shards else 1502)
+    assert artifact.present_shards(f"s3://{s3_bucket}/{folder}") == names
+
+
+def test_list_sizes(place: str) -> None:
+    for name, size in {"part-1": 5, "part-0": 0, "other": 1, "sub/part-2": 7, ".part-3.tmp": 2}.items():
+        storage.write_bytes(storage.join(place, name), b"x" * size)
+    assert list(storage.list_sizes(place, "part-").items()) == [("part-0", 0), ("part-1", 5)]
+    assert storage.list_sizes(storage.join(place, "absent"), "part-") == {}
+
+
+def test_many_are_asked_at_once_and_answer_in_order(place: str) -> None:
+    urls = [storage.join(place, str(number)) for number in range(50)]
+    for number, url in enumerate(urls):
+        storage.write_bytes(url, b"x" * number)
+    assert storage.for_each(storage.size, urls) == list(range(50))
+    with pytest.raises(FileNotFoundError):
+        storage.for_each(storage.size, [*urls, storage.join(place, "absent")])
+    assert storage.for_each(storage.size, []) == []
+
+
+def test_the_storage_section_stands_above_the_environment(
+    s3_bucket: str, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    section = Storage(endpoint_url=faulty.url, region="eu-west-3", anonymous=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name, value in s3.environment(section).items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key="public", Body=b"x", ACL="public-read")
+    assert storage.read_bytes(f"s3://{s3_bucket}/public") == b"x"
+    assert "HTTP_AUTHORIZATION" not in faulty.requests[-1], "unsigned"
+    monkeypatch.delenv(s3.ANONYMOUS_VARIABLE)
+    assert storage.read_bytes(f"s3://{s3_bucket}/public") == b"x"
+    assert "/eu-west-3/s3/" in faulty.requests[-1]["HTTP_AUTHORIZATION"]
+
+
+def test_an_empty_storage_section_leaves_the_environment_as_it_is() -> None:
+    assert s3.environment(Storage()) == {}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"endpoint_url": "https://me:hidden@s3.example.com"}, {"secret": "hidden"}, {"endpoint_url": "s3.example.com"}],
+)
+def test_a_storage_section_with_a_secret_is_refused_without_repeating_it(section: dict[str, str]) -> None:
+    raw = {"name": "test", "task": "QC", "data": {"train": ["x"]}, "storage": section}
+    with pytest.raises(RecipeError, match=r"storage\.") as caught:
+        recipe.validate(raw, "test")
+    assert "hidden" not in str(caught.value)
+
+
+def test_the_storage_section_is_no_part_of_an_identity(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
+    (tmp_path / "train.txt").write_text('{"id": 1}\n')
+    chosen = make_recipe(), make_recipe(storage__region="eu-west-3", storage__anonymous=True)
+    first, second = [[step.folder for step in pipeline.plan(one, str(tmp_path), "split")] for one in chosen]
+    assert first == second
+
+
+def test_a_job_whose_recipe_alone_names_the_store(s3_bucket: str, tmp_path: Path) -> None:
+    place = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    rows = [dict(row) for row in shop.rows(ShopSpec(train_rows=60), "QC", "train")]
+    for shard in range(3):
+        lines = [json.dumps(row) for row in rows[shard::3]]
+        storage.write_bytes(f"{place}/train/part-{shard}.jsonl", "\n".join(lines).encode())
+    raw = {"name": "far", "task": "QC", "data": {"train": [f"{place}/train"]}, "runtime": {"cpus": 2}}
+    raw["storage"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region": "us-east-1"}
+    (tmp_path / "far.yaml").write_text(json.dumps(raw))
+    names = {"AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"AWS_SECRET_ACCESS_KEY": "a-secret-of-the-environment"}
+    job = Path(__file__).parents[1] / "jobs" / "pipeline.py"
+    command = [sys.executable, str(job), str(tmp_path / "far.yaml"), "--workdir", f"{place}/work", "--until", "ingest"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = storage.list_files(f"{place}/work")
+    assert any(url.endswith("manifest.json") for url in written)
+    assert not [url for url in written if b"a-secret" in storage.read_bytes(url)]
+    assert "a-secret" not in done.stdout + done.stderr

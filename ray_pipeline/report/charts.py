@@ -21,7 +21,7 @@ from ray_pipeline.report.svg import (
 )
 
 ROW = 28
-ORIGINS = ("original", "translated", "easy_negative", "hard_negative")
+ORIGINS = ("original", "translated", "easy_negative", "hard_negative", "random_negative")
 LINES = (("circle", "tune"), ("diamond", "train"))
 SEEN = ("circle", "seen", "seen")
 WITHHELD = ("diamond", "withheld", "withheld")

@@ -5,15 +5,19 @@ hand-written lexicon, so whatever is measured on them illustrates the pipeline a
 real queries.
 
     python -m ray_pipeline.sandbox.shop --folder data/shop --rows 4000 --seed 7
+
+Millions of rows are written on Ray (`--output`): see shop_shards.py.
 """
 
 import argparse
 import functools
 import json
+import os
 import random
 import string
+import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -202,14 +206,23 @@ def write_shop(spec: ShopSpec, folder: Path) -> dict[str, Path]:
     return written
 
 
+def labelled_row(spec: ShopSpec, task: Task, split: Split, index: int) -> dict[str, object]:
+    """A row of dev or test as `row` makes it, with its label."""
+    return {**row(spec, task, split, index), "label": pair(spec, task, split, index).label}
+
+
+def line(record: Mapping[str, object]) -> str:
+    """A row as a line of its file."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 def _labels(spec: ShopSpec, task: Task, split: Split) -> Iterator[dict[str, object]]:
-    for index in range(spec.size(split)):
-        yield {**row(spec, task, split, index), "label": pair(spec, task, split, index).label}
+    return (labelled_row(spec, task, split, index) for index in range(spec.size(split)))
 
 
-def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> Path:
+def _write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Path:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.writelines(map(line, records))
     return path
 
 
@@ -395,14 +408,44 @@ def _other_nouns(concept: str) -> tuple[tuple[Noun, ...], tuple[Noun, ...]]:
 def main() -> None:
     """Write a shop from the command line: dev and test get a tenth of train's rows each."""
     parser = argparse.ArgumentParser(prog="python -m ray_pipeline.sandbox.shop", description="Write a shop.")
-    parser.add_argument("--folder", type=Path, required=True, help="where to write; made if missing")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--folder", type=Path, help="write one file each, in this process; made if missing")
+    place.add_argument("--output", help="folder or s3:// url: write many files each, on Ray, in constant memory")
     parser.add_argument("--rows", type=int, default=4000, help="rows of each train file (default 4000)")
     parser.add_argument("--seed", type=int, default=7, help="default 7")
+    parser.add_argument("--shards", type=int, help="with --output: files of each train file (by 50,000 rows)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="with --output: only these")
+    parser.add_argument(
+        "--address", default="local", help="with --output: a Ray cluster's, or auto (a Ray started here)"
+    )
     options = parser.parse_args()
+    if options.rows < 1 or (options.shards is not None and options.shards < 1):
+        parser.error("--rows and --shards must be at least 1")
     tenth = max(1, options.rows // 10)
-    written = write_shop(ShopSpec(options.seed, options.rows, tenth, tenth), options.folder)
-    print("\n".join(str(path) for path in written.values()))
+    spec = ShopSpec(options.seed, options.rows, tenth, tenth)
+    if options.output:
+        sys.exit(_write_on_ray(spec, options))
+    print("\n".join(str(path) for path in write_shop(spec, options.folder).values()))
+
+
+def _write_on_ray(spec: ShopSpec, options: argparse.Namespace) -> int:
+    from ray_pipeline import cli, runtime
+    from ray_pipeline.recipe import Runtime
+    from ray_pipeline.sandbox import shop_shards
+
+    def write() -> int:
+        rows = -(-options.rows // options.shards) if options.shards else shop_shards.SHARD_ROWS
+        output = options.output if "://" in options.output else os.path.abspath(options.output)
+        print("\n".join(shop_shards.write(spec, output, options.tasks, rows, Runtime(address=options.address))))
+        return 0
+
+    try:
+        return cli.guarded(write, debug=False)
+    finally:
+        runtime.stop()
 
 
 if __name__ == "__main__":
-    main()
+    from ray_pipeline.sandbox import shop  # what travels to Ray's workers must not be of a module named __main__
+
+    shop.main()

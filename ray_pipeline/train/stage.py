@@ -26,13 +26,13 @@ T = TypeVar("T")
 def _work(config: dict[str, Any]) -> None:
     """One worker of Ray Train. What the user can mend is left for the driver: raised, it would only be tried again."""
     try:
-        _train(config["recipe"], config["mix"])
+        _train(config["recipe"], config["mix"], config["dropped"])
     except PipelineError as error:
         problem = {"kind": type(error).__name__, "message": str(error)}
         storage.write_bytes(storage.join(config["folder"], PROBLEM), json.dumps(problem).encode())
 
 
-def _train(recipe: Recipe, mix: Artifact) -> None:
+def _train(recipe: Recipe, mix: Artifact, dropped: frozenset[str]) -> None:
     import ray.train
     import torch
 
@@ -43,7 +43,7 @@ def _train(recipe: Recipe, mix: Artifact) -> None:
     rules, context = recipe.train, ray.train.get_context()
     device = _join_workers(recipe)
     worker = Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
-    classifier, tokenizer, train, tune = _together(lambda: _load(recipe, mix, device))
+    classifier, tokenizer, train, tune = _together(lambda: _load(recipe, mix, dropped, device))
     steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows) * rules.epochs
     engine = DeepSpeedEngine(classifier, rules, steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,13 +56,14 @@ def _train(recipe: Recipe, mix: Artifact) -> None:
         loop.run()
 
 
-def _load(recipe: Recipe, mix: Artifact, device: str) -> tuple[Any, Any, Any, Any]:
+def _load(recipe: Recipe, mix: Artifact, dropped: frozenset[str], device: str) -> tuple[Any, Any, Any, Any]:
     """(classifier, tokenizer, training examples, tune examples)."""
     from ray_pipeline.train import batches, model
 
     tokenizer = model.load_tokenizer(recipe.train)
     prompt = Prompt(recipe.task, recipe.prompt)
-    rows = mix.read(["pair_id", "part", "query", "query_en", "target", "label"]).sort_by("pair_id").to_pylist()
+    table = mix.read(["pair_id", "part", "query", "query_en", "target", "label"]).sort_by("pair_id")
+    rows = [row for row in table.to_pylist() if row["pair_id"] not in dropped]
     train, tune = (
         batches.encode(prompt, tokenizer, [row for row in rows if row["part"] == part]) for part in ("train", "tune")
     )
@@ -116,7 +117,12 @@ def _fit(context: Context) -> Any:
     gpus = recipe.runtime.gpus_per_worker
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"recipe": recipe, "mix": context.inputs["mix"], "folder": context.folder},
+        train_loop_config={
+            "recipe": recipe,
+            "mix": context.inputs["mix"],
+            "dropped": _dropped(context),
+            "folder": context.folder,
+        },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=recipe.train.workers,
@@ -141,10 +147,18 @@ def run(context: Context) -> Outcome:
     if not storage.exists(curves):  # else all is there but the manifest
         _train_and_keep(context)
     storage.remove_tree(storage.join(context.folder, RUN_NAME))
-    rows = context.inputs["mix"].manifest.rows_out
+    rows = context.inputs["mix"].manifest.rows_out - len(_dropped(context))
     evaluations = artifact.shard_counts(curves).rows_out
-    extra = {"training_rows": _training_rows(context.inputs["mix"]), "evaluations": evaluations}
+    training_rows = _training_rows(context.inputs["mix"]) - len(_dropped(context))
+    extra = {"training_rows": training_rows, "evaluations": evaluations}
     return Outcome(Counts(rows, rows), extra)
+
+
+def _dropped(context: Context) -> frozenset[str]:
+    """Ids of the rows that the self-validation leaves out, if there is one."""
+    verdicts = context.inputs.get("self_validation")
+    rejected = verdicts.rejected() if verdicts is not None else None
+    return frozenset(rejected.column("pair_id").to_pylist()) if rejected is not None else frozenset()
 
 
 def _train_and_keep(context: Context) -> None:
@@ -198,4 +212,4 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     return rules.model_dump(exclude={"model", "revision"}) | {"model": model, "prompt": recipe.prompt.model_dump()}
 
 
-STAGE = Stage("train", ("mix",), config, run)
+STAGE = Stage("train", ("mix", "self_validation"), config, run)

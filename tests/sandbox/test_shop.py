@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import random
 import subprocess
@@ -214,6 +215,13 @@ def test_files_are_json_lines_with_the_truth_beside_them(tmp_path: Path) -> None
     assert "\\u" not in written["train_QI"].read_text(encoding="utf-8"), "native scripts are readable"
     again = shop.write_shop(SMALL, tmp_path / "again")
     assert all(path.read_bytes() == again[name].read_bytes() for name, path in written.items())
+
+
+def test_the_bytes_are_those_of_every_version(tmp_path: Path) -> None:
+    # A golden value: if it changes, so do the demo's figures, and serving.SHOP_VERSION must rise.
+    written = shop.write_shop(ShopSpec(train_rows=400, dev_rows=80, test_rows=80), tmp_path)
+    content = b"".join(path.read_bytes() for _, path in sorted(written.items()))
+    assert hashlib.sha256(content).hexdigest() == "43d38d4d3949f42fbc4fd0d6ea409ee953249c3dbf1cf5f45c9552b553e3d55f"
 
 
 def test_the_command_line_writes_a_shop(tmp_path: Path) -> None:

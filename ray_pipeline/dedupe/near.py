@@ -1,0 +1,208 @@
+"""Nearly equal queries of one target: found by the bands of MinHash, verified by the shingles that they share.
+
+Two rows are near duplicates where their normalised targets are the same, their normalised queries are not, and the
+Jaccard similarity of the queries' shingles, three characters in a row, reaches the threshold. Of the rows of train the
+later one goes: translations after originals, then in the input's order; so the first of each cluster stays, and a row
+goes even if the one that it resembles has gone as well. A row of train that resembles one of tune, holdout, dev or test
+is a near leak, and goes if the recipe removes leaks.
+
+What is compared rests on texts alone: no order of shards or blocks changes what is found. MinHash misses a pair now
+and then, the more often the nearer it is to the threshold.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import artifact, recipe, shards, storage, tables
+from ray_pipeline.artifact import Counts
+from ray_pipeline.dedupe import exact
+from ray_pipeline.dedupe.exact import PLACES, Numbers
+from ray_pipeline.text import normalise
+
+FOLDER = "exact"
+"""Where the shards without exact duplicates wait, below the stage's own folder."""
+SHINGLE = 3
+COMPARED_CHARACTERS = 1000
+"""The rest of a longer query is not looked at."""
+PERMUTATIONS = 128
+MISSES_OVER_CHECKS = (0.02, 0.98)
+"""How much a pair to verify in vain weighs against a pair missed when the bands are chosen."""
+MOST_COMPARED = 100
+"""Rows of one band that a row is compared with, at most: the first ones. A popular target cannot cost its square."""
+
+CANDIDATES = pa.schema(
+    [
+        pa.field("band", pa.uint64()),
+        pa.field("target", pa.uint64()),
+        pa.field("query", pa.uint64()),
+        pa.field("text", pa.string()),  # what is compared of the normalised query
+        pa.field("place", pa.string()),  # train, or one of PLACES
+        pa.field("derived", pa.bool_()),
+        pa.field("position", pa.int64()),
+        pa.field("pair_id", pa.string()),
+        pa.field("shard", pa.int64()),
+        pa.field(shards.BUCKET, pa.int64()),
+    ]
+)
+FOUND = pa.schema(
+    [
+        pa.field("pair_id", pa.string()),  # null: says only that the shard is there
+        pa.field("place", pa.string()),  # train: near duplicate of a row of train; else what it leaks to
+        pa.field("derived", pa.bool_()),  # of the row that it resembles, as are the next two
+        pa.field("position", pa.int64()),
+        pa.field("like", pa.string()),
+        pa.field(shards.BUCKET, pa.int64()),  # the number of its shard
+    ]
+)
+COLUMNS = ["pair_id", "split", "part", "query", "target", "origin", "position"]
+FIRST = [("derived", "ascending"), ("position", "ascending")]
+
+
+def shingles(text: str) -> frozenset[str]:
+    """The characters in a row by which two texts are compared; their edges count as spaces."""
+    padded = f" {text} "
+    return frozenset(padded[i : i + SHINGLE] for i in range(max(1, len(padded) - SHINGLE + 1)))
+
+
+def similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    """Jaccard: the share of all shingles that both have."""
+    both = len(one & other)
+    return both / (len(one) + len(other) - both)
+
+
+@lru_cache
+def layout(threshold: float) -> tuple[int, int]:
+    """(bands, rows of each) that find pairs from the threshold on."""
+    from datasketch import MinHashLSH
+
+    chosen = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=MISSES_OVER_CHECKS)
+    return chosen.b, chosen.r
+
+
+def bands(texts: list[str], threshold: float) -> Numbers:
+    """A key for each band of each text; texts that share one may be similar: uint64 `[n, bands]`."""
+    from datasketch import MinHash
+
+    number, rows = layout(threshold)
+    sets = ([shingle.encode() for shingle in shingles(text)] for text in texts)
+    hashed = [made.hashvalues for made in MinHash.generator(sets, num_perm=PERMUTATIONS)]
+    values = np.array(hashed, np.uint64).reshape(-1, PERMUTATIONS)[:, : number * rows].reshape(-1, number, rows)
+    keys = np.broadcast_to(np.arange(number, dtype=np.uint64), values.shape[:2])
+    for row in range(rows):
+        keys = mixed(keys, values[:, :, row])
+    return keys
+
+
+def mixed(one: Numbers, other: Numbers) -> Numbers:
+    """One number of two, spread over 64 bits; equal for equal ones."""
+    product = (one ^ other) * np.uint64(0x9E3779B97F4A7C15)
+    spread: Numbers = product ^ (product >> np.uint64(29))
+    return spread
+
+
+def candidates(table: pa.Table, threshold: float, number_of_shards: int, buckets: int) -> pa.Table:
+    """Each row of a shard of pairs once for each of its bands, with what it takes to compare and to find it again."""
+    place = pc.coalesce(table.column("part"), table.column("split"))
+    encoded = table.column("query").combine_chunks().dictionary_encode()
+    of = encoded.indices.to_numpy()
+    texts = [normalise(text)[:COMPARED_CHARACTERS] for text in encoded.dictionary.to_pylist()]
+    query, target = (exact.keys(table.column(name)) for name in ("query", "target"))
+    keys = mixed(bands(texts, threshold)[of], target[:, None])
+    rows = pa.array(np.repeat(np.arange(len(of)), keys.shape[1]))
+    columns = {
+        "query": pa.array(query),
+        "target": pa.array(target),
+        "text": pa.array(texts, pa.string()).take(pa.array(of)),
+        "place": place,
+        "derived": pa.array(~exact.mask(table, "origin", "original")),
+        "position": table.column("position"),
+        "pair_id": table.column("pair_id"),
+        "shard": pa.array((query % np.uint64(number_of_shards)).astype(np.int64)),
+    }
+    spread = pa.table(columns).take(rows)
+    spread = spread.append_column("band", pa.array(keys.ravel()))
+    spread = spread.append_column(shards.BUCKET, pa.array((keys.ravel() % np.uint64(buckets)).astype(np.int64)))
+    return tables.conform(spread, CANDIDATES)
+
+
+def similar(table: pa.Table, threshold: float) -> pa.Table:
+    """Which rows of train in a bucket of candidates resemble an earlier one of train, or any of another part."""
+    keys = [("band", "ascending"), ("target", "ascending"), *FIRST, ("pair_id", "ascending")]
+    table = table.sort_by(keys)
+    band, target = (table.column(name).to_numpy() for name in ("band", "target"))
+    starts = np.flatnonzero(np.r_[True, (band[1:] != band[:-1]) | (target[1:] != target[:-1])])
+    sizes = np.diff(np.r_[starts, len(band)])
+    shared = np.repeat(sizes > 1, sizes)
+    rows = table.filter(pa.array(shared)).to_pylist()
+    found, start = [], 0
+    for size in sizes[sizes > 1]:
+        found += list(_of_one_band(rows[start : start + size], threshold))
+        start += size
+    return pa.Table.from_pylist(found, schema=FOUND)
+
+
+def _of_one_band(rows: list[dict[str, object]], threshold: float) -> Iterator[dict[str, object]]:
+    sets = [shingles(str(row["text"])) for row in rows]
+    trained = [i for i, row in enumerate(rows) if row["place"] == "train"]
+    others = {name: [i for i, row in enumerate(rows) if row["place"] == name] for name in PLACES}
+    for nth, i in enumerate(trained):
+        for place, earlier in {"train": trained[:nth], **others}.items():
+            for j in earlier[:MOST_COMPARED]:
+                if rows[i]["query"] != rows[j]["query"] and similarity(sets[i], sets[j]) >= threshold:
+                    yield {
+                        "pair_id": rows[i]["pair_id"], "place": place, "derived": rows[j]["derived"],
+                        "position": rows[j]["position"], "like": rows[j]["pair_id"], shards.BUCKET: rows[i]["shard"],
+                    }  # fmt: skip
+                    break
+
+
+def finish(found: pa.Table, name: str, folder: str, rules: recipe.Dedupe) -> Counts:
+    """Write a shard that waits again, without the rows that go; what was refused before stays refused."""
+    waiting = storage.join(folder, FOLDER)
+    table, before = artifact.read_shard(storage.join(waiting, name)), artifact.shard_counts(storage.join(waiting, name))
+    found = found.sort_by([*FIRST, ("like", "ascending")])
+    like = {place: _likes(found, place) for place in ("train", *PLACES)}
+    gone = {pair_id: ("near duplicate", f"like {other}") for pair_id, other in like["train"].items()}
+    for place in PLACES if rules.remove_leaks else ():
+        gone |= {pair_id: ("near leak", f"like {other} of {place}") for pair_id, other in like[place].items()}
+    verdicts = [gone.get(pair_id, (None, None)) for pair_id in table.column("pair_id").to_pylist()]
+    reasons, details = (pa.array([verdict[i] for verdict in verdicts], pa.string()) for i in (0, 1))
+    kept = shards.divided(table, reasons, details)
+    refused = [kept.rejected]
+    if before.rows_rejected:
+        refused.append(storage.read_parquet(storage.join(waiting, "rejected", name)))
+    extra = before.extra | {f"near_leaks_{place}": float(len(like[place])) for place in PLACES}
+    return shards.store(folder, name, shards.Result(kept.table, pa.concat_tables(refused), extra), tables.PAIRS)
+
+
+def _likes(found: pa.Table, place: str) -> dict[str, str]:
+    """Each pair that resembles one of a place, with the first that it resembles; `found` is in that order."""
+    rows = found.filter(exact.mask(found, "place", place)).select(["pair_id", "like"]).to_pylist()
+    return {row["pair_id"]: row["like"] for row in reversed(rows)}
+
+
+def remove(folder: str, rules: recipe.Dedupe, threshold: float, buckets: int, shard_rows: int) -> Counts:
+    """Write the shards that wait again, `buckets` of them with the empty ones; returns all counts."""
+    import ray.data
+
+    waiting = shards.written(storage.join(folder, FOLDER))
+    if not waiting:
+        return Counts()
+    spread = max(1, round(sum(source.rows for source in waiting) * layout(threshold)[0] / shard_rows / 4))
+    work = partial(candidates, threshold=threshold, number_of_shards=buckets, buckets=spread)
+    found = shards.grouped(shards.dataset(waiting, work, COLUMNS), partial(similar, threshold=threshold), spread)
+    # Shards in which nothing was found are written too.
+    numbers = [int(source.name.removeprefix("part-").removesuffix(".parquet")) for source in waiting]
+    present = pa.Table.from_pylist([{shards.BUCKET: number} for number in numbers], schema=FOUND)
+    counts = shards.shuffle(
+        found.union(ray.data.from_arrow(present)),
+        lambda table, name: finish(table, name, folder, rules),
+        buckets=buckets,
+        label="near",
+    )
+    storage.remove_tree(storage.join(folder, FOLDER))
+    return artifact.total(counts)

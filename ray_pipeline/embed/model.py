@@ -1,0 +1,87 @@
+"""A sentence-transformers model as the recipe sets it, and what is wrong with the vectors that it makes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_pipeline import models
+from ray_pipeline.embed.store import Vectors
+from ray_pipeline.errors import ModelError
+from ray_pipeline.recipe import Recipe
+
+CPU_BATCH = 32
+"""Texts of a batch on a CPU, at most: larger ones leave its caches and take a fifth longer."""
+LENGTH_TOLERANCE = 0.02
+"""How far the length of a normalised vector may be from 1: bfloat16 and the rounding to float16 take their share."""
+
+
+class Model:
+    """Embeds texts; raises ModelError where the model cannot be loaded or does not fit the recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        import torch
+        from safetensors import SafetensorError
+        from sentence_transformers import SentenceTransformer
+
+        self._rules, self._batch = recipe.embed, recipe.runtime.embed_batch_rows
+        name, device = models.resolve(self._rules.model), "cuda" if recipe.runtime.gpus_per_worker else "cpu"
+        if device == "cpu":
+            self._batch = min(self._batch, CPU_BATCH)
+        try:
+            self._model = SentenceTransformer(
+                name, revision=self._rules.revision, device=device, trust_remote_code=False
+            ).to(getattr(torch, self._rules.precision))
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            SafetensorError,
+        ) as error:  # TypeError: a module's settings lack a field
+            raise ModelError(
+                f"embed.model {self._rules.model}: cannot be loaded from {name}: {error}; "
+                "complete the folder, or name another model"
+            ) from error
+        if self._rules.max_tokens is not None:
+            self._limit(self._rules.max_tokens)
+
+    def __call__(self, texts: Sequence[str], prompt: str) -> Vectors:
+        """Vectors `[n, d]` of at least one text; values that float16 cannot hold become infinite."""
+        vectors = self._model.encode(
+            list(texts),
+            prompt=prompt,  # also where it is empty: else a prompt of the model's own would be taken
+            batch_size=self._batch,
+            normalize_embeddings=self._rules.normalise,
+            truncate_dim=self._rules.dimension,
+            show_progress_bar=False,
+        )
+        if self._rules.dimension not in (None, vectors.shape[1]):
+            raise ModelError(
+                f"embed.dimension {self._rules.dimension}: {self._rules.model} has {vectors.shape[1]}: "
+                "choose no more than that"
+            )
+        with np.errstate(over="ignore"):
+            return np.asarray(vectors).astype(np.float16, copy=False)
+
+    def _limit(self, tokens: int) -> None:
+        own = self._model.max_seq_length
+        if own is not None and tokens > own:
+            raise ModelError(f"embed.max_tokens {tokens}: {self._rules.model} reads {own} at most: lower it")
+        try:
+            self._model.max_seq_length = tokens
+        except AttributeError as error:  # a model that looks words up
+            raise ModelError(
+                f"embed.max_tokens {tokens}: {self._rules.model} reads texts of any length: leave it out"
+            ) from error
+
+
+def faults(vectors: Vectors, normalised: bool) -> pa.Array:
+    """Why a vector cannot be used, or null: strings `[n]`."""
+    norms: npt.NDArray[np.float32] = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    found = np.full(len(norms), None, dtype=object)
+    if normalised:
+        found[np.abs(norms - 1) > LENGTH_TOLERANCE] = "not of length 1"
+    found[norms == 0] = "no length"
+    found[~np.isfinite(norms)] = "not finite"
+    return pa.array(found, pa.string())

@@ -1,0 +1,1 @@
+"""What an artifact holds, for people: counted a slice at a time, shown in the terminal and as one HTML page."""

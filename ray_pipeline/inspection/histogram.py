@@ -1,0 +1,64 @@
+"""A histogram whose range need not be known beforehand, in memory that does not grow."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.report.svg import round_step
+
+MOST_BINS = 4096
+FINEST = 1e-4
+
+
+class Histogram:
+    """Counts of values by bins of one width, which becomes ten times as wide rather than let them be too many."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.not_finite = 0
+        self.low, self.high, self.total = math.inf, -math.inf, 0.0
+        self._width = FINEST
+        self._bins: Counter[int] = Counter()
+
+    @property
+    def mean(self) -> float:
+        """Of the finite values; NaN without any."""
+        return self.total / self.rows if self.rows else math.nan
+
+    def add(self, values: npt.NDArray[np.floating]) -> None:
+        """Count some values `[n]`; those that are not finite are counted apart."""
+        values = values.astype(np.float64)
+        finite = values[np.isfinite(values)]
+        self.not_finite += len(values) - len(finite)
+        if not len(finite):
+            return
+        self.rows += len(finite)
+        self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
+        self.total += float(finite.sum())
+        while self.high - self.low > MOST_BINS * self._width:
+            self._widen()
+        places, counts = np.unique(np.floor(finite / self._width + 1e-6).astype(np.int64), return_counts=True)
+        self._bins.update(dict(zip(places.tolist(), counts.tolist(), strict=True)))
+
+    def _widen(self) -> None:
+        self._width *= 10
+        wider: Counter[int] = Counter()
+        for place, count in self._bins.items():
+            wider[place // 10] += count
+        self._bins = wider
+
+    def bars(self, most: int = 24) -> list[tuple[float, float, int]]:
+        """(from, to, values) of neighbouring bars of a round width, about `most` of them, empty ones included."""
+        if not self.rows:
+            return []
+        # A step of 1, 2 or 5 times a power of ten holds a whole number of bins, for theirs is a power of ten.
+        step = round_step(max((self.high - self.low) / most, self._width))
+        ratio = max(1, round(step / self._width))
+        merged: Counter[int] = Counter()
+        for place, count in self._bins.items():
+            merged[place // ratio] += count
+        first, last = min(merged), max(merged)
+        width = ratio * self._width
+        return [(place * width, (place + 1) * width, merged[place]) for place in range(first, last + 1)]

@@ -1,0 +1,178 @@
+"""Texts and their vectors, in the order of the texts' hashes: whatever shards they came from, it is the same order.
+
+The vectors stay in float16, as they are stored, and become unit vectors in float32 a block at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import storage
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.embed import store
+from ray_pipeline.text import normalise, stable_number
+
+Rows = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+Vectors = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
+BLOCK_ROWS = 65_536
+NONE = -1
+"""Stands for a row that is not there."""
+
+
+class Source(Protocol):
+    """Where the vectors of a corpus come from."""
+
+    def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
+        """All rows once, some at a time: their numbers `[b]` and unit vectors `[b, d]`."""
+
+    def take(self, rows: Rows) -> Vectors:
+        """Unit vectors `[m, d]` of some rows."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Distinct texts; a row is a number below `len(ids)`."""
+
+    ids: Hashes
+    """`stable_number` of each text, rising."""
+    texts: pa.Array
+    forms: Hashes
+    """`stable_number` of each text's normal form."""
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, texts: Sequence[str]) -> Rows:
+        """The row of each text; NONE where it is not there."""
+        return lookup(self.ids, hashes(texts))
+
+    def ids_of(self, rows: Rows) -> list[str]:
+        """`stable_id` of the texts of some rows."""
+        return [f"{number:016x}" for number in self.ids[rows].tolist()]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Vectors `[n, d]` in memory, in the order of the corpus."""
+
+    halves: Halves
+
+    def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
+        """See `Source`."""
+        for start in range(0, len(self.halves), BLOCK_ROWS):
+            block = self.halves[start : start + BLOCK_ROWS]
+            yield np.arange(start, start + len(block)), unit(block)
+
+    def take(self, rows: Rows) -> Vectors:
+        """See `Source`."""
+        return unit(self.halves[rows])
+
+
+@dataclass(frozen=True)
+class Reread:
+    """Vectors that are read from the embeddings whenever they are wanted, `rows_at_once` at a time."""
+
+    embeddings: Artifact
+    role: str
+    ids: Hashes
+    rows_at_once: int
+
+    def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
+        """See `Source`."""
+        for rows, halves in _placed(self.embeddings, self.role, self.ids, min(self.rows_at_once, BLOCK_ROWS)):
+            yield rows, unit(halves)
+
+    def take(self, rows: Rows) -> Vectors:
+        """See `Source`."""
+        wanted, back = np.unique(rows, return_inverse=True)
+        found: Vectors | None = None
+        for there, vectors in self.blocks():
+            places = lookup(wanted, there)
+            if found is None:
+                found = np.zeros((len(wanted), vectors.shape[1]), np.float32)
+            found[places[places != NONE]] = vectors[places != NONE]
+        return np.zeros((0, 0), np.float32) if found is None else found[back]
+
+
+def made(texts: Sequence[str], vectors: Vectors | Halves) -> Corpus:
+    """The corpus of some distinct texts `[n]` and their vectors `[n, d]`, held in memory."""
+    ids = hashes(texts)
+    order = np.argsort(ids)
+    ordered = pa.array(texts, pa.string()).take(order)
+    return Corpus(ids[order], ordered, forms(ordered.to_pylist()), Held(vectors.astype(np.float16)[order]))
+
+
+def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Corpus:
+    """The corpus of the embedded texts of a role; with `rows_at_once` its vectors stay where they are."""
+    tables = [_of_role(table, role) for table in embeddings.tables(["text_id", "text", "role"])]
+    if not sum(map(len, tables)):
+        return made([], np.zeros((0, 0), np.float16))
+    table = pa.concat_tables(tables)
+    ids = _numbers(table.column("text_id"))
+    order = np.argsort(ids)
+    ids, texts = ids[order], table.column("text").take(order).combine_chunks()
+    held = Held(_held(embeddings, role, ids)) if rows_at_once is None else None
+    source = held or Reread(embeddings, role, ids, rows_at_once or BLOCK_ROWS)
+    return Corpus(ids, texts, forms(texts.to_pylist()), source)
+
+
+def hashes(texts: Sequence[str]) -> Hashes:
+    """`stable_number` of each text."""
+    return np.array([stable_number(text) for text in texts], np.uint64)
+
+
+def forms(texts: Sequence[str]) -> Hashes:
+    """`stable_number` of the normal form of each text."""
+    return np.array([stable_number(normalise(text)) for text in texts], np.uint64)
+
+
+def lookup(keys: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> Rows:
+    """Where each of `wanted` stands among rising `keys`; NONE where it does not."""
+    if not len(keys):
+        return np.full(len(wanted), NONE)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, places, NONE)
+
+
+def unit(vectors: Vectors | Halves) -> Vectors:
+    """Vectors `[n, d]` in float32, each of length 1; one of no length stays so."""
+    found = vectors.astype(np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", found, found))
+    found /= np.maximum(lengths, 1e-12)[:, None]
+    return found
+
+
+def _held(embeddings: Artifact, role: str, ids: Hashes) -> Halves:
+    held: Halves | None = None
+    for rows, halves in _placed(embeddings, role, ids, BLOCK_ROWS):
+        if held is None:
+            held = np.empty((len(ids), halves.shape[1]), np.float16)
+        held[rows] = halves
+    return np.zeros((0, 0), np.float16) if held is None else held
+
+
+def _placed(embeddings: Artifact, role: str, ids: Hashes, at_once: int) -> Iterator[tuple[Rows, Halves]]:
+    """Rows of the corpus and their vectors as they are stored, in the order of the shards."""
+    for url in embeddings.shards:
+        with storage.open_parquet(url) as file:
+            for batch in file.iter_batches(at_once, columns=["text_id", "role", "vector"]):
+                table = _of_role(pa.Table.from_batches([batch]), role)
+                if len(table):
+                    yield lookup(ids, _numbers(table.column("text_id"))), store.matrix(table.column("vector"))
+
+
+def _of_role(table: pa.Table, role: str) -> pa.Table:
+    return table.filter(pc.equal(table.column("role"), role))
+
+
+def _numbers(text_ids: pa.ChunkedArray) -> Hashes:
+    """Stable ids as the numbers that they are, in hexadecimal."""
+    return np.frombuffer(bytes.fromhex("".join(text_ids.to_pylist())), ">u8").astype(np.uint64)

@@ -1,0 +1,91 @@
+"""Easy negatives, by a low similarity, and random ones, by none.
+
+The order of the corpus is that of its texts' hashes, so that any stretch of it is a random sample of the texts.
+"""
+
+import numpy as np
+
+from ray_pipeline.negatives.corpus import NONE, Corpus, Hashes, Rows, Vectors
+from ray_pipeline.negatives.offers import Mask, Offers, Taken, mixed
+from ray_pipeline.negatives.search import Group, Neighbours
+
+POOL = 128
+"""Candidates that a want for an easy negative looks at; among so many are some of the lowest few percent."""
+SPARE = 32
+"""At most so many of the lowest are left out because the query knows them, and still the quantile is full."""
+LISTED = 8
+"""Targets that a want for an easy negative asks for, one after another, where others have them."""
+TRIES = 64
+
+
+def quantile(
+    corpus: Corpus, anchors: Vectors, group: Group, queries: Hashes, chance: Hashes, taken: Taken, share: float
+) -> Offers:
+    """Of a pool of random candidates those of the lowest similarities, in random order; `anchors` `[w, d]`.
+
+    What chance gives a want rests on its number in `chance` `[w]` alone.
+    """
+    rows = _rows(corpus, group)
+    if not len(rows):
+        return _nothing(len(anchors))
+    edges = np.linspace(0, len(rows), max(1, len(rows) // POOL) + 1).astype(np.int64)
+    pools = (mixed(chance) % np.uint64(len(edges) - 1)).astype(np.int64)
+    spare = min(SPARE, taken.most)
+    width = min(int(np.diff(edges).max()), int(np.ceil(share * np.diff(edges).max())) + spare)
+    found = _nothing(len(anchors), width)
+    order = np.argsort(pools, kind="stable")
+    for wants in np.split(order, np.flatnonzero(np.diff(pools[order])) + 1):
+        pool = rows[edges[pools[wants[0]]] : edges[pools[wants[0]] + 1]]
+        lowest, similarities = _lowest(anchors[wants] @ corpus.source.take(pool).T, width)
+        found.rows[wants, : lowest.shape[1]] = pool[lowest]
+        found.similarities[wants, : lowest.shape[1]] = similarities
+    free = (found.rows != NONE) & ~taken.holds(taken.keys(queries, found.rows))
+    fits = free & (np.cumsum(free, axis=1) <= np.ceil(share * np.diff(edges)[pools])[:, None])
+    return _shuffled(Offers(found.rows, found.similarities, fits), corpus, chance)
+
+
+def _lowest(similarities: Vectors, width: int) -> tuple[Rows, Vectors]:
+    """The columns `[w, <= width]` of the lowest similarities, rising, and these."""
+    width = min(width, similarities.shape[1])
+    columns = np.argpartition(similarities, width - 1, axis=1)[:, :width]
+    lowest = np.take_along_axis(similarities, columns, axis=1)
+    order = np.argsort(lowest, axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1), np.take_along_axis(lowest, order, axis=1)
+
+
+def _shuffled(offers: Offers, corpus: Corpus, chance: Hashes) -> Offers:
+    places = mixed(corpus.ids[offers.rows] ^ mixed(chance)[:, None])
+    places[~offers.fits] = np.iinfo(np.uint64).max
+    order = np.argsort(places, axis=1)
+    return Offers(
+        np.take_along_axis(offers.rows, order, axis=1),
+        np.take_along_axis(offers.similarities, order, axis=1),
+        np.take_along_axis(offers.fits, order, axis=1),
+    )
+
+
+def minimum(neighbours: Neighbours) -> Offers:
+    """The very lowest first, from the neighbours of the negated anchors."""
+    return Offers(neighbours.rows, -neighbours.similarities, neighbours.rows != NONE)
+
+
+def random(corpus: Corpus, group: Group, chance: Hashes) -> Offers:
+    """Targets from a random place on for each of `chance` `[w]`, without a look at similarities: they are zero here."""
+    rows = _rows(corpus, group)
+    if not len(rows):
+        return _nothing(len(chance))
+    starts = mixed(chance) % np.uint64(len(rows))
+    places = (starts.astype(np.int64)[:, None] + np.arange(min(TRIES, len(rows)))) % len(rows)
+    drawn = rows[places]
+    return Offers(drawn, np.zeros(drawn.shape, np.float32), np.ones(drawn.shape, bool))
+
+
+def _rows(corpus: Corpus, group: Group) -> Rows:
+    every = np.arange(len(corpus))
+    return every if group.allows is None else every[group.allows(every)]
+
+
+def _nothing(wants: int, width: int = 0) -> Offers:
+    shape = (wants, width)
+    fits: Mask = np.zeros(shape, bool)
+    return Offers(np.full(shape, NONE), np.zeros(shape, np.float32), fits)

@@ -1,0 +1,134 @@
+"""Nearest neighbours by inner product: all compared, or by an approximation of faiss whose recall is measured."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
+
+GPU_NEIGHBOURS = 2048
+"""faiss finds no more than this on a GPU."""
+LISTS = 4.0
+"""Of an inverted file, times the root of the corpus's rows."""
+TRAINING_ROWS = 40
+"""Of each of its lists."""
+SAMPLE = 256
+"""Anchors of the corpus by which an approximation is set, and those of a shard by which it is measured."""
+HNSW_LINKS = 32
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest first: similarities `[m, k]`, and rows `[m, k]`, NONE where there are fewer."""
+
+    similarities: Vectors
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Group:
+    """Anchors, by index, that the same rows may serve; `allows` tells which of some rows may, null: all."""
+
+    anchors: Rows
+    allows: Callable[[Rows], npt.NDArray[np.bool_]] | None = None
+
+
+def exact(corpus: Corpus, anchors: Vectors, k: int, groups: Sequence[Group] | None = None) -> Neighbours:
+    """The `k` nearest to each anchor `[m, d]` among the rows of its group; equal ones in the order of the corpus.
+
+    The corpus comes a block at a time, and what each block has is merged into the best so far.
+    """
+    import faiss
+
+    groups = [Group(np.arange(len(anchors)))] if groups is None else groups
+    k = min(k, len(corpus))
+    if not (k and len(anchors)):
+        return Neighbours(np.zeros((len(anchors), k), np.float32), np.full((len(anchors), k), NONE))
+    best = faiss.ResultHeap(len(anchors), k, keep_max=True)
+    for rows, vectors in corpus.source.blocks():
+        for group in groups:
+            chosen = slice(None) if group.allows is None else group.allows(rows)
+            block, numbers = vectors[chosen], rows[chosen]
+            if len(block) and len(group.anchors):
+                found, places = _compare(anchors[group.anchors], block, min(k, len(block)))
+                best.add_result_subset(group.anchors, found, numbers[places])
+    best.finalize()
+    return _in_order(best.D, best.I)
+
+
+def _compare(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:
+    """Similarities `[m, k]` and places in the block `[m, k]`, on a GPU if this worker has one."""
+    import faiss
+
+    anchors, block = np.ascontiguousarray(anchors), np.ascontiguousarray(block)
+    if k <= GPU_NEIGHBOURS and faiss.get_num_gpus():
+        resources = faiss.StandardGpuResources()
+        return faiss.knn_gpu(resources, anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _in_order(similarities: Vectors, rows: Rows) -> Neighbours:
+    rows[np.isneginf(similarities) | (similarities < -2)] = NONE  # faiss fills what it has not found with the least
+    tied = (similarities[:, 1:] == similarities[:, :-1]).any(axis=1)
+    order = np.lexsort((rows[tied], -similarities[tied]))
+    rows[tied] = np.take_along_axis(rows[tied], order, axis=1)
+    return Neighbours(similarities, rows)
+
+
+class Approximate:
+    """An index of faiss over the whole corpus, set so that it finds the wanted share of the true neighbours.
+
+    `ivf` looks into the nearest of many lists, `hnsw` walks a graph of neighbours. How far they look is doubled until
+    the recall of a sample of all anchors is reached.
+    """
+
+    def __init__(self, corpus: Corpus, anchors: Corpus, kind: str, recall: float, k: int) -> None:
+        self._corpus, self._k = corpus, min(k, len(corpus))
+        self._index = _built(corpus, kind)
+        self._width = "nprobe" if kind == "ivf" else "efSearch"
+        most = self._index.nlist if kind == "ivf" else len(corpus)
+        self.width = 1 if kind == "ivf" else max(16, self._k)
+        sample = anchors.source.take(np.linspace(0, len(anchors) - 1, min(SAMPLE, len(anchors))).astype(np.int64))
+        truth = exact(corpus, sample, self._k)
+        while overlap(self.search(sample), truth) < recall and self.width < most:
+            self.width = min(2 * self.width, most)
+
+    def search(self, anchors: Vectors) -> Neighbours:
+        """About the nearest to each anchor `[m, d]`."""
+        setattr(self._index if self._width == "nprobe" else self._index.hnsw, self._width, self.width)
+        return _in_order(*self._index.search(anchors, self._k))
+
+    def recall(self, anchors: Vectors, found: Neighbours) -> tuple[int, int]:
+        """(true neighbours found, true neighbours) of a sample of some anchors."""
+        chosen = np.unique(np.linspace(0, len(anchors) - 1, min(SAMPLE, len(anchors))).astype(np.int64))
+        truth = exact(self._corpus, anchors[chosen], self._k)
+        sample = Neighbours(found.similarities[chosen], found.rows[chosen])
+        return round(overlap(sample, truth) * truth.rows.size), truth.rows.size
+
+
+def overlap(found: Neighbours, truth: Neighbours) -> float:
+    """Share of the true neighbours that were found; one as near as the furthest true one counts, whichever it is."""
+    if not truth.rows.size:
+        return 1.0
+    near: npt.NDArray[np.bool_] = (found.similarities >= truth.similarities[:, -1:] - 1e-6) & (found.rows != NONE)
+    return float(near.sum() / truth.rows.size)
+
+
+def _built(corpus: Corpus, kind: str) -> Any:
+    import faiss
+
+    dimension = corpus.source.take(np.zeros(1, np.int64)).shape[1]
+    index: Any
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    else:
+        lists = max(1, min(len(corpus) // TRAINING_ROWS, round(LISTS * len(corpus) ** 0.5)))
+        index = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        step = max(1, len(corpus) // (lists * TRAINING_ROWS))
+        index.train(corpus.source.take(np.arange(0, len(corpus), step)))
+    for _, vectors in corpus.source.blocks():
+        index.add(vectors)
+    return index

@@ -1,0 +1,105 @@
+"""The stage: proposals shard by shard, then what of them stays, since a cap per target goes over all shards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import artifact, runtime, shards, storage, tables
+from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.negatives import corpus, mining, wants
+from ray_pipeline.negatives.candidates import Candidates
+from ray_pipeline.negatives.mining import Mining
+from ray_pipeline.negatives.offers import Accepted
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.shards import Source
+from ray_pipeline.stage import Context, Outcome, Stage
+
+
+def load(recipe: Recipe, pairs: Artifact, embeddings: Artifact, limits: Mapping[str, int] | None) -> Mining:
+    """A worker's Mining, with its corpus."""
+    rules = recipe.negatives
+    targets = corpus.read(embeddings, "target", rules.corpus_rows_at_once)
+    queries = corpus.read(embeddings, "query", rules.corpus_rows_at_once) if rules.anchor == "query" else None
+    candidates = Candidates(targets, rules, pairs.tables(["part", "language", "target"]))
+    return Mining(rules, targets, candidates, queries, limits)
+
+
+def at_once(make: Callable[[], Mining], cap: int) -> shards.Work:
+    """What a worker makes of the only shard: its proposals, and what of them stays."""
+    mine = make()
+
+    def work(table: pa.Table) -> shards.Result:
+        proposed = mine(table)
+        kept = mining.keep(mining.accept([proposed.table], cap), proposed.table)
+        return shards.Result(kept.table, kept.rejected, kept.extra | proposed.extra)
+
+    return work
+
+
+def keeping(accepted: Accepted) -> shards.Work:
+    """What a worker makes of a shard of proposals."""
+    return partial(mining.keep, accepted)
+
+
+def accept(proposals: Sequence[Source], cap: int) -> Accepted:
+    """Which of the proposals of all shards are accepted."""
+    return mining.accept((artifact.read_shard(one.url, one.rows, ["want", "row"]) for one in proposals), cap)
+
+
+def config(recipe: Recipe) -> Mapping[str, Any]:
+    """Literals of the identity; a recipe without negatives shares one empty artifact."""
+    if not recipe.negatives.wanted:
+        return {"negatives": None}
+    return recipe.negatives.model_dump(exclude={"corpus_rows_at_once"})
+
+
+def run(context: Context) -> Outcome:
+    """Write the negatives as pairs; positives that wanted one in vain are counted as refused."""
+    recipe, pairs = context.recipe, context.inputs["dedupe"]
+    if not recipe.negatives.wanted:
+        return Outcome(Counts())
+    sources = shards.sources([pairs])
+    limits = wants.limited(pairs, recipe.negatives)
+    make = partial(load, recipe, pairs, context.inputs["embed"], limits)
+    cap = recipe.negatives.easy_max_per_target
+    if len(sources) == 1:
+        return _outcome(_mined(context, sources, partial(at_once, make, cap), context.folder, tables.PAIRS))
+    return _outcome(_in_two_passes(context, sources, make, cap))
+
+
+def _in_two_passes(context: Context, sources: Sequence[Source], make: Callable[[], Mining], cap: int) -> Counts:
+    import ray
+
+    folder = storage.join(context.folder, "proposals")
+    proposed = _mined(context, sources, make, folder, mining.PROPOSALS)
+    written = shards.written(folder)
+    accepted = ray.get(ray.remote(accept).remote(written, cap))
+    workers = runtime.worker_count(context.recipe.runtime.map_workers)
+    keep = partial(keeping, accepted)
+    counts = shards.map_shards(written, keep, context.folder, tables.PAIRS, workers=workers, label="negatives kept")
+    storage.remove_tree(folder)
+    return Counts(counts.rows_in, counts.rows_out, counts.reasons, counts.extra | proposed.extra)
+
+
+def _mined(
+    context: Context, sources: Sequence[Source], make: Callable[[], shards.Work], folder: str, schema: pa.Schema
+) -> Counts:
+    """Mine shards, on GPUs where the recipe has some."""
+    width = context.recipe.runtime
+    workers = width.embed_workers if width.gpus_per_worker else runtime.worker_count(width.map_workers)
+    return shards.map_shards(
+        sources, make, folder, schema, workers=workers, label="negatives", num_gpus=width.gpus_per_worker
+    )
+
+
+def _outcome(counts: Counts) -> Outcome:
+    """With the counts by band, and where neighbours were approximate the share of the true ones in a sample."""
+    extra = dict(counts.extra)
+    found, of = extra.pop("neighbours_found", 0.0), extra.pop("neighbours", 0.0)
+    bands = {"similarities": {name: int(rows) for name, rows in sorted(extra.items())}}
+    return Outcome(counts, bands | ({"recall": found / of} if of else {}))
+
+
+STAGE = Stage("negatives", ("dedupe", "embed"), config, run, schema_version=2)

@@ -1,0 +1,131 @@
+"""How many negatives of a kind each positive wants, and the limits on their sum."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import recipe as recipes
+from ray_pipeline import shards
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.negatives.corpus import Hashes, Rows, hashes
+from ray_pipeline.negatives.offers import Mask, mixed
+from ray_pipeline.text import stable_number
+
+BINS = 1 << 16
+"""A want's bin is chance; limits let through the bins below a number."""
+KINDS = ("hard", "random", "easy")
+"""In the order in which they are served."""
+COUNTED = pa.schema([("language", pa.string()), ("label", pa.int64()), ("bin", pa.int64()), ("rows", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Wants:
+    """Negatives wanted, in the order of the positives."""
+
+    positives: Rows
+    """Of each `[w]`, its row."""
+    chance: Hashes
+    """A number of each that rests on the seed, the kind, the positive's id and how many it wanted before."""
+
+    def chosen(self, some: Rows | Mask) -> "Wants":
+        """Some of them, by place or by mask."""
+        return Wants(self.positives[some], self.chance[some])
+
+    def within(self, limits: Mapping[str, int] | None, languages: Sequence[str]) -> "Wants":
+        """Those that the limits let through; `languages` are the positives'."""
+        if limits is None:
+            return self
+        most = np.array([limits[language] for language in languages], np.int64)
+        return self.chosen(bins(self.chance) < most[self.positives])
+
+
+def origin(kind: str) -> str:
+    """Of the rows of a kind."""
+    return f"{kind}_negative"
+
+
+def wants(pair_ids: Sequence[str], kind: str, rules: recipes.Negatives) -> Wants:
+    """Of each positive the whole part of `<kind>_per_positive`, and one more by chance for the rest."""
+    share = float(getattr(rules, f"{kind}_per_positive"))
+    copies = int(np.ceil(share))
+    own = hashes(pair_ids if copies else [])
+    seeds = np.array([stable_number(kind, str(rules.seed), str(copy)) for copy in range(copies)], np.uint64)
+    chance = mixed(own[:, None] ^ seeds)
+    there = (np.arange(copies) < int(share)) | (chance / 2**64 < share - int(share))
+    return Wants(np.nonzero(there)[0], chance[there])
+
+
+def bins(chance: Hashes) -> Rows:
+    """The bin of each want."""
+    return (mixed(mixed(chance)) >> np.uint64(48)).astype(np.int64)
+
+
+def positives(train: pa.Table) -> Rows:
+    """Which rows of the train part are positive originals, in the order of their ids."""
+    mask = pc.and_(pc.equal(train.column("origin"), "original"), pc.equal(train.column("label"), 1))
+    places = pc.indices_nonzero(mask)
+    ids = train.column("pair_id").take(places)
+    found: Rows = places.take(pc.sort_indices(ids)).to_numpy().astype(np.int64)
+    return found
+
+
+def count(rules: recipes.Negatives, table: pa.Table) -> pa.Table:
+    """Of a shard of pairs the rows of train by label, and the wants by bin, of each language."""
+    found: Counter[tuple[str, int | None, int | None]] = Counter()
+    train = table.filter(pc.equal(table.column("part"), "train"))
+    for row in train.group_by(["language", "label"]).aggregate([([], "count_all")]).to_pylist():
+        found[row["language"], row["label"], None] += row["count_all"]
+    anchors = train.take(positives(train))
+    spoken = anchors.column("language").to_pylist()
+    for kind in KINDS:
+        wanted = wants(anchors.column("pair_id").to_pylist(), kind, rules)
+        for positive, number in zip(wanted.positives.tolist(), bins(wanted.chance).tolist(), strict=True):
+            found[spoken[positive], None, number] += 1
+    return pa.Table.from_pylist(
+        [{"language": key[0], "label": key[1], "bin": key[2], "rows": rows} for key, rows in found.items()],
+        schema=COUNTED,
+    )
+
+
+def limits(counted: Sequence[Mapping[str, object]], rules: recipes.Negatives) -> dict[str, int]:
+    """For each language the number below which bins are let through, so that both limits are met but not undercut.
+
+    `counted` are rows of COUNTED. A limit leaves out less than one bin too much.
+    """
+    by_language: dict[str, Rows] = {}
+    labels: Counter[object] = Counter()
+    for row in counted:
+        rows = int(str(row["rows"]))
+        if row["bin"] is None:
+            labels[row["label"]] += rows
+        else:
+            wanted = by_language.setdefault(str(row["language"]), np.zeros(BINS, np.int64))
+            wanted[int(str(row["bin"]))] += rows
+    found = dict.fromkeys(by_language, BINS)
+    if rules.max_rows_per_language is not None:
+        found = {language: _below(wanted, rules.max_rows_per_language) for language, wanted in by_language.items()}
+    if rules.negative_share is not None and by_language:
+        left = sum(np.where(np.arange(BINS) < found[language], wanted, 0) for language, wanted in by_language.items())
+        room = labels[1] * rules.negative_share / (1 - rules.negative_share) - labels[0]
+        limit = _below(np.asarray(left), max(0, int(room + 1e-9)))
+        found = {language: min(limit, own) for language, own in found.items()}
+    return found
+
+
+def _below(wanted: Rows, most: int) -> int:
+    """The largest number of bins, from the first, that hold no more than so many."""
+    return int(np.searchsorted(np.cumsum(wanted), most, side="right"))
+
+
+def limited(pairs: Artifact, rules: recipes.Negatives) -> dict[str, int] | None:
+    """The limits for the positives of an artifact of pairs, counted on Ray; null where the recipe sets none."""
+    if rules.max_rows_per_language is None and rules.negative_share is None:
+        return None
+    columns = ["pair_id", "part", "origin", "label", "language"]
+    dataset = shards.dataset(shards.sources([pairs]), partial(count, rules), columns)
+    return limits(list(dataset.iter_rows()), rules)

@@ -1,0 +1,163 @@
+"""Which training rows the models contradict that were trained without them (self-validation by folds).
+
+Rows fall into folds by group, so that a query's translations and negatives are judged by a model that has seen none of
+them. Each fold is a training of its own on the other folds; its artifacts lie below this stage's folder until the
+verdicts are written, and a run that was killed goes on with the folds that are missing.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import artifact, runtime, score, shards, storage, tables
+from ray_pipeline import recipe as recipes
+from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.shards import Result
+from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.text import stable_number
+from ray_pipeline.train import stage as train
+
+CONTRADICTED = "contradicted by the model of the other folds"
+FOLDS = "folds"
+COLUMNS = ["pair_id", "part", "language", "origin", "label"]
+
+
+def fold_of(group: str, rules: recipes.SelfValidation) -> int:
+    """The fold of a group, by its hash."""
+    return stable_number("fold", str(rules.seed), group) % (rules.folds or 1)
+
+
+def without(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> Result:
+    """A shard of the training set without the fold; the tune part stays."""
+    return _divide(table, pc.invert(_inside(fold, rules, table)), "in the fold")
+
+
+def held_out(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> Result:
+    """The fold's rows of a shard alone, as a part that is scored."""
+    result = _divide(table, _inside(fold, rules, table), "not in the fold")
+    part = pa.array(["holdout"] * result.table.num_rows, pa.string())
+    return Result(result.table.set_column(table.schema.get_field_index("part"), "part", part), result.rejected)
+
+
+def _inside(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> pa.Array:
+    rows = zip(table.column("part").to_pylist(), table.column("group_id").to_pylist(), strict=True)
+    return pa.array([part == "train" and fold_of(group, rules) == fold for part, group in rows], pa.bool_())
+
+
+def _divide(table: pa.Table, kept: pa.Array, reason: str) -> Result:
+    return shards.divided(table, pc.if_else(kept, pa.scalar(None, pa.string()), reason))
+
+
+def contradicts(
+    labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32], confidence: float
+) -> npt.NDArray[np.bool_]:
+    """Whether a probability of relevance `scores [n]` speaks against the label `labels [n]`: bool `[n]`."""
+    return np.asarray(np.where(labels == 1, 1 - scores, scores) >= confidence)
+
+
+class Verdicts:
+    """What the folds' models say of each training row of a shard."""
+
+    def __init__(self, rules: recipes.SelfValidation, folds: Sequence[Artifact]) -> None:
+        """`folds` hold the scores; together they have every training row."""
+        self._rules = rules
+        tables_ = [fold.read(["pair_id", "score"]) for fold in folds]
+        self._scores = pa.concat_tables(tables_).combine_chunks()
+
+    def __call__(self, table: pa.Table) -> Result:
+        table = table.filter(pc.equal(table.column("part"), "train")).combine_chunks()
+        places = pc.index_in(table.column("pair_id"), value_set=self._scores.column("pair_id").combine_chunks())
+        scores = self._scores.column("score").take(places)  # null where the score was refused
+        known = scores.to_numpy().astype(np.float32)
+        against = contradicts(table.column("label").to_numpy(), known, self._rules.confidence)
+        judged = pc.is_in(table.column("origin"), value_set=pa.array(self._rules.origins, pa.string()))
+        against &= judged.to_numpy()
+        made = table.select(["pair_id", "language", "origin", "label"])
+        made = made.append_column("score", scores).append_column("contradicted", pa.array(against))
+        divided = _divide(made, pa.array(~against | (not self._rules.drop)), CONTRADICTED)
+        return Result(divided.table, divided.rejected, {"contradicted": float(against.sum())})
+
+
+def config(recipe: Recipe) -> Mapping[str, Any]:
+    """Literals of the identity; recipes without it share one empty artifact."""
+    rules = recipe.self_validation
+    if rules.folds is None:
+        return {"self_validation": None}
+    return rules.model_dump() | {"train": train.config(_for_folds(recipe))}
+
+
+def _for_folds(recipe: Recipe) -> Recipe:
+    """The recipe by which the folds are trained."""
+    epochs = recipe.self_validation.epochs or recipe.train.epochs
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
+
+
+def run(context: Context) -> Outcome:
+    """Train and score fold by fold, then write the verdicts; what a recipe drops is refused with its score."""
+    rules, mix = context.recipe.self_validation, context.inputs["mix"]
+    if rules.folds is None:
+        return Outcome(Counts())
+    judged = set(artifact.present_shards(context.folder)) >= set(mix.manifest.shards)
+    folds = [] if judged else [_fold(context, fold) for fold in range(rules.folds)]
+    counts = shards.map_shards(
+        shards.sources([mix]),
+        partial(Verdicts, rules, folds),
+        context.folder,
+        tables.VERDICTS,
+        workers=runtime.worker_count(context.recipe.runtime.map_workers),
+        label="self_validation",
+        columns=COLUMNS,
+    )
+    storage.remove_tree(storage.join(context.folder, FOLDS))
+    return Outcome(counts, {"contradicted": int(counts.extra.get("contradicted", 0))})
+
+
+def _fold(context: Context, fold: int) -> Artifact:
+    """Scores of one fold's rows by a model of the others."""
+    recipe, folder = _for_folds(context.recipe), storage.join(context.folder, FOLDS, str(fold))
+    rest = _mapped(context, storage.join(folder, "mix"), partial(without, fold, recipe.self_validation))
+    held = _mapped(context, storage.join(folder, "held"), partial(held_out, fold, recipe.self_validation))
+
+    def inside(stage: Stage, **inputs: Artifact) -> Artifact:
+        own = Context(recipe, inputs, storage.join(folder, stage.name), context.workdir, {})
+        return _finished(own.folder, lambda: stage.run(own))
+
+    trained = inside(train.STAGE, mix=rest)
+    return inside(score.STAGE, dedupe=held, train=trained)
+
+
+def _mapped(context: Context, folder: str, work: shards.Work) -> Artifact:
+    def make() -> Outcome:
+        return Outcome(
+            shards.map_shards(
+                shards.sources([context.inputs["mix"]]),
+                lambda: work,
+                folder,
+                tables.PAIRS,
+                workers=runtime.worker_count(context.recipe.runtime.map_workers),
+                label="fold",
+            )
+        )
+
+    return _finished(folder, make)
+
+
+def _finished(folder: str, make: Callable[[], Outcome]) -> Artifact:
+    """The artifact in a folder, made if it is not there."""
+    found = artifact.load(folder)
+    if found is not None:
+        return found
+    started = time.monotonic()
+    outcome = make()
+    seconds = time.monotonic() - started
+    return artifact.commit(folder, storage.name(folder), {}, {}, outcome.counts, seconds, outcome.extra)
+
+
+STAGE = Stage("self_validation", ("mix",), config, run)

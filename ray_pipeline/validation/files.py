@@ -1,0 +1,154 @@
+"""Files against manifests: are they whole, of their schema, and do their rows add up?"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ray_pipeline import artifact, reading, storage, tables
+from ray_pipeline.artifact import Artifact, Manifest
+from ray_pipeline.errors import CorruptArtifactError
+from ray_pipeline.pipeline import Step
+from ray_pipeline.validation.check import Check, Checks
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "ingest": tables.PAIRS, "languages": tables.PAIRS, "split": tables.PAIRS, "translate": tables.TRANSLATIONS,
+    "audit": tables.AUDITED, "dedupe": tables.PAIRS, "negatives": tables.PAIRS, "mix": tables.PAIRS,
+    "self_validation": tables.VERDICTS, "train": tables.CURVES, "score": tables.SCORES, "evaluate": tables.PREDICTIONS,
+}  # fmt: skip
+"""Of the stages whose tables are of one schema whatever the recipe says."""
+PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", "evaluate": "score"}
+"""Stages that take in every row that another gives out."""
+WITHOUT_ROWS = ("train",)
+"""Stages whose shards hold something else than the rows which they count."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished stage of a run, and those of its shards that can be read."""
+
+    artifact: Artifact
+    shards: Sequence[str]
+    schema: pa.Schema
+    """Without metadata; of no column where there is no shard."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The artifact's."""
+        return self.artifact.manifest
+
+
+def look(step: Step, found: Artifact, checks: Checks) -> Table:
+    """Check an artifact's manifest and files; returns what can be read of it."""
+    _look_at_manifest(step, found, checks.manifests)
+    rows = {url: _rows(url, checks.whole) for url in found.shards}
+    refused = {url: _rows(url, checks.whole) for url in reading.rejected_files(found)}
+    readable = [url for url, number in rows.items() if number is not None]
+    for url in readable:
+        _look_at_schema(step.stage.name, url, checks.schemas)
+    known = {url: number for url, number in (rows | refused).items() if number is not None}
+    if len(known) == len(rows) + len(refused):  # else the sums are sure to be wrong, which says nothing new
+        _look_at_counts(found, known, checks.counts)
+    return Table(found, readable, reading.footer(readable[0])[1] if readable else pa.schema([]))
+
+
+def _look_at_manifest(step: Step, found: Artifact, check: Check) -> None:
+    manifest, place = found.manifest, storage.join(found.url, artifact.MANIFEST)
+    config = json.loads(json.dumps(step.config))
+    for name, value, wanted in (
+        ("stage", manifest.stage, step.stage.name),
+        ("fingerprint", manifest.fingerprint, step.fingerprint),
+        ("inputs", manifest.inputs, dict(step.inputs)),
+        ("config", manifest.config, config),
+        ("shards", sorted(manifest.shards), artifact.present_shards(found.url)),
+    ):
+        check.demand(value == wanted, place, f"{name} is {value}, but {wanted} by recipe and folder")
+
+
+def _rows(url: str, check: Check) -> int | None:
+    """The rows of a file, all of them read; null where it is not whole."""
+    try:
+        rows = sum(len(piece) for piece in reading.slices(url))
+    except CorruptArtifactError as error:
+        check.demand(False, url, str(error).removeprefix(f"{url}: "))
+        return None
+    check.demand(True, url, "")
+    return rows
+
+
+def _look_at_schema(stage: str, url: str, check: Check) -> None:
+    _, schema = reading.footer(url)
+    wanted = SCHEMAS.get(stage)
+    if stage == "embed":
+        field = schema.field("vector") if "vector" in schema.names else None
+        sized = field is not None and pa.types.is_fixed_size_list(field.type)
+        wanted = tables.embeddings(field.type.list_size if field is not None and sized else 1)
+    if wanted is not None:
+        check.demand(schema.equals(wanted), url, f"its columns differ: {_difference(schema, wanted)}")
+
+
+def _difference(schema: pa.Schema, wanted: pa.Schema) -> str:
+    there, due = ([str(field) for field in one] for one in (schema, wanted))
+    missing, more = [one for one in due if one not in there], [one for one in there if one not in due]
+    return f"missing {missing}, too many {more}" if missing or more else "their order is another"
+
+
+def _look_at_counts(found: Artifact, rows: Mapping[str, int], check: Check) -> None:
+    """Each shard against its footer and the manifest, and their sums against the manifest."""
+    manifest, place = found.manifest, storage.join(found.url, artifact.MANIFEST)
+    for name, promised in manifest.shards.items():
+        url = storage.join(found.url, name)
+        refused = rows.get(storage.join(found.url, "rejected", name), 0)
+        check.demand(rows[url] == promised, url, f"holds {rows[url]} rows, its manifest says {promised}")
+        counts = artifact.shard_counts(url)
+        check.demand(counts.rows_out == rows[url], url, f"holds {rows[url]} rows, its footer says {counts.rows_out}")
+        if manifest.stage not in WITHOUT_ROWS:
+            said = f"{counts.rows_in} rows in, {rows[url]} out and {refused} rejected do not add up"
+            check.demand(counts.rows_in == rows[url] + refused, url, said)
+    _demand_sums(manifest, place, check)
+    if manifest.stage not in WITHOUT_ROWS:
+        written = sum(rows[url] for url in found.shards)
+        check.demand(manifest.rows_out == written, place, f"rows_out {manifest.rows_out}, the shards hold {written}")
+    reasons = _reasons(found)
+    check.demand(reasons == manifest.reasons, place, f"reasons {manifest.reasons}, the rejected rows say {reasons}")
+
+
+def _demand_sums(manifest: Manifest, place: str, check: Check) -> None:
+    balanced = manifest.rows_in == manifest.rows_out + manifest.rows_rejected
+    out = f"{manifest.rows_out} out and {manifest.rows_rejected} rejected"
+    check.demand(balanced, place, f"{manifest.rows_in} rows in, but {out}")
+    by_reason = sum(manifest.reasons.values())
+    check.demand(
+        by_reason == manifest.rows_rejected,
+        place,
+        f"rows_rejected {manifest.rows_rejected}, its reasons sum up to {by_reason}",
+    )
+
+
+def _reasons(found: Artifact) -> dict[str, int]:
+    reasons: Counter[str] = Counter()
+    for url in reading.rejected_files(found):
+        for piece in reading.slices(url, ["reason"]):
+            reasons.update(piece.table.column("reason").to_pylist())
+    return dict(reasons)
+
+
+def look_between(run: Mapping[str, Table], check: Check) -> None:
+    """What one stage gives out, the next takes in."""
+    for stage, source in PASSED_ON.items():
+        if stage in run and source in run:
+            _demand_equal(run, stage, f"{source} gives out", run[source].manifest.rows_out, check)
+    if {"train", "mix", "self_validation"} <= set(run):
+        given = run["mix"].manifest.rows_out - run["self_validation"].manifest.rows_rejected
+        _demand_equal(run, "train", "mix and self_validation give out", given, check)
+    if {"dedupe", "split"} <= set(run):
+        given = run["split"].manifest.rows_out + run["dedupe"].manifest.extra.get("translated", 0)
+        _demand_equal(run, "dedupe", "split and audit give out", given, check)
+
+
+def _demand_equal(run: Mapping[str, Table], stage: str, words: str, given: int, check: Check) -> None:
+    taken = run[stage].manifest.rows_in
+    place = storage.join(run[stage].artifact.url, artifact.MANIFEST)
+    check.demand(taken == given, place, f"{taken} rows in, but {words} {given}")

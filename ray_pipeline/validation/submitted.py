@@ -1,0 +1,80 @@
+"""A submission against the raw files and the predictions: the input's rows, in their order, each as evaluated."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ray_pipeline import outputs, rawfiles, reading, storage
+from ray_pipeline.errors import CorruptArtifactError
+from ray_pipeline.rawfiles import Unreadable
+from ray_pipeline.reading import SLICE_ROWS, Slice
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.submission import verify_submission
+from ray_pipeline.validation.check import Check
+from ray_pipeline.validation.files import Table
+from ray_pipeline.validation.joined import Entries, divided, judge
+
+
+def look(folder: str, evaluated: Sequence[tuple[Recipe, Table]], check: Check) -> None:
+    """Check the submissions in a run's output folder; two recipes of one task have none in common."""
+    if len({recipe.task for recipe, _ in evaluated}) < len(evaluated):
+        return
+    for split, name in outputs.SUBMISSIONS.items():
+        chosen = [(recipe, table) for recipe, table in evaluated if getattr(recipe.data, split)]
+        if chosen:
+            _look_at(storage.join(folder, name), split, chosen, check)
+
+
+def _look_at(url: str, split: str, chosen: Sequence[tuple[Recipe, Table]], check: Check) -> None:
+    try:
+        data = storage.read_bytes(url)
+        verify_submission(io.BytesIO(data), {recipe.task: _ids(recipe, split) for recipe, _ in chosen})
+    except FileNotFoundError:
+        check.demand(False, url, "is missing; run the recipe's command again")
+        return
+    except CorruptArtifactError as error:
+        check.demand(False, url, str(error))
+        return
+    for recipe, table in chosen:
+        judge(check, 2 * table.manifest.rows_out, _predictions(url, data, split, recipe, table), divided)
+
+
+def _ids(recipe: Recipe, split: str) -> Iterator[Any]:
+    """The ids of a split's raw rows in the input's order; null for a line that cannot be read."""
+    column = recipe.data.columns.id
+    for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
+        for part in rawfiles.numbered_slices([file]):
+            for row, record in rawfiles.records(part):
+                if isinstance(record, Unreadable):
+                    yield None
+                else:
+                    yield record.get(column) if column else rawfiles.position(file, row)
+
+
+def _predictions(url: str, data: bytes, split: str, recipe: Recipe, table: Table) -> Iterator[Entries]:
+    """Each row's prediction as the submission and as the evaluation have it: they must be of one kind."""
+    for shard in table.shards:
+        for piece in reading.slices(shard, ["pair_id", "split", "prediction"]):
+            mine = pa.compute.equal(piece.table.column("split"), split)
+            keys = pa.compute.if_else(mine, piece.table.column("pair_id"), None)
+            yield Entries(piece, keys, piece.table.column("prediction").cast(pa.string()))
+    file = f"submit_{recipe.task}.txt"
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(file) as lines:
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(lines):
+            row = json.loads(line)
+            rows.append({"key": f"{recipe.task}-{split}-{row['id']}", "prediction": str(row["prediction"])})
+            if len(rows) == SLICE_ROWS:
+                yield _submitted(f"{url}, {file}", number + 1 - len(rows), rows)
+                rows = []
+        if rows:
+            yield _submitted(f"{url}, {file}", number + 1 - len(rows), rows)
+
+
+def _submitted(place: str, start: int, rows: list[dict[str, Any]]) -> Entries:
+    table = pa.Table.from_pylist(rows)
+    return Entries(Slice(place, start, table), table.column("key"), table.column("prediction"))

@@ -1,0 +1,138 @@
+"""Neighbours against brute force, in blocks and groups; equal vectors; approximations and their recall."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_pipeline.negatives import corpus as corpora
+from ray_pipeline.negatives import search
+from ray_pipeline.negatives.corpus import NONE, Corpus, Rows
+from ray_pipeline.negatives.search import Approximate, Group, Neighbours
+from ray_pipeline.text import normalise, stable_number
+
+from .corpora import corpus, embeddings, texts, unit, vectors
+
+
+def blocks_of(corpus: Corpus, rows: int, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    monkeypatch.setattr(corpora, "BLOCK_ROWS", rows)
+    return corpus
+
+
+def brute_force(anchors: np.ndarray, found: np.ndarray, k: int) -> Rows:
+    return np.argsort(-(anchors.astype(np.float64) @ found.T.astype(np.float64)), axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 1000])
+@pytest.mark.parametrize("k", [1, 5, 300, 500])
+def test_exact_is_brute_force_whatever_the_blocks(block: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = blocks_of(corpus(300), block, monkeypatch)
+    anchors = vectors(40, seed=5)
+    found = search.exact(targets, anchors, k)
+    everything = targets.source.take(np.arange(300))
+    np.testing.assert_array_equal(found.rows, brute_force(anchors, everything, min(k, 300)))
+    expected = np.einsum("ad,akd->ak", anchors, everything[found.rows])
+    np.testing.assert_allclose(found.similarities, expected, atol=1e-5)
+
+
+def test_exact_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = blocks_of(corpus(200), 33, monkeypatch)
+    anchors = vectors(30, seed=5)
+    groups = [Group(np.arange(0, 30, 3) + rest, lambda rows, rest=rest: rows % 7 == rest) for rest in range(3)]
+    found = search.exact(targets, anchors, 40, groups)
+    everything = targets.source.take(np.arange(200))
+    for anchor in range(30):
+        allowed = np.arange(anchor % 3, 200, 7)
+        nearest = allowed[brute_force(anchors[anchor : anchor + 1], everything[allowed], 40)[0]]
+        assert found.rows[anchor].tolist() == nearest.tolist() + [NONE] * (40 - len(nearest))
+
+
+@pytest.mark.parametrize("block", [4, 50])
+def test_equal_vectors_come_in_the_order_of_the_corpus(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = blocks_of(corpora.made(texts(50), unit([[1, 2, 3]] * 50)), block, monkeypatch)
+    found = search.exact(equal, unit([[1, 2, 3]]), 50)
+    np.testing.assert_array_equal(found.rows, [np.arange(50)])
+
+
+def test_no_anchors_and_no_corpus() -> None:
+    assert search.exact(corpus(5), vectors(0), 3).rows.shape == (0, 3)
+    assert search.exact(corpora.made([], np.zeros((0, 16))), vectors(2), 3).rows.shape == (2, 0)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximation_reaches_its_recall(kind: str) -> None:
+    centres = vectors(60, 32, seed=1)
+    clustered = unit(centres[np.arange(3000) % 60] + 0.15 * np.random.default_rng(2).normal(size=(3000, 32)))
+    targets = corpora.made(texts(3000), clustered)
+    index = Approximate(targets, targets, kind, 0.99, 20)
+    anchors = clustered[:500]
+    found = index.search(anchors)
+    hits, of = index.recall(anchors, found)
+    assert hits / of >= 0.97
+    truth = search.exact(targets, anchors, 20)
+    shared = [len(set(a) & set(b)) for a, b in zip(found.rows.tolist(), truth.rows.tolist(), strict=True)]
+    assert np.mean(shared) / 20 == pytest.approx(hits / of, abs=0.03)
+    if kind == "ivf":
+        assert index.width < 50  # not all lists: it would be no approximation
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximation_of_a_tiny_corpus(kind: str) -> None:
+    found = Approximate(corpus(3), corpus(3), kind, 0.99, 50).search(vectors(2))
+    assert [sorted(rows) for rows in found.rows.tolist()] == [[0, 1, 2]] * 2
+
+
+def test_overlap() -> None:
+    truth = Neighbours(np.array([[0.9, 0.5]], np.float32), np.array([[1, 2]]))
+    assert search.overlap(truth, truth) == 1
+    assert search.overlap(Neighbours(np.array([[0.9, 0.4]], np.float32), np.array([[1, 3]])), truth) == 0.5
+    assert search.overlap(Neighbours(np.array([[0.9, 0.5]], np.float32), np.array([[1, 7]])), truth) == 1  # as near
+    assert search.overlap(Neighbours(np.array([[0.9, 0.9]], np.float32), np.array([[1, NONE]])), truth) == 0.5
+
+
+ROLES = {"target": (texts(30), vectors(30)), "query": (["Text 0", "text 3"], vectors(2, seed=3))}
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+@pytest.mark.parametrize("at_once", [None, 1, 4, 100])
+def test_a_corpus_is_the_same_whatever_its_shards_and_whether_held(
+    tmp_path: Path, shards: int, at_once: int | None
+) -> None:
+    found = corpora.read(embeddings(tmp_path, ROLES, shards), "target", at_once)
+    expected = corpora.made(*ROLES["target"])
+    assert found.texts.to_pylist() == expected.texts.to_pylist()
+    np.testing.assert_array_equal(found.ids, [stable_number(text) for text in found.texts.to_pylist()])
+    np.testing.assert_array_equal(found.forms, [stable_number(normalise(text)) for text in found.texts.to_pylist()])
+    np.testing.assert_array_equal(found.ids, np.sort(found.ids))
+    rows = np.array([3, 0, 29, 3])
+    np.testing.assert_array_equal(found.source.take(rows), expected.source.take(rows))
+    blocks = list(found.source.blocks())
+    assert at_once is None or max(len(part) for part, _ in blocks) <= at_once
+    order = np.argsort(np.concatenate([part for part, _ in blocks]))
+    whole = np.concatenate([part for _, part in blocks])[order]
+    np.testing.assert_array_equal(whole, expected.source.take(np.arange(30)))
+    near, truth = (search.exact(some, vectors(9, seed=8), 6) for some in (found, expected))
+    np.testing.assert_array_equal(near.rows, truth.rows)
+
+
+def test_rows_are_found_by_text(tmp_path: Path) -> None:
+    item = embeddings(tmp_path, ROLES)
+    found = corpora.read(item, "target")
+    assert found.texts.take(found.find(["text 7", "text 0"])).to_pylist() == ["text 7", "text 0"]
+    assert found.find(["text 99", "Text 0", "text 1"]).tolist()[:2] == [NONE, NONE]
+    queries = corpora.read(item, "query")
+    np.testing.assert_array_equal(queries.source.take(queries.find(["text 3"])), ROLES["query"][1][1:])
+    assert found.ids_of(np.array([0])) == [f"{int(found.ids[0]):016x}"]
+
+
+@pytest.mark.parametrize("at_once", [None, 3])
+def test_a_corpus_without_texts(tmp_path: Path, at_once: int | None) -> None:
+    found = corpora.read(embeddings(tmp_path, {"query": (["q"], vectors(1))}), "target", at_once)
+    assert len(found) == 0
+    assert found.find(["q"]).tolist() == [NONE]
+
+
+def test_vectors_become_unit_vectors() -> None:
+    found = corpora.unit(np.array([[3, 4], [0, 0], [60_000, 0]], np.float16))
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
+    assert found.dtype == np.float32

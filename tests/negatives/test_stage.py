@@ -1,0 +1,101 @@
+"""The stage on Ray: one pass or two, caps over all shards, what the manifest says, identity."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_pipeline import artifact, negatives, tables
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.negatives import stage
+from ray_pipeline.negatives.mining import AT_CAP
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Context
+
+from ..made import finished
+from .corpora import embeddings, row, texts, unit
+
+MakeRecipe = Callable[..., Recipe]
+ROWS = [row(i, i % 150, query=f"query {i // 2}", language="fr" if i % 3 else "de") for i in range(300)]
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Artifact:
+    shifted = np.random.default_rng(0).normal(size=(150, 16)) + np.eye(16)[0] * 3
+    roles = {"target": (texts(150), unit(shifted)), "query": ([one["query"] for one in ROWS[::2]], unit(shifted))}
+    return embeddings(tmp_path / "embed", roles, 3)
+
+
+@pytest.fixture
+def run(tmp_path: Path, embedded: Artifact, make_recipe: MakeRecipe, ray_up: None) -> Callable[..., Artifact]:
+    def mined(shards: int, name: str, **changes: Any) -> Artifact:
+        """The artifact of the stage, of pairs that are divided by query into so many shards."""
+        recipe = make_recipe("QI", **{f"negatives__{key}": value for key, value in changes.items()})
+        ordered = sorted(ROWS, key=lambda one: (one["position"] // 2 % shards, one["position"]))
+        ordered = [one for number in range(2 * 150 // shards) for one in ordered[number :: 300 // shards]]
+        pairs = finished(tmp_path / name, "dedupe", ordered, tables.PAIRS, shards=shards)
+        folder, config = str(tmp_path / name / "negatives"), negatives.config(recipe)
+        outcome = stage.run(Context(recipe, {"dedupe": pairs, "embed": embedded}, folder, str(tmp_path), config))
+        return artifact.commit(folder, "negatives", config, {}, outcome.counts, 0.0, outcome.extra)
+
+    return mined
+
+
+RULES = {
+    "easy_per_positive": 0.8, "hard_per_positive": 0.5, "random_per_positive": 0.3, "easy_max_per_target": 2,
+    "hard_max_similarity": 1.0,
+}  # fmt: skip
+
+
+def found(item: Artifact) -> dict[str, float]:
+    rows = item.read().to_pylist()
+    assert len({one["pair_id"] for one in rows}) == len(rows)
+    return {one["pair_id"]: one["similarity"] for one in rows}
+
+
+def test_one_pass_and_two_make_the_same_and_the_cap_holds_over_all_shards(run: Callable[..., Artifact]) -> None:
+    whole, divided = run(1, "whole", **RULES), run(3, "divided", **RULES)
+    assert found(whole) == pytest.approx(found(divided), abs=1e-5)
+    assert whole.manifest.reasons == divided.manifest.reasons
+    assert AT_CAP in divided.manifest.reasons
+    assert len(divided.shards) == 3
+    easy = Counter(one["target"] for one in divided.read().to_pylist() if one["origin"] == "easy_negative")
+    assert max(easy.values()) == 2
+    assert divided.manifest.extra == whole.manifest.extra
+    bands = divided.manifest.extra["similarities"]
+    assert sum(bands.values()) == divided.manifest.rows_out
+    assert {name.split()[0] for name in bands} == {"easy_negative", "hard_negative", "random_negative"}
+    assert set(artifact.present_shards(divided.url)) == set(divided.manifest.shards)
+    assert not (Path(divided.url) / "proposals").exists()
+
+
+def test_vectors_read_again_make_the_same(run: Callable[..., Artifact]) -> None:
+    rules = RULES | {"anchor": "query", "hard_margin": 0.05, "candidates": "same_language"}
+    assert found(run(3, "held", **rules)) == pytest.approx(
+        found(run(3, "reread", corpus_rows_at_once=20, **rules)), abs=1e-5
+    )
+
+
+def test_limits_over_all_shards(run: Callable[..., Artifact]) -> None:
+    item = run(3, "limited", random_per_positive=2, max_rows_per_language=80)
+    assert all(78 <= rows <= 80 for rows in Counter(item.read().column("language").to_pylist()).values())
+    shared = run(3, "shared", random_per_positive=2, negative_share=0.25)
+    assert shared.manifest.rows_out == 100
+
+
+def test_recall_of_an_approximation_is_in_the_manifest(run: Callable[..., Artifact]) -> None:
+    item = run(2, "ivf", hard_per_positive=1, index="ivf")
+    assert 0.9 <= item.manifest.extra["recall"] <= 1
+
+
+def test_identity(make_recipe: MakeRecipe) -> None:
+    base = {"negatives__easy_per_positive": 0.1}
+    config = negatives.config(make_recipe(**base))
+    assert negatives.config(make_recipe()) == negatives.config(make_recipe(negatives__seed=4)) == {"negatives": None}
+    assert negatives.config(make_recipe(**base, negatives__seed=4)) != config
+    assert negatives.config(make_recipe(**base, negatives__easy_method="minimum")) != config
+    for same in ({"runtime__map_workers": 4}, {"runtime__shard_rows": 7}, {"negatives__corpus_rows_at_once": 9}):
+        assert negatives.config(make_recipe(**base, **same)) == config

@@ -1,0 +1,156 @@
+"""Rows whose labels were turned around are what the folds' models contradict; nothing else of the training set goes."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_pipeline import artifact, self_validation, storage, tables
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.recipe import Recipe, SelfValidation
+from ray_pipeline.sandbox.shop import ShopSpec, row
+from ray_pipeline.stage import Context
+from ray_pipeline.text import normalise, stable_id, stable_share
+from ray_pipeline.train import stage as train
+
+from .made import finished, pair
+
+RULES = SelfValidation(folds=3)
+TABLE = pa.Table.from_pylist(
+    [pair(i, part="tune" if i % 5 == 0 else "train", group_id=f"g{i // 3}") for i in range(300)], schema=tables.PAIRS
+)
+SHOP_ROWS = 600
+TURNED = 0.06
+"""Share of the labels that are turned around."""
+
+
+def ids(table: pa.Table, part: str | None = None) -> list[str]:
+    return [r["pair_id"] for r in table.to_pylist() if part in (None, r["part"])]
+
+
+def test_folds_divide_the_training_rows_by_group() -> None:
+    held = [self_validation.held_out(fold, RULES, TABLE).table for fold in range(3)]
+    assert sorted(pair_id for table in held for pair_id in ids(table)) == sorted(ids(TABLE, "train"))
+    assert all(set(table.column("part").to_pylist()) == {"holdout"} for table in held)
+    groups = [set(table.column("group_id").to_pylist()) for table in held]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    assert min(len(found) for found in groups) > 20
+
+
+def test_a_fold_s_model_sees_the_other_folds_and_the_tune_part() -> None:
+    for fold in range(3):
+        rest = self_validation.without(fold, RULES, TABLE)
+        held = self_validation.held_out(fold, RULES, TABLE)
+        assert set(ids(rest.table)) | set(ids(held.table)) == set(ids(TABLE))
+        assert not set(ids(rest.table)) & set(ids(held.table))
+        assert ids(rest.table, "tune") == ids(TABLE, "tune")
+        assert rest.rejected is not None and set(ids(rest.rejected)) == set(ids(held.table))
+
+
+def test_a_label_is_contradicted_by_enough_confidence_in_the_other() -> None:
+    labels, scores = np.array([1, 1, 0, 0, 1], np.int8), np.array([0.04, 0.2, 0.97, 0.9, np.nan], np.float32)
+    assert self_validation.contradicts(labels, scores, 0.95).tolist() == [True, False, True, False, False]
+    assert self_validation.contradicts(labels, scores, 0.75).tolist() == [True, True, True, True, False]
+
+
+def test_identity(make_recipe: Callable[..., Recipe]) -> None:
+    def config(**changes: Any) -> Any:
+        return self_validation.config(make_recipe(train__model="sandbox://random-llama", **changes))
+
+    assert config() == config(self_validation__confidence=0.6, train__epochs=9), "nothing is made without folds"
+    folds = config(self_validation__folds=2)
+    assert folds != config() and folds != config(self_validation__folds=2, train__learning_rate=1e-3)
+    assert config(self_validation__folds=2, self_validation__epochs=1, train__epochs=3) == config(
+        self_validation__folds=2, self_validation__epochs=1, train__epochs=4
+    ), "the folds' own epochs"
+
+
+def shop_pairs() -> tuple[list[dict[str, Any]], set[str]]:
+    """Rows of the sample shop, and the ids of those whose labels were turned around."""
+    spec = ShopSpec(seed=11, train_rows=SHOP_ROWS, dev_rows=1, test_rows=1)
+    rows, turned = [], set()
+    for i in range(SHOP_ROWS):
+        raw: dict[str, Any] = row(spec, "QC", "train", i)
+        group = stable_id(normalise(raw["origin_query"]))
+        made = pair(
+            i, query=raw["origin_query"], target=raw["category_path"], label=int(raw["label"]),
+            language=raw["language"], group_id=group, part="tune" if stable_share("tune", group) < 0.2 else "train",
+        )  # fmt: skip
+        if made["part"] == "train" and stable_share("turned", made["pair_id"]) < TURNED:
+            made["label"] = 1 - made["label"]
+            turned.add(made["pair_id"])
+        rows.append(made)
+    return rows, turned
+
+
+@pytest.fixture(scope="module")
+def judged(
+    ray_up: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Context, Artifact, list[dict[str, Any]], set[str]]:
+    """The stage's context and its artifact, the training set, and the ids of the rows with turned labels."""
+    from ray_pipeline import recipe as recipes
+
+    folder = tmp_path_factory.mktemp("judged")
+    rows, turned = shop_pairs()
+    raw: dict[str, Any] = {
+        "name": "test", "task": "QC", "data": {"train": ["none"]}, "prompt": {"max_tokens": 64},
+        "train": {"model": "sandbox://base", "precision": "float32", "learning_rate": 2e-3, "epochs": 2,
+                  "batch_rows": 16, "micro_batch_rows": 16, "lora": {"rank": 32, "alpha": 32}},
+        "self_validation": {"folds": 2, "confidence": 0.7},
+    }  # fmt: skip
+    inputs = {"mix": finished(folder, "mix", rows, tables.PAIRS, shards=3)}
+    context = Context(recipes.validate(raw, "test"), inputs, str(folder / "verdicts"), str(folder), {})
+    outcome = self_validation.run(context)
+    assert outcome.counts.rows_in == outcome.counts.rows_out + outcome.counts.rows_rejected
+    found = artifact.commit(context.folder, "self_validation", {}, {}, outcome.counts, 0.0, outcome.extra)
+    return context, found, rows, turned
+
+
+def test_what_is_dropped_is_rich_in_turned_labels(judged: Any) -> None:
+    _, found, rows, turned = judged
+    assert found.manifest.rows_in == sum(r["part"] == "train" for r in rows)
+    refused = found.rejected()
+    assert refused is not None and found.manifest.extra["contradicted"] == refused.num_rows > 10
+    assert set(refused.column("reason").to_pylist()) == {self_validation.CONTRADICTED}
+    hit = len(set(refused.column("pair_id").to_pylist()) & turned) / refused.num_rows
+    assert hit > 3 * TURNED, "several times as many as by chance"
+    kept = found.read()
+    assert kept.schema.equals(tables.VERDICTS) and kept.column("score").null_count == 0
+    assert not any(kept.column("contradicted").to_pylist())
+
+
+def test_folds_leave_nothing_behind_and_a_second_run_trains_nothing(judged: Any) -> None:
+    context, found, _, _ = judged
+    assert not storage.exists(storage.join(context.folder, self_validation.FOLDS))
+    again = self_validation.run(context)
+    assert again.counts.rows_out == found.manifest.rows_out
+    assert not storage.exists(storage.join(context.folder, self_validation.FOLDS))
+
+
+def test_rows_that_are_dropped_are_not_trained_on(judged: Any) -> None:
+    context, found, rows, _ = judged
+    refused = found.rejected()
+    own = Context(context.recipe, {**context.inputs, "self_validation": found}, "", "", {})
+    dropped = train._dropped(own)
+    assert refused is not None and dropped == set(refused.column("pair_id").to_pylist())
+    _, _, examples, tune = train._load(context.recipe, context.inputs["mix"], dropped, "cpu")
+    parts = Counter(r["part"] for r in rows)
+    assert (len(examples.ids), len(tune.ids)) == (parts["train"] - len(dropped), parts["tune"])
+
+
+def test_verdicts_that_are_only_noted(tmp_path: Path) -> None:
+    rows = [pair(i, part="train", origin="original" if i else "translated", label=1) for i in range(4)]
+    scores = finished(
+        tmp_path, "score",
+        [{"pair_id": r["pair_id"], "split": "train", "part": "holdout", "score": 0.01, "truncated": False,
+          "adapter": "a"} for r in rows[:3]], tables.SCORES,
+    )  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=tables.PAIRS)
+    noted = self_validation.Verdicts(SelfValidation(folds=2, drop=False, origins=["original"]), [scores])(table)
+    assert noted.table.column("contradicted").to_pylist() == [False, True, True, False], "no score, no verdict"
+    assert noted.table.column("score").null_count == 1
+    assert noted.rejected is not None and noted.rejected.num_rows == 0 and noted.extra == {"contradicted": 2}
