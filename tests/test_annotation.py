@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ import openpyxl
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import cli, tables
+from ray_pipeline import tables
 from ray_pipeline.annotation import answers, command, sampling, sheets
 from ray_pipeline.annotation.people import agreement, lines, people, rate, summary
 from ray_pipeline.annotation.sampling import ACCEPTED, Candidate
 from ray_pipeline.annotation.sheets import Column
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import InputError
-from tests import made, pipeline_recipe
+from tests import made
 
 EVIL = [
     "=1+1",
@@ -335,13 +336,11 @@ def test_answers_are_kept_beside_the_audit_one_file_each(audited: Artifact) -> N
 
 
 @pytest.fixture(scope="module")
-def job(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The audit of the small recipe, with some bad translations refused."""
-    folder = tmp_path_factory.mktemp("annotated")
-    path = pipeline_recipe.write(folder, translate__rows_per_language=30, audit__max_length_ratio=1.4)
-    work = str(folder / "work")
-    assert cli.run("test", until="audit", arguments=[str(path), "--workdir", work]) == 0
-    return {"recipe": str(path), "work": work}
+def job(finished_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A copy of the small recipe's working folder, for answers are kept there; its audit has refused some rows."""
+    work = tmp_path_factory.mktemp("annotated") / "work"
+    shutil.copytree(finished_run["folder"] / "work", work)
+    return {"recipe": str(finished_run["path"]), "work": str(work)}
 
 
 def fill(path: Path, meaning: str, label: str) -> None:

@@ -132,17 +132,16 @@ def test_an_undetermined_source_has_no_language_to_go_back_to(
 
 
 def test_meanings_are_compared_by_a_model(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    model = {"audit__similarity_model": "sandbox://embedder"}
-    found = run(tmp_path / "1", recipe(audit__min_similarity=-1.0, **model), translations())
+    rules = recipe(audit__min_similarity=0.4, audit__similarity_model="sandbox://embedder")
+    found = run(tmp_path, rules, translations())
+    kept, refused = found.read().to_pylist(), rejected(found)
     values: dict[str, list[float]] = {"right": [], "wrong": []}
-    for row in found.read().to_pylist():
+    for row in [*kept, *refused]:
         values[row["translation_id"].split("-")[0]].append(row["similarity"])
     right, wrong = (sorted(values[name]) for name in ("right", "wrong"))
     assert len(right) == 84 and right[42] > 0.5 > wrong[18]
-    strict = run(tmp_path / "2", recipe(audit__min_similarity=0.4, **model), translations())
-    assert {row["reason"] for row in rejected(strict)} == {"low similarity"}
-    assert all(row["similarity"] < 0.4 for row in rejected(strict))
-    assert all(row["similarity"] >= 0.4 for row in strict.read().to_pylist())
+    assert {row["reason"] for row in refused} == {"low similarity"}
+    assert all(row["similarity"] < 0.4 for row in refused) and all(row["similarity"] >= 0.4 for row in kept)
 
 
 def test_what_comes_back_can_be_compared_by_meaning(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_mix_of_faults_leaves_no_row_behind(context: Context, server: GeminiSe
     assert repeated(server) == 0
 
 
-@pytest.mark.parametrize("refusal", [400, 403])
+@pytest.mark.parametrize("refusal", [400, pytest.param(403, marks=pytest.mark.soak)])
 def test_a_key_revoked_in_the_middle_stops_at_once_and_loses_nothing(
     context: Context, server: GeminiServer, refusal: int
 ) -> None:
@@ -146,8 +146,8 @@ def test_the_server_s_day_is_spent_and_the_next_day_goes_on(tmp_path: Path, make
 
 def test_a_budget_over_two_workers_is_not_passed(context: Context, server: GeminiServer) -> None:
     server.faults = SLOW
-    stopped(context, r"gemini\.max_usd: .* raise it and run the same command again", max_usd=0.006)
-    assert 0.003 < server.stats.prompt_tokens * 0.3e-6 + server.stats.candidates_tokens * 2.5e-6 <= 0.006
+    stopped(context, r"gemini\.max_usd: .* raise it and run the same command again", max_usd=0.008)
+    assert 0.003 < server.stats.prompt_tokens * 0.3e-6 + server.stats.candidates_tokens * 2.5e-6 <= 0.008
     server.faults = Faults()
     assert not check(context, max_usd=5.0)
     assert repeated(server) == 0
@@ -173,6 +173,7 @@ def test_a_worker_and_the_quota_killed_cost_what_was_under_way(context: Context,
     assert repeated(server) <= CONCURRENCY * PER_REQUEST, "only what was in flight is asked again"
 
 
+@pytest.mark.soak
 def test_a_host_that_is_not_there(context: Context) -> None:
     stopped(
         context, "cannot be reached .*connection|cannot be reached", base_url="http://no-such-host.invalid", attempts=2

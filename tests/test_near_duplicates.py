@@ -112,7 +112,7 @@ ROWS = [
 
 
 @pytest.mark.usefixtures("ray_up")
-@pytest.mark.parametrize(("shard_rows", "remove"), [(4, True), (1000, False)])
+@pytest.mark.parametrize(("shard_rows", "remove"), [(1000, True), pytest.param(4, False, marks=pytest.mark.soak)])
 def test_near_duplicates_and_near_leaks(tmp_path: Path, make_recipe: Any, shard_rows: int, remove: bool) -> None:
     recipe = make_recipe(dedupe__near_duplicates=THRESHOLD, dedupe__remove_leaks=remove, runtime__shard_rows=shard_rows)
     item, outcome = run(tmp_path, recipe, ROWS)

@@ -193,7 +193,7 @@ def tables_on_s3(finished: dict[str, Any], bucket: str, until: str) -> dict[str,
 
 
 def test_the_same_tables_come_out_on_s3(finished: dict[str, Any], s3_bucket: str) -> None:
-    tables_on_s3(finished, s3_bucket, "mix")
+    tables_on_s3(finished, s3_bucket, "dedupe")
 
 
 @pytest.mark.soak

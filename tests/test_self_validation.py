@@ -23,7 +23,7 @@ RULES = SelfValidation(folds=3)
 TABLE = pa.Table.from_pylist(
     [pair(i, part="tune" if i % 5 == 0 else "train", group_id=f"g{i // 3}") for i in range(300)], schema=tables.PAIRS
 )
-SHOP_ROWS = 600
+SHOP_ROWS = 480
 TURNED = 0.06
 """Share of the labels that are turned around."""
 
@@ -102,7 +102,7 @@ def judged(
                   "batch_rows": 16, "micro_batch_rows": 16, "lora": {"rank": 32, "alpha": 32}},
         "self_validation": {"folds": 2, "confidence": 0.7},
     }  # fmt: skip
-    inputs = {"mix": finished(folder, "mix", rows, tables.PAIRS, shards=3)}
+    inputs = {"mix": finished(folder, "mix", rows, tables.PAIRS, shards=2)}
     context = Context(recipes.validate(raw, "test"), inputs, str(folder / "verdicts"), str(folder), {})
     outcome = self_validation.run(context)
     assert outcome.counts.rows_in == outcome.counts.rows_out + outcome.counts.rows_rejected
