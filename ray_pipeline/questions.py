@@ -12,7 +12,7 @@ import ray
 from ray_pipeline import artifact, shards, storage
 from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini import batch, ledger, mode, pricing, quota
+from ray_pipeline.gemini import batch, ledger, mode, pricing, quota_actor
 from ray_pipeline.gemini.fanout import VERSION, is_expected, unexpected_version, workers
 from ray_pipeline.gemini.ledger import Answer, Ledger, Log
 from ray_pipeline.gemini.prompts import Item, Kind
@@ -49,7 +49,7 @@ def fan_out(
     Raises StoppedError where Gemini cannot go on: what was answered is in the ledger.
     """
     recipe, workdir = context.recipe, context.workdir
-    with quota.held(recipe.gemini, workdir, ledger.spent(workdir)) as held:
+    with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir)) as held:
         before = _batch(context, sources, questions, held, label)
         return before + shards.map_shards(
             sources,

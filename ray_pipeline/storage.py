@@ -167,6 +167,12 @@ def append_bytes(path: str, data: bytes) -> None:
             file.write(data)
 
 
+def sync_file(path: str) -> None:
+    """Wait until what a local file holds is on the disk, where it survives the machine's end too."""
+    with _guarded(path, "write"), open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_parquet(url: str, table: pa.Table) -> int:
     """Write a table as one zstd Parquet file, atomically; returns its bytes."""
     buffer = io.BytesIO()

@@ -13,7 +13,7 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.audit import gemini, similarity
 from ray_pipeline.audit.examine import Examiner, Finding, languages
 from ray_pipeline.audit.rules import Row
-from ray_pipeline.gemini import fanout, ledger, quota
+from ray_pipeline.gemini import fanout, ledger, quota_actor
 from ray_pipeline.recipe import Gemini, Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 
@@ -110,7 +110,7 @@ def run(context: Context) -> Outcome:
     with ExitStack() as stack:
         spent = ledger.spent(workdir) if asked else 0.0
         held = {
-            model: stack.enter_context(quota.held(_with_its_part(one, spent, len(asked)), workdir, spent))
+            model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent))
             for model, one in asked.items()
         }
         counts = shards.map_shards(

@@ -50,6 +50,7 @@ class _Session:
     permits: Permits
     calls: int = 0
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     error: Exception | None = None
     """The first that ended it all."""
 
@@ -144,7 +145,7 @@ class Fanout:
     async def _resolve(self, session: _Session, ledger: Ledger, items: list[Item], tries: int = 0) -> None:
         """Ask about some items, then about those left, in halves, until a lone item without an answer is refused."""
         async with session.slots:
-            reply = await self._ask(session, items, cap_factor=1 + tries)
+            reply = await self._ask(session, ledger, items, cap_factor=1 + tries)
         usd = self._usd(reply)
         share = usd / max(1, len(reply.answers))
         ledger.append(Answer(k, text, None, reply.model_version, share) for k, text in reply.answers.items())
@@ -167,7 +168,7 @@ class Fanout:
             for half in filter(None, (left[:middle], left[middle:])):
                 await self._resolve(session, ledger, half)
 
-    async def _ask(self, session: _Session, items: list[Item], cap_factor: int) -> Reply:
+    async def _ask(self, session: _Session, ledger: Ledger, items: list[Item], cap_factor: int) -> Reply:
         """Ask until the server answers; a request that keeps failing while others succeed has an empty answer."""
         if input_tokens(self._kind, items, self._languages) > self._gemini.tokens_per_minute:
             return Reply({}, TOO_LONG, None, 0, 0, 0, unavailable=True)  # no minute could ever let it through
@@ -175,11 +176,23 @@ class Fanout:
         outcome = await self._try(session, items, cap_factor)
         if isinstance(outcome, Reply):
             return outcome
-        if self._replied_at > begun or isinstance(await self._try(session, [HARMLESS], 1), Reply):
+        if await self._answers_others(session, ledger, begun):
             return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
         if outcome.reason == "refused":
             raise GeminiError(f"{endpoint(self._gemini) or GOOGLE} refuses the request: {outcome.detail}")
         raise GeminiError(self._unreachable(outcome.detail))
+
+    async def _answers_others(self, session: _Session, ledger: Ledger, begun: float) -> bool:
+        """Whether the server has answered anything since `begun`; if not, ask it, one worker's requests together."""
+        async with session.probing:
+            if self._replied_at > begun:
+                return True
+            outcome = await self._try(session, [HARMLESS], 1)
+        if not isinstance(outcome, Reply):
+            return False
+        if usd := self._usd(outcome):
+            ledger.waste(outcome.model_version, usd)
+        return True
 
     async def _try(self, session: _Session, items: list[Item], cap_factor: int) -> Reply | Unavailable:
         """Ask as often as the recipe allows; a 429 spends no attempt, errors and lost connections do."""

@@ -65,7 +65,8 @@ def folder(workdir: str, gemini: Gemini, kind: Kind, languages: Iterable[str] = 
 class Log:
     """A file of answers whose places lie between `low` and `high`; it grows, and ends as Parquet.
 
-    On a local disk an answer is written as it comes; on S3, which cannot append, at each `flush` as a small object.
+    On a local disk an answer is written as it comes, which a kill of the process survives, and at each `flush` it is
+    on the disk itself; on S3, which cannot append, it is written at each `flush` as a small object.
     """
 
     def __init__(self, url: str, low: int, high: int) -> None:
@@ -83,10 +84,15 @@ class Log:
         self._answers += new
         self._pending += [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in new]
         if not storage.is_remote(self._url):
-            self.flush()
+            self._write()
 
     def flush(self) -> None:
         """Make everything durable that is not yet."""
+        self._write()
+        if self._pieces and not storage.is_remote(self._url):
+            storage.sync_file(self._pieces[0])
+
+    def _write(self) -> None:
         with self._flushing:
             lines = list(self._pending)
             if not lines:

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from ray_pipeline.gemini.quota import Traffic
+from ray_pipeline.gemini.quota_actor import Traffic
 from ray_pipeline.progress import Progress
 from ray_pipeline.recipe import Gemini
 

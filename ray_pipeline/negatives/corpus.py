@@ -5,6 +5,7 @@ The vectors stay in float16, as they are stored, and become unit vectors in floa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from ray_pipeline import storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.embed import store
-from ray_pipeline.text import normalise, stable_number
+from ray_pipeline.text import normalise
 
 Rows = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -126,12 +127,14 @@ def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Co
 
 def hashes(texts: Sequence[str]) -> Hashes:
     """`stable_number` of each text."""
-    return np.array([stable_number(text) for text in texts], np.uint64)
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    digests = b"".join([blake2b(text, digest_size=8).digest() for text in encoded])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 def forms(texts: Sequence[str]) -> Hashes:
     """`stable_number` of the normal form of each text."""
-    return np.array([stable_number(normalise(text)) for text in texts], np.uint64)
+    return hashes([normalise(text) for text in texts])
 
 
 def lookup(keys: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> Rows:

@@ -11,10 +11,12 @@ from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
 
 GPU_NEIGHBOURS = 2048
 """faiss finds no more than this on a GPU."""
-LISTS = 4.0
+LISTS = 2.0
 """Of an inverted file, times the root of the corpus's rows."""
 TRAINING_ROWS = 40
 """Of each of its lists."""
+TRAINING_ROUNDS = 5
+"""More move the lists little, and to train them is most of the work."""
 SAMPLE = 256
 """Anchors of the corpus by which an approximation is set, and those of a shard by which it is measured."""
 HNSW_LINKS = 32
@@ -127,6 +129,7 @@ def _built(corpus: Corpus, kind: str) -> Any:
     else:
         lists = max(1, min(len(corpus) // TRAINING_ROWS, round(LISTS * len(corpus) ** 0.5)))
         index = faiss.index_factory(dimension, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter = TRAINING_ROUNDS
         step = max(1, len(corpus) // (lists * TRAINING_ROWS))
         index.train(corpus.source.take(np.arange(0, len(corpus), step)))
     for _, vectors in corpus.source.blocks():

@@ -23,7 +23,7 @@ import ray.cloudpickle
 
 from ray_pipeline import audit, storage
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini import ledger, quota
+from ray_pipeline.gemini import ledger, quota_actor
 from ray_pipeline.gemini.fanout import Fanout, account
 from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prompts import Item
@@ -77,7 +77,7 @@ OPEN: list[ExitStack] = []
 def fanout(url: str, workdir: Path | str, **settings: Any) -> Fanout:
     values = {"base_url": url, "items_per_request": 8, "concurrency": 8, **LIMITS, **settings}
     gemini = Gemini(**values)
-    held = OPEN[-1].enter_context(quota.held(gemini, str(workdir), ledger.spent(str(workdir))))
+    held = OPEN[-1].enter_context(quota_actor.held(gemini, str(workdir), ledger.spent(str(workdir))))
     return Fanout(gemini, "translate", str(workdir), held)
 
 
@@ -384,7 +384,7 @@ def test_the_quota_s_death_stops_workers_for_a_moment_and_loses_no_count(server:
     gemini = Gemini(
         base_url=server.url, items_per_request=1, concurrency=4, requests_per_minute=2400, requests_per_day=40
     )
-    with quota.held(gemini, str(tmp_path)) as held:
+    with quota_actor.held(gemini, str(tmp_path)) as held:
         asking = Fanout(gemini, "translate", str(tmp_path), held)
         killer = threading.Thread(target=_kill_soon, args=(held, server))
         killer.start()
@@ -435,9 +435,13 @@ def test_a_row_that_no_minute_lets_through_is_refused(server: GeminiServer, tmp_
 def test_a_row_that_the_server_will_not_have_is_refused_and_the_others_go_through(tmp_path: Path) -> None:
     with Choosy(DICTIONARY, key=KEY) as server:
         bad = Item("red hang 31", "en", "de")
-        answers = fanout(server.url, tmp_path, items_per_request=4).answer([*ITEMS[:5], bad, *ITEMS[5:]])
+        asking = fanout(server.url, tmp_path, items_per_request=4)
+        answers = asking.answer([*ITEMS[:5], bad, *ITEMS[5:]])
         assert (answers[bad.key].text, answers[bad.key].reason) == (None, "refused")
         assert texts(answers) == RIGHT | {bad.key: None}
+        everything = [Item(f"red hang {number}", "en", "de") for number in range(4)]
+        assert {answer.reason for answer in asking.answer(everything).values()} == {"refused"}
+        assert ledger.spent(str(tmp_path)) == pytest.approx(asking.counts()["usd"]), "and what was asked to make sure"
     with Choosy(DICTIONARY, key=KEY) as server:
         server.nothing = True
         with pytest.raises(GeminiError, match="refuses the request: 400 INVALID_ARGUMENT"):

@@ -1,4 +1,4 @@
-"""Tests of ray_pipeline.gemini.quota: arithmetic on a clock that the tests move, and the actor around it."""
+"""Tests of the quota: arithmetic on a clock that the tests move, and the actor around it."""
 
 import heapq
 import os
@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini import quota
+from ray_pipeline.gemini import quota_actor
 from ray_pipeline.gemini.quota import BURST_SECONDS, HORIZON_SECONDS, MARGIN, Ask, Quota
 from ray_pipeline.recipe import Gemini
 from ray_pipeline.sandbox.gemini_limits import Window
@@ -211,7 +211,7 @@ def test_a_true_limit_a_fifth_below_the_configured_one_is_found_and_recovered_fr
 @pytest.mark.usefixtures("ray_up")
 def test_many_workers_share_one_quota_and_its_death_forgets_nothing(tmp_path: Path) -> None:
     gemini = Gemini(model="shared", requests_per_minute=2, requests_per_day=1000)
-    with quota.held(gemini, str(tmp_path)) as held:
+    with quota_actor.held(gemini, str(tmp_path)) as held:
 
         @ray.remote(num_cpus=0)
         def elsewhere() -> int:
@@ -229,7 +229,7 @@ def test_many_workers_share_one_quota_and_its_death_forgets_nothing(tmp_path: Pa
         ray.get(held.stop.remote(GeminiError("the key is gone")))
         with pytest.raises(GeminiError, match="the key is gone"):
             ray.get(held.lease.remote([Ask(1)]))
-    with quota.held(gemini, str(tmp_path)) as held:
+    with quota_actor.held(gemini, str(tmp_path)) as held:
         assert len(ray.get(held.lease.remote([Ask(1)])).permits) == 1, "what stopped one run does not stop the next"
     assert HORIZON_SECONDS < 1
 
@@ -237,7 +237,7 @@ def test_many_workers_share_one_quota_and_its_death_forgets_nothing(tmp_path: Pa
 @pytest.mark.usefixtures("ray_up")
 def test_counts_are_exported_as_ray_metrics(tmp_path: Path) -> None:
     model = f"metrics-{os.getpid()}"
-    with quota.held(Gemini(model=model), str(tmp_path)) as held:
+    with quota_actor.held(Gemini(model=model), str(tmp_path)) as held:
         [(permit, _)] = ray.get(held.lease.remote([Ask(100)])).permits
         ray.get(held.settle.remote(permit, (90, 30), 0.05, 40))
         node = ray.nodes()[0]

@@ -7,8 +7,9 @@ import pytest
 import ray
 
 from ray_pipeline import progress
-from ray_pipeline.gemini import quota
-from ray_pipeline.gemini.quota import Ask, Traffic
+from ray_pipeline.gemini import quota_actor
+from ray_pipeline.gemini.quota import Ask
+from ray_pipeline.gemini.quota_actor import Traffic
 from ray_pipeline.gemini.watch import FanoutProgress
 from ray_pipeline.recipe import Gemini
 
@@ -41,7 +42,7 @@ def test_it_sees_what_all_workers_do(
 ) -> None:
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
     said: list[str] = []
-    with quota.held(GEMINI, str(tmp_path)) as held:
+    with quota_actor.held(GEMINI, str(tmp_path)) as held:
         [(permit, _)] = ray.get(held.lease.remote([Ask(100)])).permits
         ray.get(held.settle.remote(permit, (90, 30), 0.05, 40))
         with FanoutProgress("translate", GEMINI, 100, held) as shown:

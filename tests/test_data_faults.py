@@ -1,0 +1,157 @@
+"""Faults in the middle of the stages between raw rows and training: the same tables come out in the end."""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ray_pipeline import artifact, cli, pipeline, storage
+
+from . import processes, s3_faults
+from .test_storage import mounted, unmount
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
+STAGES = ("dedupe", "embed", "negatives", "mix")
+SHARD_ROWS = 60
+ROOM = 20_000
+"""Bytes that a full disk has left: a shard begins to be written, and cannot end."""
+
+
+def before(run: dict[str, Any], stage: str, workdir: Path) -> None:
+    """A copy of a finished run's working folder that ends before a stage."""
+    shutil.copytree(run["folder"] / "work", workdir)
+    for later in pipeline.STAGE_NAMES[pipeline.STAGE_NAMES.index(stage) :]:
+        shutil.rmtree(workdir / later, ignore_errors=True)
+
+
+def go_on(run: dict[str, Any], workdir: str, *values: str) -> int:
+    """The job's exit code."""
+    arguments = [str(run["path"]), f"runtime.shard_rows={SHARD_ROWS}", *values, "--workdir", workdir]
+    return cli.run("test", "mix", [*arguments, "--output", str(run["folder"] / "other")])
+
+
+def rows(workdir: str, stage: str) -> pa.Table:
+    urls = [url for url in storage.list_files(storage.join(workdir, stage)) if url.endswith("/manifest.json")]
+    found = artifact.load(urls[0].removesuffix("/manifest.json"))
+    assert found is not None and len(urls) == 1
+    table = found.read()
+    return table.sort_by(
+        "pair_id" if "pair_id" in table.column_names else [("role", "ascending"), ("text_id", "ascending")]
+    )
+
+
+def same_tables(run: dict[str, Any], workdir: str) -> None:
+    for stage in STAGES:
+        assert rows(workdir, stage).equals(rows(str(run["folder"] / "work"), stage)), stage
+
+
+def when(due: Callable[[], Any], action: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as a moment has come."""
+
+    def wait() -> None:
+        while not due():
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = mounted(tmp_path / "small", "size=64m")
+    yield folder
+    unmount(folder)
+
+
+@pytest.fixture
+def bucket_copy(s3_bucket: str, finished_run: dict[str, Any], tmp_path: Path) -> Callable[[str], str]:
+    """Puts a working folder that ends before a stage into the bucket."""
+
+    def put(stage: str) -> str:
+        before(finished_run, stage, tmp_path / "work")
+        url = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+        storage.upload_folder(tmp_path / "work", url)
+        return url
+
+    return put
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_worker_killed(stage: str, finished_run: dict[str, Any], tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    before(finished_run, stage, work)
+    killed: list[int] = []
+
+    def kill() -> None:
+        victim = processes.named("_ShardWorker")[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        killed.append(victim.pid)
+
+    thread = when(lambda: (work / stage).exists() and processes.named("_ShardWorker"), kill)
+    assert go_on(finished_run, str(work)) == 0
+    thread.join()
+    assert killed
+    same_tables(finished_run, str(work))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_disk_full(stage: str, finished_run: dict[str, Any], small_disk: Path, capsys: Any) -> None:
+    work = small_disk / "work"
+    before(finished_run, stage, work)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - ROOM))
+    assert go_on(finished_run, str(work)) == 1
+    assert "the disk is full; free some space" in capsys.readouterr().err
+    ballast.unlink()
+    assert go_on(finished_run, str(work)) == 0
+    same_tables(finished_run, str(work))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_store_away_for_twenty_seconds(
+    stage: str, finished_run: dict[str, Any], bucket_copy: Callable[[str], str], s3_server: Any
+) -> None:
+    url = bucket_copy(stage)
+    address = s3_server.get_host_and_port()
+
+    def away() -> None:
+        s3_server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        time.sleep(20)
+        s3_server.start()
+
+    thread = when(lambda: storage.list_files(storage.join(url, stage)), away)
+    assert go_on(finished_run, url) == 0
+    thread.join()
+    same_tables(finished_run, url)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_permission_withdrawn(
+    stage: str, finished_run: dict[str, Any], bucket_copy: Callable[[str], str], capsys: Any
+) -> None:
+    url = bucket_copy(stage)
+    with s3_faults.faulty_server() as door:
+        door.fault = lambda environ: s3_faults.ACCESS_DENIED if _writes(environ, f"/{stage}/") else None
+        assert go_on(finished_run, url, f"storage.endpoint_url={door.url}") == 1
+        assert "permission" in capsys.readouterr().err.lower()
+        door.fault = lambda environ: None
+        assert go_on(finished_run, url, f"storage.endpoint_url={door.url}") == 0
+    same_tables(finished_run, url)
+
+
+def _writes(environ: dict[str, Any], part: str) -> bool:
+    return environ["REQUEST_METHOD"] in ("PUT", "POST") and part in environ["PATH_INFO"]
