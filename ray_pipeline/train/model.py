@@ -103,6 +103,8 @@ def with_adapter(base: Any, rules: Train) -> Any:
         r=rules.lora.rank,
         lora_alpha=rules.lora.alpha,
         lora_dropout=rules.lora.dropout,
+        use_rslora=rules.lora.rslora,
+        use_dora=rules.lora.dora,
         target_modules=ATTENTION if rules.lora.targets == "attention" else ALL_LINEAR,
         exclude_modules=VISION,
         modules_to_save=[HEAD],

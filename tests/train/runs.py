@@ -11,14 +11,14 @@ from ray_pipeline.train import stage
 
 from .. import made
 
-WORDS = {1: "red shoes", 0: "blue shirt"}
+WORDS = {1: "red shoes " * 6, 0: "blue shirt " * 6}
 """The target says the label."""
 
 
 def training_set(folder: Path, train: int = 64, tune: int = 24) -> Artifact:
     """A finished mix."""
     rows = [
-        made.pair(i, part="train" if i < train else "tune", query=f"shoes {i % 7}", target=WORDS[i % 3 > 0 and 1 or 0],
+        made.pair(i, part="train" if i < train else "tune", query=f"shoes {i % 7}", target=WORDS[int(i % 3 > 0)],
                   label=int(i % 3 > 0))
         for i in range(train + tune)
     ]  # fmt: skip
@@ -32,8 +32,8 @@ def make(name: str = "random-llama", workers: int = 2, **changes: Any) -> Recipe
         "learning_rate": 1e-2, "patience": 9, "workers": workers, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
     }  # fmt: skip
     raw = {
-        "name": "test", "task": "QC", "data": {"train": ["none"]}, "prompt": {"max_tokens": 80}, "train": rules | changes,
-        "runtime": {"cpus_per_worker": 0.5},
+        "name": "test", "task": "QC", "data": {"train": ["none"]}, "prompt": {"max_tokens": 128},
+        "train": rules | changes, "runtime": {"cpus_per_worker": 0.5},
     }  # fmt: skip
     return recipe.validate(raw, "test")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from ray_pipeline.recipe import Train
 from ray_pipeline.train.engine import PlainEngine, load_chance, save_chance
 
 from . import toy
