@@ -25,7 +25,7 @@ class Scoring:
         from ray_pipeline.train import model
 
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
-        self._batch_rows = recipe.runtime.score_batch_rows
+        self._runtime = recipe.runtime
         self._device, self._adapter = device, training.manifest.fingerprint
         self._prompt = Prompt(recipe.task, recipe.prompt)
         self._tokenizer = model.load_tokenizer(recipe.train)
@@ -49,7 +49,8 @@ class Scoring:
 
         unique = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
         prompts_once = [list(ids) for ids in unique]
-        found = score(self._model, prompts_once, self._tokenizer.pad_token_id, self._device, self._batch_rows)
+        batch = (self._runtime.score_batch_rows, self._runtime.score_batch_tokens, self._runtime.score_share_prefix)
+        found = score(self._model, prompts_once, self._tokenizer.pad_token_id, self._device, *batch)
         return found[[unique[ids] for ids in prompts]] if prompts else found
 
 
