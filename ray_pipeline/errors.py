@@ -38,3 +38,7 @@ class ModelError(PipelineError):
 
 class TrainingError(PipelineError):
     """Training cannot start or go on: one class only, an empty part, a loss that is not finite."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A device has too little memory for what the recipe asks of it."""

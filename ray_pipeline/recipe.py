@@ -7,7 +7,7 @@ changes how fast or where the work is done lives in `runtime` and in the limits 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -25,6 +25,8 @@ Positive = Annotated[int, Field(ge=1)]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
 """Where a training row comes from."""
+DeepSpeed = Literal["zero0", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+"""The settings in cluster/deepspeed."""
 
 
 class Section(BaseModel):
@@ -481,8 +483,12 @@ class Lora(Section):
 
     rank: Positive = 32
     alpha: Positive = 32
-    dropout: Share = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     targets: Literal["attention", "all_linear"] = "all_linear"
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) in place of alpha / rank (rank-stabilised LoRA, arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn magnitude and direction of the weights apart (DoRA, arXiv 2402.09353); slower."""
 
 
 class Train(Section):
@@ -518,19 +524,46 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     evaluations_per_epoch: Positive = 1
     patience: Positive = 1
-    """Evaluations without a better tune F1 before training stops."""
-    zero_stage: Literal[0, 2, 3] = 2
-    """DeepSpeed ZeRO."""
+    """Evaluations without a better one, by `selection`, before training stops."""
     gradient_checkpointing: bool = False
     workers: Positive = 1
     """Ray Train workers; with it the result changes, so it is part of the identity."""
     seed: int = 0
+    deepspeed: str = "zero2"
+    """Settings of cluster/deepspeed (zero0, zero2, zero2_offload, zero3, zero3_offload), or the path of a JSON file.
+
+    ZeRO-2 shares out gradients and optimiser, ZeRO-3 the weights too; with offload they rest in the CPU's memory.
+    """
+    scheduler: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    positive_weight: Annotated[float, Field(gt=0)] | Literal["balanced"] = 1.0
+    """Of a relevant row's loss; `balanced`: irrelevant rows per relevant one of the training rows."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Labels s/2 and 1 - s/2 in place of 0 and 1."""
+    selection: Literal["f1", "auroc", "average_precision", "loss"] = "f1"
+    """The tune figure by which the best evaluation is chosen and training stops; of equal ones the lower tune loss.
+
+    All but f1 do without a threshold.
+    """
+    max_steps: Positive | None = None
+    """Stop after so many optimiser steps, with an evaluation; the schedule ends there too. For trying things out."""
+    overfit_rows: Annotated[int, Field(ge=2)] | None = None
+    """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
+    deterministic: bool = False
+    """Slower operations of torch that give the same bits each time on the same GPU; on CPU they do without."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if value in ("fp16", "float16", "half"):
+            raise ValueError("fp16 is not offered, Gemma-3 overflows in it: set train.precision bfloat16, or float32")
+        return value
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:
-        if self.precision == "nf4" and self.zero_stage == 3:
+        if self.precision == "nf4" and self.deepspeed.startswith("zero3"):
             raise ValueError(
-                "train.precision nf4 does not work with train.zero_stage 3: take zero_stage 2, or bfloat16"
+                f"train.precision nf4 does not work with train.deepspeed {self.deepspeed}: take zero2, or bfloat16"
             )
         if self.micro_batch_tokens is None and self.batch_rows % (self.micro_batch_rows * self.workers):
             raise ValueError("train.batch_rows must be a multiple of train.micro_batch_rows times train.workers")
@@ -539,6 +572,11 @@ class Train(Section):
         if self.answers[0] == self.answers[1]:
             raise ValueError("train.answers must be two different words: relevant first")
         return self
+
+    @property
+    def zero_stage(self) -> int:
+        """Of DeepSpeed; 3 for a file of one's own, so that what does not go with ZeRO-3 is left out."""
+        return int(self.deepspeed[4]) if self.deepspeed in get_args(DeepSpeed) else 3
 
     @property
     def accumulation(self) -> int:

@@ -97,6 +97,7 @@ CURVES = pa.schema(
         pa.field("tune_loss", pa.float64(), nullable=False),
         pa.field("tune_f1", pa.float64(), nullable=False),
         pa.field("tune_auroc", pa.float64(), nullable=False),
+        pa.field("tune_average_precision", pa.float64(), nullable=False),
     ]
 )
 

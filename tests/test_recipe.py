@@ -30,7 +30,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("task", "changes", "fields"),
     [
-        ("QC", {"train__precision": "nf4", "train__zero_stage": 3}, ["train.precision nf4", "train.zero_stage 3"]),
+        (
+            "QC",
+            {"train__precision": "nf4", "train__deepspeed": "zero3"},
+            ["train.precision nf4", "train.deepspeed zero3"],
+        ),
         ("QC", {"train__batch_rows": 30}, ["train.batch_rows", "train.micro_batch_rows"]),
         ("QC", {"train__workers": 3}, ["train.batch_rows", "train.workers"]),
         ("QC", {"split__tune": 0.5, "split__holdout": 0.5}, ["split.tune", "split.holdout"]),
@@ -102,7 +106,7 @@ def test_what_cannot_work_is_refused_in_one_message_naming_both_fields(
 @pytest.mark.parametrize(
     ("task", "changes"),
     [
-        ("QC", {"train__precision": "bfloat16", "train__zero_stage": 3}),
+        ("QC", {"train__precision": "bfloat16", "train__deepspeed": "zero3"}),
         ("QC", {"prompt__pivot": True, "translate__pivot": True}),
         ("QC", {"prompt__level_markers": True, "split__by": "branch"}),
         ("QC", {"translate__languages": ["de"], "translate__sources": ["en"], "split__withhold": ["fr"]}),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ class Examples:
     labels: npt.NDArray[np.float32]
     truncated: int
     """Prompts that had to be cut."""
+    pair_ids: list[str] = field(default_factory=list)
+    """Empty where rows have none."""
+
+    def names(self, rows: Rows) -> list[str]:
+        """What to call some rows: their pair_id, or their number."""
+        return [self.pair_ids[i] if self.pair_ids else str(i) for i in rows]
 
     @property
     def lengths(self) -> Rows:
@@ -32,7 +38,8 @@ def encode(prompt: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Examples:
     """Rows with `query`, `target`, `query_en` and `label` as examples."""
     encoded = prompt.encode(tokenizer, rows)
     labels = np.array([row["label"] for row in rows], dtype=np.float32)
-    return Examples([e.ids for e in encoded], labels, sum(e.truncated for e in encoded))
+    pair_ids = [row["pair_id"] for row in rows if "pair_id" in row]
+    return Examples([e.ids for e in encoded], labels, sum(e.truncated for e in encoded), pair_ids)
 
 
 def steps_per_epoch(rows: int, batch_rows: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ray_pipeline.recipe import Train
+from ray_pipeline.train import settings
 
 
 class Engine(Protocol):
@@ -31,12 +32,12 @@ class Engine(Protocol):
 
 
 def optimiser_and_schedule(model: nn.Module, rules: Train, steps: int) -> tuple[Any, Any]:
-    """AdamW with linear warm-up and decay over so many steps."""
-    from transformers import get_linear_schedule_with_warmup
+    """AdamW with linear warm-up and the recipe's decay over so many steps."""
+    from transformers import get_scheduler
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=rules.learning_rate, weight_decay=rules.weight_decay)
-    return optimiser, get_linear_schedule_with_warmup(optimiser, round(steps * rules.warmup_share), steps)
+    return optimiser, get_scheduler(rules.scheduler, optimiser, round(steps * rules.warmup_share), steps)
 
 
 class PlainEngine:
@@ -79,7 +80,8 @@ class PlainEngine:
 class DeepSpeedEngine:
     """DeepSpeed ZeRO; torch.distributed must be up."""
 
-    def __init__(self, model: nn.Module, rules: Train, steps: int) -> None:
+    def __init__(self, model: nn.Module, rules: Train, steps: int, given: settings.Settings) -> None:
+        """`given` are DeepSpeed's settings."""
         import deepspeed
 
         optimiser, schedule = optimiser_and_schedule(model, rules, steps)
@@ -90,7 +92,7 @@ class DeepSpeedEngine:
             model_parameters=trained,
             optimizer=optimiser,
             lr_scheduler=schedule,
-            config=deepspeed_config(rules),
+            config=given,
         )
         self.model = self._engine
 
@@ -118,21 +120,6 @@ class DeepSpeedEngine:
         with deepspeed.zero.GatheredParameters(trained, modifier_rank=None):
             if torch.distributed.get_rank() == 0:
                 self._engine.module.model.save_pretrained(str(folder), safe_serialization=True)
-
-
-def deepspeed_config(rules: Train) -> dict[str, Any]:
-    """DeepSpeed's settings for a recipe."""
-    return {
-        "train_batch_size": rules.batch_rows,
-        "train_micro_batch_size_per_gpu": rules.batch_rows // (rules.accumulation * rules.workers),
-        "gradient_accumulation_steps": rules.accumulation,
-        "gradient_clipping": rules.max_grad_norm,
-        "bf16": {"enabled": rules.precision != "float32"},
-        "zero_optimization": {"stage": rules.zero_stage, "overlap_comm": False},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
 
 
 def save_chance(path: Path) -> None:

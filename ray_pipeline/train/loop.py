@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ray_pipeline import threshold
-from ray_pipeline.errors import TrainingError
+from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import batches, prefix
+from ray_pipeline.train import batches, checkpoint, prefix
 from ray_pipeline.train.batches import Examples
 from ray_pipeline.train.engine import Engine, load_chance, save_chance
 from ray_pipeline.train.model import Classifier, pad
+
+CHECK_STEPS = 50
+"""Between evaluations, workers tell each other of odd losses this often."""
+SCORES = "tune_scores.npy"
+"""Beside the best adapter: its scores of the tune part, in memory."""
 
 
 @dataclass
@@ -39,11 +44,16 @@ class State:
     padded_tokens: int = 0
     """The same with padding."""
     stopped: bool = False
+    selection: str = "f1"
+    """The tune figure by which evaluations are judged."""
+    damaged: list[str] = field(default_factory=list)
+    """Checkpoints that were passed over, and why."""
 
     @property
     def best(self) -> int:
-        """Index of the best evaluation: highest tune F1, then lowest tune loss, then first."""
-        ranked = [(-row["tune_f1"], row["tune_loss"], i) for i, row in enumerate(self.history)]
+        """Index of the best evaluation: by the figure, then lowest tune loss, then first."""
+        sign = 1 if self.selection == "loss" else -1
+        ranked = [(sign * row[f"tune_{self.selection}"], row["tune_loss"], i) for i, row in enumerate(self.history)]
         return min(ranked)[2]
 
 
@@ -59,7 +69,7 @@ class Worker:
 
 
 class Loop:
-    """Trains until the epochs are over or tune F1 no longer rises."""
+    """Trains until the epochs are over or the tune figure of the recipe's choice no longer gets better."""
 
     def __init__(
         self,
@@ -78,25 +88,27 @@ class Loop:
         self._folder, self._report = folder, report
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
         self._shared = prefix.common(train.ids) if rules.shares_prefix else 0
-        self.state = State()
+        self._positive_weight = positive_weight(rules, train.labels)
+        self._odd: str | None = None
+        self.state = State(selection=rules.selection)
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all epochs."""
-        return self._steps * self._rules.epochs
+        """Optimiser steps of the whole training."""
+        return total_steps(self._steps, self._rules)
 
     @property
     def best_adapter(self) -> Path:
         """The best evaluation's adapter, on the first worker."""
         return self._folder / "best"
 
-    def resume(self, checkpoint: Path) -> None:
+    def resume(self, kept: Path) -> None:
         """Go on from a checkpoint folder."""
-        self._engine.load(checkpoint / "engine")
-        self.state = State(**json.loads((checkpoint / f"state-{self._worker.rank}.json").read_text()))
-        load_chance(checkpoint / f"chance-{self._worker.rank}.pt")
-        if (checkpoint / "best").exists():
-            shutil.copytree(checkpoint / "best", self.best_adapter, dirs_exist_ok=True)
+        self._engine.load(kept / "engine")
+        self.state = State(**json.loads((kept / f"state-{self._worker.rank}.json").read_text()))
+        load_chance(kept / f"chance-{self._worker.rank}.pt")
+        if (kept / "best").exists():
+            shutil.copytree(kept / "best", self.best_adapter, dirs_exist_ok=True)
 
     def run(self) -> State:
         """Train; raises TrainingError, on every worker alike, for a loss that is not finite."""
@@ -106,10 +118,12 @@ class Loop:
             order = batches.epoch_order(lengths, self._rules.batch_rows, self._rules.seed, epoch)
             for step in order[first:]:
                 self._take(step)
-                if state.step in self._evaluation_steps(epoch):
+                if state.step in self._evaluation_steps(epoch) or state.step == self.total_steps:
                     self._evaluate()
-                    if state.stopped:
+                    if state.stopped or state.step == self.total_steps:
                         break
+                elif state.step % CHECK_STEPS == 0:
+                    self._check_losses()
         return state
 
     def _evaluation_steps(self, epoch: int) -> set[int]:
@@ -123,30 +137,28 @@ class Loop:
         mine = plan[self._worker.rank]
         weight = self._worker.count / len(step)
         self._engine.model.train()
-        total = torch.zeros((), device=self._worker.device)
+        losses: list[torch.Tensor] = []
         for rows in mine:
             ids, mask = pad([self._train.ids[i] for i in rows], self._pad_id, self._worker.device)
             labels = torch.from_numpy(self._train.labels[rows]).to(self._worker.device)
-            logits = self._engine.model(ids, mask, self._shared)
-            loss = weight * binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-            total += loss.detach()
-            self._engine.learn(loss * len(mine), len(mine))
+            try:
+                loss = weight * self._loss(self._engine.model(ids, mask, self._shared), labels)
+                self._engine.learn(loss * len(mine), len(mine))
+            except torch.OutOfMemoryError as error:
+                raise exhausted(f"in a pass over {len(rows)} rows of {ids.shape[1]} tokens") from error
+            losses.append(loss.detach())
         self.state.step += 1
-        self.state.loss_sum += float(total)
+        self._note(torch.stack(losses).tolist(), mine)  # one wait for the device
         self.state.tokens += int(lengths[step].sum())
         self.state.padded_tokens += sum(batches.padded(lengths, share) for share in plan)
 
     def _evaluate(self) -> None:
         """Score the tune part over all workers, note the figures, keep the best adapter, make a checkpoint."""
         state, since = self.state, self.state.step - (int(self.state.history[-1]["step"]) if self.state.history else 0)
+        self._check_losses()
         losses = self._worker.gather(state.loss_sum / since)
         read = {"tokens": state.tokens, "padded_tokens": state.padded_tokens}
         state.loss_sum, state.tokens, state.padded_tokens = 0.0, 0, 0
-        if not all(map(math.isfinite, losses)):
-            raise TrainingError(
-                f"the loss is not finite by step {state.step}: lower train.learning_rate, "
-                "or look for odd rows in the training set"
-            )
         scores = self._score_tune()
         state.history.append(
             {"step": state.step, "epoch": state.step / self._steps, "train_loss": float(np.mean(losses))}
@@ -156,9 +168,32 @@ class Loop:
         self._engine.save_adapter(self._fresh("candidate"))
         if state.best == len(state.history) - 1 and self._worker.rank == 0:
             shutil.rmtree(self.best_adapter, ignore_errors=True)
+            np.save(self._folder / "candidate" / SCORES, scores)
             (self._folder / "candidate").rename(self.best_adapter)
         state.stopped = len(state.history) - 1 - state.best >= self._rules.patience
         self._checkpoint()
+
+    def _note(self, losses: list[float], parts: list[batches.Rows]) -> None:
+        self.state.loss_sum += sum(losses)
+        for loss, rows in zip(losses, parts, strict=True):
+            if self._odd is None and not math.isfinite(loss):
+                self._odd = f"step {self.state.step}, over the rows {', '.join(self._train.names(rows))}"
+
+    def _check_losses(self) -> None:
+        """Raise TrainingError on every worker if one of them has met a loss that is not finite."""
+        first = next(filter(None, self._worker.gather(self._odd)), None)
+        if first is not None:
+            raise TrainingError(
+                f"the loss is not finite in {first}: lower train.learning_rate, or look whether these rows are odd"
+            )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum over the rows of the binary cross entropy, by the recipe's class weight and label smoothing."""
+        smoothing = self._rules.label_smoothing
+        weight = torch.tensor(self._positive_weight, device=logits.device)
+        return binary_cross_entropy_with_logits(
+            logits, labels * (1 - smoothing) + smoothing / 2, pos_weight=weight, reduction="sum"
+        )
 
     def _score_tune(self) -> npt.NDArray[np.float32]:
         mine = np.arange(self._worker.rank, len(self._tune.ids), self._worker.count)
@@ -178,6 +213,7 @@ class Loop:
         save_chance(folder / f"chance-{rank}.pt")
         if rank == 0:
             shutil.copytree(self.best_adapter, folder / "best")
+        checkpoint.seal(folder, rank, self._worker.count)
         self._report(self.state.history[-1], folder)
 
     def _fresh(self, name: str) -> Path:
@@ -187,14 +223,38 @@ class Loop:
         return folder
 
 
+def total_steps(steps_per_epoch: int, rules: Train) -> int:
+    """Optimiser steps of a whole training."""
+    steps = steps_per_epoch * rules.epochs
+    return min(steps, rules.max_steps or steps)
+
+
+def positive_weight(rules: Train, labels: npt.NDArray[np.float32]) -> float:
+    """Weight of a relevant row's loss, for the labels `[n]` of the training rows."""
+    if rules.positive_weight != "balanced":
+        return rules.positive_weight
+    positives = float((labels == 1).sum())
+    return (len(labels) - positives) / positives
+
+
+def exhausted(when: str) -> OutOfMemoryError:
+    """Out of memory, and what to turn."""
+    return OutOfMemoryError(
+        f"out of memory {when}: lower train.micro_batch_rows (the result stays the same), set "
+        "train.gradient_checkpointing true, lower prompt.max_tokens, take train.precision nf4, or share out more by "
+        "train.deepspeed zero3 or zero2_offload and more train.workers"
+    )
+
+
 def tune_figures(labels: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> dict[str, float]:
-    """Loss, F1 at its best threshold, and AUROC of `labels [n]` and `scores [n]`."""
+    """Loss, F1 at its best threshold, AUROC and average precision of `labels [n]` and `scores [n]`."""
     cut = threshold.choose(labels.astype(np.int8), scores)
     f1, _, _ = f1_precision_recall(labels.astype(np.int8), (scores >= cut).astype(np.int8))
     return {
         "tune_loss": float(log_loss(labels, np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7))),
         "tune_f1": f1,
         "tune_auroc": float(roc_auc_score(labels, scores)),
+        "tune_average_precision": float(average_precision_score(labels, scores)),
     }
 
 

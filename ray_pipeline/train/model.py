@@ -192,6 +192,8 @@ def with_adapter(base: Any, rules: Train) -> Any:
         r=rules.lora.rank,
         lora_alpha=rules.lora.alpha,
         lora_dropout=rules.lora.dropout,
+        use_rslora=rules.lora.rslora,
+        use_dora=rules.lora.dora,
         target_modules=_targets(base, rules),
         exclude_modules=NOT_ADAPTED
         if any(re.fullmatch(NOT_ADAPTED, name) for name, _ in base.named_modules())

@@ -1,5 +1,6 @@
 """What turns losses into steps: accumulation, schedule, what is saved and read back."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_pipeline.recipe import Train
-from ray_pipeline.train.engine import PlainEngine, deepspeed_config, load_chance, save_chance
+from ray_pipeline.train.engine import PlainEngine, load_chance, save_chance
 
 from . import toy
 
@@ -97,15 +97,10 @@ def test_chance_is_saved_and_read_back(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
-@pytest.mark.parametrize(("batch", "micro", "workers"), [(32, 8, 1), (32, 8, 4), (48, 4, 3)])
-def test_deepspeeds_batch_sizes_multiply_out(batch: int, micro: int, workers: int) -> None:
-    found = deepspeed_config(Train(batch_rows=batch, micro_batch_rows=micro, workers=workers, max_grad_norm=0.7))
-    rows = found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * workers
-    assert found["train_batch_size"] == rows == batch
-    assert found["gradient_clipping"] == 0.7
-
-
-def test_deepspeed_computes_in_the_recipes_precision() -> None:
-    enabled = {p: deepspeed_config(Train(precision=p))["bf16"]["enabled"] for p in ("float32", "bfloat16", "nf4")}  # type: ignore[arg-type]
-    assert enabled == {"float32": False, "bfloat16": True, "nf4": True}
-    assert deepspeed_config(Train(zero_stage=0))["zero_optimization"]["stage"] == 0
+def test_the_rate_may_fall_along_a_cosine() -> None:
+    made = engine(steps=10, micro_batch_rows=8, scheduler="cosine")
+    rates = []
+    for _ in range(10):
+        rates.append(made._optimiser.param_groups[0]["lr"])
+        learn(made, slice(0, 8))
+    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * step / 10)) for step in range(10)])

@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
     train = toy.examples(32)
     train.labels[20] = np.nan
     made, _, kept = make(tmp_path, toy.rules(), train=train)
-    with pytest.raises(TrainingError, match=r"not finite by step 4: lower train\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"not finite in step \d, over the rows .*20.*: lower train\.learning_rate"):
         made.run()
     assert kept.checkpoints == []
 
@@ -209,8 +209,8 @@ def test_a_loss_that_is_not_finite_on_one_worker_stops_every_worker(tmp_path: Pa
     rules = toy.rules(batch_rows=8, workers=2)
     train, tune = toy.examples(8), toy.examples(15, seed=1)
     engine = PlainEngine(toy.classifier(rules), rules, 1)
-    worker = Worker(0, 2, "cpu", lambda value: [value, float("nan")])
-    with pytest.raises(TrainingError, match="by step 1"):
+    worker = Worker(0, 2, "cpu", lambda value: [value, "step 1, over the rows a, b"])
+    with pytest.raises(TrainingError, match="in step 1, over the rows a, b"):
         Loop(engine, rules, train, tune, 0, worker, tmp_path, lambda *_: None).run()
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.train import saved as saved_adapter
 from ray_pipeline.train import stage
 from ray_pipeline.train.engine import PlainEngine
 from ray_pipeline.train.model import pad
@@ -29,13 +30,13 @@ def saved(folder: Path, steps: int) -> Path:
 
 def test_a_trained_adapter_is_accepted(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
-    stage.verify_adapter(folder)
+    saved_adapter.verify_adapter(folder)
     assert (folder / "adapter_model.safetensors").stat().st_size > 0
 
 
 def test_an_adapter_that_has_not_moved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no weight has moved.*lower train\.learning_rate"):
-        stage.verify_adapter(saved(tmp_path, 0))
+        saved_adapter.verify_adapter(saved(tmp_path, 0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -46,7 +47,7 @@ def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path, value: float) 
     weights[name] = torch.full_like(weights[name], value)
     save_file(weights, file)
     with pytest.raises(ModelError, match=rf"{name} is not finite"):
-        stage.verify_adapter(tmp_path)
+        saved_adapter.verify_adapter(tmp_path)
 
 
 @pytest.fixture
@@ -61,7 +62,9 @@ def recipe(make_recipe: Any) -> Recipe:
         {"train.batch_rows": 16}, {"train.micro_batch_rows": 4}, {"train.workers": 2}, {"train.precision": "float32"},
         {"train.seed": 1}, {"train.learning_rate": 1e-5}, {"train.epochs": 1}, {"train.lora.rank": 8},
         {"train.lora.targets": "attention"}, {"train.patience": 3}, {"prompt.max_tokens": 64},
-        {"prompt.level_markers": True}, {"train.model": "sandbox://random-qwen2"},
+        {"prompt.level_markers": True}, {"train.model": "sandbox://random-qwen2"}, {"train.deepspeed": "zero2_offload"},
+        {"train.scheduler": "cosine"}, {"train.selection": "loss"}, {"train.positive_weight": "balanced"},
+        {"train.label_smoothing": 0.1}, {"train.lora.dora": True}, {"train.max_steps": 1}, {"train.overfit_rows": 8},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

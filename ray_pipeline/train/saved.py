@@ -1,0 +1,50 @@
+"""Whether a saved adapter can be used: finite, moved, and on a fresh base the scores that it had in memory."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.errors import ModelError
+from ray_pipeline.recipe import Train
+from ray_pipeline.train.batches import Examples
+
+SAMPLE_ROWS = 64
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "nf4": 0.05}
+"""Of probabilities. A 16-bit forward rounds each layer's output to 8 bits, and differs with the batch a row is in."""
+
+
+def verify_adapter(folder: Path) -> None:
+    """Raise ModelError unless the saved adapter is finite and some `lora_B`, which starts at zero, has moved."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    moved = [name for name, weight in weights.items() if "lora_B" in name and bool(weight.any())]
+    broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    if broken or not moved:
+        what = f"{broken[0]} is not finite" if broken else "no weight has moved from where it started"
+        raise ModelError(f"{folder}: the saved adapter cannot be used: {what}; lower train.learning_rate and run again")
+
+
+def compare(
+    rules: Train, folder: Path, tune: Examples, scores: npt.NDArray[np.float32], pad_id: int, device: str
+) -> float:
+    """Load the adapter into a fresh base and score a fixed sample of the tune rows, whose scores are `scores [n]`.
+
+    Returns the largest difference of a probability; raises ModelError where it is beyond the precision's tolerance.
+    """
+    from ray_pipeline.train import loop, model
+
+    sample = np.unique(np.linspace(0, len(tune.ids) - 1, SAMPLE_ROWS).astype(int))
+    fresh = model.load_adapter(rules, folder, device)
+    prompts = [tune.ids[i] for i in sample]
+    found = loop.score(fresh, prompts, pad_id, device, rules.micro_batch_rows)
+    difference = float(np.abs(found - scores[sample]).max())
+    if not difference <= TOLERANCE[rules.precision]:
+        raise ModelError(
+            f"{folder}: on a fresh base the saved adapter scores up to {difference:.3g} otherwise than in training; "
+            f"rounding in {rules.precision} explains {TOLERANCE[rules.precision]:g}. It cannot be trusted: change "
+            "train.deepspeed or train.precision and run again"
+        )
+    return difference

@@ -1,0 +1,245 @@
+"""What each worker of Ray Train does: load, train, and, on the first one, check and write the best adapter."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from ray_pipeline import storage, threshold
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import OutOfMemoryError, PipelineError, TrainingError
+from ray_pipeline.prompt import Prompt
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, warm_up
+from ray_pipeline.train.batches import Examples
+
+PROBLEM = "problem.json"
+COLUMNS = ["pair_id", "part", "language", "query", "query_en", "target", "label"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, and where it goes."""
+
+    recipe: Recipe
+    mix: Artifact
+    dropped: frozenset[str]
+    """Ids of rows that are left out."""
+    settings: settings.Settings
+    """DeepSpeed's."""
+    folder: str
+    """The artifact's."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two parts that training looks at."""
+
+    train: Examples
+    tune: Examples
+    tune_languages: list[str]
+
+
+def work(config: dict[str, Any]) -> None:
+    """One worker. What the user can mend is left for the driver: raised, it would only be tried again.
+
+    Only a lack of memory is raised as well, since it is one worker's, and the others would wait for it for ever; when
+    Ray has started all of them again, they find what was left and end.
+    """
+    job: Job = config["job"]
+    problem = storage.join(job.folder, PROBLEM)
+    if storage.exists(problem):
+        return
+    try:
+        _train(job)
+    except PipelineError as error:
+        left = {"kind": type(error).__name__, "message": str(error)}
+        storage.write_bytes(problem, json.dumps(left).encode())
+        if isinstance(error, OutOfMemoryError) and job.recipe.train.workers > 1:
+            raise
+
+
+def _train(job: Job) -> None:
+    device = _join_workers(job.recipe)
+    tokenizer, data = _together(lambda: _data(job.recipe, job.mix, job.dropped))
+    with tempfile.TemporaryDirectory() as folder:
+        with _enough_memory("as training began"):
+            state = _learn(job, data, tokenizer, device, Path(folder))
+        if _rank() == 0:
+            with _enough_memory("as the saved adapter was checked"):
+                _finish(job, data, tokenizer, device, Path(folder), state)
+
+
+def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> Any:
+    """Train into the folder; returns the loop's state. The model is gone from memory afterwards."""
+    import ray.train
+    import torch
+
+    from ray_pipeline.train import batches, loop, model
+    from ray_pipeline.train.engine import DeepSpeedEngine
+
+    rules, context = job.recipe.train, ray.train.get_context()
+    if rules.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
+        torch.use_deterministic_algorithms(True)
+    worker = loop.Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
+    base = _together(lambda: model.load_base(rules, device))
+    classifier = model.Classifier(model.with_adapter(base, rules))
+    steps = loop.total_steps(batches.steps_per_epoch(len(data.train.ids), rules.batch_rows), rules)
+    engine = DeepSpeedEngine(classifier, rules, steps, job.settings)
+
+    def report(figures: dict[str, float], place: Path) -> None:
+        if worker.rank == 0:
+            board.write(made.state.history, storage.join(job.folder, board.FOLDER))
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
+
+    made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report)
+    torch.manual_seed(rules.seed + worker.rank)
+    _go_on(made)
+    return made.run()
+
+
+def _go_on(made: Any) -> None:
+    """Let the loop go on from the newest checkpoint that is whole on every worker, if there is any."""
+    import ray.train
+
+    if ray.train.get_checkpoint() is None:
+        return
+    damaged = []
+    for kept in reversed(ray.train.get_all_reported_checkpoints()):
+        with kept.checkpoint.as_directory() as folder:
+            fault = next(filter(None, _gather(checkpoint.fault(Path(folder)))), None)
+            if fault is None:
+                made.resume(Path(folder))
+                break
+            damaged.append(f"{storage.name(kept.checkpoint.path)}: {fault}")
+    made.state.damaged += damaged
+
+
+def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str]) -> tuple[Any, Data]:
+    """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from."""
+    from ray_pipeline.train import batches, model
+
+    tokenizer = model.load_tokenizer(recipe.train)
+    prompt = Prompt(recipe.task, recipe.prompt)
+    rows = [row for row in mix.read(COLUMNS).sort_by("pair_id").to_pylist() if row["pair_id"] not in dropped]
+    train, tune = ([row for row in rows if row["part"] == part] for part in ("train", "tune"))
+    _both_labels("train", train, "more labelled rows, or a smaller split.tune and split.holdout")
+    _both_labels("tune", tune, "a larger split.tune, or more labelled rows")
+    train = _few(train, recipe.train.overfit_rows)
+    steps = batches.steps_per_epoch(len(train), recipe.train.batch_rows)
+    if recipe.train.evaluations_per_epoch > steps:
+        raise TrainingError(
+            f"train.evaluations_per_epoch {recipe.train.evaluations_per_epoch} is more than the {steps} step(s) that "
+            f"{len(train)} training rows make: lower it, or train.batch_rows"
+        )
+    languages = [row["language"] for row in tune]
+    return tokenizer, Data(batches.encode(prompt, tokenizer, train), batches.encode(prompt, tokenizer, tune), languages)
+
+
+def _both_labels(part: str, rows: list[dict[str, Any]], remedy: str) -> None:
+    labels = {row["label"] for row in rows}
+    if len(labels) < 2:
+        found = f"all {len(rows)} rows have label {labels.pop()}" if labels else "there are no rows"
+        raise TrainingError(f"the {part} part of the training set: {found}; the recipe needs {remedy}")
+
+
+def _few(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    """The first rows of both labels, half of each; all without a count."""
+    if count is None:
+        return rows
+    halves = [[row for row in rows if row["label"] == label] for label in (1, 0)]
+    return halves[0][: (count + 1) // 2] + halves[1][: count // 2]
+
+
+def _finish(job: Job, data: Data, tokenizer: Any, device: str, folder: Path, state: Any) -> None:
+    """Check the best adapter and write it with all that belongs to it."""
+    from ray_pipeline.train import loop
+
+    recipe, best = job.recipe, folder / "best"
+    scores = np.load(best / loop.SCORES)
+    saved.verify_adapter(best)
+    saved.compare(recipe.train, best, data.tune, scores, tokenizer.pad_token_id, device)
+    cut = threshold.choose(data.tune.labels.astype(np.int8), scores)
+    ready = folder / ADAPTER
+    shutil.copytree(best, ready, ignore=shutil.ignore_patterns(loop.SCORES))
+    figures = state.history[state.best]
+    rows = model_card.TuneRows(data.tune_languages, data.tune.labels, scores)
+    text = model_card.render(recipe, job.mix.manifest.fingerprint, figures, rows, cut)
+    (ready / model_card.FILE).write_text(text, encoding="utf-8")
+    card.write(str(ready), _saved(job, data, tokenizer, cut))
+    storage.upload_folder(ready, storage.join(job.folder, ADAPTER))
+
+
+def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
+    recipe, labels = job.recipe, data.train.labels
+    return card.Saved(
+        task=recipe.task,
+        prompt=recipe.prompt,
+        train=recipe.train,
+        fingerprint=storage.name(job.folder),
+        threshold=cut,
+        base=card.base_digest(recipe.train.model, recipe.train.revision),
+        tokenizer=card.Tokenizer(
+            vocabulary=len(tokenizer), pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
+        ),
+        labels={"0": int((labels == 0).sum()), "1": int((labels == 1).sum())},
+    )
+
+
+def _together(attempt: Callable[[], T]) -> T:
+    """What an attempt gives on this worker; if any worker meets a problem, all of them raise it, so that none waits."""
+    found, problem = None, None
+    try:
+        with _enough_memory("as the model was loaded"):
+            found = attempt()
+    except PipelineError as error:
+        problem = error
+    first = next(filter(None, _gather(problem)), None)
+    if first is not None:
+        raise first
+    return cast(T, found)
+
+
+@contextmanager
+def _enough_memory(when: str) -> Iterator[None]:
+    import torch
+
+    from ray_pipeline.train.loop import exhausted
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise exhausted(when) from error
+
+
+def _join_workers(recipe: Recipe) -> str:
+    """Set up DeepSpeed's communication for this worker; returns its device."""
+    device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
+    warm_up.prepare(device)
+    import deepspeed
+
+    deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)
+    return device
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank()
+
+
+def _gather(value: Any) -> list[Any]:
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
