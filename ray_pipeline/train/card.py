@@ -1,0 +1,80 @@
+"""What lies beside a saved adapter: `relevance.json`, all that scoring needs without the recipe.
+
+The file is one JSON object of the fields of `Saved`, for example
+
+    {"version": 1, "task": "QC", "fingerprint": "5f0c…", "threshold": 0.41,
+     "prompt": {"template": "zero_shot", "max_tokens": 128, …}, "train": {"model": "google/gemma-3-12b-it", …},
+     "base": "9b1d…", "tokenizer": {"vocabulary": 262145, "pad_id": 0, "bos_id": 2}, "labels": {"0": 310, "1": 690}}
+
+`prompt` and `train` are those sections of the recipe, whole: with `prompt.Prompt(task, prompt)` the prompts are made,
+with `model.load_tokenizer(train)` and `model.load_adapter(train, folder, device)` they are scored. `train.model` is the
+base's name as the recipe had it; who keeps the base elsewhere changes it by `train.model_copy(update={"model": …})`,
+and `base` then tells whether it is the same one. `threshold` maximises F1 on the tune part.
+"""
+
+import hashlib
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from ray_pipeline import models, recipe, storage
+from ray_pipeline.errors import ModelError
+
+FILE = "relevance.json"
+
+
+class Tokenizer(recipe.Section):
+    """What must agree for an adapter to read what it was trained to read."""
+
+    vocabulary: int
+    """Entries, added ones included."""
+    pad_id: int
+    bos_id: int | None = None
+    """Null: prompts begin without such a token."""
+
+
+class Saved(recipe.Section):
+    """An adapter's own account of itself."""
+
+    task: Literal["QC", "QI"]
+    prompt: recipe.Prompt
+    train: recipe.Train
+    fingerprint: str
+    """Of the training artifact; the scores' column `adapter`."""
+    threshold: float | None = None
+    """A row is relevant where its score is at least this."""
+    base: str | None = None
+    """`base_digest` of the base; null: unknown."""
+    tokenizer: Tokenizer | None = None
+    labels: dict[Literal["0", "1"], int] = Field(default_factory=dict)
+    """Training rows of each label."""
+    version: Literal[1] = 1
+
+
+def base_digest(name: str, revision: str | None) -> str:
+    """Hash of a hub model's name and revision, or of a model folder's content: equal for equal bases."""
+    return hashlib.sha256(models.identity(name, revision).encode()).hexdigest()[:20]
+
+
+def write(folder: str, saved: Saved) -> None:
+    """Write the file into an adapter's folder or `s3://` prefix."""
+    storage.write_bytes(storage.join(folder, FILE), saved.model_dump_json(indent=1).encode())
+
+
+def read(folder: str) -> Saved:
+    """Read it back; raises ModelError for a folder without it, and for one that is of another version or damaged."""
+    url = storage.join(folder, FILE)
+    try:
+        return Saved.model_validate_json(storage.read_bytes(url))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder}: holds no {FILE}, so it is no adapter that jobs/train.py or jobs/pipeline.py has saved; "
+            "name the folder `adapter` of a training artifact"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(
+            f"{url}: {where}: {first['msg']}; it was written by another version of this project, or changed since: "
+            "score with the version that trained it, or train again"
+        ) from error
