@@ -1,0 +1,136 @@
+"""Saved adapters: what they say of themselves, whether several go together, and the model that they make of a base."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_pipeline import storage
+from ray_pipeline.errors import ModelError
+from ray_pipeline.train import card
+from ray_pipeline.train.card import Saved
+
+if TYPE_CHECKING:
+    from ray_pipeline.train.model import Classifier
+
+WEIGHTS = "adapter_model.safetensors"
+MANNER = ("head", "yes_word", "no_word", "precision")
+"""Fields of `train` that decide how a base is loaded and read; of those that there are."""
+FIRST = "default"
+"""What peft calls the adapter that it wraps a base with."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder or `s3://` url that holds an adapter, and what it says of itself."""
+
+    url: str
+    saved: Saved
+
+
+def read(urls: Sequence[str], base: str | None = None) -> list[Adapter]:
+    """Adapters that can be averaged; `base` names another place of the base that they were trained on.
+
+    Raises ModelError for a folder without an adapter, for a base that is not the one of the training, and for adapters
+    that differ in task, base, head, precision or prompt; the message names both.
+    """
+    if not urls:
+        raise ModelError("no adapter is named: name the folder `adapter` of a training artifact")
+    found = [Adapter(url, card.read(url)) for url in urls]
+    for other in found[1:]:
+        _check_alike(found[0], other)
+    if base is not None:
+        found = [Adapter(one.url, _with_base(one.saved, base)) for one in found]
+    _check_base(found[0])
+    return found
+
+
+def _with_base(saved: Saved, base: str) -> Saved:
+    return saved.model_copy(update={"train": saved.train.model_copy(update={"model": base, "revision": None})})
+
+
+def _check_alike(first: Adapter, other: Adapter) -> None:
+    facts = [dict(_facts(one.saved)) for one in (first, other)]
+    for name, value in facts[0].items():
+        if value != facts[1][name]:
+            raise ModelError(
+                f"{first.url} and {other.url} cannot be averaged: {name} is {value} in the first and {facts[1][name]} "
+                "in the second; name adapters that agree in it"
+            )
+
+
+def _facts(saved: Saved) -> Iterator[tuple[str, Any]]:
+    """What must be the same of adapters whose scores are averaged."""
+    rules = saved.train.model_dump()
+    yield "task", saved.task
+    yield "the base (train.model)", (saved.train.model, saved.base) if saved.base is None else saved.base
+    yield "tokenizer", saved.tokenizer
+    for name in MANNER:
+        yield f"train.{name}", rules.get(name)
+    yield from ((f"prompt.{name}", value) for name, value in saved.prompt.model_dump().items())
+
+
+def _check_base(adapter: Adapter) -> None:
+    """A base of equal shapes would take the adapter without a word, and score nonsense."""
+    saved = adapter.saved
+    there = card.base_digest(saved.train.model, saved.train.revision)
+    if saved.base is not None and saved.base != there:
+        raise ModelError(
+            f"{adapter.url}: was trained on the base {saved.base}, {saved.train.model} is {there}, another one: "
+            "put the base of the training there, or name its folder (--base, base=)"
+        )
+
+
+class Members:
+    """One base with its adapters, one of which is active at a time; the base is held once."""
+
+    def __init__(self, adapters: Sequence[Adapter], device: str) -> None:
+        from ray_pipeline.train import model
+
+        self.tokenizer = model.load_tokenizer(adapters[0].saved.train)
+        self._names = [FIRST, *(f"adapter-{number}" for number in range(1, len(adapters)))]
+        with tempfile.TemporaryDirectory() as copies:
+            for name, adapter in zip(self._names, adapters, strict=True):
+                folder = storage.local_folder(adapter.url, Path(copies) / name)
+                self._add(name, adapter, folder, device)
+
+    def _add(self, name: str, adapter: Adapter, folder: Path, device: str) -> None:
+        import torch
+
+        from ray_pipeline.train import model
+
+        try:
+            if name == FIRST:
+                self._classifier = model.load_adapter(adapter.saved.train, folder, device)
+            else:
+                self._classifier.model.load_adapter(str(folder), adapter_name=name, torch_device=device)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:  # what torch and peft say of shapes, names and files
+            raise ModelError(
+                f"{adapter.url}: cannot be put on its base {adapter.saved.train.model}: {error}; "
+                "name the adapter's own base, or train it again"
+            ) from error
+        self._check_whole(name, adapter, folder)
+
+    def _check_whole(self, name: str, adapter: Adapter, folder: Path) -> None:
+        """Peft passes over weights that the file lacks, and over those that the base has no place for."""
+        from peft import get_peft_model_state_dict
+        from safetensors import safe_open
+
+        wanted = set(get_peft_model_state_dict(self._classifier.model, adapter_name=name))
+        with safe_open(str(folder / WEIGHTS), "pt") as file:
+            odd = sorted(wanted ^ set(file.keys()))
+        if odd:
+            raise ModelError(
+                f"{adapter.url}: does not fit its base {adapter.saved.train.model}: {len(odd)} weights are in one of "
+                f"the two only, the first is {odd[0]}; name the adapter's own base, or train it again"
+            )
+
+    def __iter__(self) -> "Iterator[Classifier]":
+        """The classifier with each adapter active in turn."""
+        for name in self._names:
+            if len(self._names) > 1:
+                self._classifier.model.set_adapter(name)
+            yield self._classifier

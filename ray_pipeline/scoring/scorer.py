@@ -1,0 +1,133 @@
+"""Probabilities of rows: prompts encoded, equal ones scored once, adapters averaged, what does not fit halved."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.errors import ModelError
+from ray_pipeline.prompt import Prompt
+from ray_pipeline.scoring.adapters import Adapter, Members
+
+if TYPE_CHECKING:
+    from ray_pipeline.train.model import Classifier
+
+NOT_FINITE = "score is not finite"
+OUT_OF_MEMORY = "out of memory"
+WINDOW_BATCHES = 64
+"""Batches of like lengths that are tried together: so many are at most scored again where one does not fit."""
+
+Scores = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Score = Callable[[list[list[int]], int], Scores]
+"""Probabilities `[n]` of prompts, so many rows at once."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What became of rows, in their order, `[n]` each."""
+
+    scores: Scores
+    """Probability of relevance; NaN where there is a reason."""
+    truncated: Mask
+    """Whether the prompt had to be cut."""
+    reasons: list[str | None]
+    """Why a row has no score."""
+    repeated: int = 0
+    """Rows whose score is that of an equal prompt."""
+
+
+class Scorer:
+    """Scores rows with a base that is loaded once; the scores of several adapters are averaged."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        device: str,
+        batch_rows: int,
+        batch_tokens: int | None = None,
+        share_prefix: bool = True,
+    ) -> None:
+        """Batches of `batch_rows`, or of `batch_tokens` where given; see `loop.score`."""
+        saved = adapters[0].saved
+        self._members = Members(adapters, device)
+        self._prompt = Prompt(saved.task, saved.prompt)
+        self._device, self._batch_rows = device, batch_rows
+        self._batch_tokens, self._share_prefix = batch_tokens, share_prefix
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Scored:
+        """Scores of rows with `query`, `target` and, where the prompt shows it, `query_en`.
+
+        Raises ModelError where not a single row fits the memory.
+        """
+        encoded = self._prompt.encode(self._members.tokenizer, rows)
+        prompts = [tuple(prompt.ids) for prompt in encoded]
+        unique = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
+        scores, unfit = self._mean([list(ids) for ids in unique])
+        places = np.array([unique[ids] for ids in prompts], dtype=np.int64)
+        scores, unfit = scores[places], unfit[places]
+        reasons = [
+            OUT_OF_MEMORY if lost else None if finite else NOT_FINITE
+            for lost, finite in zip(unfit, np.isfinite(scores), strict=True)
+        ]
+        truncated = np.array([prompt.truncated for prompt in encoded], dtype=np.bool_)
+        return Scored(scores, truncated, reasons, len(prompts) - len(unique))
+
+    def _mean(self, prompts: list[list[int]]) -> tuple[Scores, Mask]:
+        """Mean probability over the adapters, and where a prompt does not fit the memory, `[n]` each."""
+        total, unfit, members = np.zeros(len(prompts)), np.zeros(len(prompts), np.bool_), 0
+        for model in self._members:
+            scores, lost = within_memory(partial(self._with, model), prompts, self._batch_rows)
+            total, unfit, members = total + scores, unfit | lost, members + 1
+        return (total / members).astype(np.float32), unfit
+
+    def _with(self, model: "Classifier", prompts: list[list[int]], batch_rows: int) -> Scores:
+        from ray_pipeline.train import loop
+
+        tokens = self._batch_tokens if batch_rows == self._batch_rows else None  # what did not fit is tried by rows
+        pad_id = self._members.tokenizer.pad_token_id
+        return loop.score(model, prompts, pad_id, self._device, batch_rows, tokens, self._share_prefix)
+
+
+def within_memory(score: Score, prompts: list[list[int]], batch_rows: int) -> tuple[Scores, Mask]:
+    """Scores `[n]`, and which prompts do not fit the memory even alone: their scores are NaN.
+
+    Where a batch does not fit, half of the rows are tried at a time, in batches half as large. Raises ModelError where
+    no prompt fits: then it is not the rows that are too long.
+    """
+    found, unfit = np.full(len(prompts), np.nan, np.float32), np.zeros(len(prompts), np.bool_)
+    order = np.argsort([len(ids) for ids in prompts], kind="stable")
+    window = batch_rows * WINDOW_BATCHES
+    waiting = [(order[start : start + window], batch_rows) for start in range(0, len(order), window)]
+    while waiting:
+        rows, at_once = waiting.pop()
+        scores = _tried(score, [prompts[i] for i in rows], at_once)
+        if scores is not None:
+            found[rows] = scores
+        elif len(rows) == 1:
+            unfit[rows] = True
+        else:
+            half, fewer = len(rows) // 2, max(1, min(at_once, len(rows)) // 2)
+            waiting += [(rows[:half], fewer), (rows[half:], fewer)]
+    if len(prompts) and unfit.all():
+        raise ModelError(
+            f"out of memory: none of {len(prompts)} rows fits, not even alone: take a device with more memory, "
+            "fewer workers for each GPU, or an adapter whose base is quantised (train.precision nf4)"
+        )
+    return found, unfit
+
+
+def _tried(score: Score, prompts: list[list[int]], batch_rows: int) -> Scores | None:
+    """The scores, or null where they do not fit the memory."""
+    import torch
+
+    try:
+        return score(prompts, batch_rows)
+    except torch.OutOfMemoryError:
+        pass  # what the failed batch held is free once its traceback is
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
