@@ -56,4 +56,19 @@ def test_gpus_that_are_not_there_are_a_problem_rather_than_a_wait() -> None:
         runtime.check_room(Runtime(gpus_per_worker=1), there + 1)
     with pytest.raises(PipelineError, match=r"runtime\.cpus_per_worker 2 for 2 .* needs 4 CPUs"):
         runtime.check_room(Runtime(cpus_per_worker=2), 2)
-    runtime.check_room(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
+
+
+def test_nodes_that_never_come_are_waited_for_as_long_as_the_recipe_says() -> None:
+    there = int(ray.cluster_resources().get("GPU", 0))
+    runtime.check_limits(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
+    runtime.check_room(Runtime(address="auto"), 2)
+    with pytest.raises(PipelineError, match=r"no room for 9 × CPU 1, GPU 1 in 4 s \(runtime\.wait_seconds\)"):
+        runtime.check_room(Runtime(gpus_per_worker=1, address="auto", wait_seconds=4), there + 9)
+    assert ray.available_resources()["CPU"] == 2, "what was held is let go of"
+
+
+def test_a_type_of_gpu_is_asked_for_with_the_gpu_only() -> None:
+    chosen = Runtime(gpus_per_worker=1, accelerator_type="L4")
+    assert runtime.model_worker(chosen) == {"CPU": 1, "GPU": 1, "accelerator_type:L4": 0.001}
+    assert runtime.gpu_placement(Runtime(accelerator_type="L4")) == {}
+    assert runtime.model_worker(Runtime(cpus_per_worker=2)) == {"CPU": 2}
