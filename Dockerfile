@@ -18,12 +18,13 @@ FROM ${RAY_IMAGE}
 ARG TORCH_INDEX=""
 WORKDIR /home/ray/app
 COPY --from=sources --chown=ray:users /home/ray/sources/requirements.txt /home/ray/sources/pins.txt ./
-# torch first: its build decides which CUDA libraries come along
+# torch first: its build decides which CUDA libraries come along. Its version is the pinned one, if not in one word:
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(grep '^torch==' pins.txt)" \
     && pip install --no-cache-dir -r requirements.txt -c pins.txt
 COPY --from=sources --chown=ray:users /home/ray/sources/wheels wheels
 RUN pip install --no-cache-dir --no-deps wheels/*.whl && rm -r wheels
 COPY --chown=ray:users jobs jobs
 
-USER ray
+USER 1000
 HEALTHCHECK --interval=5m --timeout=2m --start-period=2m CMD ["python", "-m", "ray_pipeline.health"]

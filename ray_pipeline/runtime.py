@@ -1,5 +1,6 @@
 """Where Ray is started and its pools are sized: the one home of cluster knobs."""
 
+import gc
 import logging
 import os
 import sys
@@ -165,9 +166,10 @@ def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> No
     """Hold places for workers, which has an autoscaler start nodes, until all are there; then let go of them."""
     from ray.util import placement_group, remove_placement_group
 
+    gc.collect()  # with what failed before, Python may still hold the handles of workers, and so their places
     group = placement_group([dict(each)] * workers)
     try:
-        if group.wait(NOTICE_SECONDS):
+        if group.wait(min(NOTICE_SECONDS, runtime.wait_seconds)):
             return
         needed = f"{workers} × " + ", ".join(f"{name} {amount:g}" for name, amount in each.items())
         print(

@@ -28,28 +28,29 @@ except runtime.PipelineError as error:
 
 @pytest.fixture
 def not_ray() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    server = HTTPServer(("0.0.0.0", 0), SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def test_an_address_where_nobody_answers() -> None:
+def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "ANSWER_SECONDS", 1.0)
     address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(PipelineError, match=rf"runtime\.address {address}: no Ray head answers .* within 5 s"):
+    with pytest.raises(PipelineError, match=rf"runtime\.address {address}: no Ray head answers .* within 1 s"):
         runtime._expect_answer(address)
 
 
 def test_an_address_where_something_else_answers(not_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "ANSWER_SECONDS", 1.0)
-    with pytest.raises(PipelineError, match=r"no Ray head answers .* ray job submit"):
+    with pytest.raises(PipelineError, match=r"no Ray head answers .*ray job submit"):
         runtime._expect_answer(not_ray)
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "nonsense"])
 def test_an_address_that_is_none(address: str) -> None:
-    with pytest.raises(PipelineError, match=f"runtime.address {address}: .* ray job submit"):
+    with pytest.raises(PipelineError, match=f"runtime.address {address}: .*ray job submit"):
         runtime._expect_answer(address)
 
 

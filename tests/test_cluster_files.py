@@ -15,7 +15,7 @@ import yaml
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from ray_pipeline import health, recipe, runtime, s3
+from ray_pipeline import health, recipe, runtime, s3, telemetry
 from ray_pipeline.gemini import fanout
 from ray_pipeline.recipe import Recipe
 
@@ -209,7 +209,7 @@ def instructions() -> list[tuple[str, str]]:
 
 def test_the_image_has_no_secret_no_root_and_a_small_context() -> None:
     found = instructions()
-    assert [rest for name, rest in found if name == "USER"][-1] == "ray" and not any(n == "ENV" for n, _ in found)
+    assert [rest for name, rest in found if name == "USER"][-1] == "1000" and not any(n == "ENV" for n, _ in found)
     assert not [rest for name, rest in found if name == "ARG" and re.search("KEY|TOKEN|SECRET", rest)]
     copied = {item for name, rest in found if name == "COPY" and "--from" not in rest for item in rest.split()[1:-1]}
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
@@ -228,3 +228,14 @@ def test_the_list_of_dependencies_is_the_project_s_with_its_pins(tmp_path: Path)
     assert "\ntorch==" in pins and "faiss" not in pins
     named = {package for package in health.PACKAGES.values() if package and package != "ray-pipeline"}
     assert named <= wanted, "the health command imports what the project depends on"
+
+
+def test_the_dashboard_shows_the_counters_that_workers_keep() -> None:
+    shown = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    asked = " ".join(target["expr"] for panel in shown["panels"] for target in panel["targets"])
+    source = (ROOT / "ray_pipeline" / "gemini" / "quota.py").read_text()
+    listed = re.search(r"names = \(([^)]*)\)", source)
+    assert listed
+    kept = {*telemetry.NAMES, *(f"gemini_{name}" for name in re.findall(r"\w+", listed[1]))}
+    assert set(re.findall(r"ray_(\w+)_total", asked)) == kept
+    assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])

@@ -62,9 +62,9 @@ def test_nodes_that_never_come_are_waited_for_as_long_as_the_recipe_says() -> No
     there = int(ray.cluster_resources().get("GPU", 0))
     runtime.check_limits(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
     runtime.check_room(Runtime(address="auto"), 2)
-    with pytest.raises(PipelineError, match=r"no room for 9 × CPU 1, GPU 1 in 4 s \(runtime\.wait_seconds\)"):
-        runtime.check_room(Runtime(gpus_per_worker=1, address="auto", wait_seconds=4), there + 9)
-    assert ray.available_resources()["CPU"] == 2, "what was held is let go of"
+    with pytest.raises(PipelineError, match=r"no room for 9 × CPU 1, GPU 1 in 1 s \(runtime\.wait_seconds\)"):
+        runtime.check_room(Runtime(gpus_per_worker=1, address="auto", wait_seconds=1), there + 9)
+    runtime.check_room(Runtime(address="auto"), 2)  # what was held is let go of
 
 
 def test_a_type_of_gpu_is_asked_for_with_the_gpu_only() -> None:
