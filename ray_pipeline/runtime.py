@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +19,7 @@ ANSWER_SECONDS = 5.0
 NOTICE_SECONDS = 3.0
 """After which a job says that it waits for nodes."""
 
-KNOBS = {
-    "CPU": "runtime.cpus_per_worker",
-    "GPU": "runtime.gpus_per_worker",
-    "accelerator_type": "runtime.accelerator_type",
-}
+KNOBS = {"CPU": "runtime.cpus_per_worker", "GPU": "runtime.gpus_per_worker"}
 """The field of the recipe that asks for a resource."""
 
 
@@ -129,37 +126,31 @@ def check_room(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | N
     `runtime.wait_seconds`.
     """
     wanted = dict(each or model_worker(runtime))
-    check_limits(runtime, workers, wanted)
-    if runtime.address != "local":
+    if runtime.address == "local":
+        check_limits(runtime, workers, wanted)
+    else:
         _await_room(runtime, workers, wanted)
 
 
 def check_limits(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | None = None) -> None:
-    """Raise PipelineError if so many workers, by default those that hold a model, can never be placed at once."""
-    limits = _limits(runtime)
-    if limits is None:
-        return
-    for resource, amount in (each or model_worker(runtime)).items():
-        there = limits.get(resource, 0)
-        if amount * workers > there:
-            where = "this machine's Ray" if runtime.address == "local" else "the cluster at its largest"
-            name = KNOBS.get(resource.partition(":")[0], "runtime.translate_resource")
-            raise PipelineError(
-                f"{name} {amount:g} for {workers} worker(s) needs {amount * workers:g} {resource}s, {where} has "
-                f"{there:g}: lower {name} or the number of workers, or run on a cluster that has them"
-            )
+    """Raise PipelineError if a local Ray can never place so many workers at once, by default those that hold a model.
 
-
-def _limits(runtime: Runtime) -> Mapping[str, float] | None:
-    """The most that Ray can ever offer, by resource; null for a cluster that does not say what it may start."""
+    Of a cluster, whose nodes may still come, it is only told that they are not there yet.
+    """
     import ray
-    from ray._private.state import state
 
     there: dict[str, float] = ray.cluster_resources()
-    if runtime.address == "local":
-        return there
-    most = state.get_max_resources_from_cluster_config()
-    return None if most is None else {name: max(most.get(name, 0), there.get(name, 0)) for name in {*most, *there}}
+    wanted = dict(each or model_worker(runtime))
+    short = [name for name, amount in wanted.items() if amount * workers > there.get(name, 0)]
+    if short and runtime.address != "local":
+        _tell(f"the cluster's nodes have no room yet for {_described(workers, wanted)}: their stages will wait for it")
+    elif short:
+        name, amount = short[0], wanted[short[0]]
+        field = KNOBS.get(name, "runtime.accelerator_type")
+        raise PipelineError(
+            f"{field} {amount:g} for {workers} worker(s) needs {amount * workers:g} {name}s, this machine's Ray has "
+            f"{there.get(name, 0):g}: lower {field} or the number of workers, or run on a cluster"
+        )
 
 
 def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> None:
@@ -168,21 +159,47 @@ def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> No
 
     gc.collect()  # with what failed before, Python may still hold the handles of workers, and so their places
     group = placement_group([dict(each)] * workers)
+    needed, until = _described(workers, each), time.monotonic() + runtime.wait_seconds
     try:
         if group.wait(min(NOTICE_SECONDS, runtime.wait_seconds)):
             return
-        needed = f"{workers} × " + ", ".join(f"{name} {amount:g}" for name, amount in each.items())
-        print(
-            f"  waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}", file=sys.stderr, flush=True
-        )
-        if not group.wait(max(0.0, runtime.wait_seconds - NOTICE_SECONDS)):
-            raise PipelineError(
-                f"the cluster has had no room for {needed} in {runtime.wait_seconds:g} s (runtime.wait_seconds): look "
-                "at `ray status` for nodes that do not come and for what other jobs hold, ask for less, or wait "
-                "longer; the same command goes on from here"
-            )
+        _tell(f"waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}")
+        while not group.wait(min(NOTICE_SECONDS, max(0.0, until - time.monotonic()))):
+            if _has_no_such_nodes(each):
+                raise PipelineError(
+                    f"no node of the cluster has room for one of {needed}, and its autoscaler has none to start: "
+                    f"lower {', '.join(KNOBS.values())}, or add a group of such nodes"
+                )
+            if time.monotonic() >= until:
+                raise PipelineError(
+                    f"the cluster has had no room for {needed} in {runtime.wait_seconds:g} s (runtime.wait_seconds): "
+                    "look at `ray status` for nodes that do not come and for what other jobs hold, ask for less, or "
+                    "wait longer; the same command goes on from here"
+                )
     finally:
         remove_placement_group(group)
+
+
+def _has_no_such_nodes(each: Mapping[str, float]) -> bool:
+    """Whether no node could hold such a worker even if idle, and the autoscaler says that it cannot start one."""
+    import ray
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    up = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in up):
+        return False
+    said = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status()).autoscaling_state
+    groups = said.infeasible_gang_resource_requests
+    return any(each.items() <= dict(one.resources_bundle).items() for group in groups for one in group.requests)
+
+
+def _described(workers: int, each: Mapping[str, float]) -> str:
+    return f"{workers} × " + ", ".join(f"{name} {amount:g}" for name, amount in each.items())
+
+
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:
