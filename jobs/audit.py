@@ -1,6 +1,11 @@
-"""Faithful translations only: runs a recipe up to the stage `audit`, reusing what is finished.
+r"""Faithful translations only: runs a recipe up to the stage `audit`, reusing what is finished.
 
 python jobs/audit.py jobs/recipes/demo-qc.yaml
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id audit-1 -- \
+        python jobs/audit.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
 """
 
 from ray_pipeline.cli import main

@@ -1,6 +1,11 @@
-"""Pairs without duplicates, conflicts and leaks: runs a recipe up to the stage `dedupe`, reusing what is finished.
+r"""Pairs without duplicates, conflicts and leaks: runs a recipe up to the stage `dedupe`, reusing what is finished.
 
 python jobs/dedupe.py jobs/recipes/demo-qc.yaml
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id dedupe-1 -- \
+        python jobs/dedupe.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
 """
 
 from ray_pipeline.cli import main

@@ -1,6 +1,11 @@
-"""Vectors of unique targets: runs a recipe up to the stage `embed`, reusing what is finished.
+r"""Vectors of unique targets: runs a recipe up to the stage `embed`, reusing what is finished.
 
 python jobs/embed.py jobs/recipes/demo-qc.yaml
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id embed-1 -- \
+        python jobs/embed.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
 """
 
 from ray_pipeline.cli import main

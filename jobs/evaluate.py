@@ -1,6 +1,12 @@
-"""Threshold, figures, report and submission: runs a recipe up to the stage `evaluate`, reusing what is finished.
+r"""Threshold, figures, report and submission: runs a recipe up to the stage `evaluate`, reusing what is finished.
 
 python jobs/evaluate.py jobs/recipes/demo-qc.yaml
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id evaluate-1 -- \
+        python jobs/evaluate.py jobs/recipes/my-shop.yaml runtime.address=auto \
+        --workdir s3://bucket/work --output s3://bucket/out
 """
 
 from ray_pipeline.cli import main

@@ -1,6 +1,11 @@
-"""Raw files to validated pairs: runs a recipe up to the stage `ingest`, reusing what is finished.
+r"""Raw files to validated pairs: runs a recipe up to the stage `ingest`, reusing what is finished.
 
 python jobs/ingest.py jobs/recipes/demo-qc.yaml
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id ingest-1 -- \
+        python jobs/ingest.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
 """
 
 from ray_pipeline.cli import main

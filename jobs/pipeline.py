@@ -1,10 +1,16 @@
-"""The main job: one or more recipes, from raw files to report and submission.
+r"""The main job: one or more recipes, from raw files to report and submission.
 
     python jobs/pipeline.py jobs/recipes/demo-qc.yaml jobs/recipes/demo-qi.yaml --output runs/demo
     python jobs/pipeline.py jobs/recipes/paper-qc.yaml --dry-run
     python jobs/pipeline.py jobs/recipes/demo-qc.yaml train.epochs=1 --until train
 
 The same command again goes on where it was stopped, and recomputes nothing that is finished.
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id pipeline-1 -- \
+        python jobs/pipeline.py jobs/recipes/my-shop.yaml runtime.address=auto \
+        --workdir s3://bucket/work --output s3://bucket/out
 """
 
 from ray_pipeline.cli import main

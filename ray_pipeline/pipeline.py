@@ -26,7 +26,9 @@ from ray_pipeline import (
 )
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.audit.gemini import questions as audit_questions
 from ray_pipeline.errors import PipelineError, RecipeError
+from ray_pipeline.gemini.client import api_key
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.assemble import Finished
@@ -90,7 +92,9 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     pending = [step for step in steps if step.finished is None]
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
+            _expect_key(recipe, {step.stage.name for step in pending})
             runtime.start(recipe.runtime)
+            _expect_room(recipe, {step.stage.name for step in pending})
         for step in steps:
             found = step.finished or _run(step, served, workdir, done)
             done[step.stage.name] = found
@@ -98,10 +102,30 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     return Finished(recipe, done, frozenset(step.stage.name for step in steps if step.finished))
 
 
+def _expect_key(recipe: Recipe, pending: set[str]) -> None:
+    """Raise GeminiError before any work if a stage will ask Gemini and the environment holds no key."""
+    asked = {
+        "languages": recipe.languages.correct and recipe.languages.gemini,
+        "translate": (recipe.translate.languages or recipe.translate.pivot) and recipe.translate.local is None,
+        "audit": audit_questions(recipe),
+    }
+    if any(asked[stage] for stage in pending & set(asked)):
+        api_key()
+
+
+def _expect_room(recipe: Recipe, pending: set[str]) -> None:
+    """Raise PipelineError before any work if a stage that holds a model can never get its workers."""
+    if "train" in pending:
+        runtime.check_limits(recipe.runtime, recipe.train.workers)
+    elif "score" in pending or ("embed" in pending and recipe.negatives.wanted):
+        runtime.check_limits(recipe.runtime)
+
+
 def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
     inputs = {name: done[name] for name in step.stage.reads}
     started = time.monotonic()
     with _user_problems():
+        runtime.check_room(recipe.runtime, 1, {"CPU": 1})
         outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config))
     seconds = time.monotonic() - started
     return artifact.commit(

@@ -13,11 +13,12 @@ from ray_pipeline import artifact, shards, storage
 from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import batch, ledger, mode, pricing, quota_actor
-from ray_pipeline.gemini.fanout import VERSION, is_expected, unexpected_version, workers
+from ray_pipeline.gemini.fanout import VERSION, is_expected, needs, unexpected_version, workers
 from ray_pipeline.gemini.ledger import Answer, Ledger, Log
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.watch import FanoutProgress
 from ray_pipeline.recipe import Gemini
+from ray_pipeline.runtime import check_room
 from ray_pipeline.shards import Source, Work
 from ray_pipeline.stage import Context
 
@@ -51,6 +52,7 @@ def fan_out(
     recipe, workdir = context.recipe, context.workdir
     with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir)) as held:
         before = _batch(context, sources, questions, held, label)
+        check_room(recipe.runtime, 1, needs(recipe.runtime))
         return before + shards.map_shards(
             sources,
             partial(worker, held),

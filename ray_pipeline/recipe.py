@@ -655,6 +655,10 @@ class Runtime(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """GPUs of each embedding, training and scoring worker; 0 runs on CPU."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    accelerator_type: str | None = None
+    """The GPUs' type by Ray's name, e.g. `A100` or `L4`; null: any. Only nodes with such GPUs are used, or started."""
+    wait_seconds: Annotated[float, Field(gt=0)] = 1200
+    """How long a stage waits for a cluster's nodes that its workers need, until it gives up with a message."""
     score_batch_rows: Positive = 64
     score_batch_tokens: Positive | None = None
     """Tokens of one batch, padding included, in place of `score_batch_rows`; null: by rows."""

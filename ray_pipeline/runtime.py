@@ -1,7 +1,11 @@
 """Where Ray is started and its pools are sized: the one home of cluster knobs."""
 
+import gc
 import logging
 import os
+import sys
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray_pipeline import s3
@@ -10,10 +14,20 @@ from ray_pipeline.recipe import Runtime
 
 WORKER_ENVIRONMENT = (*s3.VARIABLES, "GOOGLE_GEMINI_BASE_URL", "HF_HOME")
 """Handed from the driver to every worker. Secrets are not: a cluster's nodes have them in their own environment."""
+ANSWER_SECONDS = 5.0
+"""In which a cluster's head has to answer; ray.init alone would try a dead address for most of a minute."""
+NOTICE_SECONDS = 3.0
+"""After which a job says that it waits for nodes."""
+
+KNOBS = {"CPU": "runtime.cpus_per_worker", "GPU": "runtime.gpus_per_worker"}
+"""The field of the recipe that asks for a resource."""
 
 
 def start(runtime: Runtime) -> None:
-    """Start Ray here, or join the cluster of the job; nothing happens if Ray is up. Takes about 3 to 15 seconds."""
+    """Start Ray here, or join the cluster of the job; nothing happens if Ray is up. Takes about 3 to 15 seconds.
+
+    Raises PipelineError if no cluster answers at `runtime.address` within seconds, or if it cannot be joined.
+    """
     import ray
 
     if not ray.is_initialized():
@@ -21,17 +35,60 @@ def start(runtime: Runtime) -> None:
         environment |= {"TOKENIZERS_PARALLELISM": "false", s3.REACHED_VARIABLE: "1"}
         options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.ERROR}
         if runtime.address == "local":
-            # A driver of its own: what its core writes to the terminal at lower levels stands in Ray's logs too.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            options |= {"num_cpus": runtime.cpus, "include_dashboard": False, "log_to_driver": False}
-        try:
-            ray.init(address=runtime.address, **options)
-        except ConnectionError as error:
-            raise PipelineError(
-                f"runtime.address {runtime.address}: no Ray cluster answers ({error}): run the job on the cluster, "
-                "or set runtime.address=local to start Ray here"
-            ) from error
+            _start_here(runtime, options)
+        else:
+            _join(runtime.address, options)
     _quiet()
+
+
+def _start_here(runtime: Runtime, options: Mapping[str, Any]) -> None:
+    """A Ray of this job alone, whose dashboard, the door to running code, is not even started."""
+    import ray
+
+    # A driver of its own: what its core writes to the terminal at lower levels stands in Ray's logs too.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray.init(address="local", num_cpus=runtime.cpus, include_dashboard=False, log_to_driver=False, **options)
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    _expect_answer(address)
+    # The environment of `ray job submit` may name variables that are handed on here too, with the same values.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        reason = str(error.__cause__ or error).strip()
+        raise PipelineError(
+            f"runtime.address {address}: the Ray cluster cannot be joined: {reason}\n"
+            "Run the job on the cluster (ray job submit), with its versions of Ray and Python and its token"
+        ) from error
+
+
+def _expect_answer(address: str) -> None:
+    """Raise PipelineError unless something that could be a Ray head answers at the address within seconds."""
+    import grpc
+    from ray._private import gcs_utils, services
+
+    remedy = "run the job on the cluster (ray job submit), or set runtime.address=local to start Ray here"
+    if "://" in address:
+        raise PipelineError(f"runtime.address {address}: is not the address HOST:PORT of a Ray head; {remedy}")
+    try:
+        found = services.canonicalize_bootstrap_address(address)
+    except (ConnectionError, OSError, ValueError) as error:
+        raise PipelineError(f"runtime.address {address}: no Ray cluster is known ({error}); {remedy}") from error
+    channel = gcs_utils.create_gcs_channel(found)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+    except grpc.FutureTimeoutError as error:
+        raise PipelineError(
+            f"runtime.address {address}: no Ray head answers at {found} within {ANSWER_SECONDS:g} s; "
+            f"check that it runs and can be reached; {remedy}"
+        ) from error
+    finally:
+        channel.close()
 
 
 def stop() -> None:
@@ -49,20 +106,100 @@ def worker_count(wanted: int | None, cpus_each: float = 1) -> int:
     return wanted or max(1, int(ray.cluster_resources().get("CPU", 1) // cpus_each))
 
 
-def check_room(runtime: Runtime, workers: int = 1) -> None:
-    """Raise PipelineError if a local Ray cannot ever place so many workers at once, rather than wait for ever."""
+def gpu_placement(runtime: Runtime) -> dict[str, float]:
+    """What a worker on a GPU asks for besides CPUs and GPUs: a trace of the resource that names the GPU's type."""
+    if not runtime.gpus_per_worker or runtime.accelerator_type is None:
+        return {}
+    return {f"accelerator_type:{runtime.accelerator_type}": 0.001}
+
+
+def model_worker(runtime: Runtime) -> dict[str, float]:
+    """The resources of a worker that holds a model: to embed, train, score or translate."""
+    wanted = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker, **gpu_placement(runtime)}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def check_room(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | None = None) -> None:
+    """Wait until so many workers can be placed at once, by default those that hold a model.
+
+    Raises PipelineError at once if that can never be, and on a cluster, whose nodes may still come, after
+    `runtime.wait_seconds`.
+    """
+    wanted = dict(each or model_worker(runtime))
+    if runtime.address == "local":
+        check_limits(runtime, workers, wanted)
+    else:
+        _await_room(runtime, workers, wanted)
+
+
+def check_limits(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | None = None) -> None:
+    """Raise PipelineError if a local Ray can never place so many workers at once, by default those that hold a model.
+
+    Of a cluster, whose nodes may still come, it is only told that they are not there yet.
+    """
     import ray
 
-    if runtime.address != "local":
-        return  # a cluster may grow
-    for resource, each in (("GPU", runtime.gpus_per_worker), ("CPU", runtime.cpus_per_worker)):
-        there = ray.cluster_resources().get(resource, 0)
-        if each * workers > there:
-            name = f"runtime.{resource.lower()}s_per_worker"
-            raise PipelineError(
-                f"{name} {each:g} for {workers} worker(s) needs {each * workers:g} {resource}s, this machine's Ray has "
-                f"{there:g}: lower {name} or the number of workers, or run on a cluster"
-            )
+    there: dict[str, float] = ray.cluster_resources()
+    wanted = dict(each or model_worker(runtime))
+    short = [name for name, amount in wanted.items() if amount * workers > there.get(name, 0)]
+    if short and runtime.address != "local":
+        _tell(f"the cluster's nodes have no room yet for {_described(workers, wanted)}: their stages will wait for it")
+    elif short:
+        name, amount = short[0], wanted[short[0]]
+        field = KNOBS.get(name, "runtime.accelerator_type")
+        raise PipelineError(
+            f"{field} {amount:g} for {workers} worker(s) needs {amount * workers:g} {name}s, this machine's Ray has "
+            f"{there.get(name, 0):g}: lower {field} or the number of workers, or run on a cluster"
+        )
+
+
+def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> None:
+    """Hold places for workers, which has an autoscaler start nodes, until all are there; then let go of them."""
+    from ray.util import placement_group, remove_placement_group
+
+    gc.collect()  # with what failed before, Python may still hold the handles of workers, and so their places
+    group = placement_group([dict(each)] * workers)
+    needed, until = _described(workers, each), time.monotonic() + runtime.wait_seconds
+    try:
+        if group.wait(min(NOTICE_SECONDS, runtime.wait_seconds)):
+            return
+        _tell(f"waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}")
+        while not group.wait(min(NOTICE_SECONDS, max(0.0, until - time.monotonic()))):
+            if _has_no_such_nodes(each):
+                raise PipelineError(
+                    f"no node of the cluster has room for one of {needed}, and its autoscaler has none to start: "
+                    f"lower {', '.join(KNOBS.values())}, or add a group of such nodes"
+                )
+            if time.monotonic() >= until:
+                raise PipelineError(
+                    f"the cluster has had no room for {needed} in {runtime.wait_seconds:g} s (runtime.wait_seconds): "
+                    "look at `ray status` for nodes that do not come and for what other jobs hold, ask for less, or "
+                    "wait longer; the same command goes on from here"
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def _has_no_such_nodes(each: Mapping[str, float]) -> bool:
+    """Whether no node could hold such a worker even if idle, and the autoscaler says that it cannot start one."""
+    import ray
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    up = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in up):
+        return False
+    said = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status()).autoscaling_state
+    groups = said.infeasible_gang_resource_requests
+    return any(each.items() <= dict(one.resources_bundle).items() for group in groups for one in group.requests)
+
+
+def _described(workers: int, each: Mapping[str, float]) -> str:
+    return f"{workers} × " + ", ".join(f"{name} {amount:g}" for name, amount in each.items())
+
+
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:

@@ -58,6 +58,7 @@ def run(context: Context) -> Outcome:
         columns=["pair_id", "split", "part", "query", "query_en", "target"],
         num_cpus=recipe.runtime.cpus_per_worker,
         num_gpus=recipe.runtime.gpus_per_worker,
+        resources=runtime.gpu_placement(recipe.runtime),
     )
     return Outcome(counts)
 

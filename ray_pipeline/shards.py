@@ -6,6 +6,7 @@ that are whole and makes the others.
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from ray_pipeline import artifact, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.errors import StoppedError
 from ray_pipeline.progress import Progress
+from ray_pipeline.telemetry import Telemetry
 from ray_pipeline.text import stable_number
 
 BUCKET = "__bucket"
@@ -97,9 +99,10 @@ class _ShardWorker:
     """Reads a shard, lets `work` make of it what it makes, and writes the result under the shard's name."""
 
     def __init__(
-        self, make: Callable[[], Work], folder: str, schema: pa.Schema | None, columns: list[str] | None
+        self, make: Callable[[], Work], folder: str, schema: pa.Schema | None, columns: list[str] | None, label: str
     ) -> None:
         self._make = make
+        self._telemetry = Telemetry(label)
         self._work: Work | None = None
         self._making = threading.Lock()
         self._folder, self._schema, self._columns = folder, schema, columns
@@ -108,12 +111,15 @@ class _ShardWorker:
         with self._making:  # not when the actor is made: Ray would hide what goes wrong then
             self._work = self._work or self._make()
         source = batch.to_pylist()[0]
+        started = time.monotonic()
         table = artifact.read_shard(source["url"], source["rows"], self._columns)
         try:
             result = self._work(table)
         except StoppedError as stop:  # told, not raised: Ray would end the other workers in the middle of theirs
             return _stop_table(stop)
-        return counts_table([store(self._folder, source["name"], result, self._schema)])
+        counts = store(self._folder, source["name"], result, self._schema)
+        self._telemetry.add(counts, time.monotonic() - started)
+        return counts_table([counts])
 
 
 def store(folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:
@@ -156,7 +162,7 @@ def map_shards(
     rows = [{"name": source.name, "url": source.url, "rows": source.rows} for source in missing]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardWorker,
-        fn_constructor_kwargs={"make": make, "folder": folder, "schema": schema, "columns": columns},
+        fn_constructor_kwargs={"make": make, "folder": folder, "schema": schema, "columns": columns, "label": label},
         batch_size=1,
         batch_format="pyarrow",
         # No more shards than are worked on: else the first worker that is up takes several, and the others have none.

@@ -18,7 +18,7 @@ from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import LocalTranslator, Recipe
-from ray_pipeline.runtime import check_room
+from ray_pipeline.runtime import check_room, gpu_placement
 from ray_pipeline.selection import write_requests
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -138,6 +138,7 @@ def _run_local(context: Context, sources: Sequence[Source], settings: LocalTrans
             workers=runtime.translate_workers,
             num_cpus=runtime.cpus_per_worker,
             num_gpus=runtime.gpus_per_worker,
+            resources=gpu_placement(runtime),
         )
     )
 

@@ -105,7 +105,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_fanout_nodes_come_for_the_work_and_go_after_it_and_no_other_ever(address: str, tmp_path: Path) -> None:
+def test_nodes_come_for_the_work_and_go_after_it_and_no_others_ever(address: str, tmp_path: Path) -> None:
     command = [sys.executable, __file__, address, str(tmp_path)]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
@@ -117,6 +117,8 @@ def test_fanout_nodes_come_for_the_work_and_go_after_it_and_no_other_ever(addres
     worked = set(seen["worked_on"])
     assert worked == {node for node, kind in seen["types"].items() if kind == "fanout"}, "both took part"
     assert seen["after"] == ["head"], "the nodes that were idle are gone"
+    assert seen["for_gpus"] == ["gpu", "head"], "a worker that holds a model brings its own kind of node, and no other"
+    assert "room for one of 1 × CPU 1, GPU 2, and its autoscaler has none to start" in seen["refused"]
 
 
 class _Notes:
@@ -205,8 +207,25 @@ def job(address: str, folder: Path) -> None:
         "after": watch.alive(),
         "types": watch.types | {n["NodeID"]: "unseen" for n in ray.nodes() if n["NodeID"] not in watch.types},
     }
+    seen |= _room_for_models(address, watch)
     (folder / "seen.json").write_text(json.dumps(seen))
     runtime.stop()
+
+
+def _room_for_models(address: str, watch: _Watch) -> dict[str, Any]:
+    """What comes up for a worker with a GPU, and what is said of one that no node can ever hold."""
+    from ray_pipeline import runtime
+    from ray_pipeline.errors import PipelineError
+    from ray_pipeline.recipe import Runtime
+
+    wanted = Runtime(address=address, gpus_per_worker=1, wait_seconds=PATIENCE)
+    runtime.check_room(wanted)
+    for_gpus = watch.alive()
+    try:
+        runtime.check_room(wanted.model_copy(update={"gpus_per_worker": 2}))
+    except PipelineError as error:
+        return {"for_gpus": for_gpus, "refused": str(error)}
+    return {"for_gpus": for_gpus, "refused": "nothing"}
 
 
 if __name__ == "__main__":

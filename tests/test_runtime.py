@@ -42,6 +42,14 @@ def test_ray_data_loses_no_block_and_shows_no_bars() -> None:
     assert context.enable_progress_bars is False
 
 
+def test_a_local_ray_has_no_dashboard_and_asks_for_a_token() -> None:
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    assert not ray._private.worker.global_worker.node.webui_url
+    if "RAY_AUTH_MODE" not in os.environ:
+        assert get_authentication_mode() == AuthenticationMode.TOKEN
+
+
 @pytest.mark.parametrize(
     ("wanted", "cpus_each", "count"), [(None, 1, 2), (None, 0.5, 4), (None, 2, 1), (None, 16, 1), (3, 1, 3), (1, 1, 1)]
 )
@@ -56,4 +64,20 @@ def test_gpus_that_are_not_there_are_a_problem_rather_than_a_wait() -> None:
         runtime.check_room(Runtime(gpus_per_worker=1), there + 1)
     with pytest.raises(PipelineError, match=r"runtime\.cpus_per_worker 2 for 2 .* needs 4 CPUs"):
         runtime.check_room(Runtime(cpus_per_worker=2), 2)
-    runtime.check_room(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
+
+
+def test_nodes_that_never_come_are_waited_for_as_long_as_the_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:
+    there = int(ray.cluster_resources().get("GPU", 0))
+    runtime.check_limits(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
+    assert "no room yet for" in capsys.readouterr().err
+    runtime.check_room(Runtime(address="auto"), 2)
+    with pytest.raises(PipelineError, match=r"no room for 9 × CPU 1, GPU 1 in 1 s \(runtime\.wait_seconds\)"):
+        runtime.check_room(Runtime(gpus_per_worker=1, address="auto", wait_seconds=1), there + 9)
+    runtime.check_room(Runtime(address="auto"), 2)  # what was held is let go of
+
+
+def test_a_type_of_gpu_is_asked_for_with_the_gpu_only() -> None:
+    chosen = Runtime(gpus_per_worker=1, accelerator_type="L4")
+    assert runtime.model_worker(chosen) == {"CPU": 1, "GPU": 1, "accelerator_type:L4": 0.001}
+    assert runtime.gpu_placement(Runtime(accelerator_type="L4")) == {}
+    assert runtime.model_worker(Runtime(cpus_per_worker=2)) == {"CPU": 2}

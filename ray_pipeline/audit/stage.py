@@ -140,8 +140,10 @@ def workers(recipe: Recipe) -> dict[str, Any]:
             "workers": settings.embed_workers,
             "num_cpus": settings.cpus_per_worker,
             "num_gpus": settings.gpus_per_worker,
+            "resources": runtime.gpu_placement(settings),
         }
     if gemini.questions(recipe):
+        runtime.check_room(settings, 1, fanout.needs(settings))
         return fanout.workers(settings)
     return {"workers": runtime.worker_count(settings.map_workers)}
 

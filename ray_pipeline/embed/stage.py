@@ -164,6 +164,7 @@ def embed(context: Context, texts: Sequence[Source], make: Callable[[], Embeddin
         label="embed",
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker,
+        resources=runtime.gpu_placement(settings),
     )
 
 

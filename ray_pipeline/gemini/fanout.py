@@ -317,9 +317,18 @@ def workers(runtime: Runtime) -> dict[str, Any]:
     return {
         "workers": runtime.translate_workers,
         "num_cpus": runtime.translate_cpus,
-        "resources": {runtime.translate_resource: 1.0} if runtime.translate_resource else None,
+        "resources": _custom(runtime),
         "at_once": SHARDS_AT_ONCE,
     }
+
+
+def needs(runtime: Runtime) -> dict[str, float]:
+    """The resources of one such worker."""
+    return {"CPU": runtime.translate_cpus, **_custom(runtime)}
+
+
+def _custom(runtime: Runtime) -> dict[str, float]:
+    return {runtime.translate_resource: 1.0} if runtime.translate_resource else {}
 
 
 def identity(gemini: Gemini, kind: Kind) -> list[Any]:

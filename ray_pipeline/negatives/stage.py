@@ -89,8 +89,17 @@ def _mined(
     """Mine shards, on GPUs where the recipe has some."""
     width = context.recipe.runtime
     workers = width.embed_workers if width.gpus_per_worker else runtime.worker_count(width.map_workers)
+    if width.gpus_per_worker:
+        runtime.check_room(width)
     return shards.map_shards(
-        sources, make, folder, schema, workers=workers, label="negatives", num_gpus=width.gpus_per_worker
+        sources,
+        make,
+        folder,
+        schema,
+        workers=workers,
+        label="negatives",
+        num_gpus=width.gpus_per_worker,
+        resources=runtime.gpu_placement(width),
     )
 
 

@@ -40,7 +40,7 @@ def _fit(context: Context) -> Any:
         scaling_config=ScalingConfig(
             num_workers=recipe.train.workers,
             use_gpu=bool(gpus),
-            resources_per_worker={"CPU": recipe.runtime.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker=runtime.model_worker(recipe.runtime),
         ),
         run_config=RunConfig(
             name=RUN_NAME,

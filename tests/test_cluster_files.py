@@ -1,0 +1,241 @@
+"""The files in cluster/ and the Dockerfile agree with each other, with the recipes' fields and with what Ray reads."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.kuberay import autoscaling_config
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from ray_pipeline import health, recipe, runtime, s3, telemetry
+from ray_pipeline.gemini import fanout
+from ray_pipeline.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster"
+BASE = CLUSTER / "kuberay" / "base"
+OVERLAYS = ("base", "no-gpu", "one-node")
+SELECTOR = "node.kubernetes.io/instance-type"
+MACHINES = {
+    "m7i.xlarge": (4, 16, 0), "m7i.4xlarge": (16, 64, 0), "g6e.4xlarge": (16, 128, 1), "g6e.48xlarge": (192, 1536, 8),
+}  # fmt: skip
+"""vCPUs, GiB and GPUs, as AWS states them."""
+FIELDS = {
+    "job": {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec",
+            "submitterPodTemplate"},
+    "cluster": {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec",
+                "workerGroupSpecs"},
+    "autoscaler": {"version", "idleTimeoutSeconds", "resources"},
+    "head": {"rayStartParams", "template"},
+    "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+}  # fmt: skip
+"""Of `ray.io/v1`, those that KubeRay's API reference names and that we use."""
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What an overlay makes, by kind; of ConfigMaps, by name."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl renders the overlays")
+    made = subprocess.run([kubectl, "kustomize", CLUSTER / "kuberay" / request.param], capture_output=True, check=True)
+    found = list(yaml.safe_load_all(made.stdout))
+    return {item["metadata"]["name"] if item["kind"] == "ConfigMap" else item["kind"]: item for item in found}
+
+
+@pytest.fixture
+def job(rendered: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = rendered["RayJob"]["spec"]
+    return found
+
+
+def pods(job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The head's and the groups' pods by the group's name."""
+    yield "head", job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for group in job["rayClusterSpec"]["workerGroupSpecs"]:
+        yield group["groupName"], group["template"]["spec"]
+
+
+def quantity(text: str) -> float:
+    """CPUs, GPUs or GiB."""
+    units = {"Gi": 1, "Mi": 1 / 1024, "m": 1 / 1000}
+    unit = next((unit for unit in units if text.endswith(unit)), "")
+    return float(text.removesuffix(unit)) * units.get(unit, 1)
+
+
+def node_types(job: dict[str, Any]) -> dict[str, Any]:
+    """What Ray's own autoscaler makes of the cluster."""
+    made = autoscaling_config._derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "c", "namespace": "n"}, "spec": job["rayClusterSpec"]}
+    )
+    types: dict[str, Any] = made["available_node_types"]
+    return types
+
+
+def on_cluster(rendered: dict[str, Any]) -> Recipe:
+    """The recipe as the driver on this cluster reads it."""
+    path = BASE / "recipe.yaml"
+    assert yaml.safe_load(rendered["ray-pipeline-recipe"]["data"]["recipe.yaml"]) == yaml.safe_load(path.read_text())
+    return recipe.read(path, environment=rendered["ray-pipeline-runtime"]["data"])
+
+
+def test_only_fields_of_the_resource_are_used(job: dict[str, Any]) -> None:
+    cluster = job["rayClusterSpec"]
+    assert set(job) <= FIELDS["job"] and set(cluster) <= FIELDS["cluster"]
+    assert set(cluster["autoscalerOptions"]) <= FIELDS["autoscaler"] and set(cluster["headGroupSpec"]) == FIELDS["head"]
+    for group in cluster["workerGroupSpecs"]:
+        assert set(group) == FIELDS["worker"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_the_cluster_is_made_for_the_job_and_removed_after_it(job: dict[str, Any]) -> None:
+    cluster = job["rayClusterSpec"]
+    assert job["shutdownAfterJobFinishes"] and job["ttlSecondsAfterFinished"] > 0
+    assert cluster["authOptions"] == {"mode": "token"} and cluster["autoscalerOptions"]["version"] == "v2"
+    assert cluster["enableInTreeAutoscaling"] and all(g["minReplicas"] == 0 for g in cluster["workerGroupSpecs"])
+
+
+def test_every_pod_fits_its_machine_and_runs_without_rights(job: dict[str, Any]) -> None:
+    for group, pod in pods(job):
+        cpus, gib, gpus = MACHINES[pod["nodeSelector"][SELECTOR]]
+        resources = [container["resources"] for container in pod["containers"]]
+        if group == "head":
+            resources.append(job["rayClusterSpec"]["autoscalerOptions"]["resources"])
+        assert all(one["requests"] == one["limits"] for one in resources), "Ray counts limits, Kubernetes requests"
+        asked = {key: sum(quantity(str(one["requests"].get(key, 0))) for one in resources)
+                 for key in ("cpu", "memory", "nvidia.com/gpu")}  # fmt: skip
+        assert asked["cpu"] <= cpus - 1 and asked["memory"] <= 0.9 * gib, "the node's own daemons need some"
+        assert asked["nvidia.com/gpu"] == gpus, group
+        assert pod["restartPolicy"] == "Never" and pod["serviceAccountName"] == "ray-pipeline"
+        assert pod["securityContext"]["runAsNonRoot"]
+        shared = next(volume for volume in pod["volumes"] if volume["name"] == "shared-memory")["emptyDir"]
+        assert shared["medium"] == "Memory" and quantity(shared["sizeLimit"]) <= 0.5 * asked["memory"]
+        assert {"name": "shared-memory", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+
+
+def test_secrets_are_named_and_not_written(rendered: dict[str, Any], job: dict[str, Any]) -> None:
+    needs_key = {"head"} | {name for name, kind in node_types(job).items() if "fanout" in kind["resources"]}
+    for group, pod in pods(job):
+        variables = {one["name"]: one for one in pod["containers"][0].get("env", ())}
+        assert all(set(one) == {"name", "valueFrom"} for one in variables.values())
+        assert ("GEMINI_API_KEY" in variables) == (group in needs_key), group
+        for one in variables.values():
+            assert one["valueFrom"] == {"secretKeyRef": {"name": "ray-pipeline", "key": one["name"]}}
+    assert "Secret" not in rendered
+    assert not re.search(r"AIza|AKIA|BEGIN [A-Z ]*PRIVATE KEY", yaml.safe_dump_all(rendered.values()))
+
+
+def test_all_pods_have_the_one_image_and_its_version_of_ray(job: dict[str, Any]) -> None:
+    chosen = yaml.safe_load((BASE / "kustomization.yaml").read_text())["images"][0]
+    image = f"{chosen['newName']}:{chosen['newTag']}"
+    containers = [pod["containers"][0] for _, pod in pods(job)] + job["submitterPodTemplate"]["spec"]["containers"]
+    assert {container["image"] for container in containers} == {image}
+    assert yaml.safe_load((CLUSTER / "aws.yaml").read_text())["docker"]["image"] == image
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned and job["rayClusterSpec"]["rayVersion"] == pinned[1]
+    assert f"ARG RAY_IMAGE=rayproject/ray:{pinned[1]}-" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_groups_offer_what_the_recipe_asks_for(rendered: dict[str, Any], job: dict[str, Any]) -> None:
+    settings, types = on_cluster(rendered).runtime, node_types(job)
+    assert types["headgroup"]["resources"]["CPU"] == 0, "no work on the head"
+    model, asking = runtime.model_worker(settings), fanout.needs(settings)
+
+    def holds(kind: dict[str, Any], wanted: dict[str, float]) -> int:
+        return min(int(kind["resources"].get(name, 0) // amount) for name, amount in wanted.items())
+
+    def placed(wanted: dict[str, float]) -> int:
+        return sum(kind["max_workers"] * holds(kind, wanted) for kind in types.values())
+
+    assert placed(model) >= max(settings.embed_workers, settings.score_workers, on_cluster(rendered).train.workers)
+    assert placed(asking) >= settings.translate_workers
+    assert placed({"CPU": 1}) >= (settings.map_workers or 0)
+    if len(types) > 2 and settings.gpus_per_worker:  # groups of their own
+        for kind in types.values():
+            gpus = kind["resources"].get("GPU", 0)
+            assert not (gpus and holds(kind, asking)), "the fan-out starts no GPU node"
+            assert not gpus or kind["resources"]["CPU"] == settings.cpus_per_worker * gpus, "taken whole"
+
+
+def test_who_may_speak_to_the_cluster_is_limited(rendered: dict[str, Any]) -> None:
+    policy = rendered["NetworkPolicy"]["spec"]
+    assert policy["podSelector"] == {"matchExpressions": [{"key": "ray.io/cluster", "operator": "Exists"}]}
+    assert policy["policyTypes"] == ["Ingress"]
+    outside = [rule for rule in policy["ingress"] if "ports" in rule]
+    assert len(policy["ingress"]) - len(outside) == 1, "only the cluster's own pods reach every port"
+    assert {port["port"] for rule in outside for port in rule["ports"]} == {8265, 8080}
+    assert all(source.get("podSelector") for rule in policy["ingress"] for source in rule["from"])
+
+
+def test_the_bucket_s_policy_grants_what_the_code_needs_and_no_more() -> None:
+    statements = json.loads((CLUSTER / "s3-policy.json").read_text())["Statement"]
+    granted = {action for statement in statements for action in statement["Action"]}
+    assert granted == set(re.findall(r"s3:\w+", " ".join(s3.PERMISSIONS.values())))
+    written = [statement for statement in statements if "s3:PutObject" in statement["Action"]]
+    assert len(written) == 1 and not any("raw" in resource for resource in written[0]["Resource"])
+
+
+def test_ray_s_launcher_accepts_the_cluster_on_aws() -> None:
+    raw = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    made = prepare_config(raw)
+    validate_config(made)
+    types = made["available_node_types"]
+    assert types["head"]["resources"]["CPU"] == 0 and "InstanceMarketOptions" not in types["head"]["node_config"]
+    assert types["cpu"]["resources"]["fanout"] > 0 and "GPU" not in types["cpu"]["resources"]
+    assert types["gpu"]["resources"]["GPU"] == 1 and "fanout" not in types["gpu"]["resources"]
+    for name in ("cpu", "gpu"):
+        machine = types[name]["node_config"]
+        assert machine["InstanceMarketOptions"] == {"MarketType": "spot"} and types[name]["min_workers"] == 0
+        assert types[name]["resources"]["CPU"] <= MACHINES[machine["InstanceType"]][0]
+    assert "--dashboard-host=127.0.0.1" in raw["head_start_ray_commands"][-1]
+    assert "--env RAY_AUTH_MODE=token" in raw["docker"]["run_options"]
+    assert list(raw["file_mounts"]) == ["/home/ray/.ray/auth_token"]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Dockerfile: (instruction, rest), with continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines]
+
+
+def test_the_image_has_no_secret_no_root_and_a_small_context() -> None:
+    found = instructions()
+    assert [rest for name, rest in found if name == "USER"][-1] == "1000" and not any(n == "ENV" for n, _ in found)
+    assert not [rest for name, rest in found if name == "ARG" and re.search("KEY|TOKEN|SECRET", rest)]
+    copied = {item for name, rest in found if name == "COPY" and "--from" not in rest for item in rest.split()[1:-1]}
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == let_in and all((ROOT / item).exists() for item in copied)
+
+
+def test_the_list_of_dependencies_is_the_project_s_with_its_pins(tmp_path: Path) -> None:
+    command = next(rest for name, rest in instructions() if name == "RUN" and "requirements.txt" in rest)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "FAISS": "gpu"}
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=environment, check=True)
+    wanted = {re.split(r"[\[<>=]", line)[0] for line in (tmp_path / "requirements.txt").read_text().split()}
+    assert {"ray", "torch", "faiss-gpu", "deepspeed", "google-genai"} <= wanted and "faiss-cpu" not in wanted
+    pins = (tmp_path / "pins.txt").read_text()
+    assert "\ntorch==" in pins and "faiss" not in pins
+    named = {package for package in health.PACKAGES.values() if package and package != "ray-pipeline"}
+    assert named <= wanted, "the health command imports what the project depends on"
+
+
+def test_the_dashboard_shows_the_counters_that_workers_keep() -> None:
+    shown = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    asked = " ".join(target["expr"] for panel in shown["panels"] for target in panel["targets"])
+    source = (ROOT / "ray_pipeline" / "gemini" / "quota.py").read_text()
+    listed = re.search(r"names = \(([^)]*)\)", source)
+    assert listed
+    kept = {*telemetry.NAMES, *(f"gemini_{name}" for name in re.findall(r"\w+", listed[1]))}
+    assert set(re.findall(r"ray_(\w+)_total", asked)) == kept
+    assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])

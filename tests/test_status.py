@@ -1,0 +1,71 @@
+"""Tests of ray_pipeline.status: on artifacts made by hand, local and on S3, and on a whole run."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ray_pipeline import artifact, pipeline, status, tables
+from ray_pipeline.artifact import Counts
+
+from . import made
+
+
+def test_a_recipe_is_told_stage_by_stage(finished_run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = str(finished_run["folder"] / "work")
+    assert status.run("test", [str(finished_run["path"]), "train.epochs=1", "--workdir", workdir]) == 0
+    said = capsys.readouterr().out
+    states = {line.split()[0]: line.split()[1] for line in said.splitlines() if line.startswith("  ")}
+    left = {stage for stage, state in states.items() if state == "left"}
+    assert left == {"train", "score", "evaluate"}
+    assert all(states[stage] == "done" for stage in pipeline.STAGE_NAMES if stage not in left)
+    manifests = {stage: item.manifest for stage, item in finished_run["artifacts"].items()}
+    usd = sum(manifest.usd for manifest in manifests.values())
+    assert usd > 0 and f"have cost {usd:.4f} USD" in said
+    row = next(line for line in said.splitlines() if line.startswith("  split "))
+    assert f"{manifests['split'].rows_in:,}" in row and manifests["split"].fingerprint in row
+
+
+def test_an_output_folder_stands_for_its_recipes(
+    finished_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished_run["folder"]
+    assert status.run("test", [str(folder / "out"), "--workdir", str(folder / "work")]) == 0
+    assert f"small-qc (QC): {len(pipeline.STAGES)} done" in capsys.readouterr().out
+
+
+def begin(place: str) -> str:
+    """A finished stage and one with two shards and a mark, but no manifest; returns the working folder."""
+    table = tables.conform(pa.Table.from_pylist([made.pair(1), made.pair(2)], schema=tables.PAIRS), tables.PAIRS)
+    counts = artifact.write_shard(f"{place}/ingest/f0", "part-00000.parquet", table, None, 2)
+    artifact.commit(f"{place}/ingest/f0", "ingest", {}, {}, counts, 1.5, {})
+    for name in ("part-00000.parquet", "part-00001.parquet"):
+        artifact.write_shard(f"{place}/languages/f1", name, table, None, 2, {"usd": 0.25})
+    return place
+
+
+def test_what_is_begun_is_counted_by_its_shards(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = begin(place)
+    lines = {line.stage: line for line in status.of_workdir(workdir)}
+    assert set(lines) == {"ingest", "languages"}
+    assert (lines["ingest"].state, lines["ingest"].seconds) == ("done", 1.5)
+    begun = lines["languages"]
+    assert (begun.state, begun.shards, begun.usd) == ("begun", 2, 0.5)
+    assert begun.counts == Counts(4, 4, {}, {"usd": 0.5})
+    assert status.run("test", [workdir]) == 0
+    assert "1 done, 1 begun" in capsys.readouterr().out
+
+
+def test_a_stage_without_shards_yet_is_begun_or_left(tmp_path: Path) -> None:
+    assert status.look("train", str(tmp_path / "train" / "f")).state == "left"
+    (tmp_path / "train" / "f" / "run").mkdir(parents=True)
+    (tmp_path / "train" / "f" / "run" / "checkpoint").write_text("x")
+    assert status.look("train", str(tmp_path / "train" / "f")).state == "begun"
+
+
+def test_a_folder_that_holds_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.run("test", [str(tmp_path)]) == 1
+    assert f"{tmp_path}: holds no artifacts" in capsys.readouterr().err
+    assert status.run("test", [str(tmp_path), "x.yaml"]) == 1
+    assert "one folder alone" in capsys.readouterr().err
