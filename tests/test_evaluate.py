@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import artifact, evaluate, metrics, tables
+from ray_pipeline import artifact, decision, evaluate, scored, tables
 from ray_pipeline.evaluate import Evaluation
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.metrics import f1_precision_recall
@@ -17,12 +17,6 @@ from ray_pipeline.stage import Context
 from . import made
 
 Row = tuple[dict[str, Any], float]
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals of the scalars are tested with the metrics."""
-    monkeypatch.setattr(metrics.scalars, "__kwdefaults__", {"draws": 10, "seed": 0})
 
 
 @pytest.fixture
@@ -154,8 +148,10 @@ def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_p
     chosen = [*tune(), *rows("holdout", [1, 1, 1], [0.9, 0.3, 0.8], 200)]  # one class, too few queries
     pairs = made.finished(tmp_path / "x", "dedupe", [*train(de=10), *(row for row, _ in chosen)], tables.PAIRS)
     scores = made.finished(tmp_path / "x", "score", [made.scored(*row) for row in chosen], tables.SCORES)
-    direct = evaluate.evaluate(*evaluate.scored_rows(pairs, scores), {"de"}, recipe)
+    found = scored.read(pairs, scores, "QC")
     loaded = run(tmp_path, recipe, chosen, train(de=10))
+    learnt = decision.learn(found, recipe.evaluate)
+    direct = evaluate.evaluate(found, learnt, {"de"}, recipe.evaluate, loaded.errors)
     assert repr(loaded) == repr(direct)  # NaN is not equal to itself
     assert math.isnan(loaded.scalars["auroc"].value) and math.isnan(loaded.seen_auroc)
     assert math.isnan(loaded.headline.f1.low) and loaded.headline.recall.value == pytest.approx(2 / 3)
