@@ -32,7 +32,7 @@ def f1_precision_recall(labels: Array, predictions: Array) -> tuple[float, float
     `labels [n]` and `predictions [n]` hold 0/1. A figure without a denominator (no positive, or none
     predicted) is NaN.
     """
-    f1, precision, recall = _rates(_confusion(labels, predictions).sum(axis=0))
+    f1, precision, recall = rates(_confusion(labels, predictions).sum(axis=0))
     return float(f1), float(precision), float(recall)
 
 
@@ -54,7 +54,7 @@ def estimate(
     out. Method: cluster bootstrap (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8).
     """
     counts = _per_group(_confusion(labels, predictions), groups)
-    return _estimates(RATES, _rates(counts.sum(axis=0)), _rates(_resample(counts, draws, seed)), len(counts))
+    return _estimates(RATES, rates(counts.sum(axis=0)), rates(_resample(counts, draws, seed)), len(counts))
 
 
 def difference(
@@ -68,8 +68,8 @@ def difference(
     both = np.hstack([_confusion(labels, first), _confusion(labels, second)])
     counts = _per_group(both, groups)
     drawn, total = _resample(counts, draws, seed), counts.sum(axis=0)
-    values = _rates(total[:3]) - _rates(total[3:])
-    return _estimates(RATES, values, _rates(drawn[:, :3]) - _rates(drawn[:, 3:]), len(counts))
+    values = rates(total[:3]) - rates(total[3:])
+    return _estimates(RATES, values, rates(drawn[:, :3]) - rates(drawn[:, 3:]), len(counts))
 
 
 def right_apart(labels: Array, first: Array, second: Array) -> tuple[int, int]:
@@ -103,7 +103,9 @@ def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, s
     sums = _Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed))
     shift = sums.exact - sums.figures(np.ones((1, sums.columns.shape[0])))[0]
     drawn = (
-        sums.figures(_weights(sums.columns.shape[0], draws, seed)) + shift if count >= MIN_GROUPS else _none(SCALARS)
+        sums.figures(block_weights(sums.columns.shape[0], draws, seed)) + shift
+        if count >= MIN_GROUPS
+        else _none(SCALARS)
     )
     return _estimates(SCALARS, sums.exact, drawn, count)
 
@@ -117,7 +119,7 @@ def scalar_difference(
     value = both[0].exact - both[1].exact
     if count < MIN_GROUPS:
         return _estimates(SCALARS, value, _none(SCALARS), count)
-    chosen = _weights(both[0].columns.shape[0], draws, seed)
+    chosen = block_weights(both[0].columns.shape[0], draws, seed)
     none = np.ones((1, chosen.shape[1]))
     drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, none))
     return _estimates(SCALARS, value, drawn + (value - whole[0]), count)
@@ -220,6 +222,15 @@ def _confusion(labels: Array, predictions: Array) -> Array:
     return np.stack([positive & predicted, ~positive & predicted, positive & ~predicted], axis=1)
 
 
+def confusion_sums(labels: Array, predictions: Array, numbers: Array, count: int) -> Array:
+    """True positives, false positives and false negatives of the rows of each of so many numbers: float64 `[count, 3]`.
+
+    `labels [n]` and `predictions [n]` hold 0/1, `numbers [n]` are from 0.
+    """
+    rows = _confusion(labels, predictions)
+    return np.stack([np.bincount(numbers, weights=column, minlength=count) for column in rows.T], axis=1)
+
+
 def _per_group(rows: Array, groups: Array) -> Array:
     """Sums of `rows [n, c]` by group: `[g, c]` int64."""
     numbers, count = resample.codes(groups)
@@ -252,7 +263,7 @@ def _patterns(counts: Array) -> tuple[Array, Array]:
     return np.stack(np.unravel_index(keys, tuple(bases)), axis=1), times
 
 
-def _rates(counts: Array) -> Array:
+def rates(counts: Array) -> Array:
     """F1, precision and recall `[..., 3]` of true positives, false positives, false negatives `[..., 3]`."""
     hits, alarms, misses = np.moveaxis(counts.astype(float), -1, 0)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: undefined
@@ -346,7 +357,7 @@ def _blocked(numbers: Array, count: int, seed: int) -> tuple[Array, int]:
 
 
 @lru_cache(4)
-def _weights(blocks: int, draws: int, seed: int) -> Array:
+def block_weights(blocks: int, draws: int, seed: int) -> Array:
     found = resample.weights(blocks, draws, seed)
     found.flags.writeable = False
     return found

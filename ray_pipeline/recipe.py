@@ -702,9 +702,14 @@ def validate(raw: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{where}: {len(error.errors())} wrong field(s)"]
-        lines += [f"  {_location(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
-        raise RecipeError("\n".join(lines)) from error
+        raise problem(error, where) from error
+
+
+def problem(error: ValidationError, where: str) -> RecipeError:
+    """What is wrong with a file's fields, one line each."""
+    lines = [f"{where}: {len(error.errors())} wrong field(s)"]
+    lines += [f"  {_location(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+    return RecipeError("\n".join(lines))
 
 
 def dump(recipe: Recipe) -> str:

@@ -90,13 +90,13 @@ def _compare(run: Finished, other: Finished) -> Comparison:
 def _account(dedupe: Artifact, negatives: Artifact) -> DataAccount:
     """What the manifests of deduplication and mining say."""
     known, mined = dedupe.manifest.extra, negatives.manifest.extra
-    bands = [(*name.rsplit(" ", 1), rows) for name, rows in mined.get("similarities", {}).items()]
+    bands = [(name.partition(" "), rows) for name, rows in mined.get("similarities", {}).items()]
     return DataAccount(
         leaks=known.get("leaks", {}),
         near_leaks=known.get("near_leaks", {}),
         conflicts=known.get("conflicts", {}),
         removed=dedupe.manifest.reasons,
-        bands=[(kind, float(low), rows) for kind, low, rows in bands],
+        bands=[(kind, band, rows) for (kind, _, band), rows in bands],
         recall=mined.get("recall"),
     )
 
@@ -219,7 +219,7 @@ def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) ->
     f1 = [task.headline.f1.value for task in tasks]
     return Report(
         title="Search relevance: " + " and ".join(f"{task.task} ({task.recipe_name})" for task in tasks),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now(),
         average_f1=sum(f1) / len(f1) if len(f1) > 1 else None,
         tasks=list(tasks),
         versions=artifact.versions(),
@@ -234,13 +234,20 @@ def metrics_json(tasks: Sequence[TaskReport]) -> str:
     unique = len(set(names)) == len(names)  # else two recipes of one task: their names tell them apart
     found = {"tasks": {task.task if unique else task.recipe_name: _task_metrics(task) for task in tasks}}
     f1 = [task.headline.f1.value for task in tasks]
-    return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1))}, indent=1)
+    return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1)), "created": _now()}, indent=1)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _task_metrics(task: TaskReport) -> dict[str, Any]:
     rates = {name: _number(getattr(task.headline, name).value) for name in ("f1", "precision", "recall")}
+    bounds = {"low": _number(task.headline.f1.low), "high": _number(task.headline.f1.high)}
     return {
+        "recipe": task.recipe_name,
         **rates,
+        **bounds,
         "auroc": _number(task.scalars["auroc"].value),
         "auroc_seen": _number(task.seen_auroc),
         "threshold": task.threshold,

@@ -205,8 +205,8 @@ class DataAccount:
     """Pairs that came with both labels: decided and dropped ones."""
     removed: dict[str, int]
     """Rows that deduplication refused, by reason."""
-    bands: list[tuple[str, float, int]]
-    """Mined negatives: kind, lower end of the similarity's band of a tenth, rows."""
+    bands: list[tuple[str, str, int]]
+    """Mined negatives: kind, band of similarity in words, rows."""
     recall: float | None
     """Of the neighbours that an approximate index finds; null where all were compared."""
 

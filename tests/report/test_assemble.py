@@ -169,7 +169,7 @@ def test_metrics_have_stable_names_and_null_for_what_cannot_be_known() -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     found = json.loads(assemble.metrics_json([task, sample.sample_task("QI", 0.9)]), parse_constant=refuse)
-    assert set(found) == {"tasks", "average_f1"} and found["average_f1"] == pytest.approx(0.85)
+    assert set(found) == {"tasks", "average_f1", "created"} and found["average_f1"] == pytest.approx(0.85)
     names = {"f1", "precision", "recall", "auroc", "threshold", "always_relevant_f1", "by_language"}
     assert names <= set(found["tasks"]["QC"]) and names <= set(found["tasks"]["QI"])
     qc = found["tasks"]["QC"]
