@@ -12,6 +12,7 @@ from ray_pipeline import outputs, pipeline, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.report import index
 from ray_pipeline.sandbox import serving
 
 DONE, PROBLEM = 0, 1
@@ -90,6 +91,7 @@ def _run(options: argparse.Namespace, until: str | None) -> int:
     command = shlex.join(["python", *sys.argv])
     for url in outputs.write(runs, output, command):
         print(url)
+    index.refresh(output)
     return DONE
 
 
@@ -99,6 +101,11 @@ def _read(files: Sequence[str], overrides: Sequence[str], workdir: str) -> list[
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise PipelineError(f"two recipes are named {repeated[0]}: give each its own `name`")
+    return placed(chosen, workdir)
+
+
+def placed(chosen: Sequence[Recipe], workdir: str) -> list[Recipe]:
+    """Recipes whose store can be reached from here on, and whose sample shop, if they name it, is written."""
     _reach_storage(chosen)
     return [serving.with_shop(item, workdir) for item in chosen]
 

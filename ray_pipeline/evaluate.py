@@ -1,8 +1,8 @@
-"""Threshold chosen on tune, headline on holdout, figures by language with intervals; predictions for every row."""
+"""Calibration and threshold from tune, headline on holdout, figures with intervals; predictions for every row."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,69 +10,74 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
-from ray_pipeline import artifact, metrics, storage, tables, threshold
+from ray_pipeline import artifact, decision, metrics, scored, storage, tables
+from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.decision import Decision
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.data import Estimate, Slice
+from ray_pipeline.report.data import Breakdown, Estimate, Gain, Slice
+from ray_pipeline.scored import Coded, Scored
 from ray_pipeline.stage import Context, Outcome, Stage
+
+Array = npt.NDArray[Any]
 
 EVALUATION = "evaluation.json"
 WORST = 40
 SEEN_SHARE = 0.01
-COLUMNS = ["pair_id", "split", "part", "language", "origin", "query", "query_en", "target", "label", "group_id"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Scored rows, column by column, `[n]` each."""
-
-    pair_id: npt.NDArray[np.str_]
-    split: npt.NDArray[np.str_]
-    part: npt.NDArray[np.str_]
-    language: npt.NDArray[np.str_]
-    label: npt.NDArray[np.int8]
-    """-1 where unknown."""
-    group_id: npt.NDArray[np.str_]
-    score: npt.NDArray[np.float32]
-
-    def where(self, mask: npt.NDArray[np.bool_]) -> "Rows":
-        """The rows of a mask `[n]`."""
-        return Rows(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
+MOST_SLICES = 40
+"""Of one breakdown: the largest; the rest is one slice, OTHERS."""
+OTHERS = "all others"
+TEXTS = ["pair_id", "language", "query", "query_en", "target", "label"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What evaluation knows of one task."""
 
-    threshold: float
+    decision: Decision
     always_relevant_f1: float
     default_threshold_f1: Estimate
     headline: Slice
-    scalars: dict[str, Estimate]
     seen_auroc: float
     languages: list[Slice]
     groups: list[Slice]
+    breakdowns: list[Breakdown]
+    gains: list[Gain]
     pr_curve: list[tuple[float, float, float]]
     calibration: list[tuple[float, float, int]]
     errors: list[dict[str, Any]]
 
+    @property
+    def threshold(self) -> float:
+        """The task's."""
+        return self.decision.threshold
 
-def scored_rows(pairs: Artifact, scores: Artifact) -> tuple[Rows, pa.Table]:
-    """All scored rows, and the same as a table with their text, in the order of pair ids."""
-    table = pairs.read(COLUMNS).join(scores.read(), keys="pair_id", join_type="inner", right_suffix="_scored")
-    table = table.drop_columns(["split_scored", "part_scored"]).sort_by("pair_id").combine_chunks()
-    columns = {
-        name: np.array(table.column(name).to_pylist(), dtype=object)
-        for name in ("pair_id", "split", "language", "group_id")
-    }
-    part = np.array([value or "" for value in table.column("part").to_pylist()], dtype=object)
-    label = table.column("label").fill_null(-1).to_numpy().astype(np.int8)
-    score = table.column("score").to_numpy().astype(np.float32)
-    return Rows(
-        columns["pair_id"], columns["split"], part, columns["language"], label, columns["group_id"], score
-    ), table
+    @property
+    def scalars(self) -> dict[str, Estimate]:
+        """AUROC, PR-AUC, log-loss and ECE of the holdout."""
+        return self.headline.scalars
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled rows by rising probability, with their answers."""
+
+    rows: Scored
+    predicted: Array
+    """0 or 1, `[n]`."""
+
+    @classmethod
+    def of(cls, rows: Scored, chosen: Decision) -> "Judged":
+        """Rows by rising score, as a decision judges them."""
+        rows = chosen.calibrated(rows)
+        return cls(rows, (rows.score >= chosen.thresholds(rows)).astype(np.int8))
+
+    def at(self, chosen: Array) -> "Judged":
+        """The rows of a mask or of places."""
+        return Judged(self.rows.at(chosen), self.predicted[chosen])
 
 
 def seen_languages(pairs: Artifact) -> set[str]:
@@ -80,91 +85,150 @@ def seen_languages(pairs: Artifact) -> set[str]:
     rows: Counter[str] = Counter()
     for table in pairs.tables(["part", "origin", "language"]):
         original = pc.and_(pc.equal(table.column("part"), "train"), pc.equal(table.column("origin"), "original"))
-        rows.update(table.filter(original).column("language").to_pylist())
+        for one in pc.value_counts(table.column("language").filter(pc.fill_null(original, False))).to_pylist():
+            rows[one["values"]] += one["counts"]
     return {language for language, count in rows.items() if count >= SEEN_SHARE * rows.total()}
 
 
-def evaluate(rows: Rows, table: pa.Table, seen: set[str], recipe: Recipe) -> Evaluation:
-    """Choose the threshold on tune and judge on holdout, and on labelled rows of dev and test."""
-    tune = rows.where((rows.part == "tune") & (rows.label >= 0))
-    cut = threshold.choose(tune.label, tune.score)
-    holdout = rows.where((rows.part == "holdout") & (rows.label >= 0))
-    draws, seed = recipe.evaluate.bootstrap_draws, recipe.evaluate.seed
-    predicted = (holdout.score >= cut).astype(np.int8)
-    known = np.isin(holdout.language, sorted(seen))
-    default = metrics.estimate(
-        holdout.label, (holdout.score >= 0.5).astype(np.int8), holdout.group_id, draws=draws, seed=seed
-    )
+def evaluate(
+    rows: Scored, learnt: Decision, seen: set[str], rules: recipes.Evaluate, errors: Sequence[dict[str, Any]]
+) -> Evaluation:
+    """Judge what was learnt from tune on holdout, and on labelled rows of dev and test."""
+    raw = rows.labelled(part="holdout")
+    judged = Judged.of(raw, learnt)
+    held, how = judged.rows, {"draws": rules.bootstrap_draws, "seed": rules.seed}
+    groups = _groups(judged, rows, seen, learnt, how)
+    by_name = {one.name: one for one in groups}
+    default = metrics.estimate(held.label, (held.score >= 0.5).astype(np.int8), held.group, **how)
     return Evaluation(
-        threshold=cut,
-        always_relevant_f1=metrics.always_relevant_f1(holdout.label),
+        decision=learnt,
+        always_relevant_f1=metrics.always_relevant_f1(held.label),
         default_threshold_f1=default["f1"],
-        headline=metrics.slice_of("holdout", holdout.label, predicted, holdout.group_id, draws=draws, seed=seed),
-        scalars=metrics.scalars(holdout.label, holdout.score, holdout.group_id, seed=seed),
-        seen_auroc=_auroc(holdout.where(known)),
-        languages=metrics.slices(
-            holdout.label, predicted, holdout.group_id, holdout.language, seen=seen, draws=draws, seed=seed
-        ),
-        groups=_groups(rows, seen, cut, draws, seed),
-        pr_curve=metrics.pr_curve(holdout.label, holdout.score),
-        calibration=metrics.calibration_bins(holdout.label, holdout.score),
-        errors=_worst(table, cut),
+        headline=_slice("holdout", judged, how),
+        seen_auroc=by_name[SEEN_GROUP].scalars["auroc"].value if SEEN_GROUP in by_name else np.nan,
+        languages=_slices(judged, held.language, how, seen),
+        groups=groups,
+        breakdowns=_breakdowns(judged, how),
+        gains=_gains(raw, judged, learnt, how),
+        pr_curve=metrics.pr_curve(held.label, held.score),
+        calibration=metrics.calibration_bins(held.label, held.score),
+        errors=list(errors),
     )
 
 
-def _auroc(rows: Rows) -> float:
-    return metrics.scalars(rows.label, rows.score, rows.group_id, draws=2)["auroc"].value
+def _slice(name: str, judged: Judged, how: Mapping[str, int], seen: bool = True) -> Slice:
+    rows = judged.rows
+    return metrics.slice_of(name, rows.label, judged.predicted, rows.group, scores=rows.score, seen=seen, **how)
 
 
-def _groups(rows: Rows, seen: set[str], cut: float, draws: int, seed: int) -> list[Slice]:
+def _slices(judged: Judged, column: Coded, how: Mapping[str, int], seen: set[str] | None = None) -> list[Slice]:
+    rows = judged.rows
+    return metrics.slices(
+        rows.label, judged.predicted, rows.group, column.codes, names=column.names, scores=rows.score, seen=seen, **how
+    )
+
+
+def _groups(held: Judged, rows: Scored, seen: set[str], learnt: Decision, how: Mapping[str, int]) -> list[Slice]:
     """Seen and withheld languages of holdout, and of dev and test where these carry labels."""
-    known, labelled = np.isin(rows.language, sorted(seen)), rows.label >= 0
-    masks = {SEEN_GROUP: (rows.part == "holdout") & known, WITHHELD_GROUP: (rows.part == "holdout") & ~known}
-    for split in ("dev", "test"):
-        masks[f"{split}, seen languages"] = (rows.split == split) & known
-        masks[f"{split}, other languages"] = (rows.split == split) & ~known
+    names = {"holdout": (SEEN_GROUP, WITHHELD_GROUP)}
+    names |= {split: (f"{split}, seen languages", f"{split}, other languages") for split in ("dev", "test")}
     found = []
-    for name, mask in masks.items():
-        chosen = rows.where(mask & labelled)
-        if len(chosen.label):
-            predicted = (chosen.score >= cut).astype(np.int8)
-            is_seen = not name.endswith(("withheld languages", "other languages"))
-            found.append(
-                metrics.slice_of(name, chosen.label, predicted, chosen.group_id, seen=is_seen, draws=draws, seed=seed)
-            )
+    for place, (known_name, other_name) in names.items():
+        judged = held if place == "holdout" else Judged.of(rows.labelled(split=place), learnt)
+        known = judged.rows.language.among(sorted(seen))
+        for name, mask, is_seen in ((known_name, known, True), (other_name, ~known, False)):
+            if mask.any():
+                found.append(_slice(name, judged.at(mask), how, is_seen))
     return found
 
 
-def _worst(table: pa.Table, cut: float) -> list[dict[str, Any]]:
-    """The mistakes on holdout that the model was surest of."""
-    rows = [row for row in table.select([*COLUMNS, "score"]).to_pylist() if row["part"] == "holdout"]
-    wrong = [row for row in rows if row["label"] is not None and (row["score"] >= cut) != bool(row["label"])]
-    wrong.sort(key=lambda row: (-abs(row["score"] - row["label"]), row["pair_id"]))
-    names = ("language", "query", "query_en", "target", "label", "score")
-    return [{name: row[name] for name in names} for row in wrong[:WORST]]
+def _breakdowns(judged: Judged, how: Mapping[str, int]) -> list[Breakdown]:
+    """By length of the query; by top category and origin where there is more than one."""
+    rows = judged.rows
+    columns = {"query length": rows.length, "top category": _largest(rows.category), "origin": rows.origin}
+    found = [Breakdown(name, _slices(judged, column, how)) for name, column in columns.items()]
+    return [one for one in found if len(one.slices) > 1]
+
+
+def _largest(column: Coded) -> Coded:
+    """With the names of the fewest rows put together, so that there are `MOST_SLICES`."""
+    counts = np.bincount(column.codes, minlength=len(column.names))
+    if np.count_nonzero(counts) <= MOST_SLICES:
+        return column
+    kept = np.sort(np.argsort(-counts, kind="stable")[: MOST_SLICES - 1])
+    places = np.full(len(column.names), len(kept))
+    places[kept] = np.arange(len(kept))
+    return Coded([*(column.names[i] for i in kept), OTHERS], places[column.codes])
+
+
+def _gains(raw: Scored, judged: Judged, learnt: Decision, how: Mapping[str, int]) -> list[Gain]:
+    """What threshold and calibration are worth, on holdout."""
+    rows = judged.rows
+    at_half, at_task = ((rows.score >= np.float32(cut)).astype(np.int8) for cut in (0.5, learnt.threshold))
+    found = [_gain_of_answers("the task’s threshold in place of 0.5", rows, at_half, at_task, how)]
+    if learnt.by != "task":
+        words = f"thresholds by {learnt.by.replace('_', ' ')} in place of the task’s"
+        found.append(_gain_of_answers(words, rows, at_task, judged.predicted, how))
+    if learnt.calibration.kind != "none":
+        differences = metrics.scalar_difference(rows.label, rows.score, raw.score, rows.group, **how)
+        before = metrics.scalars(rows.label, raw.score, rows.group, draws=1)
+        for figure in ("log_loss", "ece"):
+            value, change = before[figure].value, differences[figure]
+            words = f"{learnt.calibration.kind} calibration in place of none"
+            found.append(Gain(words, figure, value, value + change.value, change))
+    return found
+
+
+def _gain_of_answers(choice: str, rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -> Gain:
+    change = metrics.difference(rows.label, after, before, rows.group, **how)["f1"]
+    values = [metrics.f1_precision_recall(rows.label, one)[0] for one in (before, after)]
+    return Gain(choice, "f1", values[0], values[1], change)
+
+
+def predict(pairs: Artifact, scores: Artifact, rows: Scored, learnt: Decision, folder: str) -> list[dict[str, Any]]:
+    """Write the predictions of every shard of scores; returns the mistakes on holdout that the model was surest of.
+
+    `rows` are those of the shards, in their order.
+    """
+    start, worst = 0, []
+    for name, count in scores.manifest.shards.items():
+        table = artifact.read_shard(storage.join(scores.url, name), count)
+        piece = learnt.calibrated(rows.at(np.arange(start, start + count)))
+        threshold = learnt.thresholds(piece)
+        predicted = (piece.score >= threshold).astype(np.int8)
+        for column, values in (("probability", piece.score), ("threshold", threshold), ("prediction", predicted)):
+            table = table.append_column(column, pa.array(values))
+        artifact.write_shard(folder, name, tables.conform(table, tables.PREDICTIONS), None, count)
+        worst += _mistakes(table.column("pair_id"), piece, predicted)
+        start += count
+    worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
+    return with_texts(pairs, {pair: {"score": score} for _, pair, score in worst})
+
+
+def _mistakes(pair_ids: pa.ChunkedArray, piece: Scored, predicted: Array) -> list[tuple[float, str, float]]:
+    """(Distance of probability and label, pair, probability) of the surest mistakes on holdout."""
+    wrong = np.flatnonzero(piece.part.among(["holdout"]) & (piece.label >= 0) & (predicted != piece.label))
+    distance = np.abs(piece.score[wrong] - piece.label[wrong])
+    chosen = pa.table({"distance": distance, "pair": pair_ids.take(pa.array(wrong)), "score": piece.score[wrong]})
+    order = pc.select_k_unstable(
+        chosen, k=min(WORST, len(wrong)), sort_keys=[("distance", "descending"), ("pair", "ascending")]
+    )
+    return [(row["distance"], row["pair"], row["score"]) for row in chosen.take(order).to_pylist()]
+
+
+def with_texts(pairs: Artifact, more: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Some pairs as people read them, in the order given, each with what else is known of it by its id."""
+    wanted, found = pa.array(list(more), pa.string()), {}
+    for table in pairs.tables(TEXTS):
+        for row in table.filter(pc.is_in(table.column("pair_id"), value_set=wanted)).to_pylist():
+            found[row.pop("pair_id")] = row
+    return [found[pair] | dict(known) for pair, known in more.items()]
 
 
 def load(evaluated: Artifact) -> Evaluation:
     """What a finished evaluation has written."""
     raw = json.loads(storage.read_bytes(storage.join(evaluated.url, EVALUATION)))
-    return Evaluation(
-        threshold=raw["threshold"],
-        always_relevant_f1=raw["always_relevant_f1"],
-        default_threshold_f1=Estimate(**raw["default_threshold_f1"]),
-        headline=_slice(raw["headline"]),
-        scalars={name: Estimate(**value) for name, value in raw["scalars"].items()},
-        seen_auroc=raw["seen_auroc"],
-        languages=[_slice(item) for item in raw["languages"]],
-        groups=[_slice(item) for item in raw["groups"]],
-        pr_curve=[tuple(point) for point in raw["pr_curve"]],
-        calibration=[tuple(point) for point in raw["calibration"]],
-        errors=raw["errors"],
-    )
-
-
-def _slice(raw: dict[str, Any]) -> Slice:
-    estimates = {name: Estimate(**raw[name]) for name in ("f1", "precision", "recall")}
-    return Slice(**{**raw, **estimates})
+    return TypeAdapter(Evaluation).validate_python(raw)
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
@@ -173,17 +237,16 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def run(context: Context) -> Outcome:
-    """Write predictions for every scored row, and the evaluation as JSON beside them."""
-    pairs, scores = context.inputs["dedupe"], context.inputs["score"]
-    rows, table = scored_rows(pairs, scores)
-    evaluation = evaluate(rows, table, seen_languages(pairs), context.recipe)
-    predicted = pa.array((rows.score >= evaluation.threshold).astype(np.int8), pa.int8())
-    predictions = tables.conform(table.append_column("prediction", predicted), tables.PREDICTIONS)
+    """Write predictions for every scored row, shard by shard, and the evaluation as JSON beside them."""
+    pairs, scores, rules = context.inputs["dedupe"], context.inputs["score"], context.recipe.evaluate
+    rows = scored.read(pairs, scores, context.recipe.task)
+    learnt = decision.learn(rows, rules)
+    errors = predict(pairs, scores, rows, learnt, context.folder)
+    evaluation = evaluate(rows, learnt, seen_languages(pairs), rules, errors)
     storage.write_bytes(
         storage.join(context.folder, EVALUATION), json.dumps(asdict(evaluation), ensure_ascii=False).encode()
     )
-    counts = artifact.write_shard(context.folder, "part-00000.parquet", predictions, None, predictions.num_rows)
-    return Outcome(Counts(counts.rows_in, counts.rows_out), {"threshold": evaluation.threshold})
+    return Outcome(Counts(len(rows), len(rows)), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "score"), config, run)
+STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=2)

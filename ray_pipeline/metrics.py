@@ -1,18 +1,15 @@
 """Figures on labelled rows, with 95 % intervals that resample queries: a query's rows hang together."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
-from sklearn.metrics import (  # type: ignore[import-untyped, unused-ignore]
-    average_precision_score,
-    log_loss,
-    precision_recall_curve,
-    roc_auc_score,
-)
 
+from ray_pipeline import resample
 from ray_pipeline.report.data import Estimate, Slice
 
 Array = npt.NDArray[Any]
@@ -22,6 +19,10 @@ SCALARS = ("auroc", "pr_auc", "log_loss", "ece")
 MIN_GROUPS = 5
 """Below this many groups a bootstrap says nothing: the bounds are NaN."""
 ECE_BINS = 15
+LEVELS = 256
+"""Of scores, in a bootstrap sample: more distinct ones are put together by rank. The figures themselves are exact."""
+LOSS_FLOOR = float(np.finfo(np.float32).eps)
+"""The least probability that log-loss takes an answer for: a score of 0 for a relevant row costs 15.9 nats."""
 _CELLS = 4_000_000  # bootstrap weights held at once: 32 MB
 
 
@@ -31,7 +32,7 @@ def f1_precision_recall(labels: Array, predictions: Array) -> tuple[float, float
     `labels [n]` and `predictions [n]` hold 0/1. A figure without a denominator (no positive, or none
     predicted) is NaN.
     """
-    f1, precision, recall = _rates(_confusion(labels, predictions).sum(axis=0))
+    f1, precision, recall = rates(_confusion(labels, predictions).sum(axis=0))
     return float(f1), float(precision), float(recall)
 
 
@@ -53,7 +54,7 @@ def estimate(
     out. Method: cluster bootstrap (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8).
     """
     counts = _per_group(_confusion(labels, predictions), groups)
-    return _estimates(RATES, _rates(counts.sum(axis=0)), _rates(_resample(counts, draws, seed)), len(counts))
+    return _estimates(RATES, rates(counts.sum(axis=0)), rates(_resample(counts, draws, seed)), len(counts))
 
 
 def difference(
@@ -67,8 +68,14 @@ def difference(
     both = np.hstack([_confusion(labels, first), _confusion(labels, second)])
     counts = _per_group(both, groups)
     drawn, total = _resample(counts, draws, seed), counts.sum(axis=0)
-    values = _rates(total[:3]) - _rates(total[3:])
-    return _estimates(RATES, values, _rates(drawn[:, :3]) - _rates(drawn[:, 3:]), len(counts))
+    values = rates(total[:3]) - rates(total[3:])
+    return _estimates(RATES, values, rates(drawn[:, :3]) - rates(drawn[:, 3:]), len(counts))
+
+
+def right_apart(labels: Array, first: Array, second: Array) -> tuple[int, int]:
+    """On how many rows only `first` is right, and on how many only `second`; all `[n]` hold 0/1."""
+    first_right, second_right = np.equal(first, labels), np.equal(second, labels)
+    return int(np.sum(first_right & ~second_right)), int(np.sum(second_right & ~first_right))
 
 
 def mcnemar(labels: Array, first: Array, second: Array) -> float:
@@ -77,31 +84,45 @@ def mcnemar(labels: Array, first: Array, second: Array) -> float:
     `labels [n]`, `first [n]` and `second [n]` hold 0/1. 1.0 where they are never right apart. It takes
     rows as independent; where queries have several rows, `difference` is the more careful answer.
     """
-    first_right, second_right = np.equal(first, labels), np.equal(second, labels)
-    only_first = int(np.sum(first_right & ~second_right))
-    only_second = int(np.sum(second_right & ~first_right))
+    only_first, only_second = right_apart(labels, first, second)
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 200, seed: int = 0) -> dict[str, Estimate]:
+def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """`auroc`, `pr_auc` (average precision), `log_loss` (nats) and `ece` with intervals as in `estimate`.
 
     `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` strings or integer codes.
     ECE: `ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
     resampling adds noise to each bin, so that its interval leans upwards.
     With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are.
+    Samples see scores by `LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
     """
-    order = np.argsort(scores, kind="stable")  # scikit-learn sorts at each call: sorted rows make that cheap
-    labels, scores = np.asarray(labels)[order], np.asarray(scores)[order]
-    names, codes = np.unique(np.asarray(groups)[order], return_inverse=True)
-    values = _scalars(labels, scores, np.ones(len(labels)))
-    drawn = [
-        _scalars(labels[kept], scores[kept], weights[kept])
-        for weights, kept in _row_weights(codes, len(names), draws, seed)
-    ]
-    return _estimates(SCALARS, values, np.array(drawn).reshape(-1, len(SCALARS)), len(names))
+    numbers, count = resample.codes(groups)
+    sums = _Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed))
+    shift = sums.exact - sums.figures(np.ones((1, sums.columns.shape[0])))[0]
+    drawn = (
+        sums.figures(block_weights(sums.columns.shape[0], draws, seed)) + shift
+        if count >= MIN_GROUPS
+        else _none(SCALARS)
+    )
+    return _estimates(SCALARS, sums.exact, drawn, count)
+
+
+def scalar_difference(
+    labels: Array, first: Array, second: Array, groups: Array, *, draws: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """The figures of `scalars` for the scores `first [n]` minus those for `second [n]` on the same rows, paired."""
+    numbers, count = resample.codes(groups)
+    both = [_Sums.of(np.asarray(labels), np.asarray(one), *_blocked(numbers, count, seed)) for one in (first, second)]
+    value = both[0].exact - both[1].exact
+    if count < MIN_GROUPS:
+        return _estimates(SCALARS, value, _none(SCALARS), count)
+    chosen = block_weights(both[0].columns.shape[0], draws, seed)
+    none = np.ones((1, chosen.shape[1]))
+    drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, none))
+    return _estimates(SCALARS, value, drawn + (value - whole[0]), count)
 
 
 def slice_of(
@@ -110,13 +131,17 @@ def slice_of(
     predictions: Array,
     groups: Array,
     *,
+    scores: Array | None = None,
     seen: bool = True,
     draws: int = 1000,
     seed: int = 0,
 ) -> Slice:
-    """One `Slice` of the given rows; arrays `[n]` as for `estimate`."""
-    figures = estimate(labels, predictions, groups, draws=draws, seed=seed)
-    return Slice(name=name, rows=len(labels), positives=int(np.sum(labels)), seen=seen, **figures)
+    """One `Slice` of the given rows; arrays `[n]` as for `estimate`. With `scores` it has the figures of `scalars`."""
+    numbers, queries = resample.codes(groups)
+    figures = estimate(labels, predictions, numbers, draws=draws, seed=seed)
+    more = {} if scores is None else scalars(labels, scores, numbers, draws=draws, seed=seed)
+    positives = int(np.sum(labels, dtype=np.int64))
+    return Slice(name=name, rows=len(labels), positives=positives, seen=seen, **figures, scalars=more, queries=queries)
 
 
 def slices(
@@ -125,26 +150,33 @@ def slices(
     groups: Array,
     categories: Array,
     *,
+    names: Sequence[str] | None = None,
+    scores: Array | None = None,
     seen: Collection[str] | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> list[Slice]:
     """One `Slice` per distinct value of `categories [n]` (strings, e.g. languages), by name.
 
-    `seen` names the categories that training has seen; None means all of them. Arrays `[n]` as for
-    `estimate`.
+    With `names`, categories are places among these, and slices come in their order. `seen` names the categories
+    that training has seen; None means all of them. Other arrays `[n]` as for `slice_of`.
     """
-    arrays = [np.asarray(array) for array in (labels, predictions, groups)]
-    return [
-        slice_of(
-            str(name),
-            *(array[categories == name] for array in arrays),
-            seen=seen is None or str(name) in seen,
-            draws=draws,
-            seed=seed,
-        )
-        for name in np.unique(categories)
-    ]
+    known, numbers = (names, categories) if names is not None else np.unique(categories, return_inverse=True)
+    found = []
+    for name, chosen in zip(known, rows_by_number(numbers, len(known)), strict=True):
+        if len(chosen):
+            own = [np.asarray(column)[chosen] for column in (labels, predictions, groups)]
+            figures = None if scores is None else np.asarray(scores)[chosen]
+            is_seen = seen is None or str(name) in seen
+            found.append(slice_of(str(name), *own, scores=figures, seen=is_seen, draws=draws, seed=seed))
+    return found
+
+
+def rows_by_number(numbers: Array, count: int) -> list[Array]:
+    """The places `[k]` of the rows of each of so many numbers, from `numbers [n]`, in their order."""
+    small = numbers.astype(np.uint16) if count <= 1 << 16 else numbers  # sorted by radix, in one pass
+    order = np.argsort(small, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(numbers, minlength=count))[:-1])
 
 
 def pr_curve(labels: Array, scores: Array, points: int = 200) -> list[tuple[float, float, float]]:
@@ -154,10 +186,14 @@ def pr_curve(labels: Array, scores: Array, points: int = 200) -> list[tuple[floa
     """
     if not np.any(labels):
         return []
-    precision, recall, thresholds = precision_recall_curve(labels, scores, drop_intermediate=True)
-    # The curve's last point (recall 0) has no threshold and is left out.
-    chosen = np.unique(np.linspace(len(thresholds) - 1, 0, points).round().astype(int))[::-1]
-    return [(float(recall[i]), float(precision[i]), float(thresholds[i])) for i in chosen]
+    levels, places = distinct(np.asarray(scores))
+    hits = np.bincount(places, weights=labels, minlength=len(levels))[::-1].cumsum()
+    predicted = np.bincount(places, minlength=len(levels))[::-1].cumsum()
+    end = int(np.searchsorted(hits, hits[-1]))  # further down, recall is 1 and precision only falls
+    useful = np.flatnonzero(np.diff(hits[: end + 1], prepend=0))
+    chosen = useful[np.unique(np.linspace(0, len(useful) - 1, points).round().astype(int))]
+    thresholds = levels[::-1]
+    return [(float(hits[i] / hits[-1]), float(hits[i] / predicted[i]), float(thresholds[i])) for i in chosen]
 
 
 def calibration_bins(labels: Array, scores: Array, bins: int = 10) -> list[tuple[float, float, int]]:
@@ -165,8 +201,19 @@ def calibration_bins(labels: Array, scores: Array, bins: int = 10) -> list[tuple
 
     `labels [n]` hold 0/1, `scores [n]` floats in [0, 1].
     """
-    rows, mean_score, share = _bins(labels, scores, np.ones(len(labels)), bins)
+    rows, mean_score, share = _bins(labels, scores, bins)
     return [(float(m), float(s), int(r)) for m, s, r in zip(mean_score, share, rows, strict=True)]
+
+
+def distinct(scores: Array) -> tuple[Array, Array]:
+    """The distinct values of `scores [n]`, rising, and the place of each row's among them, int64 `[n]`."""
+    if len(scores) == 0:
+        return scores, np.empty(0, np.int64)
+    if np.all(scores[1:] >= scores[:-1]):
+        new = np.concatenate([[True], scores[1:] != scores[:-1]])
+        return scores[new], np.cumsum(new) - 1
+    values, places = np.unique(scores, return_inverse=True)
+    return values, places
 
 
 def _confusion(labels: Array, predictions: Array) -> Array:
@@ -175,10 +222,19 @@ def _confusion(labels: Array, predictions: Array) -> Array:
     return np.stack([positive & predicted, ~positive & predicted, positive & ~predicted], axis=1)
 
 
+def confusion_sums(labels: Array, predictions: Array, numbers: Array, count: int) -> Array:
+    """True positives, false positives and false negatives of the rows of each of so many numbers: float64 `[count, 3]`.
+
+    `labels [n]` and `predictions [n]` hold 0/1, `numbers [n]` are from 0.
+    """
+    rows = _confusion(labels, predictions)
+    return np.stack([np.bincount(numbers, weights=column, minlength=count) for column in rows.T], axis=1)
+
+
 def _per_group(rows: Array, groups: Array) -> Array:
     """Sums of `rows [n, c]` by group: `[g, c]` int64."""
-    names, codes = np.unique(groups, return_inverse=True)
-    columns = [np.bincount(codes, weights=column, minlength=len(names)) for column in rows.T]
+    numbers, count = resample.codes(groups)
+    columns = [np.bincount(numbers, weights=column, minlength=count) for column in rows.T]
     return np.stack(columns, axis=1).astype(np.int64)
 
 
@@ -189,7 +245,7 @@ def _resample(counts: Array, draws: int, seed: int) -> Array:
     """
     if len(counts) < MIN_GROUPS:
         return np.empty((0, counts.shape[1]))
-    patterns, times = np.unique(counts, axis=0, return_counts=True)
+    patterns, times = _patterns(counts)
     generator = np.random.default_rng(seed)
     step = max(1, _CELLS // len(patterns))
     sizes = [min(step, draws - start) for start in range(0, draws, step)]
@@ -197,16 +253,17 @@ def _resample(counts: Array, draws: int, seed: int) -> Array:
     return np.concatenate([generator.multinomial(len(counts), shares, size=n) @ patterns for n in sizes])
 
 
-def _row_weights(codes: Array, groups: int, draws: int, seed: int) -> Iterator[tuple[Array, Array]]:
-    """Per bootstrap draw of groups: each row's weight, and which rows were drawn at all."""
-    generator = np.random.default_rng(seed)
-    for _ in range(draws if groups >= MIN_GROUPS else 0):
-        drawn = generator.integers(groups, size=groups)
-        weights = np.bincount(drawn, minlength=groups)[codes]
-        yield weights, weights > 0
+def _patterns(counts: Array) -> tuple[Array, Array]:
+    """The distinct rows of `counts [g, c]` in their order, and how often each is there."""
+    bases = counts.max(axis=0) + 1
+    if np.prod(bases.astype(float)) >= 2**62:
+        patterns, times = np.unique(counts, axis=0, return_counts=True)
+        return patterns, times
+    keys, times = np.unique(np.ravel_multi_index(tuple(counts.T), tuple(bases)), return_counts=True)
+    return np.stack(np.unravel_index(keys, tuple(bases)), axis=1), times
 
 
-def _rates(counts: Array) -> Array:
+def rates(counts: Array) -> Array:
     """F1, precision and recall `[..., 3]` of true positives, false positives, false negatives `[..., 3]`."""
     hits, alarms, misses = np.moveaxis(counts.astype(float), -1, 0)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: undefined
@@ -215,24 +272,106 @@ def _rates(counts: Array) -> Array:
         )
 
 
-def _scalars(labels: Array, scores: Array, weights: Array) -> Array:
-    """The figures named by `SCALARS` of weighted rows."""
-    if len(labels) == 0:
-        return np.full(len(SCALARS), np.nan)
-    rows, mean_score, share = _bins(labels, scores, weights, ECE_BINS)
-    ece = np.average(np.abs(mean_score - share), weights=rows)
-    loss = log_loss(labels, scores, sample_weight=weights, labels=[0, 1])
-    if labels.min() == labels.max():
-        return np.array([np.nan, np.nan, loss, ece])
-    auroc = roc_auc_score(labels, scores, sample_weight=weights)
-    return np.array([auroc, average_precision_score(labels, scores, sample_weight=weights), loss, ece])
+@dataclass(frozen=True)
+class _Sums:
+    """What the figures of `SCALARS` are made of: sums that add up over blocks of rows."""
+
+    exact: Array
+    """The figures of all rows."""
+    columns: Array
+    """Float64 `[blocks, 2 * levels + 1 + 3 * ECE_BINS]`: positives by level, negatives by level, log-loss, and rows,
+    scores and positives by bin."""
+    levels: int
+
+    @classmethod
+    def of(cls, labels: Array, scores: Array, blocks: Array, count: int) -> "_Sums":
+        """Sums of `labels [n]` and `scores [n]` over the blocks `[n]`, of which there are so many."""
+        values, places = distinct(scores)
+        width, positive = len(values), labels == 1
+        by_value = [np.bincount(places[chosen], minlength=width)[None] for chosen in (positive, ~positive)]
+        by_value = [one.astype(float) for one in by_value]
+        loss = -np.log(np.clip(np.where(positive, scores, 1 - scores), LOSS_FLOOR, 1.0), dtype=np.float64)
+        bins = np.clip((scores * ECE_BINS).astype(np.int64), 0, ECE_BINS - 1)
+        most = min(width, LEVELS)
+        if width > LEVELS:  # levels of about equally many rows
+            below = np.cumsum(by_value[0][0] + by_value[1][0])
+            places = ((below - 1) * LEVELS // max(below[-1], 1)).astype(np.int64)[places] if width else places
+        spread = [
+            _spread(blocks[positive], places[positive], None, count, most),
+            _spread(blocks[~positive], places[~positive], None, count, most),
+            np.bincount(blocks, weights=loss, minlength=count)[:, None],
+            *(_spread(blocks, bins, column, count, ECE_BINS) for column in (None, scores, labels)),
+        ]
+        columns = np.concatenate(spread, axis=1)
+        whole = columns[:, 2 * most :].sum(axis=0, keepdims=True)
+        exact = np.concatenate([_areas(*by_value), _losses(whole)], axis=1)[0]
+        return cls(exact, columns, most)
+
+    def figures(self, weights: Array) -> Array:
+        """The figures `[draws, 4]` where each block counts so often: `weights [draws, blocks]`."""
+        drawn = weights @ self.columns
+        positives, negatives, rest = np.split(drawn, [self.levels, 2 * self.levels], axis=1)
+        return np.concatenate([_areas(positives, negatives), _losses(rest)], axis=1)
 
 
-def _bins(labels: Array, scores: Array, weights: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Weight, mean score and share of positives of the equal-width bins over [0, 1] that hold rows."""
+def _spread(rows: Array, places: Array, weights: Array | None, height: int, width: int) -> Array:
+    """Sums of `weights [n]` (null: ones) by row and place: float64 `[height, width]`."""
+    return (
+        np.bincount(rows * width + places, weights=weights, minlength=height * width)
+        .reshape(height, width)
+        .astype(float)
+    )
+
+
+def _areas(positives: Array, negatives: Array) -> Array:
+    """AUROC and average precision `[draws, 2]` of the positives and negatives at each rising score `[draws, levels]`.
+
+    Equal scores count as half right in AUROC and are one threshold in average precision. NaN with one class only.
+    """
+    if positives.shape[1] == 0:
+        return np.full((len(positives), 2), np.nan)
+    below = np.cumsum(negatives, axis=1) - negatives
+    hits = np.cumsum(positives[:, ::-1], axis=1)[:, ::-1]
+    predicted = hits + np.cumsum(negatives[:, ::-1], axis=1)[:, ::-1]
+    relevant, others = positives.sum(axis=1), negatives.sum(axis=1)
+    one_class = (relevant == 0) | (others == 0)
+    with np.errstate(invalid="ignore"):
+        auroc = (positives * (below + negatives / 2)).sum(axis=1) / (relevant * others)
+        precision = np.where(predicted > 0, hits / np.where(predicted > 0, predicted, 1), 0.0)
+        average = (positives * precision).sum(axis=1) / relevant
+    return np.where(one_class[:, None], np.nan, np.stack([auroc, average], axis=1))
+
+
+def _losses(sums: Array) -> Array:
+    """Log-loss and ECE `[draws, 2]` of the sums of loss, rows, scores and positives that follow the levels."""
+    loss, rows, scores, positives = np.split(sums, [1, 1 + ECE_BINS, 1 + 2 * ECE_BINS], axis=1)
+    with np.errstate(invalid="ignore"):
+        total = rows.sum(axis=1)
+        return np.stack([loss[:, 0] / total, np.abs(scores - positives).sum(axis=1) / total], axis=1)
+
+
+def _blocked(numbers: Array, count: int, seed: int) -> tuple[Array, int]:
+    """The block of each row's group, and how many blocks there are."""
+    block, blocks = resample.blocks(count, seed)
+    return block[numbers], blocks
+
+
+@lru_cache(4)
+def block_weights(blocks: int, draws: int, seed: int) -> Array:
+    found = resample.weights(blocks, draws, seed)
+    found.flags.writeable = False
+    return found
+
+
+def _none(names: tuple[str, ...]) -> Array:
+    return np.empty((0, len(names)))
+
+
+def _bins(labels: Array, scores: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Rows, mean score and share of positives of the equal-width bins over [0, 1] that hold rows."""
     places = np.clip((np.asarray(scores) * bins).astype(int), 0, bins - 1)
     rows, score_sum, positive_sum = (
-        np.bincount(places, weights=column, minlength=bins) for column in (weights, weights * scores, weights * labels)
+        np.bincount(places, weights=column, minlength=bins) for column in (None, scores, labels)
     )
     held = rows > 0
     return rows[held], score_sum[held] / rows[held], positive_sum[held] / rows[held]

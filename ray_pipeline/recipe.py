@@ -592,8 +592,18 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Threshold and intervals."""
+    """Calibration and threshold, learnt from the tune part and nothing else, and intervals."""
 
+    calibration: Literal["none", "temperature", "isotonic"] = "none"
+    """How scores become probabilities. `temperature`: their log-odds divided by one number, which keeps their order.
+    `isotonic`: a rising staircase, for a thousand rows of tune and more."""
+    threshold: Literal["task", "language", "top_category"] = "task"
+    """What has a threshold of its own; `top_category` (QC) is the first level of the path. What tune lacks has the
+    task's."""
+    threshold_min_rows: Positive = 200
+    """Languages or categories with fewer rows of tune, or one class only, have the task's threshold."""
+    threshold_shrinkage: Annotated[float, Field(ge=0)] = 400.0
+    """Rows of tune at which a language's or category's own threshold weighs as much as the task's; 0: no shrinkage."""
     bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
     seed: int = 0
 
@@ -711,6 +721,8 @@ class Recipe(Section):
             raise ValueError("prompt.level_markers needs task QC: item titles have no levels")
         if self.split.by == "branch" and self.task != "QC":
             raise ValueError("split.by branch needs task QC: item titles have no category tree")
+        if self.evaluate.threshold == "top_category" and self.task != "QC":
+            raise ValueError("evaluate.threshold top_category needs task QC: item titles have no category tree")
         if self.negatives.branch != "any" and self.task != "QC":
             raise ValueError("negatives.branch needs task QC: item titles have no category tree")
         lost = set(self.translate.sources) & set(self.split.withhold)
@@ -745,13 +757,13 @@ def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
     return validate(raw, str(path))
 
 
-def variant(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with some dotted keys set to other values and without its comparison."""
+def variant(recipe: Recipe, changes: Mapping[str, Any], name: str = "compare") -> Recipe:
+    """The recipe with some dotted keys set to other values and without its comparison; errors call it by its name."""
     raw = recipe.model_dump()
     raw["compare"] = None
     for key, value in changes.items():
         _set(raw, key, value)
-    return validate(raw, f"recipe {recipe.name}, compare")
+    return validate(raw, f"recipe {recipe.name}, {name}")
 
 
 def validate(raw: Mapping[str, Any], where: str) -> Recipe:
@@ -759,9 +771,14 @@ def validate(raw: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{where}: {len(error.errors())} wrong field(s)"]
-        lines += [f"  {_location(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
-        raise RecipeError("\n".join(lines)) from error
+        raise problem(error, where) from error
+
+
+def problem(error: ValidationError, where: str) -> RecipeError:
+    """What is wrong with a file's fields, one line each."""
+    lines = [f"{where}: {len(error.errors())} wrong field(s)"]
+    lines += [f"  {_location(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+    return RecipeError("\n".join(lines))
 
 
 def dump(recipe: Recipe) -> str:

@@ -85,7 +85,14 @@ SCORES = pa.schema(
     ]
 )
 
-PREDICTIONS = pa.schema([*SCORES, pa.field("prediction", pa.int8(), nullable=False)])
+PREDICTIONS = pa.schema(
+    [
+        *SCORES,
+        pa.field("probability", pa.float32(), nullable=False),  # the score, calibrated by the recipe
+        pa.field("threshold", pa.float32(), nullable=False),  # the row's: the task's, or its language's or category's
+        pa.field("prediction", pa.int8(), nullable=False),  # 1 where probability >= threshold
+    ]
+)
 
 CURVES = pa.schema(
     [

@@ -1,5 +1,7 @@
-"""The decision threshold, chosen on the tune part; a row is positive where `score >= threshold`."""
+"""The decision threshold, chosen on the tune part; a row is positive where `probability >= threshold`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,41 @@ def choose(labels: Array, scores: Array) -> float:
     cuts = _cuts(ranked[ends])
     best = cuts[f1 == f1.max()]
     return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+@dataclass(frozen=True)
+class Own:
+    """One language's or category's threshold."""
+
+    name: str
+    rows: int
+    """Of tune."""
+    best: float | None
+    """What its rows alone would choose; null where they are too few or of one class."""
+    threshold: float
+    """What counts: between `best` and the task's."""
+
+
+def by_group(
+    labels: Array, scores: Array, places: Array, names: Sequence[str], task: float, *, min_rows: int, shrinkage: float
+) -> list[Own]:
+    """The threshold of each name, drawn from its own best one towards the `task`'s.
+
+    `labels [n]` and `scores [n]` as for `choose`; `places [n]` say which of the `names` a row is of. The own best one
+    weighs `rows / (rows + shrinkage)`, the task's the rest: the fewer rows, the less a chance optimum counts. A name
+    with fewer than `min_rows` rows or one class only has the task's. Thresholds are in the precision of the scores.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    found = []
+    for place, name in enumerate(names):
+        mine = places == place
+        rows, positives = int(mine.sum()), int((labels[mine] == 1).sum())
+        if rows < min_rows or positives in (0, rows):
+            found.append(Own(name, rows, None, task))
+            continue
+        best, share = choose(labels[mine], scores[mine]), rows / (rows + shrinkage)
+        found.append(Own(name, rows, best, float(scores.dtype.type(share * best + (1 - share) * task))))
+    return found
 
 
 def _cuts(distinct: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import artifact, evaluate, metrics, tables
+from ray_pipeline import artifact, decision, evaluate, scored, tables
 from ray_pipeline.evaluate import Evaluation
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.metrics import f1_precision_recall
@@ -17,12 +17,6 @@ from ray_pipeline.stage import Context
 from . import made
 
 Row = tuple[dict[str, Any], float]
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals of the scalars are tested with the metrics."""
-    monkeypatch.setattr(metrics.scalars, "__kwdefaults__", {"draws": 10, "seed": 0})
 
 
 @pytest.fixture
@@ -154,8 +148,10 @@ def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_p
     chosen = [*tune(), *rows("holdout", [1, 1, 1], [0.9, 0.3, 0.8], 200)]  # one class, too few queries
     pairs = made.finished(tmp_path / "x", "dedupe", [*train(de=10), *(row for row, _ in chosen)], tables.PAIRS)
     scores = made.finished(tmp_path / "x", "score", [made.scored(*row) for row in chosen], tables.SCORES)
-    direct = evaluate.evaluate(*evaluate.scored_rows(pairs, scores), {"de"}, recipe)
+    found = scored.read(pairs, scores, "QC")
     loaded = run(tmp_path, recipe, chosen, train(de=10))
+    learnt = decision.learn(found, recipe.evaluate)
+    direct = evaluate.evaluate(found, learnt, {"de"}, recipe.evaluate, loaded.errors)
     assert repr(loaded) == repr(direct)  # NaN is not equal to itself
     assert math.isnan(loaded.scalars["auroc"].value) and math.isnan(loaded.seen_auroc)
     assert math.isnan(loaded.headline.f1.low) and loaded.headline.recall.value == pytest.approx(2 / 3)
@@ -164,3 +160,73 @@ def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_p
 def test_the_order_of_shards_does_not_matter(tmp_path: Path, recipe: Recipe) -> None:
     chosen = [*tune(), *holdout()]
     assert run(tmp_path / "1", recipe, chosen) == run(tmp_path / "2", recipe, chosen[::-1])
+
+
+def by_language() -> list[Row]:
+    """Tune rows of two languages whose scores lie elsewhere, and holdout rows of three."""
+    scores, labels = [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]
+    chosen: list[Row] = []
+    for number, (language, shift) in enumerate({"en": 0.0, "de": 0.5}.items()):
+        moved = [score + shift for score in scores] * 5
+        chosen += rows("tune", labels * 5, moved, 1000 + 100 * number, language=language)  # type: ignore[arg-type]
+        chosen += rows("holdout", labels * 5, moved, 2000 + 100 * number, language=language)  # type: ignore[arg-type]
+    return chosen + rows("holdout", [0, 1], [0.26, 0.9], 3000, language="pl")
+
+
+def test_languages_have_thresholds_of_their_own_and_what_they_gain_is_told(tmp_path: Path, make_recipe: Any) -> None:
+    rules = {"evaluate__bootstrap_draws": 100, "evaluate__threshold_min_rows": 20}
+    chosen = make_recipe(evaluate__threshold="language", evaluate__threshold_shrinkage=0, **rules)
+    evaluated = stage(tmp_path / "1", chosen, by_language(), train(en=10, de=10))
+    found = evaluate.load(evaluated)
+    own = {one.name: one.threshold for one in found.decision.own}
+    assert own == {"de": pytest.approx(0.75), "en": pytest.approx(0.25)}
+    for row in evaluated.read().to_pylist():
+        assert row["prediction"] == (row["probability"] >= row["threshold"]) and row["probability"] == row["score"]
+        number = int(row["pair_id"].rsplit("-", 1)[1])
+        wanted = found.threshold if number >= 3000 else own["de" if number % 1000 >= 100 else "en"]
+        assert row["threshold"] == np.float32(wanted)
+    task, language = found.gains
+    assert (task.figure, language.figure) == ("f1", "f1") and "by language" in language.choice
+    assert language.after == found.headline.f1.value > language.before == task.after
+    assert language.difference.low > 0 and language.difference.value == pytest.approx(language.after - language.before)
+    few = make_recipe(evaluate__threshold="language", **{**rules, "evaluate__threshold_min_rows": 21})
+    alone = run(tmp_path / "2", few, by_language(), train(en=10, de=10))
+    assert {one.threshold for one in alone.decision.own} == {alone.threshold}
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_calibration_is_learnt_on_tune_and_judged_on_holdout(tmp_path: Path, make_recipe: Any, kind: str) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random(400)
+    labels = (generator.random(400) < truth).astype(int).tolist()
+    sure = (1 / (1 + np.exp(-4 * np.log(truth / (1 - truth))))).astype(np.float32).tolist()
+    chosen = rows("tune", labels[:200], sure[:200], 1000) + rows("holdout", labels[200:], sure[200:], 2000)
+    recipe = make_recipe(evaluate__calibration=kind, evaluate__bootstrap_draws=100)
+    found = run(tmp_path / "1", recipe, chosen)
+    gains = {one.figure: one for one in found.gains}
+    assert gains["log_loss"].difference.high < 0 and gains["ece"].after < gains["ece"].before
+    assert gains["log_loss"].after == pytest.approx(found.scalars["log_loss"].value)
+    plain = run(tmp_path / "2", make_recipe(evaluate__bootstrap_draws=100), chosen)
+    assert gains["log_loss"].before == pytest.approx(plain.scalars["log_loss"].value)
+    other = [(row, score if row["part"] == "tune" else 1 - score) for row, score in chosen]
+    assert run(tmp_path / "3", recipe, other).decision == found.decision
+
+
+def test_figures_are_told_by_length_and_category(tmp_path: Path, recipe: Recipe) -> None:
+    chosen = [*tune(), *holdout()]
+    for number, (row, _) in enumerate(chosen):
+        row |= {"target": f"branch {number % 2},leaf", "query": "q" * (3 if number % 3 else 30)}
+    found = {one.name: one.slices for one in run(tmp_path, recipe, chosen).breakdowns}
+    assert {name: [one.name for one in slices] for name, slices in found.items()} == {
+        "query length": ["1–5 characters", "21–40"], "top category": ["branch 0", "branch 1"],
+    }  # fmt: skip
+    assert sum(one.rows for one in found["top category"]) == 8 and found["query length"][0].scalars["auroc"].value
+
+
+def test_of_too_many_categories_the_small_ones_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "MOST_SLICES", 4)
+    column = scored.Coded(["a", "b", "c", "d"], np.array([3, 3, 3, 1, 1, 0, 2]))
+    assert evaluate._largest(column) is column
+    monkeypatch.setattr(evaluate, "MOST_SLICES", 2)
+    found = evaluate._largest(column)
+    assert found.names == ["d", evaluate.OTHERS] and found.codes.tolist() == [0, 0, 0, 1, 1, 1, 1]

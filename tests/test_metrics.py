@@ -11,7 +11,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped, unused-ignore]
     roc_auc_score,
 )
 
-from ray_pipeline import metrics
+from ray_pipeline import metrics, resample
 from ray_pipeline.metrics import Array
 from ray_pipeline.report.data import Estimate
 
@@ -192,3 +192,68 @@ def test_slices() -> None:
     assert polish.positives == labels[:160].sum()
     assert polish.f1 == metrics.estimate(labels[:160], predictions[:160], groups[:160])["f1"]
     assert all(one.seen for one in metrics.slices(labels, predictions, groups, languages))
+
+
+@pytest.mark.parametrize("levels", [5, 40, 1_000_000])
+def test_scalars_of_any_slice_agree_with_scikit_learn(levels: int) -> None:
+    generator = np.random.default_rng(levels)
+    scores = np.round(generator.beta(2, 1, 3000) * levels) / levels  # with ties
+    labels = (generator.random(3000) < scores).astype(np.int8)
+    places = generator.integers(0, 3, 3000)
+    for one in metrics.slices(
+        labels, scores >= 0.5, np.arange(3000) // 4, places, names=["a", "b", "c"], scores=scores
+    ):
+        mine = places == ["a", "b", "c"].index(one.name)
+        figures = [one.scalars[name].value for name in metrics.SCALARS[:3]]
+        clipped = np.clip(scores[mine], metrics.LOSS_FLOOR, 1 - metrics.LOSS_FLOOR)
+        wanted = [roc_auc_score(labels[mine], scores[mine]), average_precision_score(labels[mine], scores[mine])]
+        assert figures == pytest.approx([*wanted, log_loss(labels[mine], clipped)])
+        assert one.rows == mine.sum() and one.queries == len(np.unique((np.arange(3000) // 4)[mine]))
+        for figure in one.scalars.values():
+            assert figure.low <= figure.high
+
+
+def test_intervals_of_scalars_are_the_plain_bootstrap_over_groups() -> None:
+    labels, scores, groups = scored(9)
+    generator, drawn = np.random.default_rng(5), []
+    members = np.argsort(groups, kind="stable").reshape(200, 3)
+    for _ in range(800):
+        rows = members[generator.integers(200, size=200)].ravel()
+        drawn.append([roc_auc_score(labels[rows], scores[rows]), average_precision_score(labels[rows], scores[rows])])
+    found = metrics.scalars(labels, scores, groups, draws=2000)
+    for place, name in enumerate(("auroc", "pr_auc")):
+        ends = np.percentile(drawn, [2.5, 97.5], axis=0)[:, place]
+        assert [found[name].low, found[name].high] == pytest.approx(ends, abs=0.2 * width(found[name]))
+
+
+def test_blocks_of_groups_and_levels_of_scores_leave_intervals_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores, _ = scored(10, rows=6000)
+    groups = np.arange(6000) // 3
+    plain = metrics.scalars(labels, scores, groups)
+    monkeypatch.setattr(resample, "MOST_BLOCKS", 400)
+    monkeypatch.setattr(metrics, "LEVELS", 50)
+    coarse = metrics.scalars(labels, scores, groups)
+    for name in metrics.SCALARS:
+        assert coarse[name].value == pytest.approx(plain[name].value)
+        assert width(coarse[name]) == pytest.approx(width(plain[name]), rel=0.2)
+        assert coarse[name].low == pytest.approx(plain[name].low, abs=0.2 * width(plain[name]))
+
+
+def test_a_difference_of_scalars_is_paired() -> None:
+    labels, scores, groups = scored(11)
+    worse = np.clip(scores + np.random.default_rng(1).normal(0, 0.1, len(scores)), 0, 1)
+    found = metrics.scalar_difference(labels, scores, worse, groups)
+    alone = [metrics.scalars(labels, one, groups) for one in (scores, worse)]
+    for name in metrics.SCALARS:
+        assert found[name].value == pytest.approx(alone[0][name].value - alone[1][name].value)
+    assert found["log_loss"].high < 0 < found["auroc"].low
+    assert width(found["auroc"]) < 0.8 * width(alone[0]["auroc"])
+    nothing = metrics.scalar_difference(labels, scores, scores, groups)
+    assert all(one == Estimate(0.0, 0.0, 0.0) for one in nothing.values())
+
+
+def test_patterns_too_many_for_one_number_are_told_apart_all_the_same() -> None:
+    counts = np.random.default_rng(2).integers(0, 3, (50, 6))
+    few = metrics._patterns(counts)
+    many = metrics._patterns(np.hstack([counts, np.full((50, 2), 2**40)]))
+    assert (many[0][:, :6] == few[0]).all() and (many[1] == few[1]).all()

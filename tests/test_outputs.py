@@ -21,7 +21,7 @@ CSV = 'number,tag,search,path\n30,vn,"giày, đỏ","a,b"\n10,en,hat,c\n20,fr,ro
 def run(folder: Path, recipe: Recipe, predictions: dict[str, int], split: str = "test") -> Finished:
     rows = [
         made.scored(made.pair(0, pair_id=f"{recipe.task}-{split}-{key}", split=split, part=None), 0.5)
-        | {"prediction": value}
+        | {"prediction": value, "probability": 0.5, "threshold": 0.5}
         for key, value in predictions.items()
     ]
     name = f"{recipe.name}-{recipe.task}"

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score  # type: ignore[import-untyped, unused-ignore]
 
 from ray_pipeline.errors import InputError
-from ray_pipeline.threshold import Array, choose
+from ray_pipeline.threshold import Array, Own, by_group, choose
 
 
 def best_by_brute_force(labels: Array, scores: Array) -> float:
@@ -61,3 +61,17 @@ def test_all_positive_may_be_best() -> None:
 def test_errors_say_what_to_do(labels: list[int], scores: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose(np.array(labels, dtype=np.int8), np.array(scores))
+
+
+def test_groups_are_drawn_towards_the_task() -> None:
+    scores = np.array([0.1, 0.2, 0.6, 0.9] * 2 + [0.4, 0.5, 0.3], np.float32)
+    labels, places = np.array([0, 0, 1, 1] * 2 + [1, 1, 1]), np.array([0] * 8 + [1] * 2 + [2])
+    names, task = ["de", "fr", "it"], 0.8
+    found = by_group(labels, scores, places, names, task, min_rows=2, shrinkage=24)
+    assert [(one.name, one.rows) for one in found] == [("de", 8), ("fr", 2), ("it", 1)]
+    assert found[0].best == pytest.approx(0.4)
+    assert found[0].threshold == pytest.approx(0.25 * 0.4 + 0.75 * 0.8)  # 8 rows of 8 + 24
+    assert found[1] == Own("fr", 2, None, task), "one class only"
+    assert found[2] == Own("it", 1, None, task), "too few rows"
+    own = by_group(labels, scores, places, names, task, min_rows=8, shrinkage=0)[0]
+    assert own.threshold == own.best == choose(labels[:8], scores[:8])

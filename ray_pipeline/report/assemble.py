@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from ray_pipeline import artifact, evaluate, metrics
+from ray_pipeline import artifact, comparison, evaluate
 from ray_pipeline import recipe as recipes
 from ray_pipeline.annotation.people import people
 from ray_pipeline.annotation.sampling import ACCEPTED
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.evaluate import Rows
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
+from ray_pipeline.findings import findings
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.data import (
     Comparison,
+    Contradicted,
+    DataAccount,
     Difference,
     Estimate,
     Report,
@@ -43,8 +43,8 @@ class Finished:
     reused: frozenset[str]
 
 
-def task_report(run: Finished, comparison: Finished | None) -> TaskReport:
-    """What the report shows of one task."""
+def task_report(run: Finished, other: Finished | None) -> TaskReport:
+    """What the report shows of one task, with another run to compare it with."""
     evaluation = evaluate.load(run.artifacts["evaluate"])
     audit = _audit(run.artifacts["translate"], run.artifacts["audit"])
     report = TaskReport(
@@ -70,45 +70,49 @@ def task_report(run: Finished, comparison: Finished | None) -> TaskReport:
         findings=[],
         stages=[_cost(run.artifacts[name], name in run.reused) for name in run.artifacts],
         prompt_example=_prompt_example(run),
-        comparison=None if comparison is None else compare(run, comparison),
+        comparison=None if other is None else _compare(run, other),
         audit_quality=_audit_quality([language for language, *_ in audit], run.artifacts["audit"]),
         people=people(run.artifacts["audit"]),
+        breakdowns=evaluation.breakdowns,
+        decision=evaluation.decision,
+        gains=evaluation.gains,
+        account=_account(run.artifacts["dedupe"], run.artifacts["negatives"]),
+        self_validation=_contradicted(run.artifacts["self_validation"]),
     )
     return replace(report, findings=findings(report))
 
 
-def compare(run: Finished, other: Finished) -> Comparison:
-    """The run minus the other on the same holdout rows, each with its own threshold; paired, resampled by query."""
-    first, second = _holdout(run), _holdout(other)
-    if not np.array_equal(first[0].pair_id, second[0].pair_id):
-        both = np.intersect1d(first[0].pair_id.astype(str), second[0].pair_id.astype(str))
-        first, second = (_only(side, both) for side in (first, second))
-    rows, predicted = first
-    seen = np.isin(rows.language, sorted(evaluate.seen_languages(run.artifacts["dedupe"])))
-    masks = {"all": np.ones(len(seen), bool), SEEN_GROUP: seen, WITHHELD_GROUP: ~seen}
-    settings = run.recipe.evaluate
-    found = []
-    for name, mask in masks.items():
-        if mask.any():
-            estimates = metrics.difference(
-                rows.label[mask], predicted[mask], second[1][mask], rows.group_id[mask],
-                draws=settings.bootstrap_draws, seed=settings.seed,
-            )  # fmt: skip
-            found.append(Difference(name, int(mask.sum()), **estimates))
+def _compare(run: Finished, other: Finished) -> Comparison:
     name = run.recipe.compare.name if run.recipe.compare else other.recipe.name
-    return Comparison(name, found, int(other.artifacts["train"].manifest.extra["training_rows"]))
+    return comparison.compare(run.artifacts, other.artifacts, name, run.recipe.evaluate)
 
 
-def _holdout(run: Finished) -> tuple[Rows, Any]:
-    rows, _ = evaluate.scored_rows(run.artifacts["dedupe"], run.artifacts["score"])
-    rows = rows.where((rows.part == "holdout") & (rows.label >= 0))
-    cut = evaluate.load(run.artifacts["evaluate"]).threshold
-    return rows, (rows.score >= cut).astype(np.int8)
+def _account(dedupe: Artifact, negatives: Artifact) -> DataAccount:
+    """What the manifests of deduplication and mining say."""
+    known, mined = dedupe.manifest.extra, negatives.manifest.extra
+    bands = [(name.partition(" "), rows) for name, rows in mined.get("similarities", {}).items()]
+    return DataAccount(
+        leaks=known.get("leaks", {}),
+        near_leaks=known.get("near_leaks", {}),
+        conflicts=known.get("conflicts", {}),
+        removed=dedupe.manifest.reasons,
+        bands=[(kind, band, rows) for (kind, _, band), rows in bands],
+        recall=mined.get("recall"),
+    )
 
 
-def _only(side: tuple[Rows, Any], pair_ids: Any) -> tuple[Rows, Any]:
-    mask = np.isin(side[0].pair_id.astype(str), pair_ids)
-    return side[0].where(mask), side[1][mask]
+def _contradicted(verdicts: Artifact) -> list[Contradicted]:
+    """By language and origin, of the rows that are kept and of those that were dropped."""
+    rows: Counter[tuple[str, str]] = Counter()
+    against: Counter[tuple[str, str]] = Counter()
+    columns = ["language", "origin", "contradicted"]
+    rejected = verdicts.rejected()
+    for table in [*verdicts.tables(columns), *([rejected.select(columns)] if rejected is not None else [])]:
+        for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+            stratum = row["language"], row["origin"]
+            rows[stratum] += row["count_all"]
+            against[stratum] += row["count_all"] if row["contradicted"] else 0
+    return [Contradicted(*stratum, rows[stratum], against[stratum]) for stratum in sorted(rows)]
 
 
 def _composition(mix: Artifact) -> list[tuple[str, str, int, int]]:
@@ -215,7 +219,7 @@ def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) ->
     f1 = [task.headline.f1.value for task in tasks]
     return Report(
         title="Search relevance: " + " and ".join(f"{task.task} ({task.recipe_name})" for task in tasks),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now(),
         average_f1=sum(f1) / len(f1) if len(f1) > 1 else None,
         tasks=list(tasks),
         versions=artifact.versions(),
@@ -230,13 +234,20 @@ def metrics_json(tasks: Sequence[TaskReport]) -> str:
     unique = len(set(names)) == len(names)  # else two recipes of one task: their names tell them apart
     found = {"tasks": {task.task if unique else task.recipe_name: _task_metrics(task) for task in tasks}}
     f1 = [task.headline.f1.value for task in tasks]
-    return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1))}, indent=1)
+    return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1)), "created": _now()}, indent=1)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _task_metrics(task: TaskReport) -> dict[str, Any]:
     rates = {name: _number(getattr(task.headline, name).value) for name in ("f1", "precision", "recall")}
+    bounds = {"low": _number(task.headline.f1.low), "high": _number(task.headline.f1.high)}
     return {
+        "recipe": task.recipe_name,
         **rates,
+        **bounds,
         "auroc": _number(task.scalars["auroc"].value),
         "auroc_seen": _number(task.seen_auroc),
         "threshold": task.threshold,
@@ -254,7 +265,8 @@ def _task_metrics(task: TaskReport) -> dict[str, Any]:
 
 def _difference(item: Difference) -> dict[str, Any]:
     estimates = {name: _bounds(getattr(item, name)) for name in ("f1", "precision", "recall")}
-    return {"name": item.name, "rows": item.rows, **estimates}
+    apart = {"gained": item.gained, "lost": item.lost, "mcnemar_p": _number(item.p_value)}
+    return {"name": item.name, "rows": item.rows, **estimates, **apart}
 
 
 def _bounds(estimate: Estimate) -> dict[str, float | None]:

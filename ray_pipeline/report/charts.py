@@ -34,24 +34,25 @@ RELIABILITY = (
 )
 
 
-def quality(slices: Sequence[Slice], label: str = "F1") -> str:
-    """F1 of each slice as a dot with its interval, beside what answering "relevant" always would score."""
+def quality(slices: Sequence[Slice], label: str = "F1", always: bool = True) -> str:
+    """F1 of each slice as a dot with its interval, beside what answering "relevant" `always` would score."""
     if not slices:
         return nothing(label)
     left, top, bottom = _margin(part.name for part in slices), 38, 38 + ROW * len(slices)
     bounds = [value for part in slices for value in _shown(part.f1)]
-    bounds += [always_relevant(part) for part in slices]
+    bounds += [always_relevant(part) for part in slices if always]
     x = fitted(bounds, left, WIDTH - 16, within=(0.0, 1.0))
-    rows = "".join(_quality_row(part, x, top + ROW * (i + 0.5)) for i, part in enumerate(slices))
+    rows = "".join(_quality_row(part, x, top + ROW * (i + 0.5), always) for i, part in enumerate(slices))
     kinds = dict.fromkeys(SEEN if part.seen else WITHHELD for part in slices)
-    key = legend([*kinds, ("tick", "baseline", ALWAYS)])
+    key = legend([*kinds, ("tick", "baseline", ALWAYS)]) if always else ""
     return drawing(bottom + 48, label, key, x_axis(x, top, bottom, "F1"), rows)
 
 
-def _quality_row(part: Slice, x: Scale, y: float) -> str:
-    base = always_relevant(part)
+def _quality_row(part: Slice, x: Scale, y: float, always: bool) -> str:
+    base = always_relevant(part) if always else math.nan
     shape, class_, _ = SEEN if part.seen else WITHHELD
-    title = f"{part.name}: F1 {_words(part.f1)}, {part.rows:,} rows; always “relevant” {base:.3f}"
+    more = f", {part.rows:,} rows; always “relevant” {base:.3f}" if always else ""
+    title = f"{part.name}: F1 {_words(part.f1)}{more}"
     tick = line(x(base), y - 7, x(base), y + 7, "baseline") if math.isfinite(base) else ""
     return _name(x, y, part.name) + tick + _interval(part.f1, x, y, shape, class_, title)
 

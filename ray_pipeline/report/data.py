@@ -1,6 +1,9 @@
 """What a report shows: plain values, made by `evaluate` and `pipeline`, drawn by `render`."""
 
+import math
 from dataclasses import dataclass, field
+
+from ray_pipeline.decision import Decision
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,32 @@ class Slice:
     recall: Estimate
     seen: bool = True
     """False where no original training row has this language (withheld by the recipe)."""
+    scalars: dict[str, Estimate] = field(default_factory=dict)
+    """auroc, pr_auc, log_loss, ece; empty where they were not asked for."""
+    queries: int | None = None
+    """Groups of rows that hang together, from which intervals resample; null: not known."""
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Quality by something other than language, e.g. the length of the query."""
+
+    name: str
+    slices: list[Slice]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a choice that was made on tune is worth on holdout, paired."""
+
+    choice: str
+    """E.g. `the task’s threshold in place of 0.5`."""
+    figure: str
+    """f1, log_loss or ece."""
+    before: float
+    after: float
+    difference: Estimate
+    """After minus before; for log_loss and ece less is better."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,26 @@ class Difference:
     f1: Estimate
     precision: Estimate
     recall: Estimate
+    gained: int = 0
+    """Rows that only this run answers rightly."""
+    lost: int = 0
+    """Rows that only the comparison answers rightly."""
+    p_value: float = math.nan
+    """Of McNemar's exact test that both are right equally often; it takes rows as independent."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A row on which the two runs answer differently."""
+
+    language: str
+    query: str
+    query_en: str | None
+    target: str
+    label: int
+    here: float
+    """This run's probability."""
+    there: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +104,10 @@ class Comparison:
     differences: list[Difference]
     training_rows: int
     """Training rows of the comparison."""
+    gained: list[Changed] = field(default_factory=list)
+    """Examples of rows that only this run answers rightly, those whose probability moved most first."""
+    lost: list[Changed] = field(default_factory=list)
+    """Examples of rows that only the comparison answers rightly."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +194,34 @@ class People:
 
 
 @dataclass(frozen=True)
+class DataAccount:
+    """What was found of the data on the way to the training set."""
+
+    leaks: dict[str, int]
+    """By part: training rows that stand in dev or test, translations of queries that stand in tune or holdout."""
+    near_leaks: dict[str, int]
+    """By part: training rows that resemble one of it; empty where nearly equal queries were not looked for."""
+    conflicts: dict[str, int]
+    """Pairs that came with both labels: decided and dropped ones."""
+    removed: dict[str, int]
+    """Rows that deduplication refused, by reason."""
+    bands: list[tuple[str, str, int]]
+    """Mined negatives: kind, band of similarity in words, rows."""
+    recall: float | None
+    """Of the neighbours that an approximate index finds; null where all were compared."""
+
+
+@dataclass(frozen=True)
+class Contradicted:
+    """Training rows that models trained without them contradict."""
+
+    language: str
+    origin: str
+    rows: int
+    contradicted: int
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """All that the report shows of one task (QC or QI)."""
 
@@ -184,6 +265,13 @@ class TaskReport:
     """Of the languages in `audit`, in the same order."""
     people: People | None = None
     """None where nobody has looked at the translations."""
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    decision: Decision | None = None
+    gains: list[Gain] = field(default_factory=list)
+    """What the choices that were made on tune are worth on holdout."""
+    account: DataAccount | None = None
+    self_validation: list[Contradicted] = field(default_factory=list)
+    """By language and origin; empty where the recipe has no such filter."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ray_pipeline.metrics import MIN_GROUPS
 from ray_pipeline.report import charts
-from ray_pipeline.report.data import Estimate, Finding, Rate, Report, StageCost, TaskReport
+from ray_pipeline.report.data import Estimate, Finding, Rate, Report, Slice, StageCost, TaskReport
 
 TASKS = {"QC": "query – category path", "QI": "query – item title"}
 LEVELS = ("warning", "note", "good")
@@ -36,7 +37,7 @@ def render(report: Report) -> str:
     """One self-contained HTML page; every text of the report is escaped."""
     stages = merged_stages(report.tasks)
     fresh = [cost for cost, _ in stages if not cost.reused]
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         report=report,
         findings=_sorted_findings(report.tasks),
@@ -76,16 +77,17 @@ def _sorted_findings(tasks: Iterable[TaskReport]) -> list[tuple[str, Finding]]:
     return sorted(found, key=lambda pair: LEVELS.index(pair[1].level))
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where the pages' templates find each other, and how figures are worded."""
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(charts=charts, replace=replace)
-    environment.filters.update(
+    found.globals.update(charts=charts, replace=replace, scalar_names=list(SCALARS))
+    found.filters.update(
         figure=figure,
         signed=signed,
         bounds=bounds,
@@ -101,9 +103,13 @@ def _environment() -> Environment:
         named=lambda parts: [replace(part, name=LANGUAGES.get(part.name, part.name)) for part in parts],
         named_rows=lambda rows: [(LANGUAGES.get(name, name), *rest) for name, *rest in rows],
         scalar=lambda name: SCALARS.get(name, name),
+        column=lambda words: (words, "n"),
+        seed_column=lambda seed: (f"Seed {seed}", "n"),
+        unknown=unknown,
+        p_value=p_value,
         task_name=lambda task: TASKS.get(task, ""),
     )
-    return environment
+    return found
 
 
 def figure(value: float) -> str:
@@ -125,8 +131,28 @@ def bounds(estimate: Estimate, sign: bool = False) -> str:
     return f"{estimate.low:.3f}–{estimate.high:.3f}"
 
 
-def verdict(difference: Estimate) -> tuple[str, str]:
-    """What a difference's interval lets one say: a style and words."""
+def unknown(estimate: Estimate, part: Slice) -> str:
+    """Why a slice's figure, or its interval, cannot be known; empty where it can."""
+    if math.isfinite(estimate.value) and math.isfinite(estimate.low):
+        return ""
+    if part.queries is not None and part.queries < MIN_GROUPS:
+        return f"{part.queries} {'query' if part.queries == 1 else 'queries'}: too few"
+    if part.positives in (0, part.rows):
+        return "one class only"
+    return "" if math.isfinite(estimate.value) else "undefined"
+
+
+def p_value(p: float) -> str:
+    """A p-value, never as nothing."""
+    if not math.isfinite(p):
+        return ABSENT
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def verdict(difference: Estimate, less: bool = False) -> tuple[str, str]:
+    """What a difference's interval lets one say: a style and words; `less` where less is better."""
+    if less:
+        return verdict(Estimate(-difference.value, -difference.high, -difference.low))
     if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
         return "unclear", "too few rows to say"
     if difference.low > 0:

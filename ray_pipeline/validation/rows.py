@@ -48,7 +48,7 @@ def _looks(
         (["vector"], partial(_vectors, checks.vectors, normalised)),
         (["score"], partial(_scores, checks.scores, "adapter" not in there)),
         (["adapter"], partial(_adapter, checks.scores, adapter)),
-        (["score", "prediction"], partial(_predictions, checks.predictions, manifest.extra.get("threshold"))),
+        (["probability", "threshold", "prediction"], partial(_predictions, checks.predictions)),
     ]
     if stage != "ingest":  # its tags are the raw files' own
         names = ("language", "source_language", "target_language")
@@ -146,11 +146,7 @@ def _adapter(check: Check, trained: str | None, piece: Slice) -> None:
         check.demand_rows(piece, own, "adapter", f"the run's training is {trained}")
 
 
-def _predictions(check: Check, threshold: float | None, piece: Slice) -> None:
-    prediction = piece.table.column("prediction").to_numpy()
-    if threshold is None:
-        check.found(piece.url, "its manifest names no threshold")
-        return
-    wanted = piece.table.column("score").to_numpy().astype(np.float32) >= threshold
-    agrees = pa.chunked_array([pa.array(prediction == wanted.astype(np.int8))])
-    check.demand_rows(piece, agrees, "prediction", f"by score and threshold {threshold:.6g} it is the other")
+def _predictions(check: Check, piece: Slice) -> None:
+    wanted = pc.greater_equal(piece.table.column("probability"), piece.table.column("threshold"))
+    agrees = pc.equal(piece.table.column("prediction"), pc.cast(wanted, pa.int8()))
+    check.demand_rows(piece, agrees, "prediction", "by its probability and threshold it is the other")

@@ -52,9 +52,10 @@ def recipe(make_recipe: Any) -> Recipe:
 def test_a_comparison_is_of_the_same_rows(tmp_path: Path, recipe: Recipe) -> None:
     right = run(tmp_path / "1", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
     wrong = run(tmp_path / "2", recipe, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9])
-    found = assemble.compare(right, wrong)
+    found = assemble._compare(right, wrong)
     assert found.training_rows == 77
-    assert {one.name: one.rows for one in found.differences} == {"all": 6, SEEN_GROUP: 4, WITHHELD_GROUP: 2}
+    sizes = {one.name: one.rows for one in found.differences}
+    assert sizes == {"all": 6, SEEN_GROUP: 4, WITHHELD_GROUP: 2, "de": 2, "en": 4}
     by_name = {one.name: one for one in found.differences}
     assert by_name["all"].recall.value == pytest.approx(1 / 3) and by_name["all"].precision.value == pytest.approx(
         1 / 3
@@ -62,13 +63,20 @@ def test_a_comparison_is_of_the_same_rows(tmp_path: Path, recipe: Recipe) -> Non
     assert by_name[SEEN_GROUP].recall.value == 0.5 and by_name[SEEN_GROUP].precision.value == 0
     assert by_name[WITHHELD_GROUP].recall.value == 0 and by_name[WITHHELD_GROUP].precision.value == 0.5
     assert by_name[WITHHELD_GROUP].f1.value == pytest.approx(1 - 2 / 3) and math.isnan(by_name[WITHHELD_GROUP].f1.low)
+    assert (by_name["all"].gained, by_name["all"].lost, by_name["all"].p_value) == (2, 0, 0.5)
+    assert [(one.query, one.label, round(one.here, 3), round(one.there, 3)) for one in found.gained] == [
+        ("query 2", 1, 0.9, 0.1), ("query 5", 0, 0.1, 0.9),
+    ]  # fmt: skip
+    back = assemble._compare(wrong, right)
+    assert back.gained == [] and [one.query for one in back.lost] == ["query 2", "query 5"]
 
 
 def test_rows_that_one_side_lacks_are_left_out(tmp_path: Path, recipe: Recipe) -> None:
     right = run(tmp_path / "1", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1], missing={0})
     wrong = run(tmp_path / "2", recipe, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9], missing={1, 5})
-    found = {one.name: one for one in assemble.compare(right, wrong).differences}
-    assert {name: one.rows for name, one in found.items()} == {"all": 3, SEEN_GROUP: 2, WITHHELD_GROUP: 1}
+    found = {one.name: one for one in assemble._compare(right, wrong).differences}
+    sizes = {name: one.rows for name, one in found.items()}
+    assert sizes == {"all": 3, SEEN_GROUP: 2, WITHHELD_GROUP: 1, "de": 1, "en": 2}
     assert found["all"].recall.value == 0.5 and found["all"].precision.value == 0
 
 
@@ -161,7 +169,7 @@ def test_metrics_have_stable_names_and_null_for_what_cannot_be_known() -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     found = json.loads(assemble.metrics_json([task, sample.sample_task("QI", 0.9)]), parse_constant=refuse)
-    assert set(found) == {"tasks", "average_f1"} and found["average_f1"] == pytest.approx(0.85)
+    assert set(found) == {"tasks", "average_f1", "created"} and found["average_f1"] == pytest.approx(0.85)
     names = {"f1", "precision", "recall", "auroc", "threshold", "always_relevant_f1", "by_language"}
     assert names <= set(found["tasks"]["QC"]) and names <= set(found["tasks"]["QI"])
     qc = found["tasks"]["QC"]

@@ -1,0 +1,22 @@
+"""Many recipes or variants against a baseline: one table with intervals, significance, cost and time.
+
+    python jobs/ablation.py jobs/recipes/demo-ladder.yaml
+    python jobs/ablation.py jobs/recipes/ladder-qc.yaml --seeds 0 1 2 --output runs/ladder-qc
+    python jobs/ablation.py my-shop.yaml my-shop-without-negatives.yaml --seeds 0 1
+
+What the recipes agree on is made once, runs follow each other, and the same command again goes on where it was stopped.
+Options of the form --seeds come after the files.
+"""
+
+import logging
+import sys
+
+from ray_pipeline import runtime
+from ray_pipeline.ablation.command import run
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        sys.exit(run(__doc__))
+    finally:
+        runtime.stop()

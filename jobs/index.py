@@ -1,0 +1,30 @@
+"""An index.html of all runs in a folder, with their headline figures; written again by runs that end below it.
+
+python jobs/index.py runs
+"""
+
+import argparse
+import sys
+
+from ray_pipeline import cli
+from ray_pipeline.report import index
+
+
+def main() -> int:
+    """Parse and write; 0 done, 1 a problem of the user's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", nargs="?", default="runs", help="folder or s3:// url of the runs' outputs (%(default)s)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
+    options = parser.parse_args()
+
+    def write() -> int:
+        print(index.write(options.folder))
+        return cli.DONE
+
+    return cli.guarded(write, options.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

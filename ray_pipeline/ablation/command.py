@@ -1,0 +1,47 @@
+"""The command line of an ablation."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from ray_pipeline import cli
+from ray_pipeline.ablation import matrix, runs, table
+from ray_pipeline.report import index
+
+
+def run(description: str, arguments: Sequence[str] | None = None) -> int:
+    """Parse and run; 0 done, 1 a problem of the user's or a run that failed; wrong usage exits with 2."""
+    options = _parser(description).parse_intermixed_args(arguments)
+    return cli.guarded(lambda: _run(options), options.debug)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "items", nargs="+", metavar="MATRIX|RECIPE|key=value",
+        help="matrix files; or recipes, of which the first of each task is the baseline; values for all of them",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="in place of the matrix's own (0)")
+    parser.add_argument("--output", help="folder or s3:// url of the table (runs/ablation-<names>)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be run, and do nothing")
+    cli.add_common(parser)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    studies, workdir = matrix.read(options.items, options.workdir, options.seeds)
+    if not studies:
+        print("no matrix and no recipe is named; see --help", file=sys.stderr)
+        return 2
+    if options.dry_run:
+        print(runs.plan(studies, workdir))
+        return cli.DONE
+    output = options.output or os.path.join("runs", "-".join(["ablation", *(study.name for study in studies)]))
+    command, found, written = shlex.join(["python", *sys.argv]), [], []
+    for found in runs.rounds(studies, workdir):
+        written = table.write(studies, found, output, command)  # after each seed: a long study shows what it knows
+    index.refresh(output)
+    print("\n".join(written))
+    return cli.PROBLEM if any(run.problem for run in found) else cli.DONE

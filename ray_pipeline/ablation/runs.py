@@ -1,0 +1,65 @@
+"""The runs of a study, one after another: what two recipes agree on is made once, and what is finished is reused."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_pipeline import pipeline
+from ray_pipeline.ablation.matrix import Study
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import PipelineError
+from ray_pipeline.sandbox import serving
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run of a line, or why there is none."""
+
+    study: str
+    line: str
+    seed: int
+    artifacts: Mapping[str, Artifact]
+    """Empty where there is a problem."""
+    problem: str | None = None
+
+
+def rounds(studies: Sequence[Study], workdir: str, show: Callable[[str], None] = print) -> Iterator[list[Ran]]:
+    """Run every line of every study with the first seed, then with the second, and so on; yields all runs so far.
+
+    A run that ends in a problem of the user's does not stop the others.
+    """
+    serving.ensure_key([recipe for study in studies for line in study.lines for recipe in line.runs.values()])
+    found: list[Ran] = []
+    for turn in range(max(len(study.seeds) for study in studies)):
+        for study in studies:
+            if turn < len(study.seeds):
+                found += [_run(study, place, study.seeds[turn], workdir, show) for place in range(len(study.lines))]
+        yield list(found)
+
+
+def _run(study: Study, place: int, seed: int, workdir: str, show: Callable[[str], None]) -> Ran:
+    line = study.lines[place]
+    show(f"{study.name}, {line.name} ({place + 1} of {len(study.lines)}), seed {seed}")
+    try:
+        finished = pipeline.execute(line.runs[seed], workdir, show=show)
+    except PipelineError as error:
+        show(f"  failed: {error}")
+        return Ran(study.name, line.name, seed, {}, str(error))
+    return Ran(study.name, line.name, seed, finished.artifacts)
+
+
+def plan(studies: Sequence[Study], workdir: str) -> str:
+    """What would be run, in words: artifacts that are there, and those to make, each counted once."""
+    lines = []
+    for study in studies:
+        there: dict[str, set[str]] = {}
+        missing: dict[str, set[str]] = {}
+        for recipe in (recipe for line in study.lines for recipe in line.runs.values()):
+            for step in pipeline.plan(recipe, workdir):
+                place = missing if step.finished is None else there
+                place.setdefault(step.stage.name, set()).add(step.fingerprint)
+        runs = len(study.lines) * len(study.seeds)
+        lines.append(f"{study.name} ({study.task}): {len(study.lines)} variants, {len(study.seeds)} seeds, {runs} runs")
+        for stage in pipeline.STAGE_NAMES:
+            to_do, done = len(missing.get(stage, ())), len(there.get(stage, ()))
+            lines.append(f"  {stage:<16} {to_do:>4} to do {done:>4} done")
+    return "\n".join(lines)

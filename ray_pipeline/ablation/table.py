@@ -1,0 +1,230 @@
+"""What a study leaves: one table as a page, as Markdown, as Parquet, and its headline for the index of runs."""
+
+import datetime
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ray_pipeline import artifact, storage
+from ray_pipeline.ablation import verdicts
+from ray_pipeline.ablation.matrix import Study
+from ray_pipeline.ablation.runs import Ran
+from ray_pipeline.ablation.verdicts import DRAWS, METHOD, SIGNIFICANT, Cost, Verdict
+from ray_pipeline.comparison import WHOLE
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.report import render
+from ray_pipeline.report.data import Difference, Estimate, Slice
+
+HEADLINE = "ablation.json"
+SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("study", "task", "variant", "slice")),
+        pa.field("baseline", pa.bool_()),
+        pa.field("rows", pa.int64()),
+        pa.field("seeds", pa.list_(pa.int64())),
+        pa.field("f1_by_seed", pa.list_(pa.float64())),
+        *(
+            pa.field(f"{figure}{end}", pa.float64())
+            for figure in ("f1", "precision", "recall", "difference")
+            for end in ("", "_low", "_high")
+        ),
+        *(pa.field(name, pa.float64()) for name in ("p", "p_holm")),
+        *(pa.field(name, pa.float64()) for name in ("auroc", "training_rows", "seconds", "training_seconds", "usd")),
+    ]
+)
+"""One row per variant and slice; of the baseline, `difference` is null."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant in the table."""
+
+    name: str
+    baseline: bool
+    changes: str
+    """In YAML."""
+    whole: Verdict | None
+    """None where none of its runs ended well."""
+    cost: Cost | None
+    problems: list[str]
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """A style and words for the difference, by the corrected p."""
+        if self.whole is None:
+            return "loss", "failed"
+        if self.baseline:
+            return "unclear", "baseline"
+        if self.whole.difference is None or math.isnan(self.whole.p_holm):
+            return "unclear", "too few rows to say"
+        if self.whole.p_holm >= SIGNIFICANT:
+            return "unclear", "no difference shown"
+        return ("gain", "better") if self.whole.difference.value > 0 else ("loss", "worse")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One study on the page."""
+
+    study: Study
+    rows: list[Row]
+    slices: list[str]
+    """Slices but the whole, in their order."""
+    found: dict[tuple[str, str], Verdict]
+    """By variant and slice."""
+
+    @property
+    def differences(self) -> list[Difference]:
+        """Of the variants, for the chart."""
+        wholes = [row.whole for row in self.rows if row.whole is not None and row.whole.difference is not None]
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        return [Difference(one.variant, one.rows, one.difference or nothing, nothing, nothing) for one in wholes]
+
+    @property
+    def qualities(self) -> list[Slice]:
+        """F1 of the variants, for the chart."""
+        wholes = [row.whole for row in self.rows if row.whole is not None]
+        return [Slice(one.variant, 0, 0, one.f1, one.precision, one.recall) for one in wholes]
+
+
+def sections(studies: Sequence[Study], runs: Sequence[Ran]) -> list[Section]:
+    """What is known of every study by the runs so far."""
+    return [_section(study, runs) for study in studies]
+
+
+def _section(study: Study, runs: Sequence[Ran]) -> Section:
+    found = {(one.variant, one.slice): one for one in verdicts.verdicts(study, runs)}
+    costs = {one.variant: one for one in verdicts.costs(study, runs)}
+    rows = []
+    for line in study.lines:
+        mine = [run for run in runs if (run.study, run.line) == (study.name, line.name)]
+        problems = [f"seed {run.seed}: {run.problem}" for run in mine if run.problem is not None]
+        changes = yaml.safe_dump(line.changes, sort_keys=False, allow_unicode=True) if line.changes else ""
+        whole = found.get((line.name, WHOLE))
+        rows.append(Row(line.name, line.name == study.baseline, changes, whole, costs.get(line.name), problems))
+    slices = [name for name in dict.fromkeys(name for _, name in found) if name != WHOLE]
+    return Section(study, rows, slices, found)
+
+
+def write(studies: Sequence[Study], runs: Sequence[Ran], folder: str, command: str) -> list[str]:
+    """Write `ablation.html`, `.md`, `.parquet` and `.json` below a folder; returns their urls, the page first."""
+    found = sections(studies, runs)
+    files = {
+        "ablation.html": page(found, runs, command).encode(),
+        "ablation.md": markdown(found).encode(),
+        "ablation.parquet": parquet(found),
+        HEADLINE: headline(found).encode(),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(folder, name), data)
+    return [storage.join(folder, name) for name in files]
+
+
+def page(found: Sequence[Section], runs: Sequence[Ran], command: str) -> str:
+    """One self-contained HTML page."""
+    seconds, usd = verdicts.spent(runs)
+    template = render.environment().get_template("ablation.html.j2")
+    return template.render(
+        sections=found,
+        groups=(SEEN_GROUP, WITHHELD_GROUP),
+        whole=WHOLE,
+        method=METHOD.format(draws=DRAWS),
+        created=_now(),
+        command=command,
+        seconds=seconds,
+        usd=usd,
+        versions=artifact.versions(),
+    )
+
+
+def markdown(found: Sequence[Section]) -> str:
+    """The tables in Markdown, with how they were made."""
+    lines = ["# Ablation", ""]
+    for section in found:
+        seeds = ", ".join(map(str, section.study.seeds))
+        lines += [
+            f"## {section.study.name} ({section.study.task})",
+            "",
+            f"Baseline: {section.study.baseline}. Seeds: {seeds}.",
+            "",
+        ]
+        lines += [
+            "| variant | F1 | 95 % | Δ F1 | 95 % | p (Holm) | is | precision | recall | USD | time |",
+            "|" + " --- |" * 11,
+        ]
+        lines += [_markdown_row(row) for row in section.rows]
+        lines += ["", *(f"- {row.name} failed, {problem}" for row in section.rows for problem in row.problems), ""]
+    return "\n".join([*lines, METHOD.format(draws=DRAWS), ""])
+
+
+def _markdown_row(row: Row) -> str:
+    if row.whole is None or row.cost is None:
+        return f"| {row.name} |" + " – |" * 5 + f" {row.verdict[1]} |" + " – |" * 4
+    whole, apart = row.whole, row.whole.difference
+    cells = [row.name, render.figure(whole.f1.value), render.bounds(whole.f1)]
+    cells += ["–", "–", "–"] if apart is None else [
+        render.signed(apart.value), render.bounds(apart, True), render.figure(whole.p_holm),
+    ]  # fmt: skip
+    cells += [row.verdict[1], render.figure(whole.precision.value), render.figure(whole.recall.value)]
+    return "| " + " | ".join([*cells, render.money(row.cost.usd), render.duration(row.cost.seconds)]) + " |"
+
+
+def parquet(found: Sequence[Section]) -> bytes:
+    """All verdicts as one Parquet file of `SCHEMA`."""
+    rows = [
+        _flat(section, row, section.found[row.name, name])
+        for section in found
+        for row in section.rows
+        for name in (WHOLE, *section.slices)
+        if (row.name, name) in section.found
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _flat(section: Section, row: Row, one: Verdict) -> dict[str, Any]:
+    figures = {"f1": one.f1, "precision": one.precision, "recall": one.recall, "difference": one.difference}
+    flat: dict[str, Any] = {
+        "study": section.study.name, "task": section.study.task, "variant": row.name, "slice": one.slice,
+        "baseline": row.baseline, "rows": one.rows, "seeds": one.seeds, "f1_by_seed": one.by_seed,
+        "p": one.p, "p_holm": one.p_holm,
+    }  # fmt: skip
+    for name, estimate in figures.items():
+        if estimate is not None:
+            flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    if row.cost is not None:
+        flat |= {
+            name: getattr(row.cost, name) for name in ("auroc", "training_rows", "seconds", "training_seconds", "usd")
+        }
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in flat.items()}
+
+
+def headline(found: Sequence[Section]) -> str:
+    """What the index of runs shows of it, as JSON."""
+    studies = []
+    for section in found:
+        better = [row for row in section.rows if row.verdict[1] == "better" and row.whole is not None]
+        best = max(
+            (row.whole for row in section.rows if row.whole is not None), key=lambda one: one.f1.value, default=None
+        )
+        studies.append(
+            {
+                "name": section.study.name, "task": section.study.task, "variants": len(section.rows),
+                "seeds": len(section.study.seeds), "better": [row.name for row in better],
+                "best": None if best is None else {"variant": best.variant, "f1": round(best.f1.value, 6)},
+                "failed": sum(bool(row.problems) for row in section.rows),
+            }
+        )  # fmt: skip
+    return json.dumps({"created": _now(), "studies": studies}, indent=1)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,192 @@
+"""Variants against their baseline: means over seeds, intervals over queries and seeds, and what is significant."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline import comparison, evaluate, metrics, resample, scored
+from ray_pipeline.ablation.matrix import Study
+from ray_pipeline.ablation.runs import Ran
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.report.data import Estimate
+
+Array = npt.NDArray[Any]
+
+DRAWS = 2000
+METHOD = (
+    "F1 is the mean over seeds on the holdout rows that all runs share. Intervals are 95 % percentile intervals of "
+    "{draws} bootstrap samples; each draws queries with replacement, the same for all variants, and seeds with "
+    "replacement (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8). With few seeds their part of the "
+    "spread is understated; with one seed it is not seen at all. Differences are to the baseline with the same "
+    "queries and the same seeds, so that what is hard for both cancels. p is twice the smaller share of samples on "
+    "either side of zero, then corrected for the number of variants (Holm, 1979)."
+)
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One variant on one slice of the holdout."""
+
+    variant: str
+    slice: str
+    rows: int
+    seeds: list[int]
+    """Those of its runs."""
+    by_seed: list[float]
+    """F1 of each run."""
+    f1: Estimate
+    precision: Estimate
+    recall: Estimate
+    difference: Estimate | None
+    """Of F1 to the baseline; null for the baseline itself."""
+    p: float = math.nan
+    p_holm: float = math.nan
+    """Corrected for the number of variants."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of a variant took, the mean over its seeds, as if nothing had been shared."""
+
+    variant: str
+    training_rows: float
+    auroc: float
+    seconds: float
+    training_seconds: float
+    usd: float | None
+    """Of Gemini's answers whenever they were paid for; null where a price is unknown."""
+
+
+def verdicts(study: Study, runs: Sequence[Ran]) -> list[Verdict]:
+    """Every variant that ran on every slice: all rows, seen and withheld languages, each language."""
+    done = [run for run in runs if run.study == study.name and run.problem is None]
+    if not done:
+        return []
+    tables = comparison.aligned([comparison.answers(run.artifacts) for run in done])
+    first = tables[0]
+    codes = scored.Coded.of(first.column("group_id")).codes
+    labels = first.column("label").to_numpy()
+    answers = [table.column("prediction").to_numpy() for table in tables]
+    found = []
+    for name, chosen in comparison.slices(first, evaluate.seen_languages(done[0].artifacts["dedupe"])).items():
+        groups = codes[chosen]
+        drawn = {
+            (run.line, run.seed): _drawn(labels[chosen], answer[chosen], groups)
+            for run, answer in zip(done, answers, strict=True)
+        }
+        found += _holm(
+            [_verdict(study, line.name, name, len(chosen), drawn) for line in study.lines if _seeds(line.name, drawn)]
+        )
+    return found
+
+
+Drawn = Mapping[tuple[str, int], Array]
+"""F1, precision and recall `[1 + draws, 3]` by variant and seed: of all rows, then of each bootstrap sample."""
+
+
+def _drawn(labels: Array, predicted: Array, groups: Array) -> Array:
+    numbers, count = resample.codes(groups)
+    block, blocks = resample.blocks(count, 0)
+    sums = metrics.confusion_sums(labels, predicted, block[numbers], blocks)
+    whole = sums.sum(axis=0, keepdims=True)
+    if count < metrics.MIN_GROUPS:
+        return metrics.rates(whole)
+    return metrics.rates(np.concatenate([whole, metrics.block_weights(blocks, DRAWS, 0) @ sums]))
+
+
+def _seeds(variant: str, drawn: Drawn) -> list[int]:
+    return [seed for line, seed in drawn if line == variant]
+
+
+def _verdict(study: Study, variant: str, name: str, rows: int, drawn: Drawn) -> Verdict:
+    seeds = _seeds(variant, drawn)
+    mine = np.stack([drawn[variant, seed] for seed in seeds])
+    f1, precision, recall = (_estimate(_over_seeds(mine[:, :, figure])) for figure in range(3))
+    found = Verdict(variant, name, rows, seeds, mine[:, 0, 0].tolist(), f1, precision, recall, None)
+    common = [seed for seed in seeds if (study.baseline, seed) in drawn]
+    if variant == study.baseline or not common:
+        return found
+    apart = np.stack([drawn[variant, seed][:, 0] - drawn[study.baseline, seed][:, 0] for seed in common])
+    values = _over_seeds(apart)
+    return replace(found, difference=_estimate(values), p=_p_value(values[1:]))
+
+
+def _over_seeds(values: Array) -> Array:
+    """Means over seeds of `values [seeds, 1 + draws]`: first of all of them, then of as many drawn ones per sample."""
+    seeds, columns = values.shape
+    chosen = np.random.default_rng(seeds).integers(seeds, size=(seeds, columns))
+    chosen[:, 0] = np.arange(seeds)
+    means: Array = np.take_along_axis(values, chosen, axis=0).mean(axis=0)
+    return means
+
+
+def _estimate(values: Array) -> Estimate:
+    known = values[1:][~np.isnan(values[1:])]
+    if len(known) == 0 or np.isnan(values[0]):
+        return Estimate(float(values[0]), math.nan, math.nan)
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Estimate(float(values[0]), float(low), float(high))
+
+
+def _p_value(drawn: Array) -> float:
+    known = drawn[~np.isnan(drawn)]
+    if len(known) == 0:
+        return math.nan
+    fewer = min((known <= 0).sum(), (known >= 0).sum())
+    return float(min(1.0, 2 * (fewer + 1) / (len(known) + 1)))
+
+
+def _holm(some: list[Verdict]) -> list[Verdict]:
+    """With p-values corrected for as many as there are; those that are not known are not counted."""
+    order = sorted((i for i, one in enumerate(some) if not math.isnan(one.p)), key=lambda i: some[i].p)
+    corrected, highest = list(some), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, some[place].p * (len(order) - rank)))
+        corrected[place] = replace(some[place], p_holm=highest)
+    return corrected
+
+
+def costs(study: Study, runs: Sequence[Ran]) -> list[Cost]:
+    """What each variant that ran took."""
+    found = []
+    for line in study.lines:
+        mine = [run.artifacts for run in runs if (run.study, run.line) == (study.name, line.name) and run.artifacts]
+        if mine:
+            dollars = [_usd(run.values()) for run in mine]
+            known = [one for one in dollars if one is not None]
+            found.append(
+                Cost(
+                    line.name,
+                    training_rows=_mean([run["train"].manifest.extra["training_rows"] for run in mine]),
+                    auroc=_mean([evaluate.load(run["evaluate"]).scalars["auroc"].value for run in mine]),
+                    seconds=_mean([sum(one.manifest.seconds for one in run.values()) for run in mine]),
+                    training_seconds=_mean([run["train"].manifest.seconds for run in mine]),
+                    usd=_mean(known) if len(known) == len(dollars) else None,
+                )
+            )
+    return found
+
+
+def spent(runs: Sequence[Ran]) -> tuple[float, float | None]:
+    """Seconds and dollars of all runs, what they share counted once."""
+    once = {one.url: one for run in runs for one in run.artifacts.values()}
+    return sum(one.manifest.seconds for one in once.values()), _usd(once.values())
+
+
+def _usd(artifacts: Any) -> float | None:
+    found: list[float | None] = [_paid(one) for one in artifacts]
+    known = [one for one in found if one is not None]
+    return sum(known) if len(known) == len(found) else None
+
+
+def _paid(one: Artifact) -> float | None:
+    return one.manifest.usd if one.manifest.usd is None else one.manifest.extra.get("answers_usd", one.manifest.usd)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,89 @@
+"""One run against another on the same holdout rows: how much better, how sure, and on which rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import evaluate, metrics, scored
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.recipe import Evaluate
+from ray_pipeline.report.data import Changed, Comparison, Difference
+
+Array = npt.NDArray[Any]
+
+EXAMPLES = 12
+"""Rows shown of each direction."""
+WHOLE = "all"
+
+
+def compare(run: Mapping[str, Artifact], other: Mapping[str, Artifact], name: str, settings: Evaluate) -> Comparison:
+    """A run's artifacts minus another's, each with its own thresholds; paired, resampled by query.
+
+    By seen and withheld languages and by language; beside each difference McNemar's test and how many rows changed.
+    """
+    first, second = aligned([answers(run), answers(other)])
+    labels, here, there = (_numbers(first, "label"), _numbers(first, "prediction"), _numbers(second, "prediction"))
+    groups = scored.Coded.of(first.column("group_id")).codes
+    differences = []
+    for slice_name, chosen in slices(first, evaluate.seen_languages(run["dedupe"])).items():
+        mine = labels[chosen], here[chosen], there[chosen]
+        figures = metrics.difference(*mine, groups[chosen], draws=settings.bootstrap_draws, seed=settings.seed)
+        gained, lost = metrics.right_apart(*mine)
+        differences.append(
+            Difference(slice_name, len(chosen), **figures, gained=gained, lost=lost, p_value=metrics.mcnemar(*mine))
+        )
+    return Comparison(
+        name,
+        differences,
+        int(other["train"].manifest.extra["training_rows"]),
+        gained=_changed(run["dedupe"], first, second, (here == labels) & (there != labels)),
+        lost=_changed(run["dedupe"], first, second, (here != labels) & (there == labels)),
+    )
+
+
+def answers(run: Mapping[str, Artifact]) -> pa.Table:
+    """The labelled rows of holdout as a run answers them.
+
+    Columns: pair_id, part, probability, prediction, language, label, group_id.
+    """
+    own, columns = ["pair_id", "part", "probability", "prediction"], ["pair_id", "language", "label", "group_id"]
+    wanted = (pc.field("part") == "holdout") & pc.field("label").is_valid()
+    pieces = scored.joined(run["dedupe"], run["evaluate"], columns, own)
+    return pa.concat_tables([piece.filter(wanted) for piece in pieces]).sort_by("pair_id").combine_chunks()
+
+
+def aligned(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """The rows that all tables have, in the first one's order."""
+    ids = tables[0].column("pair_id")
+    for table in tables[1:]:
+        ids = ids.filter(pc.is_in(ids, value_set=table.column("pair_id").combine_chunks()))
+    return [table.take(pc.index_in(ids, value_set=table.column("pair_id").combine_chunks())) for table in tables]
+
+
+def slices(rows: pa.Table, seen: set[str]) -> dict[str, Array]:
+    """Places of the rows by slice: all, seen and withheld languages, and each language; none without rows."""
+    language = scored.Coded.of(rows.column("language"))
+    known = language.among(sorted(seen))
+    found = {WHOLE: np.arange(len(known)), SEEN_GROUP: np.flatnonzero(known), WITHHELD_GROUP: np.flatnonzero(~known)}
+    found |= dict(zip(language.names, metrics.rows_by_number(language.codes, len(language.names)), strict=True))
+    return {name: chosen for name, chosen in found.items() if len(chosen)}
+
+
+def _changed(pairs: Artifact, first: pa.Table, second: pa.Table, chosen: Array) -> list[Changed]:
+    """The chosen rows whose probability differs most, as people read them."""
+    here, there = (_numbers(table, "probability") for table in (first, second))
+    places = np.flatnonzero(chosen)
+    places = places[np.argsort(-np.abs(here - there)[places], kind="stable")][:EXAMPLES]
+    ids = first.column("pair_id").take(pa.array(places)).to_pylist()
+    more = {pair: {"here": float(here[i]), "there": float(there[i])} for pair, i in zip(ids, places, strict=True)}
+    return [Changed(**row) for row in evaluate.with_texts(pairs, more)]
+
+
+def _numbers(table: pa.Table, column: str) -> Array:
+    found: Array = table.column(column).to_numpy()
+    return found

@@ -1,0 +1,173 @@
+"""Scored rows as columns of numbers: what figures are made of, ten million rows in some hundred megabytes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import artifact, storage
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import CorruptArtifactError
+from ray_pipeline.text import levels
+
+Array = npt.NDArray[Any]
+
+COLUMNS = ["pair_id", "language", "origin", "query", "target", "label", "group_id"]
+"""Of the pairs."""
+OWN = ["pair_id", "split", "part", "score"]
+"""Of the scores."""
+LENGTHS = (6, 11, 21, 41)
+"""Characters from which a query is of the next length."""
+LENGTH_NAMES = ("1–5 characters", "6–10", "11–20", "21–40", "41 and more")
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of few values: sorted names, and each row's place among them, `[n]`."""
+
+    names: Sequence[str]
+    codes: Array
+
+    @classmethod
+    def of(cls, texts: pa.ChunkedArray) -> "Coded":
+        """A column of strings; null becomes the empty string."""
+        encoded = pc.fill_null(texts, "").combine_chunks().dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        rank = np.argsort(np.argsort(np.array(names, dtype=object))) if names else np.empty(0, np.int64)
+        small = np.int16 if len(names) < 1 << 15 else np.int32
+        return cls(sorted(names), rank.astype(small)[encoded.indices.to_numpy()])
+
+    def among(self, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which rows have one of these values: `[n]`."""
+        wanted = np.isin(np.array(self.names, dtype=object), list(names))
+        return wanted[self.codes] if len(self.names) else np.zeros(len(self.codes), bool)
+
+    def at(self, rows: Array) -> "Coded":
+        """The rows of a mask `[n]` or of places `[k]`."""
+        return Coded(self.names, self.codes[rows])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scored rows, column by column, `[n]` each, in the order of the shards of scores."""
+
+    split: Coded
+    part: Coded
+    """Empty for dev and test."""
+    language: Coded
+    origin: Coded
+    length: Coded
+    """Of the query."""
+    category: Coded
+    """QC: the first level of the path; empty for QI."""
+    label: Array
+    """int8; -1 where unknown."""
+    group: Array
+    """Numbers from 0 in the order of the group ids."""
+    score: Array
+    """float32; a probability, calibrated or not."""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def at(self, rows: Array) -> "Scored":
+        """The rows of a mask `[n]` or of places `[k]`, in that order."""
+        columns: Iterator[Any] = (getattr(self, one.name) for one in fields(self))
+        return Scored(*(one.at(rows) if isinstance(one, Coded) else one[rows] for one in columns))
+
+    def labelled(self, **values: str) -> "Scored":
+        """The rows with a label where columns have these values, by rising score.
+
+        In that order nothing has to be sorted again, and sums do not depend on the order of rows or shards.
+        """
+        mask = self.label >= 0
+        for column, value in values.items():
+            mask &= getattr(self, column).among([value])
+        return self.at(np.flatnonzero(mask)).in_order()
+
+    def in_order(self) -> "Scored":
+        """By rising score, of equal scores by label."""
+        bits = self.score.astype(np.float32).view(np.uint32).astype(np.int64)  # of floats from 0 on: in their order
+        return self.at(np.argsort(bits * 4 + self.label + 1))
+
+
+def read(pairs: Artifact, scores: Artifact, task: str) -> Scored:
+    """All rows that have a score; raises CorruptArtifactError for a score whose pair is not there."""
+    table = pa.concat_tables([_narrow(piece, task) for piece in joined(pairs, scores)])
+    part = Coded.of(table.column("part"))
+    return Scored(
+        split=Coded.of(table.column("split")),
+        part=part,
+        language=Coded.of(table.column("language")),
+        origin=Coded.of(table.column("origin")),
+        length=Coded(LENGTH_NAMES, table.column("length").to_numpy()),
+        category=Coded.of(table.column("category")),
+        label=table.column("label").fill_null(-1).to_numpy(),
+        group=Coded.of(table.column("group_id")).codes,
+        score=table.column("score").to_numpy(),
+    )
+
+
+def joined(
+    pairs: Artifact, scores: Artifact, columns: Sequence[str] = COLUMNS, own: Sequence[str] = OWN
+) -> Iterator[pa.Table]:
+    """Scores or predictions shard by shard, in their order: columns of their `own`, then columns of their pairs.
+
+    Raises CorruptArtifactError for a row whose pair is not there.
+    """
+    look_up = _looking_up(pairs, list(columns))
+    for name, rows in scores.manifest.shards.items():
+        scored = artifact.read_shard(storage.join(scores.url, name), rows, list(own)).combine_chunks()
+        found = look_up(name, scored.column("pair_id").combine_chunks())
+        for column in columns[1:]:
+            scored = scored.append_column(column, found.column(column))
+        yield scored
+
+
+def _looking_up(pairs: Artifact, columns: list[str]) -> Callable[[str, pa.Array], pa.Table]:
+    """Finds the pairs of ids: in the shard of the same name, which scores are made from, else in all of them."""
+    whole: list[pa.Table] = []
+
+    def look_up(name: str, ids: pa.Array) -> pa.Table:
+        if not whole and name in pairs.manifest.shards:
+            url = storage.join(pairs.url, name)
+            found = _taken(artifact.read_shard(url, pairs.manifest.shards[name], columns), ids)
+            if found is not None:
+                return found
+        if not whole:
+            whole.append(pairs.read(columns))
+        found = _taken(whole[0], ids)
+        if found is None:
+            raise CorruptArtifactError(
+                f"shard {name} of the scores: a pair_id is not among the pairs of {pairs.url}; delete the folder of "
+                "the scores and run the same command again"
+            )
+        return found
+
+    return look_up
+
+
+def _taken(table: pa.Table, ids: pa.Array) -> pa.Table | None:
+    places = pc.index_in(ids, value_set=table.column("pair_id").combine_chunks())
+    return None if places.null_count else table.take(places)
+
+
+def _narrow(table: pa.Table, task: str) -> pa.Table:
+    """Without texts: the query's length and the target's first level in their place."""
+    characters = pc.utf8_length(table.column("query")).to_numpy()
+    length = np.searchsorted(np.array(LENGTHS), characters, side="right").astype(np.int8)
+    kept = table.select(["split", "part", "language", "origin", "label", "group_id", "score"])
+    kept = kept.append_column("length", pa.array(length))
+    return kept.append_column("category", _first_levels(table.column("target"), task))
+
+
+def _first_levels(targets: pa.ChunkedArray, task: str) -> pa.Array:
+    if task != "QC":
+        return pa.repeat("", len(targets))
+    encoded = targets.combine_chunks().dictionary_encode()
+    first = pa.array([levels(path)[0] for path in encoded.dictionary.to_pylist()], pa.string())
+    return first.take(encoded.indices)
