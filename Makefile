@@ -27,7 +27,8 @@ demo: setup
 	$(BIN)/python jobs/pipeline.py jobs/recipes/demo-qc.yaml jobs/recipes/demo-qi.yaml --workdir runs/work --output runs/demo
 
 test: setup
-	$(BIN)/python -m pytest tests -m "not soak"
+	@# Two at once, each with a Ray of its own: most of the time goes by waiting for processes to start.
+	$(BIN)/python -m pytest tests -m "not soak" --numprocesses 2 --dist loadgroup
 
 soak: setup
 	$(BIN)/python -m pytest tests -m soak --timeout 3600
