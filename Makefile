@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest tests -m "not soak" --numprocesses 2 --dist loadgroup
 
 soak: setup
-	$(BIN)/python -m pytest tests -m soak --timeout 3600
+	$(BIN)/python -m pytest tests -m soak --timeout 3600 --keep-result $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

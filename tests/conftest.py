@@ -3,12 +3,14 @@
 import logging
 import socket
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks import results
 from ray_pipeline import cli, pipeline, recipe, runtime
 from ray_pipeline.recipe import Recipe, Runtime
 from ray_pipeline.sandbox import serving
@@ -17,6 +19,27 @@ from . import pipeline_recipe
 
 if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
+
+SOAK = Path(__file__).parents[1] / "benchmarks" / "SOAK.md"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep-result", action="store_true", help="keep what became of each file in benchmarks/SOAK.md")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Of `make soak`: a section for each file, so that the matrix can be run in pieces."""
+    if not config.getoption("--keep-result"):
+        return
+    calls: dict[str, list[pytest.TestReport]] = defaultdict(list)
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            if report.when == "call" or not report.passed:
+                calls[report.nodeid.split("::")[0]].append(report)
+    for file, reports in sorted(calls.items()):
+        rows = [(one.nodeid.split("::")[1], one.outcome, f"{one.duration:.0f}") for one in reports]
+        text = f"{results.where()}\n\n{results.table(('case', 'outcome', 'seconds'), sorted(rows))}"
+        results.keep(Path(file).stem, file, text, SOAK)
 
 
 @pytest.fixture(scope="session")
