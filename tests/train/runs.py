@@ -25,10 +25,10 @@ def training_set(folder: Path, train: int = 64, tune: int = 24) -> Artifact:
     return made.finished(folder, "mix", rows, tables.PAIRS)
 
 
-def make(name: str = "random-llama", workers: int = 2, **changes: Any) -> Recipe:
+def make(name: str = "sandbox://random-llama", workers: int = 2, **changes: Any) -> Recipe:
     """A recipe for it; keywords change the section `train`."""
     rules: dict[str, Any] = {
-        "model": f"sandbox://{name}", "precision": "float32", "epochs": 3, "batch_rows": 16, "micro_batch_rows": 4,
+        "model": name, "precision": "float32", "epochs": 3, "batch_rows": 8, "micro_batch_rows": 2,
         "learning_rate": 1e-2, "patience": 9, "workers": workers, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
     }  # fmt: skip
     raw = {
@@ -43,3 +43,17 @@ def train(chosen: Recipe, mix: Artifact, folder: Path | str) -> Artifact:
     url = str(folder)
     outcome = stage.run(Context(chosen, {"mix": mix}, url, url, {}))
     return artifact.commit(url, "train", {}, {}, outcome.counts, 0.0, outcome.extra)
+
+
+def curves(found: Artifact) -> list[dict[str, float]]:
+    """One row per evaluation."""
+    rows: list[dict[str, float]] = found.read().to_pylist()
+    return rows
+
+
+def weights(found: Artifact) -> dict[str, Any]:
+    """The tensors of the saved adapter."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = load_file(Path(found.url) / "adapter" / "adapter_model.safetensors")
+    return tensors

@@ -173,18 +173,7 @@ def test_an_adapter_of_the_other_head_is_refused(tmp_path: Path) -> None:
 
 
 def encoder(folder: Path) -> Train:
-    """A tiny XLM-RoBERTa."""
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    words = model.load_tokenizer(toy.rules())
-    torch.manual_seed(0)
-    config = XLMRobertaConfig(
-        vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=128, pad_token_id=0, bos_token_id=2, eos_token_id=1,
-    )  # fmt: skip
-    XLMRobertaModel(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return toy.rules(batch_rows=4).model_copy(update={"model": str(folder)})
+    return toy.rules(batch_rows=4).model_copy(update={"model": toy.xlm_roberta(folder)})
 
 
 def test_an_encoder_trains_and_is_loaded_again(tmp_path: Path) -> None:

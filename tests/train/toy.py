@@ -1,5 +1,6 @@
 """Tiny classifiers and a task that they can learn: which of two tokens ends the prompt."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,21 @@ def rules(name: str = "random-llama", **changes: Any) -> Train:
 def classifier(chosen: Train) -> Classifier:
     """A fresh one with its adapter."""
     return Classifier(model.with_adapter(model.load_base(chosen, "cpu"), chosen))
+
+
+def xlm_roberta(folder: Path) -> str:
+    """A tiny random encoder in a folder of its own."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    words = model.load_tokenizer(rules())
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, pad_token_id=0, bos_token_id=2, eos_token_id=1,
+    )  # fmt: skip
+    XLMRobertaModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
 
 
 def examples(rows: int, seed: int = 0) -> Examples:

@@ -1,0 +1,140 @@
+"""Two workers under Ray Train and DeepSpeed, on CPU with gloo, for real; what is killed goes on where it stood.
+
+The stage itself loads each saved adapter into a fresh base and compares its scores with those in memory.
+"""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import PipelineError
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.train import card
+
+from .. import processes
+from . import runs, toy
+
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_up")]
+TOLERANCE = 1e-5
+"""Of losses in float32: a training that went on is the undisturbed one to rounding."""
+
+
+def check(found: Artifact) -> None:
+    """The loss has fallen, and adapter, card and curves are there and say the same."""
+    rows, folder = runs.curves(found), Path(found.url)
+    assert rows[-1]["train_loss"] < 0.75 * rows[0]["train_loss"]
+    assert any(name.endswith("lora_B.weight") and weight.any() for name, weight in runs.weights(found).items())
+    saved = card.read(str(folder / "adapter"))
+    assert saved.fingerprint == found.manifest.fingerprint and 0 < (saved.threshold or 0) < 1
+    assert saved.labels == {"0": 22, "1": 42}
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    events = [(event.step, event.value) for event in board.Scalars("tune/loss")]
+    assert events == [(row["step"], pytest.approx(row["tune_loss"], rel=1e-6)) for row in rows]
+    assert not (folder / "run").exists()
+
+
+def test_two_workers_share_out_a_model_by_zero_3(tmp_path: Path) -> None:
+    mix = runs.training_set(tmp_path)
+    check(runs.train(runs.make(deepspeed="zero3", epochs=2, learning_rate=2e-2), mix, tmp_path / "train"))
+
+
+def killed_once(chosen: Recipe, mix: Artifact, folder: Path) -> Artifact:
+    """Train, with one worker killed as it stands once the first checkpoint is there."""
+    hit: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 600
+        while not any(folder.glob("run/checkpoint_manager_snapshot.json")) and time.monotonic() < until:
+            time.sleep(0.02)
+        victim = processes.named("RayTrainWorker")[-1]
+        victim.kill()
+        hit.append(victim.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = runs.train(chosen, mix, folder)
+    killer.join()
+    assert hit, "no worker was there to be killed"
+    return found
+
+
+BASES = ["sandbox://random-qwen2", "sandbox://random-gemma3", "xlm-roberta"]
+COMBINATIONS = [
+    (base, settings, precision)
+    for base in BASES
+    for settings in ("zero2", "zero3")
+    for precision in ("float32", "bfloat16", "nf4")
+    if (settings, precision) != ("zero3", "nf4")
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("base", "settings", "precision"), COMBINATIONS)
+def test_each_combination_trains_goes_on_and_is_loaded_again(
+    base: str, settings: str, precision: str, tmp_path: Path
+) -> None:
+    name = base if "://" in base else toy.xlm_roberta(tmp_path / "base")
+    chosen = runs.make(name, deepspeed=settings, precision=precision, epochs=4, learning_rate=2e-2)
+    check(killed_once(chosen, runs.training_set(tmp_path), tmp_path / "train"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "changes",
+    [{"deepspeed": "zero2"}, {"deepspeed": "zero3"}, {"deepspeed": "zero0"}, {"deepspeed": "zero2_offload"},
+     {"deepspeed": "zero3_offload"}, {"micro_batch_tokens": 150}, {"head": "yes_no", "answers": ["a", "b"]},
+     {"gradient_checkpointing": True, "deepspeed": "zero3"}],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)  # fmt: skip
+def test_a_killed_worker_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    mix, chosen = runs.training_set(tmp_path), runs.make(epochs=4, **changes)
+    undisturbed = runs.train(chosen, mix, tmp_path / "one")
+    disturbed = killed_once(chosen, mix, tmp_path / "two")
+    for row, expected in zip(runs.curves(disturbed), runs.curves(undisturbed), strict=True):
+        assert row == pytest.approx(expected, abs=TOLERANCE)
+    for name, weight in runs.weights(undisturbed).items():
+        torch.testing.assert_close(runs.weights(disturbed)[name], weight, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("settings", ["zero2", "zero3"])
+@pytest.mark.parametrize("lora", [{"dora": True}, {"rslora": True}], ids=["dora", "rslora"])
+def test_other_kinds_of_lora(settings: str, lora: dict[str, Any], tmp_path: Path) -> None:
+    chosen = runs.make(deepspeed=settings, lora={"rank": 4, "alpha": 8, "dropout": 0.0} | lora)
+    check(runs.train(chosen, runs.training_set(tmp_path), tmp_path / "train"))
+
+
+def damage(folder: Path) -> Path:
+    """Half of the newest checkpoint's largest file; returns the checkpoint."""
+    newest = max(folder.glob("run/checkpoint_2*"))
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    return newest
+
+
+@pytest.mark.soak
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_pipeline.train import stage
+
+    mix, chosen = runs.training_set(tmp_path), runs.make()
+    undisturbed = runs.train(chosen, mix, tmp_path / "one")
+    with monkeypatch.context() as patch:  # as if the driver had been killed when training was over
+        patch.setattr(stage.artifact, "write_shard", stop)
+        with pytest.raises(PipelineError, match="killed here"):
+            runs.train(chosen, mix, tmp_path / "two")
+    newest = damage(tmp_path / "two")
+    found = runs.train(chosen, mix, tmp_path / "two")
+    (said,) = found.manifest.extra["damaged_checkpoints"]
+    assert said.startswith(newest.name) and "has changed since it was written" in said
+    for row, expected in zip(runs.curves(found), runs.curves(undisturbed), strict=True):
+        assert row == pytest.approx(expected, abs=TOLERANCE)
+
+
+def stop(*_: Any) -> None:
+    raise PipelineError("killed here")
