@@ -1,6 +1,10 @@
-r"""Probabilities for tune, holdout, dev and test: runs a recipe up to the stage `score`, reusing what is finished.
+r"""Probabilities of relevance: for pairs of your own with a saved adapter, or for what a recipe has.
 
-python jobs/score.py jobs/recipes/demo-qc.yaml
+    python jobs/score.py --adapter runs/work/train/<fingerprint>/adapter --input pairs/ --output scores
+    python jobs/score.py jobs/recipes/demo-qc.yaml
+
+The first needs no recipe, and goes on where it was stopped if the same command comes again; `--help --adapter` shows
+its options. The second runs a recipe up to the stage `score`, reusing what is finished.
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 
@@ -8,7 +12,7 @@ On a cluster, from the project's folder, with recipes and data that its nodes ca
         python jobs/score.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
 """
 
-from ray_pipeline.cli import main
+from ray_pipeline.scoring.command import main
 
 if __name__ == "__main__":
-    main(__doc__, until="score")
+    main(__doc__)

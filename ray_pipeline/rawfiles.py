@@ -5,9 +5,11 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from ray_pipeline import storage
@@ -37,7 +39,10 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a file: bytes [start, end) of JSON Lines, row groups [start, end) of Parquet, or a whole CSV."""
+    """A part of a file: bytes [start, end) of JSON Lines or CSV, row groups [start, end) of Parquet.
+
+    A part of a CSV that does not begin with the file begins with a record, to which the file's header belongs.
+    """
 
     file: RawFile
     start: int
@@ -105,6 +110,56 @@ def numbered_slices(files: list[RawFile]) -> list[Slice]:
     return found
 
 
+def cut(file: RawFile, rows: int) -> list[Slice]:
+    """Cut a file of lines into slices of so many rows, which takes one reading of it; a CSV between its records."""
+    ends = _jsonl_ends(file, rows) if file.format == "jsonl" else _csv_ends(file, rows)
+    found = []
+    start, before = next(ends)
+    for end, lines in ends:
+        if end > start:
+            found.append(Slice(file, start, end, before))
+        start, before = end, lines
+    return found
+
+
+def _jsonl_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
+    """(bytes, lines) of a file before its first line, after every so many, and after all."""
+    at = lines = 0
+    yield 0, 0
+    with storage.open_read(file.url) as raw:
+        while chunk := raw.read(storage.CHUNK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + 1
+            for i in range(rows - 1 - lines % rows, len(ends), rows):
+                yield at + int(ends[i]), lines + i + 1
+            at, lines = at + len(chunk), lines + len(ends)
+    yield at, lines
+
+
+def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
+    """(bytes, lines) of a file after its header, after every so many records, and after all."""
+    at = number = 0
+    with storage.open_read(file.url) as raw:
+
+        def lines() -> Iterator[str]:
+            nonlocal at
+            for line in text:
+                at += len(line)
+                yield line
+
+        # One character a byte: what separates records is ASCII, whatever stands between.
+        text = io.TextIOWrapper(raw, encoding="latin-1", newline="")
+        reader = csv.reader(lines(), delimiter=_delimiter(file))
+        try:
+            for number, _ in enumerate(reader):
+                if number % rows == 0:
+                    yield at, reader.line_num
+        except csv.Error as error:
+            raise _not_csv(file, reader.line_num, error) from error
+        finally:
+            text.detach()
+    yield at, reader.line_num
+
+
 def records(part: Slice) -> Iterator[tuple[int, Record]]:
     """(row of the file from 1, record or what is wrong with it) of a slice; blank lines are passed over."""
     reader = {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet}[part.file.format]
@@ -164,23 +219,47 @@ def _is_unicode(value: Mapping[str, Any]) -> bool:
 
 def _read_csv(part: Slice) -> Iterator[tuple[int, Record]]:
     with storage.open_read(part.file.url) as file:
-        # Undecodable bytes become lone surrogates, which mark the field that holds them.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        yield from _csv_records(text, "\t" if part.file.format == "tsv" else ",", part.file.url)
+        if not part.start:
+            yield from _csv_records(file, part.file, None, 0)
+            return
+        with _csv_text(file) as text:
+            names = next(csv.reader(text, delimiter=_delimiter(part.file)))
+        file.seek(part.start)
+        yield from _csv_records(io.BytesIO(file.read(part.end - part.start)), part.file, names, part.first_row)
+
+
+@contextmanager
+def _csv_text(file: IO[bytes]) -> Iterator[IO[str]]:
+    """A file as text, which leaves it open; bytes that are not UTF-8 become lone surrogates, which mark their field."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield text
+    finally:
         text.detach()
 
 
-def _csv_records(text: IO[str], delimiter: str, url: str) -> Iterator[tuple[int, Record]]:
-    reader = csv.DictReader(text, delimiter=delimiter)
-    while True:
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            line = reader.reader.line_num
-            raise InputError(f"{url}, line {line}: is not {delimiter!r}-separated text ({error})") from error
-        yield reader.line_num, _checked_csv(record)
+def _csv_records(
+    source: IO[bytes], file: RawFile, names: list[str] | None, before: int
+) -> Iterator[tuple[int, Record]]:
+    """(line of the file, record) of a source that so many lines come before; `names` null: it begins with them."""
+    with _csv_text(source) as text:
+        reader = csv.DictReader(text, names, delimiter=_delimiter(file))
+        while True:
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise _not_csv(file, before + reader.reader.line_num, error) from error
+            yield before + reader.line_num, _checked_csv(record)
+
+
+def _delimiter(file: RawFile) -> str:
+    return "\t" if file.format == "tsv" else ","
+
+
+def _not_csv(file: RawFile, line: int, error: csv.Error) -> InputError:
+    return InputError(f"{file.url}, line {line}: is not {_delimiter(file)!r}-separated text ({error})")
 
 
 def _checked_csv(record: dict[str | None, Any]) -> Record:

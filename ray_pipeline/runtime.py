@@ -99,11 +99,12 @@ def stop() -> None:
         ray.shutdown()
 
 
-def worker_count(wanted: int | None, cpus_each: float = 1) -> int:
-    """How many workers a stage gets: as the recipe says, else as many as the cluster's CPUs hold."""
+def worker_count(wanted: int | None, cpus_each: float = 1, gpus_each: float = 0) -> int:
+    """How many workers a stage gets: as the recipe says, else as many as the cluster's GPUs, or its CPUs, hold."""
     import ray
 
-    return wanted or max(1, int(ray.cluster_resources().get("CPU", 1) // cpus_each))
+    resource, each = ("GPU", gpus_each) if gpus_each else ("CPU", cpus_each)
+    return wanted or max(1, int(ray.cluster_resources().get(resource, 1) // each))
 
 
 def gpu_placement(runtime: Runtime) -> dict[str, float]:

@@ -42,6 +42,8 @@ class Source:
 
 
 Work = Callable[[pa.Table], Result]
+Read = Callable[[Source, list[str] | None], pa.Table]
+Write = Callable[[str, str, Result, pa.Schema | None], Counts]
 
 
 def sources(inputs: Iterable[Artifact]) -> list[Source]:
@@ -99,9 +101,16 @@ class _ShardWorker:
     """Reads a shard, lets `work` make of it what it makes, and writes the result under the shard's name."""
 
     def __init__(
-        self, make: Callable[[], Work], folder: str, schema: pa.Schema | None, columns: list[str] | None, label: str
+        self,
+        make: Callable[[], Work],
+        folder: str,
+        schema: pa.Schema | None,
+        columns: list[str] | None,
+        read: Read,
+        write: Write,
+        label: str,
     ) -> None:
-        self._make = make
+        self._make, self._read, self._write = make, read, write
         self._telemetry = Telemetry(label)
         self._work: Work | None = None
         self._making = threading.Lock()
@@ -110,16 +119,21 @@ class _ShardWorker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         with self._making:  # not when the actor is made: Ray would hide what goes wrong then
             self._work = self._work or self._make()
-        source = batch.to_pylist()[0]
+        source = Source(**batch.to_pylist()[0])
         started = time.monotonic()
-        table = artifact.read_shard(source["url"], source["rows"], self._columns)
+        table = self._read(source, self._columns)
         try:
             result = self._work(table)
         except StoppedError as stop:  # told, not raised: Ray would end the other workers in the middle of theirs
             return _stop_table(stop)
-        counts = store(self._folder, source["name"], result, self._schema)
+        counts = self._write(self._folder, source.name, result, self._schema)
         self._telemetry.add(counts, time.monotonic() - started)
         return counts_table([counts])
+
+
+def read_source(source: Source, columns: list[str] | None) -> pa.Table:
+    """The rows of an artifact's shard."""
+    return artifact.read_shard(source.url, source.rows, columns)
 
 
 def store(folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:
@@ -146,11 +160,13 @@ def map_shards(
     resources: Mapping[str, float] | None = None,
     at_once: int = 1,
     progress: Progress | None = None,
+    read: Read = read_source,
+    write: Write = store,
 ) -> Counts:
     """Apply `make()()` to every shard on a fixed pool of actors, skipping shards that are there; returns all counts.
 
     Each worker has `at_once` shards under way, in as many threads. Where one raises StoppedError, the others end
-    theirs before it is raised here.
+    theirs before it is raised here. `read` and `write` stand for other sources than artifacts, and other files.
     """
     import ray.data
 
@@ -162,7 +178,15 @@ def map_shards(
     rows = [{"name": source.name, "url": source.url, "rows": source.rows} for source in missing]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardWorker,
-        fn_constructor_kwargs={"make": make, "folder": folder, "schema": schema, "columns": columns, "label": label},
+        fn_constructor_kwargs={
+            "make": make,
+            "folder": folder,
+            "schema": schema,
+            "columns": columns,
+            "read": read,
+            "write": write,
+            "label": label,
+        },
         batch_size=1,
         batch_format="pyarrow",
         # No more shards than are worked on: else the first worker that is up takes several, and the others have none.

@@ -282,7 +282,7 @@ def for_each(
         return list(pool.map(function, items))
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, remedy: str = "check the recipe's data section") -> list[str]:
     """The files that a path, folder or glob names, sorted; raises InputError where there are none."""
     if not is_remote(pattern):
         pattern = os.path.abspath(os.path.expanduser(pattern))  # workers stand in other folders
@@ -296,7 +296,7 @@ def expand(pattern: str) -> list[str]:
         matches = [pattern] if _is_file(pattern) else list_files(pattern)
     files = sorted(match for match in matches if not name(match).startswith("."))
     if not files:
-        raise InputError(f"{pattern}: no such file or folder, or nothing in it; check the recipe's data section")
+        raise InputError(f"{pattern}: no such file or folder, or nothing in it; {remedy}")
     return files
 
 

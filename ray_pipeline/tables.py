@@ -94,6 +94,17 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+SCORED_PAIRS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # of the input, or its file's number and the row's line
+        pa.field("language", pa.string()),  # of the input
+        pa.field("score", pa.float32(), nullable=False),  # probability of relevance
+        pa.field("prediction", pa.int8(), nullable=False),  # 1: score at least the threshold
+        pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("adapter", pa.string(), nullable=False),  # fingerprint of its training; of several, joined by +
+    ]
+)
+
 CURVES = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ray_pipeline.train.model import Classifier
 
 WEIGHTS = "adapter_model.safetensors"
-MANNER = ("head", "yes_word", "no_word", "precision")
+MANNER = ("head", "answers", "precision")
 """Fields of `train` that decide how a base is loaded and read; of those that there are."""
 FIRST = "default"
 """What peft calls the adapter that it wraps a base with."""

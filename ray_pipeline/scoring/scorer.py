@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 NOT_FINITE = "score is not finite"
 OUT_OF_MEMORY = "out of memory"
 WINDOW_BATCHES = 64
-"""Batches of like lengths that are tried together: so many are at most scored again where one does not fit."""
+"""Batches of like lengths that are tried together: at most so many are scored again where one does not fit."""
 
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Score = Callable[[list[list[int]], int], Scores]
-"""Probabilities `[n]` of prompts, so many rows at once."""
+"""Probabilities `[n]` of prompts, in batches so many times smaller than the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -80,38 +80,38 @@ class Scorer:
         """Mean probability over the adapters, and where a prompt does not fit the memory, `[n]` each."""
         total, unfit, members = np.zeros(len(prompts)), np.zeros(len(prompts), np.bool_), 0
         for model in self._members:
-            scores, lost = within_memory(partial(self._with, model), prompts, self._batch_rows)
+            scores, lost = within_memory(partial(self._with, model), prompts, self._batch_rows * WINDOW_BATCHES)
             total, unfit, members = total + scores, unfit | lost, members + 1
         return (total / members).astype(np.float32), unfit
 
-    def _with(self, model: "Classifier", prompts: list[list[int]], batch_rows: int) -> Scores:
+    def _with(self, model: "Classifier", prompts: list[list[int]], smaller: int) -> Scores:
         from ray_pipeline.train import loop
 
-        tokens = self._batch_tokens if batch_rows == self._batch_rows else None  # what did not fit is tried by rows
+        rows = max(1, self._batch_rows // smaller)
+        tokens = max(1, self._batch_tokens // smaller) if self._batch_tokens else None
         pad_id = self._members.tokenizer.pad_token_id
-        return loop.score(model, prompts, pad_id, self._device, batch_rows, tokens, self._share_prefix)
+        return loop.score(model, prompts, pad_id, self._device, rows, tokens, self._share_prefix)
 
 
-def within_memory(score: Score, prompts: list[list[int]], batch_rows: int) -> tuple[Scores, Mask]:
+def within_memory(score: Score, prompts: list[list[int]], window_rows: int) -> tuple[Scores, Mask]:
     """Scores `[n]`, and which prompts do not fit the memory even alone: their scores are NaN.
 
-    Where a batch does not fit, half of the rows are tried at a time, in batches half as large. Raises ModelError where
-    no prompt fits: then it is not the rows that are too long.
+    So many prompts of like lengths are tried at a time; where a batch does not fit, half of them, in batches half as
+    large. Raises ModelError where no prompt fits: then it is not the rows that are too long.
     """
     found, unfit = np.full(len(prompts), np.nan, np.float32), np.zeros(len(prompts), np.bool_)
     order = np.argsort([len(ids) for ids in prompts], kind="stable")
-    window = batch_rows * WINDOW_BATCHES
-    waiting = [(order[start : start + window], batch_rows) for start in range(0, len(order), window)]
+    waiting = [(order[start : start + window_rows], 1) for start in range(0, len(order), window_rows)]
     while waiting:
-        rows, at_once = waiting.pop()
-        scores = _tried(score, [prompts[i] for i in rows], at_once)
+        rows, smaller = waiting.pop()
+        scores = _tried(score, [prompts[i] for i in rows], smaller)
         if scores is not None:
             found[rows] = scores
         elif len(rows) == 1:
             unfit[rows] = True
         else:
-            half, fewer = len(rows) // 2, max(1, min(at_once, len(rows)) // 2)
-            waiting += [(rows[:half], fewer), (rows[half:], fewer)]
+            half = len(rows) // 2
+            waiting += [(rows[:half], 2 * smaller), (rows[half:], 2 * smaller)]
     if len(prompts) and unfit.all():
         raise ModelError(
             f"out of memory: none of {len(prompts)} rows fits, not even alone: take a device with more memory, "
@@ -120,12 +120,12 @@ def within_memory(score: Score, prompts: list[list[int]], batch_rows: int) -> tu
     return found, unfit
 
 
-def _tried(score: Score, prompts: list[list[int]], batch_rows: int) -> Scores | None:
+def _tried(score: Score, prompts: list[list[int]], smaller: int) -> Scores | None:
     """The scores, or null where they do not fit the memory."""
     import torch
 
     try:
-        return score(prompts, batch_rows)
+        return score(prompts, smaller)
     except torch.OutOfMemoryError:
         pass  # what the failed batch held is free once its traceback is
     if torch.cuda.is_available():

@@ -1,0 +1,114 @@
+"""The command line of scoring: adapters and raw files instead of a recipe."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import NoReturn
+
+from ray_pipeline import cli, runtime, storage
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.recipe import Runtime
+from ray_pipeline.scoring import adapters, job, relevance, rows
+from ray_pipeline.scoring.scorer import Scorer
+
+ADAPTER = "--adapter"
+
+
+def main(description: str) -> NoReturn:
+    """Run the job and exit: with adapters if they are named, else a recipe up to the stage `score`."""
+    arguments = sys.argv[1:]
+    if not any(argument == ADAPTER or argument.startswith(f"{ADAPTER}=") for argument in arguments):
+        cli.main(description, until="score")
+    try:
+        sys.exit(run(description, arguments))
+    finally:
+        runtime.stop()
+
+
+def run(description: str, arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; returns 0 for done, 1 for a problem of the user's. Wrong usage exits with 2."""
+    options = _parser(description).parse_args(arguments)
+    return cli.guarded(lambda: _score(options), options.debug)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        ADAPTER,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="adapters that training saved, or s3:// urls; averaged",
+    )
+    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, local or s3://")
+    add("--output", required=True, metavar="FOLDER", help="folder or s3:// url of the shards; another run's is refused")
+    add("--columns", nargs="+", type=_column, default=[], metavar="WHAT=COLUMN",
+        help=f"which column holds what: {', '.join(rows.COLUMNS)}")  # fmt: skip
+    add("--threshold", type=float, help="a row is relevant from this score on (the adapter's own, else 0.5)")
+    add("--base", help="the adapter's base model, where it is kept elsewhere than at training")
+    add(
+        "--format",
+        choices=("parquet", "csv", "jsonl"),
+        default="parquet",
+        help="also write each shard as (%(default)s)",
+    )
+    add("--workers", type=_count, help="(as many as the CPUs, or GPUs, hold)")
+    add("--gpus-per-worker", type=float, default=0, metavar="X", help="0 scores on CPU (%(default)s)")
+    add("--cpus-per-worker", type=float, default=1, metavar="X", help="(%(default)s)")
+    add("--batch-rows", type=_count, default=64, help="rows of one forward pass (%(default)s)")
+    add("--shard-rows", type=_count, default=50_000, help="rows of one shard at most (%(default)s)")
+    add("--address", default="local", help="auto joins the Ray cluster that the job runs on (%(default)s)")
+    add("--debug", action="store_true", help="show the stack trace of a problem")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if name not in rows.COLUMNS or not equals or not column:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {'|'.join(rows.COLUMNS)}=COLUMN")
+    return name, column
+
+
+def _score(options: argparse.Namespace) -> int:
+    chosen = adapters.read([_full(folder) for folder in options.adapter], options.base)
+    first = chosen[0].saved
+    files = rows.find(options.input)
+    columns = rows.columns(files[0], first.task, dict(options.columns), english=first.prompt.pivot)
+    threshold = relevance.threshold(chosen) if options.threshold is None else options.threshold
+    where = Runtime(
+        address=options.address, gpus_per_worker=options.gpus_per_worker, cpus_per_worker=options.cpus_per_worker
+    )
+    wanted = job.Job(
+        files, columns, relevance.fingerprint(chosen), threshold, _full(options.output), options.format,
+        options.shard_rows, options.workers, where,
+    )  # fmt: skip
+    device = "cuda" if where.gpus_per_worker else "cpu"
+    runtime.start(where)
+    found = job.run(wanted, partial(Scorer, chosen, device, options.batch_rows))
+    print(_account(found, threshold))
+    return cli.DONE
+
+
+def _full(url: str) -> str:
+    return url if storage.is_remote(url) else os.path.abspath(os.path.expanduser(url))
+
+
+def _account(found: Artifact, threshold: float) -> str:
+    manifest = found.manifest
+    lines = [f"{manifest.rows_in} rows in, {manifest.rows_out} scored, {manifest.rows_rejected} rejected"]
+    lines += [f"  {reason}: {count}" for reason, count in manifest.reasons.items()]
+    lines += [
+        f"{manifest.extra['truncated']} prompts were cut, {manifest.extra['repeated']} rows had an equal one scored; "
+        f"relevant from {threshold:.4f} on; {manifest.seconds:.1f} s",
+        found.url,
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""The scoring job: raw files to shards of scores on Ray, resumed by shard, with a manifest at the end."""
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from ray_pipeline import artifact, runtime, shards, storage, tables
+from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.errors import CorruptArtifactError, InputError
+from ray_pipeline.rawfiles import RawFile
+from ray_pipeline.recipe import Runtime
+from ray_pipeline.scoring import rows
+from ray_pipeline.scoring.rows import Columns, Piece
+from ray_pipeline.scoring.scorer import Scored
+from ray_pipeline.shards import Result, Source
+
+RUN = "run.json"
+"""What the shards of a folder are of; written before the first of them."""
+STAGE = "scoring"
+SCHEMA_VERSION = 1
+Format = Literal["parquet", "csv", "jsonl"]
+Score = Callable[[list[dict[str, Any]]], Scored]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is scored, with what, and where to."""
+
+    files: Sequence[RawFile]
+    columns: Columns
+    adapter: str
+    """Fingerprint of what scores."""
+    threshold: float
+    output: str
+    format: Format = "parquet"
+    shard_rows: int = 50_000
+    workers: int | None = None
+    """Null: as many as the cluster's GPUs, or its CPUs, hold."""
+    runtime: Runtime = field(default_factory=Runtime)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the shards' content, besides files and adapter."""
+        names = ("threshold", "format", "shard_rows")
+        return {"columns": asdict(self.columns)} | {name: getattr(self, name) for name in names}
+
+
+class Work:
+    """Scores a table of `rows.CHECKED`; a row that is refused keeps its reason."""
+
+    def __init__(self, make: Callable[[], Score], adapter: str, threshold: float) -> None:
+        self._score, self._adapter, self._threshold = make(), adapter, np.float32(threshold)
+
+    def __call__(self, table: pa.Table) -> Result:
+        sound = table.filter(table.column("reason").is_null())
+        found = self._score(sound.select(["query", "target", "query_en"]).to_pylist())
+        one = pa.array([self._adapter], pa.string())
+        columns = {
+            "score": found.scores,
+            "prediction": (found.scores >= self._threshold).astype(np.int8),
+            "truncated": found.truncated,
+            "adapter": one.take(pa.array(np.zeros(sound.num_rows, np.int8))),
+        }
+        for name, values in columns.items():
+            sound = sound.append_column(name, pa.array(values))
+        done = shards.divided(sound.drop_columns(["reason", "detail"]), pa.array(found.reasons, pa.string()))
+        refused = [table.filter(table.column("reason").is_valid())]
+        refused += [done.rejected.select(rows.CHECKED.names)] if done.rejected is not None else []
+        counts = {"truncated": float(found.truncated.sum()), "repeated": float(found.repeated)}
+        return Result(tables.conform(done.table, tables.SCORED_PAIRS), pa.concat_tables(refused), counts)
+
+
+def run(job: Job, make: Callable[[], Score]) -> Artifact:
+    """Score what is not scored yet, `make()` on each worker being what scores; Ray must be up.
+
+    Raises InputError for an output folder that holds another run's shards, or the input, and for files without rows.
+    """
+    started = time.monotonic()
+    files = [file.url for file in job.files]
+    hashes = storage.for_each(storage.content_hash, files)
+    inputs = {"adapter": job.adapter} | dict(zip(files, hashes, strict=True))
+    _claim(job, inputs)
+    finished = artifact.load(job.output)
+    if finished is not None:
+        return finished
+    runtime.check_room(job.runtime)
+    pieces = rows.pieces(job.files, job.shard_rows)
+    if not pieces:
+        raise InputError(f"{', '.join(files[:3])}: holds no rows; check --input")
+    counts = shards.map_shards(
+        [Source(name, piece.part.file.url, piece.rows or 0) for name, piece in pieces.items()],
+        partial(Work, make, job.adapter, job.threshold),
+        job.output,
+        tables.SCORED_PAIRS,
+        workers=runtime.worker_count(job.workers, job.runtime.cpus_per_worker, job.runtime.gpus_per_worker),
+        label="score",
+        num_cpus=job.runtime.cpus_per_worker,
+        num_gpus=job.runtime.gpus_per_worker,
+        read=partial(_read, pieces, job.columns),
+        write=partial(_write, job.format),
+    )
+    extra = {name: int(counts.extra.get(name, 0)) for name in ("truncated", "repeated")}
+    return artifact.commit(job.output, STAGE, job.config, inputs, counts, time.monotonic() - started, extra)
+
+
+def _read(pieces: Mapping[str, Piece], columns: Columns, source: Source, _: list[str] | None) -> pa.Table:
+    return rows.read(pieces[source.name], columns)
+
+
+def _write(format: Format, folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:
+    """The shard comes last: that it is there means that what stands beside it is whole."""
+    if format != "parquet":
+        data = {"csv": _csv, "jsonl": _jsonl}[format](result.table)
+        storage.write_bytes(storage.join(folder, name.replace(".parquet", f".{format}")), data)
+    return shards.store(folder, name, result, schema)
+
+
+def _csv(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(table, buffer)
+    return buffer.getvalue()
+
+
+def _jsonl(table: pa.Table) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
+
+
+def _claim(job: Job, inputs: Mapping[str, str]) -> None:
+    """Make the output folder this run's; raises InputError if it is another's, naming both."""
+    if any(file.url.startswith(job.output.rstrip("/") + "/") for file in job.files):
+        raise InputError(f"{job.output}: holds the input, too: name another --output")
+    mine, url = {"version": SCHEMA_VERSION, "config": job.config, "inputs": dict(inputs)}, storage.join(job.output, RUN)
+    try:
+        theirs = json.loads(storage.read_bytes(url))
+    except FileNotFoundError:
+        if artifact.present_shards(job.output):
+            raise InputError(f"{job.output}: holds shards of something else: name another --output") from None
+        storage.write_bytes(url, json.dumps(mine, ensure_ascii=False, indent=1).encode())
+        return
+    except ValueError as error:
+        raise CorruptArtifactError(
+            f"{url}: is damaged ({error}); delete the folder {job.output} and run the same command again"
+        ) from error
+    if theirs != mine:
+        raise InputError(
+            f"{job.output}: holds another run's shards: {_difference(theirs, mine)}; name another --output, or delete "
+            "this folder"
+        )
+
+
+def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """What first differs, as `name: theirs there, mine here`."""
+    flat = [_flat(run) for run in (theirs, mine)]
+    for name in {**flat[0], **flat[1]}:
+        there, here = (one.get(name, "none") for one in flat)
+        if there != here:
+            return f"its {name} is {there}, this run's is {here}"
+    return "they were made by another version"
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {("adapter" if name == "adapter" else f"input {name}"): value for name, value in run["inputs"].items()}
+    adapter = {"adapter": inputs.pop("adapter", "none")}
+    return adapter | inputs | dict(run["config"]) | {"version": run["version"]}

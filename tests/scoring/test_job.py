@@ -1,0 +1,215 @@
+"""Raw files to shards of scores on Ray: what comes out, what is refused, and that the same command goes on."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from ray_pipeline import RelevanceModel, artifact, storage, tables
+from ray_pipeline.errors import InputError
+from ray_pipeline.scoring import command, rows
+from ray_pipeline.scoring.job import Job, Work, run
+from ray_pipeline.scoring.rows import Columns
+from ray_pipeline.scoring.scorer import NOT_FINITE, Scored
+from ray_pipeline.train import loop
+
+from .made_adapters import adapter
+
+Score = Callable[[list[dict[str, Any]]], Scored]
+
+
+class Lengths:
+    """Scores a row by the length of its query; notes each call, and ends its process at the first one if told."""
+
+    def __init__(self, notes: Path, dies: bool = False) -> None:
+        self._notes, self._dies = notes, dies
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Scored:
+        first = not self._notes.exists()
+        with self._notes.open("a") as file:
+            file.write(f"{len(rows)}\n")
+        if first and self._dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        scores = np.array([len(row["query"]) / 100 for row in rows], np.float32)
+        reasons = [NOT_FINITE if row["query"] == "nan" else None for row in rows]
+        return Scored(scores, np.zeros(len(rows), np.bool_), list(reasons))
+
+
+def pairs(folder: Path, count: int = 40) -> str:
+    folder.mkdir(exist_ok=True)
+    table = pa.table(
+        {"id": list(range(count)), "query": ["x" * (i + 1) for i in range(count)], "target": ["a"] * count}
+    )
+    pq.write_table(table, folder / "pairs.parquet")
+    return str(folder)
+
+
+def job(folder: str, output: str, **changes: Any) -> Job:
+    made = Job(rows.find([folder]), Columns("query", "target", "id"), "f1", 0.2, output, shard_rows=10, workers=1)
+    return replace(made, **changes)
+
+
+def calls(notes: Path) -> int:
+    return len(notes.read_text().splitlines())
+
+
+def test_a_table_becomes_scores_and_rejected_rows() -> None:
+    texts = ["four", "nan", None, "x" * 30]
+    found: list[dict[str, Any]] = [
+        {
+            "file": "f",
+            "line": i,
+            "id": str(i),
+            "query": text,
+            "target": "a",
+            "reason": None if text else "missing query",
+        }
+        for i, text in enumerate(texts)
+    ]
+    result = Work(lambda: Lengths(Path(os.devnull)), "f1", 0.2)(pa.Table.from_pylist(found, schema=rows.CHECKED))
+    assert result.table.schema == tables.SCORED_PAIRS
+    assert result.table.select(["id", "prediction", "adapter"]).to_pylist() == [
+        {"id": "0", "prediction": 0, "adapter": "f1"}, {"id": "3", "prediction": 1, "adapter": "f1"},
+    ]  # fmt: skip
+    assert result.rejected is not None
+    assert result.rejected.select(["line", "query", "reason"]).to_pylist() == [
+        {"line": 2, "query": None, "reason": "missing query"}, {"line": 1, "query": "nan", "reason": NOT_FINITE},
+    ]  # fmt: skip
+
+
+def test_what_an_interrupted_run_has_left_is_done_and_nothing_else(
+    ray_up: None, tmp_path: Path, s3_bucket: str
+) -> None:
+    place = f"s3://{s3_bucket}/{tmp_path.name}/out"
+    wanted, notes = job(pairs(tmp_path / "in"), place), tmp_path / "notes"
+    first = run(wanted, partial(Lengths, notes))
+    assert (first.manifest.rows_in, first.manifest.rows_out, calls(notes)) == (40, 40, 4)
+    table = first.read()
+    assert table.column("id").to_pylist() == [str(i) for i in range(40)]
+    np.testing.assert_allclose(table.column("score"), (np.arange(40) + 1) / 100, rtol=1e-6)
+    assert table.column("prediction").to_pylist() == [int(i + 1 >= 20) for i in range(40)]
+    assert run(wanted, partial(Lengths, notes)).manifest == first.manifest and calls(notes) == 4
+    for name in (artifact.MANIFEST, "part-000001.parquet"):  # as a kill would have left it
+        storage.remove_file(storage.join(place, name))
+    again = run(replace(wanted, workers=2), partial(Lengths, notes))
+    assert again.read().equals(table) and calls(notes) == 5
+    assert json.loads(storage.read_bytes(storage.join(place, "run.json")))["inputs"]["adapter"] == "f1"
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_is_replaced(ray_up: None, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    found = run(job(pairs(tmp_path / "in"), str(tmp_path / "out")), partial(Lengths, notes, dies=True))
+    assert found.manifest.rows_out == 40 and calls(notes) == 5
+    assert found.read().column("id").to_pylist() == [str(i) for i in range(40)]
+
+
+def test_a_folder_of_another_run_is_refused_and_both_are_named(ray_up: None, tmp_path: Path) -> None:
+    folder, output = pairs(tmp_path / "in", 3), str(tmp_path / "out")
+    make = partial(Lengths, tmp_path / "notes")
+    run(job(folder, output), make)
+    refusals: dict[str, dict[str, Any]] = {
+        "its adapter is f1, this run's is f2": {"adapter": "f2"},
+        "its threshold is 0.2, this run's is 0.3": {"threshold": 0.3},
+        "its format is parquet, this run's is csv": {"format": "csv"},
+        "its columns is .*'id': 'id'.*'id': None": {"columns": Columns("query", "target")},
+    }
+    for said, change in refusals.items():
+        with pytest.raises(InputError, match=f"{output}: holds another run's shards: {said}"):
+            run(job(folder, output, **change), make)
+    pairs(tmp_path / "in", 4)
+    with pytest.raises(InputError, match=f"its input {folder}/pairs.parquet is"):
+        run(job(folder, output), make)
+    with pytest.raises(InputError, match="holds the input"):
+        run(job(folder, folder), make)
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(InputError, match="shards of something else"):
+        run(job(folder, output), make)
+
+
+def test_the_command_scores_as_the_model_in_a_notebook_does(
+    ray_up: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = adapter(tmp_path / "adapter", seed=1, threshold=0.4)
+    good = [{"key": f"k{i}", "search": f"shoe {i % 2}", "title": f"a {i % 3},b", "lang": "xx"} for i in range(30)]
+    lines = [json.dumps(row) for row in good] + ['{"key": "k30", "search": "shoe", "title": ""}', '{"key": "k31", ']
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    arguments = ["--adapter", saved, "--input", str(tmp_path / "*.jsonl"), "--output", str(tmp_path / "out")]
+    arguments += ["--columns", "query=search", "target=title", "id=key", "language=lang"]
+    arguments += ["--shard-rows", "12", "--format", "csv"]
+    assert command.run("test", arguments) == 0
+    said = capsys.readouterr().out
+    assert "32 rows in, 30 scored, 2 rejected" in said and "empty target: 1" in said and "broken JSON: 1" in said
+    found = artifact.load(str(tmp_path / "out"))
+    assert found is not None and len(found.shards) == 3
+    table = found.read()
+    expected = RelevanceModel.load(saved, device="cpu").score(
+        [row["search"] for row in good], [row["title"] for row in good]
+    )
+    assert table.column("id").to_pylist() == [row["key"] for row in good]
+    assert set(table.column("language").to_pylist()) == {"xx"} and set(table.column("adapter").to_pylist()) == {"f1"}
+    np.testing.assert_allclose(table.column("score"), expected, atol=1e-6)
+    assert table.column("prediction").to_pylist() == (expected >= np.float32(0.4)).astype(int).tolist()
+    copies = pa.concat_tables(pyarrow.csv.read_csv(path) for path in sorted((tmp_path / "out").glob("*.csv")))
+    np.testing.assert_allclose(copies.column("score"), expected, atol=1e-6)
+    assert copies.column("id").to_pylist() == table.column("id").to_pylist()
+    refused = found.rejected()
+    assert refused is not None and set(refused.column("line").to_pylist()) == {31, 32}
+    assert found.manifest.extra == {"truncated": 0, "repeated": 12}
+    assert command.run("test", [*arguments, "--threshold", "0.9"]) == 1
+    assert "its threshold is 0.4, this run's is 0.9" in capsys.readouterr().err
+
+
+def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from ray_pipeline.scoring import adapters
+    from ray_pipeline.scoring.scorer import Scorer
+
+    real, lengths = loop.score, list[int]()
+
+    def small(model: Any, prompts: list[list[int]], *rest: Any) -> Any:
+        lengths.extend(map(len, prompts))
+        if max(map(len, prompts)) == max(lengths):
+            raise torch.OutOfMemoryError
+        found = real(model, prompts, *rest)
+        return np.where([len(ids) == min(lengths) for ids in prompts], np.nan, found)
+
+    scorer = Scorer(adapters.read([adapter(tmp_path / "adapter")]), "cpu", 64)
+    monkeypatch.setattr(loop, "score", small)
+    texts = ["x", "a table of oak", "very long " * 60, "a green table of oak"]
+    found = [{"file": "f", "line": i, "id": str(i), "query": text, "target": "a"} for i, text in enumerate(texts)]
+    result = Work(lambda: scorer, "f0", 0.5)(pa.Table.from_pylist(found, schema=rows.CHECKED))
+    assert result.rejected is not None
+    assert dict(zip(*result.rejected.select(["id", "reason"]).to_pydict().values(), strict=True)) == {
+        "0": NOT_FINITE, "2": "out of memory",
+    }  # fmt: skip
+    assert result.table.column("id").to_pylist() == ["1", "3"] and result.extra["truncated"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--columns", "querry=x"], ["--columns", "query="], ["--format", "xml"], ["--workers", "0"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as found:
+        command.run("test", ["--adapter", "a", "--input", "b", "--output", "c", *arguments])
+    assert found.value.code == 2
+
+
+def test_a_problem_of_the_users_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = ["--input", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out")]
+    assert command.run("test", ["--adapter", str(tmp_path), *usual]) == 1
+    assert f"{tmp_path}: holds no relevance.json" in capsys.readouterr().err
+    assert command.run("test", ["--adapter", adapter(tmp_path / "adapter"), *usual]) == 1
+    assert "none.csv: no such file or folder, or nothing in it; check --input" in capsys.readouterr().err

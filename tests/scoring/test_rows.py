@@ -1,0 +1,131 @@
+"""Raw files cut into pieces: every row once and in order, whatever the format; what is wrong with a row is said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from ray_pipeline.errors import InputError
+from ray_pipeline.scoring import rows
+from ray_pipeline.scoring.rows import Columns
+
+COLUMNS = Columns(query="q", target="t", id="key", language="lang")
+PAIRS = [
+    {"key": i, "q": f'query "{i}"\nof two lines, größe 靴', "t": f"a,b {i}", "lang": "de" if i % 3 else None}
+    for i in range(23)
+]
+
+
+def write(folder: Path, format: str, pairs: list[dict[str, Any]] = PAIRS, **options: Any) -> str:
+    path = folder / f"pairs.{format}"
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(pairs), path, **options)
+    elif format == "csv":
+        path.write_bytes(b"\xef\xbb\xbf")
+        with path.open("ab") as file:
+            pyarrow.csv.write_csv(pa.Table.from_pylist(pairs), file)
+    else:
+        path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+    return str(path)
+
+
+def read(path: str, size: int, columns: Columns = COLUMNS) -> list[pa.Table]:
+    return [rows.read(piece, columns) for piece in rows.pieces(rows.find([path]), size).values()]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("size", [1, 5, 22, 23, 1000])
+def test_every_row_once_in_order_in_pieces_of_the_size_asked_for(format: str, size: int, tmp_path: Path) -> None:
+    found = read(write(tmp_path, format, **({"row_group_size": 9} if format == "parquet" else {})), size)
+    assert max(table.num_rows for table in found) <= size
+    table = pa.concat_tables(found)
+    assert table.schema == rows.CHECKED
+    assert table.column("id").to_pylist() == [str(i) for i in range(23)]
+    assert table.column("query").to_pylist() == [f'query "{i}" of two lines, größe 靴' for i in range(23)]
+    languages = [None if value == "" else value for value in table.column("language").to_pylist()]
+    assert languages == [pair["lang"] for pair in PAIRS]
+    assert set(table.column("reason").to_pylist()) == {None}
+    lines = table.column("line").to_pylist()
+    assert lines == sorted(set(lines)) and lines[0] == {"parquet": 1, "jsonl": 1, "csv": 3}[format]
+
+
+def test_pieces_are_named_in_the_order_of_the_files(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "jsonl", [{"q": name, "t": str(i)} for i in range(3)])
+    (tmp_path / "a" / "_SUCCESS").touch()
+    pieces = rows.pieces(rows.find([str(tmp_path / "b"), str(tmp_path / "a")]), 2)
+    assert list(pieces) == [f"part-{i:06d}.parquet" for i in range(4)]
+    table = pa.concat_tables(rows.read(piece, Columns("q", "t")) for piece in pieces.values())
+    assert table.column("query").to_pylist() == ["b"] * 3 + ["a"] * 3
+    assert table.column("id").to_pylist() == ["0-1", "0-2", "0-3", "1-1", "1-2", "1-3"]
+
+
+def test_what_is_wrong_with_a_line_is_said_and_the_others_are_kept(tmp_path: Path) -> None:
+    lines = [
+        b'{"key": 1, "q": "red", "t": "a"}', b'{"key": 2, "q": "red"', b"", b'{"key": 3, "q": "\xff", "t": "a"}',
+        b'{"key": 4, "q": " ", "t": "a"}', b'{"key": 5, "q": "red", "t": ""}', b'{"key": 6, "q": "red"}',
+        b'{"key": 7, "q": ["red"], "t": "a"}', b'{"q": "red", "t": "a"}', b'{"key": 9, "q": 9, "t": 1.5}',
+    ]  # fmt: skip
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    (table,) = read(str(path), 100, Columns("q", "t", "key"))
+    assert list(zip(table.column("line").to_pylist(), table.column("reason").to_pylist(), strict=True)) == [
+        (1, None), (2, "broken JSON"), (4, "invalid UTF-8"), (5, "empty query"), (6, "empty target"),
+        (7, "missing target"), (8, "query is not text"), (9, "missing id"), (10, None),
+    ]  # fmt: skip
+    assert table.to_pylist()[-1]["query"] == "9" and table.to_pylist()[-1]["target"] == "1.5"
+    assert '{"key": 2' in table.to_pylist()[1]["detail"] and table.to_pylist()[3]["file"] == str(path)
+
+
+def test_what_is_wrong_with_a_row_of_parquet_is_said(tmp_path: Path) -> None:
+    broken = pa.array([b"red", b"\xff", b"red", b"red", None])
+    text = pa.Array.from_buffers(pa.string(), len(broken), broken.buffers())
+    table = pa.table({"q": text, "t": ["a", "a", " ", None, "a"], "n": [["x"], None, None, None, None]})
+    pq.write_table(table, tmp_path / "odd.parquet")
+    (found,) = read(str(tmp_path / "odd.parquet"), 100, Columns("q", "t"))
+    assert found.column("reason").to_pylist() == [
+        None, "invalid UTF-8", "empty target", "missing target", "missing query",
+    ]  # fmt: skip
+    (found,) = read(str(tmp_path / "odd.parquet"), 100, Columns("q", "n"))
+    assert found.column("reason").to_pylist()[0] == "target is not text"
+
+
+def test_a_row_of_csv_with_too_many_fields_costs_itself_only(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text('q,t\nred,a\nred,a,b\n"two\nlines",c\n')
+    table = pa.concat_tables(read(str(path), 1, Columns("q", "t")))
+    assert table.column("reason").to_pylist() == [None, "wrong number of fields", None]
+    assert table.column("line").to_pylist() == [2, 3, 5]
+
+
+def test_the_usual_columns_are_found(tmp_path: Path) -> None:
+    (file,) = rows.find([write(tmp_path, "jsonl", [{"origin_query": "a", "category_path": "b", "id": 1}])])
+    assert rows.columns(file, "QC", {}) == Columns("origin_query", "category_path", "id")
+    assert rows.columns(file, "QI", {"target": "id"}) == Columns("origin_query", "id", "id")
+    with pytest.raises(InputError, match="no column 'other'"):
+        rows.columns(file, "QC", {"language": "other"})
+    with pytest.raises(InputError, match=r"no column 'target', only \['category_path', 'id', 'origin_query'\]"):
+        rows.columns(file, "QI", {})
+    with pytest.raises(InputError, match="no column 'query_en'"):
+        rows.columns(file, "QC", {}, english=True)
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_a_column_that_is_not_there_is_named(format: str, tmp_path: Path) -> None:
+    path = write(tmp_path, format)
+    with pytest.raises(InputError, match=f"{path}: has no column 'nope', only .*'lang'.*--columns"):
+        read(path, 100, Columns("q", "nope"))
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_files_without_rows(format: str, tmp_path: Path) -> None:
+    path = tmp_path / f"none.{format}"
+    path.write_bytes(b"q,t\n" if format == "csv" else b"")
+    if format == "parquet":
+        pq.write_table(pa.table({"q": pa.array([], pa.string())}), path)
+    assert rows.pieces(rows.find([str(path)]), 10) == {}
