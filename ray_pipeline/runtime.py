@@ -191,8 +191,12 @@ def _has_no_such_nodes(each: Mapping[str, float]) -> bool:
     if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in up):
         return False
     said = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status()).autoscaling_state
-    groups = said.infeasible_gang_resource_requests
-    return any(each.items() <= dict(one.resources_bundle).items() for group in groups for one in group.requests)
+    asked = [
+        one
+        for group in said.infeasible_gang_resource_requests
+        for one in (*group.requests, *(one for choice in group.bundle_selectors for one in choice.resource_requests))
+    ]
+    return any(each.items() <= dict(one.resources_bundle).items() for one in asked)
 
 
 def _described(workers: int, each: Mapping[str, float]) -> str:

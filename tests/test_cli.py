@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline import artifact, cli, pipeline
+from ray_pipeline.gemini.client import KEY_VARIABLES
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_server import GeminiServer
 
@@ -128,6 +129,14 @@ def test_a_wrong_key(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with gemini(monkeypatch, key="another-key") as server:
         code, said = job("translate", languages__correct=False, gemini__base_url=server.url)
     assert code == 1 and server.url in said and "GEMINI_API_KEY" in said and "sandbox-key" not in said
+
+
+def test_a_missing_key_is_named_before_any_work(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    code, said = job("split", gemini__base_url="http://127.0.0.1:9")
+    assert code == 1 and "no Gemini key" in said and "GEMINI_API_KEY" in said
+    assert not (job.folder / "work" / "ingest").exists()
 
 
 def test_the_same_command_goes_on_after_a_corrupt_shard_is_removed(job: Job) -> None:

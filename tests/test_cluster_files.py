@@ -239,3 +239,25 @@ def test_the_dashboard_shows_the_counters_that_workers_keep() -> None:
     kept = {*telemetry.NAMES, *(f"gemini_{name}" for name in re.findall(r"\w+", listed[1]))}
     assert set(re.findall(r"ray_(\w+)_total", asked)) == kept
     assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_image_s_pip_steps_make_an_environment_in_which_everything_imports(tmp_path: Path) -> None:
+    """The Dockerfile's own commands, stage after stage, in an empty environment, for CPUs."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    place = tmp_path / "sources"
+    place.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"PATH": f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}", "FAISS": "cpu"}
+    for name, rest in instructions():
+        if name == "COPY" and "--from" not in rest:
+            for item in rest.split()[1:-1]:
+                shutil.copytree(ROOT / item, place / item) if (ROOT / item).is_dir() else shutil.copy(
+                    ROOT / item, place
+                )
+        if name == "RUN":
+            subprocess.run(["bash", "-euc", rest], cwd=place, env=environment, check=True)
+    command = json.loads(next(rest for name, rest in instructions() if name == "HEALTHCHECK").split("CMD ")[1])
+    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert len(told.splitlines()) == len(health.PACKAGES)
