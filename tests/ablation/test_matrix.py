@@ -108,7 +108,7 @@ def test_two_matrices_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ladder-qc", "ladder-qi"])
 def test_the_projects_ladders_are_of_valid_recipes(tmp_path: Path, name: str) -> None:
-    (study,) = read(str(RECIPES / f"{name}.yaml"), folder=tmp_path)
+    (study,) = read(str(RECIPES / "ablations" / f"{name}.yaml"), folder=tmp_path)
     assert study.baseline == "translated" and len(study.seeds) == 3 and len(study.lines) >= 14
     runs = {line.name: line.runs[0] for line in study.lines}
     assert runs["original"].translate.languages == [] and runs["translated"].negatives.easy_per_positive == 0
