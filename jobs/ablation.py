@@ -1,7 +1,7 @@
 """Many recipes or variants against a baseline: one table with intervals, significance, cost and time.
 
-    python jobs/ablation.py jobs/recipes/demo-ladder.yaml
-    python jobs/ablation.py jobs/recipes/ladder-qc.yaml --seeds 0 1 2 --output runs/ladder-qc
+    python jobs/ablation.py jobs/recipes/ablations/demo-ladder.yaml
+    python jobs/ablation.py jobs/recipes/ablations/ladder-qc.yaml --seeds 0 1 2 --output runs/ladder-qc
     python jobs/ablation.py my-shop.yaml my-shop-without-negatives.yaml --seeds 0 1
 
 What the recipes agree on is made once, runs follow each other, and the same command again goes on where it was stopped.

@@ -41,6 +41,7 @@ def compare(run: Mapping[str, Artifact], other: Mapping[str, Artifact], name: st
         name,
         differences,
         int(other["train"].manifest.extra["training_rows"]),
+        int(run["train"].manifest.extra["training_rows"]),
         gained=_changed(run["dedupe"], first, second, (here == labels) & (there != labels)),
         lost=_changed(run["dedupe"], first, second, (here != labels) & (there == labels)),
     )

@@ -1,6 +1,7 @@
 """What a reader of the report should know, in words: the failure signatures, each with its number."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from ray_pipeline.report.data import Difference, Estimate, Finding, Slice, TaskReport
@@ -16,6 +17,8 @@ MIN_ROWS = 30  # a bootstrap of fewer rows looks narrower than it is
 MAX_ECE = 0.1
 MAX_REJECTED = 0.2
 MIN_AUROC = 0.6
+CONTRADICTED_GAP = 0.1  # share of an origin's rows beyond that of the originals
+REMOVED_LEAK = "dev or test"  # in deduplication's reason for a leak that it removed
 
 
 def findings(task: TaskReport) -> list[Finding]:
@@ -33,6 +36,9 @@ def findings(task: TaskReport) -> list[Finding]:
         _comparison,
         _hard_negatives,
         _calibration,
+        _choices,
+        _leaks,
+        _contradicted,
         _audit,
         _versions,
         _few_rows,
@@ -131,9 +137,8 @@ def _comparison(task: TaskReport) -> Iterator[Finding]:
     name, there = task.comparison.name, task.comparison.training_rows
     whole = _whole(task.comparison.differences)
     withheld = [one for one in task.comparison.differences if one.name == WITHHELD_GROUP and one is not whole]
-    sizes = "".join(
-        f" Training rows: {here:,} here, {there:,} there." for part, here, _ in task.parts if part == "train"
-    )
+    here = task.comparison.own_training_rows
+    sizes = "" if here is None else f" Training rows: {here:,} here, {there:,} there."
     for one in [whole, *withheld]:
         where = "" if one is whole else f" in {WITHHELD_GROUP}"
         level, verdict = _verdict(one.f1)
@@ -185,6 +190,47 @@ def _calibration(task: TaskReport) -> Iterator[Finding]:
             "them, do not read them as probabilities."
         )
         yield Finding("warning", "Scores are not calibrated", text)
+
+
+def _choices(task: TaskReport) -> Iterator[Finding]:
+    """Thresholds and calibration that holdout speaks against."""
+    for gain in task.gains:
+        worse = gain.difference.high < 0 if gain.figure == "f1" else gain.difference.low > 0
+        if worse:
+            figure = {"f1": "F1", "log_loss": "log loss", "ece": "calibration error"}[gain.figure]
+            text = f"On holdout {gain.choice} changes {figure} by {_shown(gain.difference, '+')}: tune misled it."
+            yield Finding("warning", f"A choice made on tune does harm: {gain.choice}", text)
+
+
+def _leaks(task: TaskReport) -> Iterator[Finding]:
+    """Rows of dev and test that training has seen, where the recipe keeps them."""
+    if task.account is None or any(REMOVED_LEAK in reason for reason in task.account.removed):
+        return
+    found = {place: rows for place, rows in task.account.leaks.items() if place in ("dev", "test") and rows}
+    if found:
+        figures = ", ".join(f"{rows:,} stand in {place}" for place, rows in found.items())
+        text = f"Of the training rows {figures}: figures on these flatter. Set dedupe.remove_leaks."
+        yield Finding("note", "Training has seen rows of dev or test", text)
+
+
+def _contradicted(task: TaskReport) -> Iterator[Finding]:
+    """Origins of which models contradict much more than of the originals."""
+    rows: Counter[str] = Counter()
+    against: Counter[str] = Counter()
+    for one in task.self_validation:
+        rows[one.origin] += one.rows
+        against[one.origin] += one.contradicted
+    shares = {origin: against[origin] / rows[origin] for origin in rows if rows[origin] >= MIN_ROWS}
+    if "original" not in shares:
+        return
+    for origin, share in shares.items():
+        if share > shares["original"] + CONTRADICTED_GAP:
+            words = f"{origin.replace('_', ' ')} rows"
+            text = (
+                f"Models trained without them contradict {share:.1%} of the {words} and {shares['original']:.1%} of "
+                "the originals: wrong labels, or unnatural text."
+            )
+            yield Finding("warning", f"Many {words} are contradicted", text)
 
 
 def _audit(task: TaskReport) -> Iterator[Finding]:

@@ -1,7 +1,6 @@
 """Figures on labelled rows, with 95 % intervals that resample queries: a query's rows hang together."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,18 +10,13 @@ from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
 
 from ray_pipeline import resample
 from ray_pipeline.report.data import Estimate, Slice
+from ray_pipeline.sums import SCALARS, Sums, bins_of, distinct
 
 Array = npt.NDArray[Any]
 
 RATES = ("f1", "precision", "recall")
-SCALARS = ("auroc", "pr_auc", "log_loss", "ece")
 MIN_GROUPS = 5
 """Below this many groups a bootstrap says nothing: the bounds are NaN."""
-ECE_BINS = 15
-LEVELS = 256
-"""Of scores, in a bootstrap sample: more distinct ones are put together by rank. The figures themselves are exact."""
-LOSS_FLOOR = float(np.finfo(np.float32).eps)
-"""The least probability that log-loss takes an answer for: a score of 0 for a relevant row costs 15.9 nats."""
 _CELLS = 4_000_000  # bootstrap weights held at once: 32 MB
 
 
@@ -94,20 +88,18 @@ def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, s
     """`auroc`, `pr_auc` (average precision), `log_loss` (nats) and `ece` with intervals as in `estimate`.
 
     `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` strings or integer codes.
-    ECE: `ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
+    ECE: `sums.ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
     resampling adds noise to each bin, so that its interval leans upwards.
     With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are.
-    Samples see scores by `LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
+    Samples see scores by `sums.LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
     """
     numbers, count = resample.codes(groups)
-    sums = _Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed))
-    shift = sums.exact - sums.figures(np.ones((1, sums.columns.shape[0])))[0]
-    drawn = (
-        sums.figures(block_weights(sums.columns.shape[0], draws, seed)) + shift
-        if count >= MIN_GROUPS
-        else _none(SCALARS)
-    )
-    return _estimates(SCALARS, sums.exact, drawn, count)
+    found = Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed))
+    if count < MIN_GROUPS:
+        return _estimates(SCALARS, found.exact, _none(SCALARS), count)
+    chosen = block_weights(len(found.columns), draws, seed)
+    drawn, whole = found.figures(chosen), found.figures(np.ones((1, len(found.columns))))
+    return _estimates(SCALARS, found.exact, drawn + (found.exact - whole[0]), count)
 
 
 def scalar_difference(
@@ -115,13 +107,13 @@ def scalar_difference(
 ) -> dict[str, Estimate]:
     """The figures of `scalars` for the scores `first [n]` minus those for `second [n]` on the same rows, paired."""
     numbers, count = resample.codes(groups)
-    both = [_Sums.of(np.asarray(labels), np.asarray(one), *_blocked(numbers, count, seed)) for one in (first, second)]
+    both = [Sums.of(np.asarray(labels), np.asarray(one), *_blocked(numbers, count, seed)) for one in (first, second)]
     value = both[0].exact - both[1].exact
     if count < MIN_GROUPS:
         return _estimates(SCALARS, value, _none(SCALARS), count)
-    chosen = block_weights(both[0].columns.shape[0], draws, seed)
-    none = np.ones((1, chosen.shape[1]))
-    drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, none))
+    chosen = block_weights(len(both[0].columns), draws, seed)
+    once = np.ones((1, len(both[0].columns)))
+    drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, once))
     return _estimates(SCALARS, value, drawn + (value - whole[0]), count)
 
 
@@ -205,17 +197,6 @@ def calibration_bins(labels: Array, scores: Array, bins: int = 10) -> list[tuple
     return [(float(m), float(s), int(r)) for m, s, r in zip(mean_score, share, rows, strict=True)]
 
 
-def distinct(scores: Array) -> tuple[Array, Array]:
-    """The distinct values of `scores [n]`, rising, and the place of each row's among them, int64 `[n]`."""
-    if len(scores) == 0:
-        return scores, np.empty(0, np.int64)
-    if np.all(scores[1:] >= scores[:-1]):
-        new = np.concatenate([[True], scores[1:] != scores[:-1]])
-        return scores[new], np.cumsum(new) - 1
-    values, places = np.unique(scores, return_inverse=True)
-    return values, places
-
-
 def _confusion(labels: Array, predictions: Array) -> Array:
     """Per row `[n, 3]`: is it a true positive, a false positive, a false negative."""
     positive, predicted = np.asarray(labels) == 1, np.asarray(predictions) == 1
@@ -272,84 +253,6 @@ def rates(counts: Array) -> Array:
         )
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """What the figures of `SCALARS` are made of: sums that add up over blocks of rows."""
-
-    exact: Array
-    """The figures of all rows."""
-    columns: Array
-    """Float64 `[blocks, 2 * levels + 1 + 3 * ECE_BINS]`: positives by level, negatives by level, log-loss, and rows,
-    scores and positives by bin."""
-    levels: int
-
-    @classmethod
-    def of(cls, labels: Array, scores: Array, blocks: Array, count: int) -> "_Sums":
-        """Sums of `labels [n]` and `scores [n]` over the blocks `[n]`, of which there are so many."""
-        values, places = distinct(scores)
-        width, positive = len(values), labels == 1
-        by_value = [np.bincount(places[chosen], minlength=width)[None] for chosen in (positive, ~positive)]
-        by_value = [one.astype(float) for one in by_value]
-        loss = -np.log(np.clip(np.where(positive, scores, 1 - scores), LOSS_FLOOR, 1.0), dtype=np.float64)
-        bins = np.clip((scores * ECE_BINS).astype(np.int64), 0, ECE_BINS - 1)
-        most = min(width, LEVELS)
-        if width > LEVELS:  # levels of about equally many rows
-            below = np.cumsum(by_value[0][0] + by_value[1][0])
-            places = ((below - 1) * LEVELS // max(below[-1], 1)).astype(np.int64)[places] if width else places
-        spread = [
-            _spread(blocks[positive], places[positive], None, count, most),
-            _spread(blocks[~positive], places[~positive], None, count, most),
-            np.bincount(blocks, weights=loss, minlength=count)[:, None],
-            *(_spread(blocks, bins, column, count, ECE_BINS) for column in (None, scores, labels)),
-        ]
-        columns = np.concatenate(spread, axis=1)
-        whole = columns[:, 2 * most :].sum(axis=0, keepdims=True)
-        exact = np.concatenate([_areas(*by_value), _losses(whole)], axis=1)[0]
-        return cls(exact, columns, most)
-
-    def figures(self, weights: Array) -> Array:
-        """The figures `[draws, 4]` where each block counts so often: `weights [draws, blocks]`."""
-        drawn = weights @ self.columns
-        positives, negatives, rest = np.split(drawn, [self.levels, 2 * self.levels], axis=1)
-        return np.concatenate([_areas(positives, negatives), _losses(rest)], axis=1)
-
-
-def _spread(rows: Array, places: Array, weights: Array | None, height: int, width: int) -> Array:
-    """Sums of `weights [n]` (null: ones) by row and place: float64 `[height, width]`."""
-    return (
-        np.bincount(rows * width + places, weights=weights, minlength=height * width)
-        .reshape(height, width)
-        .astype(float)
-    )
-
-
-def _areas(positives: Array, negatives: Array) -> Array:
-    """AUROC and average precision `[draws, 2]` of the positives and negatives at each rising score `[draws, levels]`.
-
-    Equal scores count as half right in AUROC and are one threshold in average precision. NaN with one class only.
-    """
-    if positives.shape[1] == 0:
-        return np.full((len(positives), 2), np.nan)
-    below = np.cumsum(negatives, axis=1) - negatives
-    hits = np.cumsum(positives[:, ::-1], axis=1)[:, ::-1]
-    predicted = hits + np.cumsum(negatives[:, ::-1], axis=1)[:, ::-1]
-    relevant, others = positives.sum(axis=1), negatives.sum(axis=1)
-    one_class = (relevant == 0) | (others == 0)
-    with np.errstate(invalid="ignore"):
-        auroc = (positives * (below + negatives / 2)).sum(axis=1) / (relevant * others)
-        precision = np.where(predicted > 0, hits / np.where(predicted > 0, predicted, 1), 0.0)
-        average = (positives * precision).sum(axis=1) / relevant
-    return np.where(one_class[:, None], np.nan, np.stack([auroc, average], axis=1))
-
-
-def _losses(sums: Array) -> Array:
-    """Log-loss and ECE `[draws, 2]` of the sums of loss, rows, scores and positives that follow the levels."""
-    loss, rows, scores, positives = np.split(sums, [1, 1 + ECE_BINS, 1 + 2 * ECE_BINS], axis=1)
-    with np.errstate(invalid="ignore"):
-        total = rows.sum(axis=1)
-        return np.stack([loss[:, 0] / total, np.abs(scores - positives).sum(axis=1) / total], axis=1)
-
-
 def _blocked(numbers: Array, count: int, seed: int) -> tuple[Array, int]:
     """The block of each row's group, and how many blocks there are."""
     block, blocks = resample.blocks(count, seed)
@@ -369,7 +272,7 @@ def _none(names: tuple[str, ...]) -> Array:
 
 def _bins(labels: Array, scores: Array, bins: int) -> tuple[Array, Array, Array]:
     """Rows, mean score and share of positives of the equal-width bins over [0, 1] that hold rows."""
-    places = np.clip((np.asarray(scores) * bins).astype(int), 0, bins - 1)
+    places = bins_of(np.asarray(scores), bins)
     rows, score_sum, positive_sum = (
         np.bincount(places, weights=column, minlength=bins) for column in (None, scores, labels)
     )

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
-from ray_pipeline.report.data import Comparison, Difference, Estimate, Finding, Slice, StageCost, TaskReport
+from ray_pipeline.report.data import (
+    Comparison,
+    Contradicted,
+    DataAccount,
+    Difference,
+    Estimate,
+    Finding,
+    Gain,
+    Slice,
+    StageCost,
+    TaskReport,
+)
 
 NAN = math.nan
 
@@ -147,7 +158,7 @@ def test_gap_interval_joins_both_uncertainties() -> None:
     ],
 )
 def test_comparison(f1: Estimate, title: str, level: str) -> None:
-    one = found(title, report(comparison=Comparison("plain", [compared(f1)], 500)))
+    one = found(title, report(comparison=Comparison("plain", [compared(f1)], 500, 1000)))
     assert one.level == level
     assert f"{f1.value:+.3f}" in one.text
     assert "1,000 here, 500 there" in one.text
@@ -173,6 +184,33 @@ def test_hard_negatives() -> None:
 
 def test_calibration() -> None:
     assert "0.150" in found("not calibrated", report(scalars={"ece": around(0.15)})).text
+
+
+def test_choices_that_holdout_speaks_against() -> None:
+    bad = [
+        Gain("thresholds by language", "f1", 0.9, 0.88, around(-0.02)),
+        Gain("isotonic", "ece", 0.1, 0.2, around(0.1)),
+    ]
+    task = report(gains=bad)
+    assert "-0.020" in found("does harm: thresholds by language", task).text
+    assert "calibration error by +0.100" in found("does harm: isotonic", task).text
+    fine = [Gain("a", "f1", 0.9, 0.9, around(-0.005)), Gain("b", "log_loss", 0.9, 0.7, around(-0.2))]
+    assert "harm" not in titles(report(gains=fine))
+
+
+def test_leaks_that_are_kept() -> None:
+    account = DataAccount({"dev": 7, "test": 0, "holdout": 3}, {}, {}, {"duplicate": 1}, [], None)
+    one = found("has seen rows of dev or test", report(account=account))
+    assert "7 stand in dev" in one.text and "holdout" not in one.text and " 0 " not in one.text
+    removed = replace(account, removed={"leaks into dev or test": 7})
+    assert "has seen" not in titles(report(account=removed))
+
+
+def test_origins_that_models_contradict() -> None:
+    rows = [Contradicted("en", "original", 100, 4), Contradicted("de", "original", 100, 6)]
+    rows += [Contradicted("de", "translated", 50, 20), Contradicted("en", "hard_negative", 20, 20)]
+    one = found("are contradicted", report(self_validation=rows))
+    assert one.title == "Many translated rows are contradicted" and "40.0%" in one.text and "5.0%" in one.text
 
 
 def test_audit() -> None:

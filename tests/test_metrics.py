@@ -11,7 +11,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped, unused-ignore]
     roc_auc_score,
 )
 
-from ray_pipeline import metrics, resample
+from ray_pipeline import metrics, resample, sums
 from ray_pipeline.metrics import Array
 from ray_pipeline.report.data import Estimate
 
@@ -205,7 +205,7 @@ def test_scalars_of_any_slice_agree_with_scikit_learn(levels: int) -> None:
     ):
         mine = places == ["a", "b", "c"].index(one.name)
         figures = [one.scalars[name].value for name in metrics.SCALARS[:3]]
-        clipped = np.clip(scores[mine], metrics.LOSS_FLOOR, 1 - metrics.LOSS_FLOOR)
+        clipped = np.clip(scores[mine], sums.LOSS_FLOOR, 1 - sums.LOSS_FLOOR)
         wanted = [roc_auc_score(labels[mine], scores[mine]), average_precision_score(labels[mine], scores[mine])]
         assert figures == pytest.approx([*wanted, log_loss(labels[mine], clipped)])
         assert one.rows == mine.sum() and one.queries == len(np.unique((np.arange(3000) // 4)[mine]))
@@ -231,7 +231,7 @@ def test_blocks_of_groups_and_levels_of_scores_leave_intervals_as_they_are(monke
     groups = np.arange(6000) // 3
     plain = metrics.scalars(labels, scores, groups)
     monkeypatch.setattr(resample, "MOST_BLOCKS", 400)
-    monkeypatch.setattr(metrics, "LEVELS", 50)
+    monkeypatch.setattr(sums, "LEVELS", 50)
     coarse = metrics.scalars(labels, scores, groups)
     for name in metrics.SCALARS:
         assert coarse[name].value == pytest.approx(plain[name].value)

@@ -13,7 +13,7 @@ from ray_pipeline.errors import RecipeError
 from ray_pipeline.recipe import Recipe
 
 Make = Callable[..., Recipe]
-RECIPES = sorted((Path(__file__).parents[1] / "jobs" / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "jobs" / "recipes").glob("*.yaml"))
 MINIMAL = {"name": "small", "task": "QC", "data": {"train": ["train.txt"]}}
 
 

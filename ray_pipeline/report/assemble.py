@@ -96,9 +96,14 @@ def _account(dedupe: Artifact, negatives: Artifact) -> DataAccount:
         near_leaks=known.get("near_leaks", {}),
         conflicts=known.get("conflicts", {}),
         removed=dedupe.manifest.reasons,
-        bands=[(kind, band, rows) for (kind, _, band), rows in bands],
+        # by kind, the band that begins with "below" first
+        bands=sorted(((kind, band, rows) for (kind, _, band), rows in bands), key=_place_of_band),
         recall=mined.get("recall"),
     )
+
+
+def _place_of_band(one: tuple[str, str, int]) -> tuple[str, bool, str]:
+    return one[0], not one[1].startswith("below"), one[1]
 
 
 def _contradicted(verdicts: Artifact) -> list[Contradicted]:

@@ -104,6 +104,8 @@ class Comparison:
     differences: list[Difference]
     training_rows: int
     """Training rows of the comparison."""
+    own_training_rows: int | None = None
+    """Training rows of this run; null: not known."""
     gained: list[Changed] = field(default_factory=list)
     """Examples of rows that only this run answers rightly, those whose probability moved most first."""
     lost: list[Changed] = field(default_factory=list)

@@ -131,14 +131,14 @@ def bounds(estimate: Estimate, sign: bool = False) -> str:
     return f"{estimate.low:.3f}–{estimate.high:.3f}"
 
 
-def unknown(estimate: Estimate, part: Slice) -> str:
-    """Why a slice's figure, or its interval, cannot be known; empty where it can."""
+def unknown(estimate: Estimate, part: Slice, both_classes: bool) -> str:
+    """Why a slice's figure says nothing; empty where it does. Some figures need rows of `both_classes`."""
+    if both_classes and part.rows and part.positives in (0, part.rows):
+        return "one class only"
     if math.isfinite(estimate.value) and math.isfinite(estimate.low):
         return ""
     if part.queries is not None and part.queries < MIN_GROUPS:
         return f"{part.queries} {'query' if part.queries == 1 else 'queries'}: too few"
-    if part.positives in (0, part.rows):
-        return "one class only"
     return "" if math.isfinite(estimate.value) else "undefined"
 
 

@@ -11,6 +11,8 @@ import pytest
 from ray_pipeline.report.data import Estimate, Report, TranslationQuality
 from ray_pipeline.report.render import bounds, duration, merged_stages, money, render, total, verdict
 
+from .sample import account as sample_account
+from .sample import comparison as sample_comparison
 from .sample import people as sample_people
 from .sample import sample_report, sample_task
 
@@ -93,8 +95,29 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "withheld languages 0.858 0.840–0.876",
         "no-translation",
         "seen languages 800 +0.002 −0.009 to +0.013",
+        "better 96 51 < 0.001",
+        "397,512",
+        "German Wanderschuhe hiking shoes shoes,boots relevant 0.910 0.220",
+        "Rows that only “no-translation” answers rightly: the 1 whose",
+        "靴 24cm shoes,socks not relevant 0.710 0.310",
+        "garden 3 queries: too few",
+        "musical instruments one class only one class only 1.014",
+        "musical instruments one class only one class only 0.100",
+        "shoes 0.934 0.928–0.940",
+        "from a probability of 0.423",
+        "languages with enough rows of tune have a threshold of their own",
+        "the task’s threshold in place of 0.5 F1 0.887 0.891 +0.004 +0.002 to +0.006 better",
+        "Log loss 0.312 0.291 −0.021 −0.025 to −0.017 better",
+        "a temperature of 1.310",
+        "English 1,210 0.410 0.414",
+        "Korean 60 the task’s: too few rows, or one class 0.423",
+        "dev 311 holdout 0",
+        "decided 402",
+        "near duplicate 640",
+        "99.3% of the true",
+        "hard negative 0.3 to 0.5 4,200",
+        "German de translated 42,000 1,260 3.0%",
         "no difference that the rows can show",
-        "483,000",
         "240,000",
         "holdout 6,080 66.7%",
         "test 100,000 unknown",
@@ -154,6 +177,11 @@ def test_all_texts_are_escaped() -> None:
         people=replace(sample_people(), annotators=[evil], meaning_kept={evil: sample_people().checks["length"]}),
         audit_examples=[dict.fromkeys(base.audit_examples[0], evil)],
         errors=[{**base.errors[0], "language": evil, "target": evil}],
+        gains=[replace(base.gains[0], choice=evil)],
+        breakdowns=[replace(base.breakdowns[0], name=evil, slices=[replace(base.languages[0], name=evil)])],
+        comparison=replace(sample_comparison(), name=evil),
+        account=replace(sample_account(), removed={evil: 1}, bands=[(evil, evil, 1)]),
+        self_validation=[replace(base.self_validation[0], origin=evil)],
         findings=[replace(base.findings[0], title=evil, text=evil)],
     )
     report = replace(sample_report(), title=evil, notice=evil, command=evil, versions={evil: evil}, tasks=[task])
@@ -166,7 +194,7 @@ def test_all_texts_are_escaped() -> None:
 def test_scripts_have_their_direction_and_language(page: Page) -> None:
     spans = [(key, value) for tag, key, value in page.attributes if tag == "span" and key in ("lang", "dir")]
     assert ("lang", "ar") in spans and ("lang", "th") in spans
-    assert spans.count(("dir", "auto")) == 2 * 7
+    assert spans.count(("dir", "auto")) == 2 * (7 + 2)
 
 
 def test_one_task_has_no_average() -> None:
@@ -181,7 +209,8 @@ def test_a_bare_report_renders() -> None:
     task = replace(
         base, headline=empty, default_threshold_f1=unknown, scalars={}, seen_auroc=NAN, languages=[], groups=[],
         pr_curve=[], calibration=[], composition=[], parts=[], audit=[], audit_examples=[], curves=[], errors=[],
-        findings=[], stages=[], comparison=None, audit_quality=[], people=None,
+        findings=[], stages=[], comparison=None, audit_quality=[], people=None, breakdowns=[],
+        decision=None, gains=[], account=None, self_validation=[],
     )  # fmt: skip
     report = replace(one_task(sample_report()), tasks=[task], notice=None, versions={})
     page = Page(render(report))
@@ -251,6 +280,13 @@ def test_totals_say_when_a_price_is_unknown() -> None:
 )
 def test_verdicts(low: float, high: float, words: str) -> None:
     assert verdict(Estimate((low + high) / 2, low, high))[1] == words
+
+
+def test_less_is_better_for_some() -> None:
+    assert (
+        verdict(Estimate(-0.1, -0.2, -0.05), True)[1] == "better"
+        and verdict(Estimate(0.1, 0.05, 0.2), True)[1] == "worse"
+    )
 
 
 def test_numbers_in_words() -> None:

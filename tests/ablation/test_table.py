@@ -1,0 +1,74 @@
+"""The one table: as a page, Markdown, Parquet, and for the index."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_pipeline.ablation import table
+from ray_pipeline.ablation.runs import Ran
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report import index
+from tests.report.test_render import Page
+
+from . import ran
+from .test_verdicts import HARD
+
+
+@pytest.fixture
+def runs(tmp_path: Path, make_recipe: Any) -> tuple[Recipe, list[Ran]]:
+    recipe = make_recipe(evaluate__bootstrap_draws=100)
+    wrong = {"base": HARD | set(range(2, 80, 6)), "<i>better</i>": HARD}
+    found = [
+        ran.run(tmp_path, recipe, line.strip("</i>"), seed, some) for seed in (0, 1) for line, some in wrong.items()
+    ]
+    named = [replace(one, line="<i>better</i>") if one.line == "better" else one for one in found]
+    return recipe, [*named, Ran("ladder", "broken", 0, {}, "needs a <GPU>"), Ran("ladder", "broken", 1, {}, "again")]
+
+
+def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], tmp_path: Path) -> None:
+    recipe, done = runs
+    study = ran.study(recipe, ["base", "<i>better</i>", "broken"], [0, 1])
+    urls = table.write([study], done, str(tmp_path / "out"), "python jobs/ablation.py <x>")
+    assert [Path(url).name for url in urls] == ["ablation.html", "ablation.md", "ablation.parquet", "ablation.json"]
+    html = Path(urls[0]).read_text()
+    page = Page(html)
+    assert page.open == [] and "<i>" not in html and "http" not in html and page.values("src") == []
+    assert "<i>better</i>" in page.text and "needs a <GPU>" in page.text and "python jobs/ablation.py <x>" in page.text
+    assert "broken failed" in page.text and "Davison and Hinkley" in page.text and "base baseline" in page.text
+    ids = page.values("id")
+    assert len(ids) == len(set(ids)) and {link[1:] for link in page.values("href")} <= set(ids)
+
+    lines = Path(urls[1]).read_text().splitlines()
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
+    }
+    assert {len(cells) for cells in rows.values()} == {10}
+    assert rows["<i>better</i>"][5] == "better" and rows["base"][5] == "baseline" and rows["broken"][5] == "failed"
+    assert "- broken failed, seed 0: needs a <GPU>" in lines
+
+    stored = pq.read_table(urls[2])
+    assert stored.schema.equals(table.SCHEMA)
+    whole = {row["variant"]: row for row in stored.to_pylist() if row["slice"] == "all"}
+    assert set(whole) == {"base", "<i>better</i>"} and whole["base"]["difference"] is None
+    better = whole["<i>better</i>"]
+    assert better["difference_low"] > 0 and better["p_holm"] < 0.05 and better["seeds"] == [0, 1]
+    assert rows["<i>better</i>"][0] == f"{better['f1']:.3f}"
+
+    study_headline = json.loads(Path(urls[3]).read_text())["studies"][0]
+    assert study_headline["best"]["variant"] == "<i>better</i>" and study_headline["better"] == ["<i>better</i>"]
+    assert (study_headline["variants"], study_headline["seeds"], study_headline["failed"]) == (3, 2, 1)
+    listing = Page(Path(index.write(str(tmp_path))).read_text())
+    assert "out/ablation.html" in listing.values("href") and "<i>better</i>" in listing.text
+
+
+def test_a_study_of_which_nothing_ran_is_a_table_all_the_same(runs: tuple[Recipe, list[Ran]]) -> None:
+    recipe, done = runs
+    found = table.sections([ran.study(recipe, ["broken"], [0])], done)
+    assert "failed" in table.markdown(found) and pq.read_table(io.BytesIO(table.parquet(found))).num_rows == 0
+    page = Page(table.page(found, [], "c"))
+    assert page.open == [] and "nan" not in page.text

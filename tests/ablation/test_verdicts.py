@@ -1,0 +1,108 @@
+"""Means, intervals and significance against what is known of the answers."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_pipeline.ablation import verdicts
+from ray_pipeline.ablation.runs import Ran
+from ray_pipeline.ablation.verdicts import Verdict
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.report.data import Estimate
+
+from . import ran
+
+HARD = set(range(1, 60, 4))
+"""Rows that nobody answers rightly."""
+
+
+@pytest.fixture
+def recipe(make_recipe: Any) -> Recipe:
+    found: Recipe = make_recipe(evaluate__bootstrap_draws=100)
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path: Path, recipe: Recipe) -> list[Ran]:
+    """The baseline, one that is better on every third row, and one that is as good on other rows."""
+    wrong = {"base": HARD | set(range(2, 80, 6)), "better": HARD, "alike": HARD | set(range(5, 80, 6))}
+    return [ran.run(tmp_path, recipe, line, seed, some | {7 * seed}) for seed in (0, 1) for line, some in wrong.items()]
+
+
+def width(figure: Estimate) -> float:
+    return figure.high - figure.low
+
+
+def whole(found: list[Verdict]) -> dict[str, Verdict]:
+    return {one.variant: one for one in found if one.slice == "all"}
+
+
+def test_means_are_over_seeds_and_differences_to_the_baseline(runs: list[Ran], recipe: Recipe) -> None:
+    study = ran.study(recipe, ["base", "better", "alike"], [0, 1])
+    found = whole(verdicts.verdicts(study, runs))
+    assert found["base"].difference is None and math.isnan(found["base"].p)
+    for one in found.values():
+        assert one.seeds == [0, 1] and one.rows == ran.ROWS and one.f1.value == pytest.approx(np.mean(one.by_seed))
+        assert one.f1.low < one.f1.value < one.f1.high
+    better, alike = found["better"], found["alike"]
+    assert better.difference is not None and alike.difference is not None
+    assert better.difference.value == pytest.approx(better.f1.value - found["base"].f1.value)
+    assert better.difference.low > 0 and better.p < better.p_holm < 0.05
+    assert alike.difference.low < 0 < alike.difference.high and alike.p_holm > 0.05
+    apart = math.hypot(width(better.f1), width(found["base"].f1))
+    assert width(better.difference) < 0.85 * apart, "what is hard for both cancels"
+
+
+def test_slices_are_of_languages_and_whether_training_has_seen_them(runs: list[Ran], recipe: Recipe) -> None:
+    found = verdicts.verdicts(ran.study(recipe, ["base", "better"], [0, 1]), runs)
+    sizes = {one.slice: one.rows for one in found if one.variant == "better"}
+    assert sizes == {"all": 80, SEEN_GROUP: 60, WITHHELD_GROUP: 20, "en": 60, "de": 20}
+
+
+def test_seeds_widen_the_interval(tmp_path: Path, recipe: Recipe) -> None:
+    few, many = HARD | {0}, HARD | set(range(0, 60, 2))
+    runs = [ran.run(tmp_path, recipe, "base", seed, wrong) for seed, wrong in enumerate((few, many))]
+    both = whole(verdicts.verdicts(ran.study(recipe, ["base"], [0, 1]), runs))["base"]
+    alone = [whole(verdicts.verdicts(ran.study(recipe, ["base"], [s]), [runs[s]]))["base"] for s in (0, 1)]
+    assert both.f1.high - both.f1.low > max(one.f1.high - one.f1.low for one in alone)
+    assert both.by_seed == [one.f1.value for one in alone]
+
+
+def test_a_run_that_failed_is_left_out_and_pairs_are_of_common_seeds(runs: list[Ran], recipe: Recipe) -> None:
+    broken = [
+        replace(one, artifacts={}, problem="no GPU") if (one.line, one.seed) == ("base", 1) else one for one in runs
+    ]
+    study = ran.study(recipe, ["base", "better", "gone"], [0, 1])
+    found = whole(verdicts.verdicts(study, broken))
+    assert set(found) == {"base", "better"} and found["base"].seeds == [0] and found["better"].seeds == [0, 1]
+    assert found["better"].difference is not None
+    assert found["better"].difference.value == pytest.approx(found["better"].by_seed[0] - found["base"].by_seed[0])
+    assert verdicts.verdicts(study, []) == []
+
+
+def test_holm() -> None:
+    nothing = Estimate(0.0, 0.0, 0.0)
+    base = Verdict("v", "all", 9, [0], [0.5], nothing, nothing, nothing, nothing)
+    found = verdicts._holm([replace(base, p=p) for p in (0.04, 0.01, math.nan, 0.03)])
+    assert [one.p_holm for one in found if not math.isnan(one.p_holm)] == pytest.approx([0.06, 0.03, 0.06])
+    assert math.isnan(found[2].p_holm)
+
+
+def test_p_is_small_where_all_samples_are_on_one_side() -> None:
+    assert verdicts._p_value(np.full(999, 0.1)) == pytest.approx(2 / 1000)
+    assert verdicts._p_value(np.zeros(99)) == 1.0
+    assert math.isnan(verdicts._p_value(np.array([])))
+
+
+def test_costs_are_those_of_a_run_on_its_own_and_the_total_counts_once(runs: list[Ran], recipe: Recipe) -> None:
+    study = ran.study(recipe, ["base", "better"], [0, 1])
+    base, _ = verdicts.costs(study, runs)
+    assert (base.variant, base.training_rows, base.usd) == ("base", 5.5, 0.0)
+    assert base.seconds == pytest.approx(3 * 0.5 + 2.0) and base.training_seconds == 0.5
+    mine = [one for one in runs if one.line == "base"]
+    assert verdicts.spent([*mine, *mine]) == (pytest.approx(2 * base.seconds), 0.0)
