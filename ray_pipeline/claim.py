@@ -68,14 +68,16 @@ def _note(folder: str) -> Iterator[None]:
             raise _refused(folder, json.loads(now)["holder"])
     over = threading.Event()
 
+    def write(count: int) -> None:
+        storage.write_bytes(url, json.dumps({"holder": _holder(), "run": mine, "count": count}).encode())
+
     def renew() -> None:
         count = 0
-        while True:
-            storage.write_bytes(url, json.dumps({"holder": _holder(), "run": mine, "count": count}).encode())
+        while not over.wait(RENEWAL_SECONDS):
             count += 1
-            if over.wait(RENEWAL_SECONDS):
-                return
+            write(count)
 
+    write(0)
     renewing = threading.Thread(target=renew, daemon=True)
     renewing.start()
     try:

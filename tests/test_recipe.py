@@ -104,6 +104,25 @@ def test_what_cannot_work_is_refused_in_one_message_naming_both_fields(
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__precision": "fp16"}, "fp16 is not offered.*set train.precision bfloat16"),
+        ({"train__lora": {"rank": 0}}, "train.lora.rank: .*greater than or equal to 1"),
+        ({"train__lora": {"dropout": 1.0}}, "train.lora.dropout: .*less than 1"),
+        ({"train__patience": 0}, "train.patience: .*greater than or equal to 1"),
+        ({"train__evaluations_per_epoch": 0}, "train.evaluations_per_epoch: "),
+        ({"train__label_smoothing": 0.5}, "train.label_smoothing: .*less than 0.5"),
+        ({"train__positive_weight": 0}, "train.positive_weight"),
+        ({"train__selection": "accuracy"}, "train.selection: .*'f1', 'auroc', 'average_precision' or 'loss'"),
+        ({"train__overfit_rows": 1}, "train.overfit_rows: .*greater than or equal to 2"),
+    ],
+)
+def test_trainings_that_cannot_work(make_recipe: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(**changes)
+
+
+@pytest.mark.parametrize(
     ("task", "changes"),
     [
         ("QC", {"train__precision": "bfloat16", "train__deepspeed": "zero3"}),

@@ -58,6 +58,7 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
     with tempfile.TemporaryDirectory() as place:
         folder = storage.local_folder(adapter, Path(place) / "adapter")
         made = Path(place) / "merged"
+        saved.verify_adapter(folder)
         before = loop.score(
             model.load_adapter(found.train, folder, device), prompts, tokenizer.pad_token_id, device, BATCH_ROWS
         )

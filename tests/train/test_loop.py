@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_pipeline.errors import TrainingError
+from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.recipe import Train
 from ray_pipeline.train import loop as loops
 from ray_pipeline.train.batches import Examples
@@ -161,6 +161,76 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
     with pytest.raises(TrainingError, match=r"not finite in step \d, over the rows .*20.*: lower train\.learning_rate"):
         made.run()
     assert kept.checkpoints == []
+
+
+class Narrow(torch.nn.Module):
+    """A model on a device too small for it."""
+
+    def forward(self, *_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path: Path) -> None:
+    made, engine, _ = make(tmp_path, toy.rules())
+    engine.model = Narrow()
+    with pytest.raises(OutOfMemoryError, match=r"over 4 rows of \d+ tokens: lower train\.micro_batch_rows") as caught:
+        made.run()
+    for knob in ("gradient_checkpointing", "max_tokens", "nf4", "zero3"):
+        assert knob in str(caught.value)
+
+
+def test_it_stops_after_so_many_steps_with_an_evaluation(tmp_path: Path) -> None:
+    made, *_ = make(tmp_path, toy.rules(epochs=3, max_steps=6))
+    assert [row["step"] for row in made.run().history] == [4, 6]
+
+
+def test_odd_losses_are_heard_of_between_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "CHECK_STEPS", 2)
+    made, engine, _ = make(tmp_path, toy.rules(epochs=1))
+    with torch.no_grad():
+        next(p for p in engine.model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite in step 1, over the rows"):
+        made.run()
+    assert made.state.step == 2
+
+
+def loss(**changes: Any) -> float:
+    """Of logits 1 and -2 with labels 1 and 0, summed."""
+    rules = toy.rules(**changes)
+    made = Loop(
+        PlainEngine(toy.classifier(rules), rules, 1),
+        rules,
+        toy.examples(30),
+        toy.examples(9),
+        0,
+        Worker(),
+        Path(),
+        print,
+    )
+    return float(made._loss(torch.tensor([1.0, -2.0]), torch.tensor([1.0, 0.0])))
+
+
+def test_class_weight_and_label_smoothing() -> None:
+    positive, negative = np.log1p(np.exp(-1)), np.log1p(np.exp(-2))
+    assert loss() == pytest.approx(positive + negative)
+    assert loss(positive_weight=3.0) == pytest.approx(3 * positive + negative)
+    assert loss(positive_weight="balanced") == pytest.approx(0.5 * positive + negative), "20 of 30 rows are relevant"
+    smooth = 0.95 * positive + 0.05 * (positive + 1) + 0.95 * negative + 0.05 * (negative + 2)
+    assert loss(label_smoothing=0.1) == pytest.approx(smooth)
+
+
+@pytest.mark.parametrize(("selection", "best"), [("f1", 0), ("auroc", 1), ("average_precision", 2), ("loss", 3)])
+def test_the_best_evaluation_by_each_figure(selection: str, best: int) -> None:
+    rows = [{"tune_f1": 0.1, "tune_auroc": 0.1, "tune_average_precision": 0.1, "tune_loss": 1.0} for _ in range(4)]
+    for i, name in enumerate(["tune_f1", "tune_auroc", "tune_average_precision"]):
+        rows[i][name] = 0.9
+    rows[3]["tune_loss"] = 0.5
+    assert State(history=rows, selection=selection).best == best
+
+
+def test_few_rows_are_learnt_by_heart(tmp_path: Path) -> None:
+    made, *_ = make(tmp_path, toy.rules(epochs=20, patience=20), rows=8)
+    assert made.run().history[-1]["train_loss"] < 0.02
 
 
 def together(count: int) -> Callable[[int], Callable[[Any], list[Any]]]:

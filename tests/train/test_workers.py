@@ -12,10 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ray_pipeline import storage
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.errors import PipelineError
+from ray_pipeline.errors import OutOfMemoryError, PipelineError
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.train import card
+from ray_pipeline.train import card, stage
 
 from .. import processes
 from . import runs, toy
@@ -44,13 +45,13 @@ def test_two_workers_share_out_a_model_by_zero_3(tmp_path: Path) -> None:
     check(runs.train(runs.make(deepspeed="zero3", epochs=2, learning_rate=2e-2), mix, tmp_path / "train"))
 
 
-def killed_once(chosen: Recipe, mix: Artifact, folder: Path) -> Artifact:
+def killed_once(chosen: Recipe, mix: Artifact, folder: Path | str) -> Artifact:
     """Train, with one worker killed as it stands once the first checkpoint is there."""
     hit: list[int] = []
 
     def kill() -> None:
         until = time.monotonic() + 600
-        while not any(folder.glob("run/checkpoint_manager_snapshot.json")) and time.monotonic() < until:
+        while not storage.exists(storage.join(str(folder), "run", stage.SNAPSHOT)) and time.monotonic() < until:
             time.sleep(0.02)
         victim = processes.named("RayTrainWorker")[-1]
         victim.kill()
@@ -120,8 +121,6 @@ def damage(folder: Path) -> Path:
 
 @pytest.mark.soak
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray_pipeline.train import stage
-
     mix, chosen = runs.training_set(tmp_path), runs.make()
     undisturbed = runs.train(chosen, mix, tmp_path / "one")
     with monkeypatch.context() as patch:  # as if the driver had been killed when training was over
@@ -138,3 +137,38 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, monkeypat
 
 def stop(*_: Any) -> None:
     raise PipelineError("killed here")
+
+
+@pytest.mark.soak
+def test_it_goes_on_from_an_object_store(s3_bucket: str, tmp_path: Path) -> None:
+    mix, chosen = runs.training_set(tmp_path), runs.make(deepspeed="zero3", epochs=4)
+    undisturbed = runs.train(chosen, mix, tmp_path / "one")
+    folder = f"s3://{s3_bucket}/{tmp_path.name}/train"
+    found = killed_once(chosen, mix, folder)
+    assert not storage.list_files(storage.join(folder, "run"))
+    assert card.read(storage.join(folder, "adapter")).fingerprint == "train"
+    for row, expected in zip(runs.curves(found), runs.curves(undisturbed), strict=True):
+        assert row == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.soak
+def test_a_worker_that_lacks_memory_ends_all_and_names_the_knobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage.work, "work", one_lacks_memory)
+    with pytest.raises(OutOfMemoryError, match=r"lower train\.micro_batch_rows"):
+        runs.train(runs.make(), runs.training_set(tmp_path), tmp_path / "train")
+
+
+def one_lacks_memory(config: dict[str, Any]) -> None:
+    """The second worker's device is too small."""
+    import ray.train
+
+    from ray_pipeline.train import loop, work
+
+    def too_small(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if ray.train.get_context().get_world_rank() == 1:
+        loop.Loop._loss = too_small  # type: ignore[method-assign]
+    work.work(config)

@@ -1,0 +1,71 @@
+"""An adapter merged into its base: the same scores without it, or nothing is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ray_pipeline.errors import ModelError, StorageError
+from ray_pipeline.train import card, model
+from ray_pipeline.train.card import Saved
+from ray_pipeline.train.engine import PlainEngine
+from ray_pipeline.train.loop import score
+from ray_pipeline.train.merge import merge
+
+from . import runs, toy
+
+
+def adapter(folder: Path, **changes: Any) -> Path:
+    """A saved adapter that is far from zero, with its card."""
+    recipe = runs.make(workers=1, **changes)
+    made = toy.classifier(recipe.train)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    PlainEngine(made, recipe.train, 1).save_adapter(folder)
+    card.write(str(folder), Saved(task="QC", prompt=recipe.prompt, train=recipe.train, fingerprint="f0"))
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": "yes_no", "answers": ["a", "b"]}], ids=["classification", "yes_no"])
+def test_the_merged_model_scores_as_base_and_adapter_did(changes: dict[str, Any], tmp_path: Path) -> None:
+    kept, output = adapter(tmp_path / "adapter", **changes), tmp_path / "merged"
+    done = merge(str(kept), str(output))
+    assert done.precision == "float32" and done.max_abs_difference < 1e-5
+    assert json.loads((output / "merge.json").read_text())["adapter"] == "f0"
+    rules = card.read(str(kept)).train
+    prompts = toy.examples(9).ids
+    expected = score(model.load_adapter(rules, kept, "cpu"), prompts, 0, "cpu")
+    alone = rules.model_copy(update={"model": str(output)})
+    found = score(model.Classifier(model.load_base(alone, "cpu")).eval(), prompts, 0, "cpu")
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert model.load_tokenizer(alone).pad_token_id is not None
+
+
+def test_one_that_moves_the_scores_is_not_written(tmp_path: Path) -> None:
+    kept, output = adapter(tmp_path / "adapter"), tmp_path / "merged"
+    with pytest.raises(ModelError, match=r"in bfloat16, scores move by up to .*further than 1e-09.*--tolerance"):
+        merge(str(kept), str(output), "bfloat16", tolerance=1e-9)
+    assert not output.exists()
+
+
+def test_an_adapter_that_is_not_finite_is_not_merged(tmp_path: Path) -> None:
+    kept = adapter(tmp_path / "adapter")
+    file = kept / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "lora_B" in name)
+    save_file(weights | {name: torch.full_like(weights[name], float("nan"))}, file)
+    with pytest.raises(ModelError, match="is not finite"):
+        merge(str(kept), str(tmp_path / "merged"))
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="is not empty"):
+        merge(str(adapter(tmp_path / "adapter")), str(tmp_path))
+    assert (tmp_path / "file").read_text() == "mine"

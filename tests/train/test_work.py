@@ -1,0 +1,90 @@
+"""What one worker does on its own: which rows it trains on, and which training sets it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from ray_pipeline import tables
+from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import ModelError, TrainingError
+from ray_pipeline.train import loop, saved, work
+from ray_pipeline.train.engine import PlainEngine
+
+from .. import made
+from . import runs, toy
+
+
+def mix(folder: Path, train: list[int], tune: list[int]) -> Artifact:
+    """With rows of these labels."""
+    parts = [("train", label) for label in train] + [("tune", label) for label in tune]
+    rows = [made.pair(i, part=part, label=label) for i, (part, label) in enumerate(parts)]
+    return made.finished(folder, "mix", rows, tables.PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("train", "tune", "message"),
+    [
+        ([1, 1, 1], [0, 1], "train part.*all 3 rows have label 1.*more labelled rows"),
+        ([1, 0], [0, 0], r"tune part.*all 2 rows have label 0.*larger split\.tune"),
+        ([1, 0], [], r"tune part.*there are no rows.*larger split\.tune"),
+        ([], [1, 0], "train part.*there are no rows"),
+        ([1, 0] * 4, [1, 0], r"evaluations_per_epoch 2 is more than the 1 step"),
+    ],
+)
+def test_what_nothing_can_be_learnt_from_is_refused(
+    tmp_path: Path, train: list[int], tune: list[int], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        work._data(runs.make(evaluations_per_epoch=2), mix(tmp_path, train, tune), frozenset())
+
+
+def test_rows_that_are_left_out_do_not_count(tmp_path: Path) -> None:
+    found = mix(tmp_path, [1, 1, 0] * 8, [0, 1])
+    zeros = frozenset(
+        row["pair_id"] for row in found.read().to_pylist() if row["label"] == 0 and row["part"] == "train"
+    )
+    with pytest.raises(TrainingError, match="all 16 rows have label 1"):
+        work._data(runs.make(), found, zeros)
+
+
+def test_few_rows_are_half_of_each_label_and_named(tmp_path: Path) -> None:
+    _, data = work._data(runs.make(overfit_rows=5), mix(tmp_path, [1, 1, 1, 0] * 8, [0, 1]), frozenset())
+    assert data.train.labels.tolist() == [1, 1, 1, 0, 0] and len(data.tune.ids) == 2
+    assert data.train.names(np.array([0])) == ["QC-train-0"] and data.tune_languages == ["en", "en"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, work.Data, Any]:
+    """A saved adapter, its data, and its tokenizer, of one process without Ray."""
+    folder = tmp_path_factory.mktemp("trained")
+    chosen = runs.make(workers=1, epochs=1)
+    tokenizer, data = work._data(chosen, runs.training_set(folder), frozenset())
+    engine = PlainEngine(toy.classifier(chosen.train), chosen.train, 8)
+    own = loop.Loop(
+        engine, chosen.train, data.train, data.tune, tokenizer.pad_token_id, loop.Worker(), folder, lambda *_: None
+    )
+    own.run()
+    return own.best_adapter, data, tokenizer
+
+
+def test_an_adapter_on_a_fresh_base_scores_as_it_did_in_memory(trained: tuple[Path, work.Data, Any]) -> None:
+    best, data, tokenizer = trained
+    scores = np.load(best / loop.SCORES)
+    rules = runs.make(workers=1, seed=5).train
+    assert saved.compare(rules, best, data.tune, scores, tokenizer.pad_token_id, "cpu") < 1e-5
+
+
+def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, Any], tmp_path: Path) -> None:
+    best, data, tokenizer = trained
+    scores = np.load(best / loop.SCORES)
+    weights = load_file(best / "adapter_model.safetensors")
+    save_file(
+        {name: weight * 0 if "lora_B" in name else weight for name, weight in weights.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text((best / "adapter_config.json").read_text())
+    with pytest.raises(ModelError, match=r"on a fresh base.*otherwise than in training"):
+        saved.compare(runs.make().train, tmp_path, data.tune, scores, tokenizer.pad_token_id, "cpu")
