@@ -494,6 +494,11 @@ class Train(Section):
     trust_remote_code: bool = False
     precision: Literal["float32", "bfloat16", "nf4"] = "nf4"
     """`nf4`: 4-bit base by bitsandbytes with double quantisation, bfloat16 compute."""
+    head: Literal["classification", "yes_no"] = "classification"
+    """`classification`: a new layer, trained along with the adapter. `yes_no`: how much more likely the base itself
+    finds one word than another after the prompt; nothing but the adapter is trained."""
+    answers: list[str] = Field(default=[" yes", " no"], min_length=2, max_length=2)
+    """The two words of head yes_no, relevant first, as they follow the prompt; a single token each."""
     lora: Lora = Lora()
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     epochs: Positive = 5
@@ -501,6 +506,13 @@ class Train(Section):
     """Rows of one optimiser step, over all workers and accumulation steps."""
     micro_batch_rows: Positive = 8
     """Rows of one forward and backward pass on one worker."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens of such a pass, padding included, in place of `micro_batch_rows`: as many rows as they hold, at least one,
+    so short prompts go many at once. The step keeps its rows and its loss. Null: by rows."""
+    share_prefix: bool | None = None
+    """Compute the tokens that all prompts begin with once per pass instead of once per row. The gradient is the same
+    as long as `lora.dropout` is 0; with dropout, one mask for those tokens serves all rows of a pass. Null: where it is
+    the same. Never done with gradient checkpointing, under ZeRO-3, and for models that it was not tested with."""
     warmup_share: Share = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -520,14 +532,25 @@ class Train(Section):
             raise ValueError(
                 "train.precision nf4 does not work with train.zero_stage 3: take zero_stage 2, or bfloat16"
             )
-        if self.batch_rows % (self.micro_batch_rows * self.workers):
+        if self.micro_batch_tokens is None and self.batch_rows % (self.micro_batch_rows * self.workers):
             raise ValueError("train.batch_rows must be a multiple of train.micro_batch_rows times train.workers")
+        if self.batch_rows % self.workers:
+            raise ValueError("train.batch_rows must be a multiple of train.workers")
+        if self.answers[0] == self.answers[1]:
+            raise ValueError("train.answers must be two different words: relevant first")
         return self
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per optimiser step and worker."""
-        return self.batch_rows // (self.micro_batch_rows * self.workers)
+        """Micro-batches per optimiser step and worker; with `micro_batch_tokens`, the most that there can be."""
+        rows = 1 if self.micro_batch_tokens else self.micro_batch_rows
+        return self.batch_rows // (rows * self.workers)
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether what prompts begin with is computed once per pass."""
+        wanted = self.lora.dropout == 0 if self.share_prefix is None else self.share_prefix
+        return wanted and not self.gradient_checkpointing and self.zero_stage != 3
 
 
 class Evaluate(Section):
@@ -595,6 +618,10 @@ class Runtime(Section):
     """GPUs of each embedding, training and scoring worker; 0 runs on CPU."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     score_batch_rows: Positive = 64
+    score_batch_tokens: Positive | None = None
+    """Tokens of one batch, padding included, in place of `score_batch_rows`; null: by rows."""
+    score_share_prefix: bool = True
+    """Compute the tokens that all prompts begin with once per shard, for models that this was tested with; exact."""
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
     """Restarts of training after a lost worker."""

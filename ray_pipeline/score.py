@@ -11,7 +11,7 @@ from ray_pipeline import runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.scoring.adapters import Adapter
-from ray_pipeline.scoring.scorer import Scorer
+from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.train import ADAPTER
 from ray_pipeline.train.card import Saved
@@ -25,7 +25,7 @@ class Scoring:
         self._adapter = training.manifest.fingerprint
         saved = Saved(task=recipe.task, prompt=recipe.prompt, train=recipe.train, fingerprint=self._adapter)
         adapter = Adapter(storage.join(training.url, ADAPTER), saved)
-        self._scorer = Scorer([adapter], device, recipe.runtime.score_batch_rows)
+        self._scorer = Scorer([adapter], device, Batches.of(recipe.runtime))
 
     def __call__(self, table: pa.Table) -> shards.Result:
         table = table.filter(pc.fill_null(pc.not_equal(table.column("part"), "train"), True))

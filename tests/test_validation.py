@@ -132,7 +132,8 @@ def build(folder: Path) -> None:
     for step in pipeline.plan(chosen, str(work)):
         name = step.stage.name
         if name == "train":
-            curve = {"step": 1, "epoch": 1.0} | dict.fromkeys(["train_loss", "tune_loss", "tune_f1", "tune_auroc"], 0.5)
+            curve = {"step": 1, "epoch": 1.0, "tokens": 40, "padded_tokens": 44}
+            curve |= dict.fromkeys(["train_loss", "tune_loss", "tune_f1", "tune_auroc"], 0.5)
             table = pa.Table.from_pylist([curve], schema=tables.CURVES)
             artifact.write_shard(step.folder, "part-00000.parquet", table, None, 1)
             rows = found["mix"].manifest.rows_out

@@ -1,6 +1,7 @@
 """Which rows go into which step: seeded, by length, the same after a restart. Pure numpy."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +54,50 @@ def epoch_order(lengths: Rows, batch_rows: int, seed: int, epoch: int) -> list[R
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def micro_batches(step: Rows, workers: int, rank: int, rows: int) -> list[Rows]:
-    """One worker's share of a step, `[rows]` each: every worker gets rows of like length."""
-    return np.split(step[rank::workers], len(step) // workers // rows)
+def plan(step: Rows, lengths: Rows, workers: int, rows: int, tokens: int | None = None) -> list[list[Rows]]:
+    """The micro-batches of a step for each worker, as many for one as for the other, since they go in step.
+
+    `rows` each, of like length; or, with `tokens`, as few as hold at most so many tokens with their padding (a longer
+    row goes alone), evened out. The number of rows in `step` must be a multiple of `workers`.
+    """
+    if tokens is None:
+        return [np.split(step[rank::workers], len(step) // workers // rows) for rank in range(workers)]
+    longest_first = step[np.argsort(-lengths[step], kind="stable")]
+    parts = math.ceil(len(pack(longest_first, lengths, tokens)) / workers)
+    found = _evened(longest_first, lengths, tokens, workers * parts)
+    return [found[rank::workers] for rank in range(workers)]
+
+
+def pack(longest_first: Rows, lengths: Rows, tokens: int | None, rows: int | None = None) -> list[Rows]:
+    """Rows by falling length as batches of at most `tokens` with their padding (a longer row alone) and `rows`."""
+    found, start = [], 0
+    while start < len(longest_first):
+        fitting = tokens // int(lengths[longest_first[start]]) if tokens else len(longest_first)
+        end = start + max(1, min(fitting, rows or fitting))
+        found.append(longest_first[start:end])
+        start = end
+    return found
+
+
+def _evened(longest_first: Rows, lengths: Rows, tokens: int, count: int) -> list[Rows]:
+    """Just `count` batches of at most `tokens`, the largest as small as can be; there are as many rows at least."""
+    low, high = 1, tokens
+    while low < high:  # the smallest bound by which the rows fit
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(pack(longest_first, lengths, middle)) <= count else (middle + 1, high)
+    found = pack(longest_first, lengths, low)
+    while len(found) < count:
+        largest = max(range(len(found)), key=lambda i: (len(found[i]) > 1, padded(lengths, found[i : i + 1])))
+        found[largest : largest + 1] = np.array_split(found[largest], 2)
+    return found
+
+
+def padded(lengths: Rows, batches: Iterable[Rows]) -> int:
+    """Tokens of some batches with their padding."""
+    return sum(int(lengths[batch].max()) * len(batch) for batch in batches)
 
 
 def padding_waste(lengths: Rows, batches: Sequence[Rows]) -> float:
-    """Share of padding among the tokens of some micro-batches."""
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
-    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / padded if padded else 0.0
+    """Share of padding among the tokens of some batches."""
+    total = padded(lengths, batches)
+    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / total if total else 0.0

@@ -14,8 +14,11 @@ class Engine(Protocol):
 
     model: nn.Module
 
-    def learn(self, loss: torch.Tensor) -> None:
-        """Take the gradient of one micro-batch; after the last one of a step, take the step."""
+    def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
+        """Take the gradient of one micro-batch; after the last one of a step, take the step.
+
+        The step has `parts` of them (null: as many as the recipe's accumulation), and its loss is their mean.
+        """
 
     def save(self, folder: Path) -> None:
         """Write what going on needs: trained weights, optimiser, schedule. Called on every worker."""
@@ -43,11 +46,13 @@ class PlainEngine:
         self.model, self._rules, self._micro = model, rules, 0
         self._optimiser, self._schedule = optimiser_and_schedule(model, rules, steps)
 
-    def learn(self, loss: torch.Tensor) -> None:
+    def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
         """See Engine."""
-        torch.autograd.backward(loss / self._rules.accumulation)
+        parts = parts or self._rules.accumulation
+        torch.autograd.backward(loss / parts)
         self._micro += 1
-        if self._micro % self._rules.accumulation == 0:
+        if self._micro == parts:
+            self._micro = 0
             nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self._rules.max_grad_norm)
             self._optimiser.step()
             self._schedule.step()
@@ -79,6 +84,7 @@ class DeepSpeedEngine:
 
         optimiser, schedule = optimiser_and_schedule(model, rules, steps)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._rules, self._micro = rules, 0
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=trained,
@@ -88,9 +94,12 @@ class DeepSpeedEngine:
         )
         self.model = self._engine
 
-    def learn(self, loss: torch.Tensor) -> None:
-        """See Engine."""
-        self._engine.backward(loss)
+    def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
+        """See Engine; every worker must have as many parts."""
+        parts = parts or self._rules.accumulation
+        self._micro = self._micro % parts + 1
+        self._engine.set_gradient_accumulation_boundary(self._micro == parts)
+        self._engine.backward(loss / parts, scale_wrt_gas=False)
         self._engine.step()
 
     def save(self, folder: Path) -> None:
@@ -115,7 +124,7 @@ def deepspeed_config(rules: Train) -> dict[str, Any]:
     """DeepSpeed's settings for a recipe."""
     return {
         "train_batch_size": rules.batch_rows,
-        "train_micro_batch_size_per_gpu": rules.micro_batch_rows,
+        "train_micro_batch_size_per_gpu": rules.batch_rows // (rules.accumulation * rules.workers),
         "gradient_accumulation_steps": rules.accumulation,
         "gradient_clipping": rules.max_grad_norm,
         "bf16": {"enabled": rules.precision != "float32"},

@@ -18,10 +18,10 @@ from ray_pipeline import threshold
 from ray_pipeline.errors import TrainingError
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import batches
+from ray_pipeline.train import batches, prefix
 from ray_pipeline.train.batches import Examples
 from ray_pipeline.train.engine import Engine, load_chance, save_chance
-from ray_pipeline.train.model import pad
+from ray_pipeline.train.model import Classifier, pad
 
 
 @dataclass
@@ -34,6 +34,10 @@ class State:
     """One row of `tables.CURVES` per evaluation."""
     loss_sum: float = 0.0
     """Of the steps since the last evaluation, on this worker."""
+    tokens: int = 0
+    """Of the prompts of those steps, on all workers."""
+    padded_tokens: int = 0
+    """The same with padding."""
     stopped: bool = False
 
     @property
@@ -73,6 +77,7 @@ class Loop:
         self._train, self._tune, self._pad_id = train, tune, pad_id
         self._folder, self._report = folder, report
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
+        self._shared = prefix.common(train.ids) if rules.shares_prefix else 0
         self.state = State()
 
     @property
@@ -112,22 +117,31 @@ class Loop:
         return {epoch * self._steps + math.ceil(self._steps * (i + 1) / parts) for i in range(parts)}
 
     def _take(self, step: batches.Rows) -> None:
+        """One optimiser step; its loss is the mean over its rows, whatever the micro-batches."""
+        rules, lengths = self._rules, self._train.lengths
+        plan = batches.plan(step, lengths, self._worker.count, rules.micro_batch_rows, rules.micro_batch_tokens)
+        mine = plan[self._worker.rank]
+        weight = self._worker.count / len(step)
         self._engine.model.train()
-        total = 0.0
-        for rows in batches.micro_batches(step, self._worker.count, self._worker.rank, self._rules.micro_batch_rows):
+        total = torch.zeros((), device=self._worker.device)
+        for rows in mine:
             ids, mask = pad([self._train.ids[i] for i in rows], self._pad_id, self._worker.device)
             labels = torch.from_numpy(self._train.labels[rows]).to(self._worker.device)
-            loss = binary_cross_entropy_with_logits(self._engine.model(ids, mask), labels)
-            total += float(loss.detach())
-            self._engine.learn(loss)
+            logits = self._engine.model(ids, mask, self._shared)
+            loss = weight * binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            total += loss.detach()
+            self._engine.learn(loss * len(mine), len(mine))
         self.state.step += 1
-        self.state.loss_sum += total / self._rules.accumulation
+        self.state.loss_sum += float(total)
+        self.state.tokens += int(lengths[step].sum())
+        self.state.padded_tokens += sum(batches.padded(lengths, share) for share in plan)
 
     def _evaluate(self) -> None:
         """Score the tune part over all workers, note the figures, keep the best adapter, make a checkpoint."""
         state, since = self.state, self.state.step - (int(self.state.history[-1]["step"]) if self.state.history else 0)
         losses = self._worker.gather(state.loss_sum / since)
-        state.loss_sum = 0.0
+        read = {"tokens": state.tokens, "padded_tokens": state.padded_tokens}
+        state.loss_sum, state.tokens, state.padded_tokens = 0.0, 0, 0
         if not all(map(math.isfinite, losses)):
             raise TrainingError(
                 f"the loss is not finite by step {state.step}: lower train.learning_rate, "
@@ -136,6 +150,7 @@ class Loop:
         scores = self._score_tune()
         state.history.append(
             {"step": state.step, "epoch": state.step / self._steps, "train_loss": float(np.mean(losses))}
+            | read
             | tune_figures(self._tune.labels, scores)
         )
         self._engine.save_adapter(self._fresh("candidate"))
@@ -147,8 +162,10 @@ class Loop:
 
     def _score_tune(self) -> npt.NDArray[np.float32]:
         mine = np.arange(self._worker.rank, len(self._tune.ids), self._worker.count)
-        prompts, batch_rows = [self._tune.ids[i] for i in mine], 4 * self._rules.micro_batch_rows
-        scores = score(self._engine.model, prompts, self._pad_id, self._worker.device, batch_rows)
+        prompts, rules = [self._tune.ids[i] for i in mine], self._rules
+        tokens = 4 * rules.micro_batch_tokens if rules.micro_batch_tokens else None
+        model, device = self._engine.model, self._worker.device
+        scores = score(model, prompts, self._pad_id, device, 4 * rules.micro_batch_rows, tokens, bool(self._shared))
         found = np.zeros(len(self._tune.ids), np.float32)
         for rank, part in enumerate(self._worker.gather(scores)):
             found[rank :: self._worker.count] = part
@@ -183,14 +200,36 @@ def tune_figures(labels: npt.NDArray[np.float32], scores: npt.NDArray[np.float32
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module, prompts: list[list[int]], pad_id: int, device: str, batch_rows: int = 64
+    model: torch.nn.Module,
+    prompts: list[list[int]],
+    pad_id: int,
+    device: str,
+    batch_rows: int = 64,
+    batch_tokens: int | None = None,
+    share_prefix: bool = True,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities of relevance `[n]` float32 of token ids, in their order; batches are made of like lengths."""
+    """Probabilities of relevance `[n]` float32 of token ids, in their order.
+
+    Batches are made of like lengths, the longest first, so that what does not fit fails at once; of `batch_rows`, or of
+    at most `batch_tokens` with their padding. The tokens that all prompts begin with are computed once, if the model
+    can; the scores are the same without `share_prefix`.
+    """
     model.eval()
-    order = np.argsort([len(ids) for ids in prompts], kind="stable")
-    found = np.zeros(len(prompts), np.float32)
-    for start in range(0, len(order), batch_rows):
-        rows = order[start : start + batch_rows]
+    lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    sharing = _sharing(model, prompts, device) if share_prefix else ()
+    made, found = [], np.zeros(len(prompts), np.float32)
+    for rows in batches.pack(order, lengths, batch_tokens, None if batch_tokens else batch_rows):
         ids, mask = pad([prompts[i] for i in rows], pad_id, device)
-        found[rows] = torch.sigmoid(model(ids, mask)).float().cpu().numpy()
+        made.append(torch.sigmoid(model(ids, mask, *sharing)).float())
+    if made:
+        found[order] = torch.cat(made).cpu().numpy()
     return found
+
+
+def _sharing(model: torch.nn.Module, prompts: list[list[int]], device: str) -> tuple[Any, ...]:
+    """How many tokens all prompts begin with, and their keys and values unless the model is wrapped by an engine."""
+    reader, shared = getattr(model, "module", model), prefix.common(prompts) if len(prompts) > 1 else 0
+    if not (shared and isinstance(reader, Classifier) and reader.shares_prefix):
+        return ()
+    return (shared, reader.read_prefix(torch.tensor(prompts[0][:shared], device=device)) if reader is model else None)

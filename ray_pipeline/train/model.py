@@ -1,43 +1,102 @@
-"""The classifier: a base model with a binary head, its LoRA adapter, its precision. Imports no Ray and no DeepSpeed."""
+"""The classifier: a base model with one of two heads, its LoRA adapter, its precision. Imports no Ray, no DeepSpeed."""
 
+import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
+from ray_pipeline.train import prefix
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
-HEAD = "score"
-VISION = r".*(vision_tower|multi_modal_projector).*"
-"""A multimodal base, such as Gemma-3 12B, has linear layers there too, which text never reaches."""
+ENCODER_LINEAR = ["query", "key", "value", "query_proj", "key_proj", "value_proj", "dense"]
+HEAD, ENCODER_HEAD, VOCABULARY = "score", "classifier", "lm_head"
+NOT_ADAPTED = r".*(vision_tower|multi_modal_projector|classifier|pooler).*"
+"""A multimodal base, such as Gemma-3 12B, has linear layers which text never reaches; heads are trained whole."""
+
+
+class Words(nn.Module):
+    """The rows of a vocabulary projection that belong to two words, and no others; never trained."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[n, 2]` float32 of states `[n, h]`; in bfloat16 their difference would be lost in rounding."""
+        return nn.functional.linear(hidden.float(), self.weight.float())
 
 
 class Classifier(nn.Module):
-    """Logits of relevance from a sequence classification model, read at the last token that is not padding.
+    """Logits of relevance from a language model, read at the last token that is not padding.
 
-    The token is found by the attention mask, not by the padding token's id: that may stand for end-of-text too.
+    The token is found by the attention mask, not by the padding token's id: that may stand for end-of-text too. Nothing
+    but this token's state meets the head. A new head gives the logit itself, two words give the difference of theirs.
+    An encoder (XLM-R) is read where its own head reads it.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits `[n]` float32 of prompts `[n, t]`, padded left or right."""
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        hidden = getattr(base, base.base_model_prefix)(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
+    @property
+    def base(self) -> Any:
+        """The transformers model, without the adapter's wrapper but with the adapter's layers."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the tokens that all rows begin with can be computed once."""
+        base = self.base
+        checkpointing = self.training and any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
+        return prefix.shareable(base.config.get_text_config()) and not checkpointing
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, shared: int = 0, past: Any = None
+    ) -> torch.Tensor:
+        """Logits `[n]` float32 of prompts `[n, t]`, padded left or right; those of an encoder, right.
+
+        The first `shared` tokens of all rows, then padded on the right, are the same; where the model allows it they
+        are computed once, or not at all if `past` is what `read_prefix` made of them. With dropout in training, the
+        rows then have one mask for these tokens, where each would have its own.
+        """
+        if hasattr(self.base, ENCODER_HEAD):
+            read: torch.Tensor = self.base(input_ids=input_ids, attention_mask=attention_mask).logits
+            return read.squeeze(-1).float()
+        if not (shared and self.shares_prefix):
+            return self._logits(input_ids, attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0), None)
+        past = past if past is not None else self.read_prefix(input_ids[0, :shared])
+        positions = (attention_mask.cumsum(-1) - 1)[:, shared:]
+        return self._logits(input_ids[:, shared:], attention_mask, positions, past)
+
+    def read_prefix(self, ids: torch.Tensor) -> Any:
+        """Keys and values of tokens `[p]` int64, good for as long as the weights stay as they are."""
+        return prefix.read(_decoder(self.base), ids)
+
+    def _logits(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any) -> torch.Tensor:
+        """`ids` and `positions` `[n, t]` of what comes after `past`, `mask` `[n, p + t]` of both."""
+        hidden = _decoder(self.base)(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=past is not None
         ).last_hidden_state
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (attention_mask * steps).argmax(-1)
-        logits: torch.Tensor = getattr(base, HEAD)(hidden[torch.arange(len(hidden), device=hidden.device), last])
-        return logits.squeeze(-1).float()
+        last = (mask[:, -ids.shape[1] :] * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
+        found = getattr(self.base, HEAD if hasattr(self.base, HEAD) else VOCABULARY)(
+            hidden[torch.arange(len(hidden), device=hidden.device), last]
+        ).float()
+        logits: torch.Tensor = found[:, 0] - found[:, 1] if found.shape[1] == 2 else found[:, 0]
+        return logits
+
+
+def _decoder(base: Any) -> Any:
+    """What reads tokens within a model with a head; of a multimodal one, the part that reads text."""
+    inner = getattr(base, base.base_model_prefix)
+    return getattr(inner, "language_model", inner)
 
 
 def load_tokenizer(rules: Train) -> Any:
@@ -57,23 +116,52 @@ def load_tokenizer(rules: Train) -> Any:
 
 
 def load_base(rules: Train, device: str) -> Any:
-    """The base with a fresh binary head, in the recipe's precision; raises ModelError for a folder that is no model."""
+    """The base with the recipe's head and precision; raises ModelError for what is no model or has no such head."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
     if rules.precision == "nf4":
         options |= {"quantization_config": _nf4(), "device_map": {"": device}}
-    dtype = torch.float32 if rules.precision == "float32" else torch.bfloat16
-    torch.manual_seed(rules.seed)  # the head is new: equal seeds give equal heads on every worker and after a restart
+    options |= {"dtype": torch.float32 if rules.precision == "float32" else torch.bfloat16, "use_safetensors": True}
+    name = models.resolve(rules.model)
+    torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            models.resolve(rules.model), num_labels=1, dtype=dtype, use_safetensors=True, **options
-        )
+        if rules.head == "yes_no":
+            model = _with_two_words(AutoModelForCausalLM.from_pretrained(name, **options), rules)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"train.model {rules.model}: cannot be loaded as a classifier: {error}") from error
+        raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
     return model if rules.precision == "nf4" else model.to(device)
+
+
+def _with_two_words(model: Any, rules: Train) -> Any:
+    """A language model whose vocabulary projection has the rows of the recipe's two answers only."""
+    projection = getattr(model, VOCABULARY, None)
+    if not isinstance(projection, nn.Linear):
+        raise ModelError(
+            f"train.model {rules.model}: {type(model).__name__} has no projection to its vocabulary that could answer "
+            "in words: set train.head classification"
+        )
+    setattr(model, VOCABULARY, Words(projection.weight[list(answer_tokens(load_tokenizer(rules), rules))]))
+    model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    return model
+
+
+def answer_tokens(tokenizer: Any, rules: Train) -> tuple[int, int]:
+    """The tokens of the two answers; raises ModelError where they are not one token each, or the same."""
+    found = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in rules.answers]
+    for word, tokens in zip(rules.answers, found, strict=True):
+        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+            raise ModelError(
+                f"train.answers: {word!r} is {len(tokens)} tokens, or an unknown one, to the tokenizer of "
+                f"{rules.model}, and must be a single one: name other words, or set train.head classification"
+            )
+    if found[0] == found[1]:
+        raise ModelError(f"train.answers: {rules.answers} are the same token to the tokenizer of {rules.model}")
+    return found[0][0], found[1][0]
 
 
 def _nf4() -> Any:
@@ -84,7 +172,7 @@ def _nf4() -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=[HEAD],
+        llm_int8_skip_modules=[HEAD, ENCODER_HEAD, VOCABULARY],
     )
 
 
@@ -98,32 +186,51 @@ def with_adapter(base: Any, rules: Train) -> Any:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()
     torch.manual_seed(rules.seed)
+    classifies = rules.head == "classification"
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         r=rules.lora.rank,
         lora_alpha=rules.lora.alpha,
         lora_dropout=rules.lora.dropout,
-        target_modules=ATTENTION if rules.lora.targets == "attention" else ALL_LINEAR,
-        exclude_modules=VISION,
-        modules_to_save=[HEAD],
+        target_modules=_targets(base, rules),
+        exclude_modules=NOT_ADAPTED
+        if any(re.fullmatch(NOT_ADAPTED, name) for name, _ in base.named_modules())
+        else None,
+        modules_to_save=[ENCODER_HEAD if hasattr(base, ENCODER_HEAD) else HEAD] if classifies else None,
     )
     return get_peft_model(base, config)
 
 
-def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
-    """A classifier for scoring: the base with a saved adapter, in evaluation mode."""
-    from peft import PeftModel
+def _targets(base: Any, rules: Train) -> list[str]:
+    linear, attention = (ENCODER_LINEAR, -1) if hasattr(base, ENCODER_HEAD) else (ALL_LINEAR, len(ATTENTION))
+    return linear[:attention] if rules.lora.targets == "attention" else linear
 
-    model = PeftModel.from_pretrained(load_base(rules, device), str(folder))
-    return Classifier(model).eval()
+
+def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
+    """A classifier for scoring: the base with a saved adapter, in evaluation mode.
+
+    Raises ModelError where the adapter was trained with the other head.
+    """
+    from peft import PeftConfig, PeftModel, TaskType
+
+    kind = PeftConfig.from_pretrained(str(folder)).task_type
+    trained = "yes_no" if kind == TaskType.CAUSAL_LM else "classification"
+    if trained != rules.head:
+        raise ModelError(
+            f"{folder}: this adapter was trained with head {trained}, and train.head {rules.head} is asked"
+        )
+    return Classifier(PeftModel.from_pretrained(load_base(rules, device), str(folder))).eval()
 
 
 def pad(rows: list[list[int]], pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask `[n, t]` int64 of some prompts, padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids.to(device), mask.to(device)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    return _moved(torch.from_numpy(ids), device), _moved(torch.from_numpy(mask.astype(np.int64)), device)
+
+
+def _moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """On a GPU while it computes: from pinned memory, without waiting."""
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

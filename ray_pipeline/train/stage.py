@@ -148,10 +148,15 @@ def run(context: Context) -> Outcome:
         _train_and_keep(context)
     storage.remove_tree(storage.join(context.folder, RUN_NAME))
     rows = context.inputs["mix"].manifest.rows_out - len(_dropped(context))
-    evaluations = artifact.shard_counts(curves).rows_out
     training_rows = _training_rows(context.inputs["mix"]) - len(_dropped(context))
-    extra = {"training_rows": training_rows, "evaluations": evaluations}
+    extra = {"training_rows": training_rows} | _figures(artifact.read_shard(curves))
     return Outcome(Counts(rows, rows), extra)
+
+
+def _figures(curves: pa.Table) -> dict[str, float]:
+    """Evaluations, and the share of padding among the tokens of the steps taken."""
+    tokens, padded = (pc.sum(curves.column(name)).as_py() for name in ("tokens", "padded_tokens"))
+    return {"evaluations": curves.num_rows, "padding_waste": round(1 - tokens / padded, 4)}
 
 
 def _dropped(context: Context) -> frozenset[str]:
@@ -212,4 +217,4 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     return rules.model_dump(exclude={"model", "revision"}) | {"model": model, "prompt": recipe.prompt.model_dump()}
 
 
-STAGE = Stage("train", ("mix", "self_validation"), config, run)
+STAGE = Stage("train", ("mix", "self_validation"), config, run, schema_version=2)

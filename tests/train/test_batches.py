@@ -52,7 +52,7 @@ def test_like_lengths_together_waste_less_padding(workers: int) -> None:
     every = lengths(1600)
 
     def waste(steps: list[batches.Rows]) -> float:
-        micro = [b for s in steps for rank in range(workers) for b in batches.micro_batches(s, workers, rank, 8)]
+        micro = [b for s in steps for share in batches.plan(s, every, workers, 8) for b in share]
         return batches.padding_waste(every, micro)
 
     random = np.split(np.random.default_rng(1).permutation(1600), 100)
@@ -68,6 +68,51 @@ def test_padding_waste_by_hand() -> None:
 @pytest.mark.parametrize(("workers", "rows"), [(1, 4), (2, 4), (4, 4), (2, 8), (1, 16)])
 def test_micro_batches_divide_a_step_without_loss(workers: int, rows: int) -> None:
     step = np.arange(100, 116)
-    shares = [batches.micro_batches(step, workers, rank, rows) for rank in range(workers)]
+    shares = batches.plan(step, lengths(200), workers, rows)
     assert all([len(batch) for batch in share] == [rows] * (16 // workers // rows) for share in shares)
     assert sorted(np.concatenate([batch for share in shares for batch in share])) == list(range(100, 116))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [20, 200, 700, 10**6])
+def test_micro_batches_by_tokens(workers: int, tokens: int) -> None:
+    every = lengths(640)
+    for step in batches.epoch_order(every, 64, 0, 0):
+        shares = batches.plan(step, every, workers, 8, tokens)
+        assert len({len(share) for share in shares}) == 1  # the workers go in step
+        found = [batch for share in shares for batch in share]
+        assert sorted(np.concatenate(found)) == sorted(step)
+        assert all(len(batch) == 1 or batches.padded(every, [batch]) <= tokens for batch in found)
+        needed = len(batches.pack(step[np.argsort(-every[step])], every, tokens))
+        assert needed <= len(found) < needed + workers
+
+
+def test_no_more_micro_batches_than_the_tokens_need_and_none_much_larger_than_another() -> None:
+    every = np.full(64, 10, dtype=np.int64)
+    (share,) = batches.plan(np.arange(64), every, 1, 8, 210)
+    assert [len(batch) for batch in share] == [16, 16, 16, 16]
+    first, second = batches.plan(np.arange(64), every, 2, 8, 10**6)
+    assert [len(batch) for batch in (*first, *second)] == [32, 32]
+
+
+def test_by_tokens_wastes_less_than_by_rows() -> None:
+    every = lengths(1600)
+
+    def waste(tokens: int | None) -> float:
+        steps = batches.epoch_order(every, 64, 0, 0)
+        return batches.padding_waste(every, [b for s in steps for b in batches.plan(s, every, 1, 8, tokens)[0]])
+
+    assert waste(300) < waste(None)
+
+
+def test_batches_of_tokens_and_rows_by_hand() -> None:
+    every = np.array([9, 5, 4, 4, 1])
+
+    def found(**limits: int | None) -> list[list[int]]:
+        return [batch.tolist() for batch in batches.pack(np.arange(5), every, **limits)]  # type: ignore[arg-type]
+
+    assert found(tokens=10) == [[0], [1, 2], [3, 4]]
+    assert found(tokens=8) == [[0], [1], [2, 3], [4]]
+    assert found(tokens=None, rows=2) == [[0, 1], [2, 3], [4]]
+    assert found(tokens=10, rows=1) == [[0], [1], [2], [3], [4]]
+    assert found(tokens=None) == [[0, 1, 2, 3, 4]]

@@ -71,7 +71,7 @@ def test_the_train_loss_is_the_mean_since_the_last_evaluation(tmp_path: Path) ->
     made, engine, _ = make(tmp_path, toy.rules(epochs=2, learning_rate=1e-3))
     losses: list[float] = []
     learn = engine.learn
-    engine.learn = lambda loss: (losses.append(float(loss.detach())), learn(loss))[1]  # type: ignore[method-assign]
+    engine.learn = lambda loss, parts: (losses.append(float(loss.detach())), learn(loss, parts))[1]  # type: ignore[method-assign]
     history = made.run().history
     assert history[0]["train_loss"] == pytest.approx(np.mean(losses[:8]))
     assert history[1]["train_loss"] == pytest.approx(np.mean(losses[8:]))

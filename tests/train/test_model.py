@@ -24,6 +24,9 @@ def prompts() -> list[list[int]]:
     return [torch.randint(100, 500, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
+HEADS = pytest.mark.parametrize("head", ["classification", "yes_no"])
+
+
 def moved(rules: Train) -> model.Classifier:
     """A classifier whose adapter is not zero."""
     made = toy.classifier(rules).eval()
@@ -43,9 +46,10 @@ def left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 @READERS
+@HEADS
 @torch.no_grad()
-def test_padding_on_either_side_gives_the_logits_of_each_prompt_alone(name: str) -> None:
-    made = moved(toy.rules(name))
+def test_padding_on_either_side_gives_the_logits_of_each_prompt_alone(name: str, head: str) -> None:
+    made = moved(toy.rules(name, head=head))
     alone = torch.cat([made(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)) for row in prompts()])
     assert alone.unique().numel() == len(LENGTHS)
     torch.testing.assert_close(made(*model.pad(prompts(), 0, "cpu")), alone, atol=1e-5, rtol=1e-5)
@@ -112,11 +116,13 @@ def test_targets(name: str) -> None:
 
 
 @READERS
-def test_a_saved_adapter_on_a_fresh_base_gives_the_same_scores(name: str, tmp_path: Path) -> None:
-    rules = toy.rules(name)
+@HEADS
+def test_a_saved_adapter_on_a_fresh_base_gives_the_same_scores(name: str, head: str, tmp_path: Path) -> None:
+    rules = toy.rules(name, head=head)
     made = moved(rules)
-    with torch.no_grad():
-        made.model.base_model.model.score.modules_to_save["default"].weight.mul_(-3)  # the head is saved, too
+    if head == "classification":
+        with torch.no_grad():
+            made.model.base_model.model.score.modules_to_save["default"].weight.mul_(-3)  # the head is saved, too
     expected = score(made, prompts(), 0, "cpu")
     PlainEngine(made, rules, 1).save_adapter(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
@@ -126,6 +132,85 @@ def test_a_saved_adapter_on_a_fresh_base_gives_the_same_scores(name: str, tmp_pa
     assert score(loaded, prompts(), 0, "cpu").tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     fresh = score(toy.classifier(rules), prompts(), 0, "cpu")
     assert max(abs(fresh - expected)) > 1e-2
+
+
+@READERS
+@torch.no_grad()
+def test_two_words_have_the_logits_that_the_whole_vocabulary_gives_them(name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    rules = toy.rules(name, head="yes_no")
+    whole = AutoModelForCausalLM.from_pretrained(models.resolve(rules.model))
+    yes, no = model.answer_tokens(model.load_tokenizer(rules), rules)
+    last = torch.stack([whole(torch.tensor([row])).logits[0, -1] for row in prompts()])
+    found = toy.classifier(rules).eval()(*model.pad(prompts(), 0, "cpu"))
+    torch.testing.assert_close(found, last[:, yes] - last[:, no], atol=1e-5, rtol=1e-5)
+    swapped = toy.rules(name, head="yes_no", answers=[" no", " yes"])
+    torch.testing.assert_close(toy.classifier(swapped).eval()(*model.pad(prompts(), 0, "cpu")), -found)
+
+
+@READERS
+def test_two_words_train_nothing_but_the_adapter(name: str) -> None:
+    made = toy.classifier(toy.rules(name, head="yes_no"))
+    assert all("lora_" in weight for weight in toy.trained_weights(made))
+    assert max(len(p) for weight, p in made.named_parameters() if "lm_head" in weight) == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [([" yes", " neverheard"], "' neverheard' is .* tokens"), (["", " no"], "'' is 0 tokens")],
+)
+def test_answers_of_several_tokens_are_refused(answers: list[str], words: str) -> None:
+    with pytest.raises(ModelError, match=rf"train\.answers: {words}.*random-llama"):
+        model.load_base(toy.rules(head="yes_no", answers=answers), "cpu")
+
+
+def test_an_adapter_of_the_other_head_is_refused(tmp_path: Path) -> None:
+    rules = toy.rules(head="yes_no")
+    PlainEngine(moved(rules), rules, 1).save_adapter(tmp_path)
+    with pytest.raises(ModelError, match="head yes_no.*train\\.head classification"):
+        model.load_adapter(toy.rules(), tmp_path, "cpu")
+
+
+def encoder(folder: Path) -> Train:
+    """A tiny XLM-RoBERTa."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    words = model.load_tokenizer(toy.rules())
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, pad_token_id=0, bos_token_id=2, eos_token_id=1,
+    )  # fmt: skip
+    XLMRobertaModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return toy.rules(batch_rows=4).model_copy(update={"model": str(folder)})
+
+
+def test_an_encoder_trains_and_is_loaded_again(tmp_path: Path) -> None:
+    rules = encoder(tmp_path / "base")
+    made = moved(rules)
+    alone = [float(score(made, [row], 0, "cpu")[0]) for row in prompts()]
+    assert score(made, prompts(), 0, "cpu").tolist() == pytest.approx(alone, abs=1e-6)
+    assert not made.shares_prefix and len(set(alone)) == len(LENGTHS)
+    engine = PlainEngine(made.train(), rules, 10)
+    before = toy.trained_weights(made)
+    for _ in range(2):
+        engine.learn(made(*model.pad(prompts(), 0, "cpu"), 1).square().sum())
+    after = toy.trained_weights(made)
+    assert any("classifier" in name for name in after) and any("dense.lora_B" in name for name in after)
+    assert not any("classifier" in name and "lora" in name for name in after)
+    assert all(not torch.equal(after[name], before[name]) for name in after if "lora_B" in name)
+    engine.save_adapter(tmp_path / "adapter")
+    loaded = model.load_adapter(rules, tmp_path / "adapter", "cpu")
+    expected = score(made, prompts(), 0, "cpu").tolist()
+    assert score(loaded, prompts(), 0, "cpu").tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_encoder_has_no_words_to_answer_with(tmp_path: Path) -> None:
+    rules = encoder(tmp_path).model_copy(update={"head": "yes_no"})
+    with pytest.raises(ModelError, match="no projection to its vocabulary.*set train.head classification"):
+        model.load_base(rules, "cpu")
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
@@ -180,10 +265,11 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text_token(tmp_path: P
     assert model.load_tokenizer(rules).pad_token_id == end
 
 
-def test_a_4_bit_base_takes_a_training_step() -> None:
+@HEADS
+def test_a_4_bit_base_takes_a_training_step(head: str) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    rules = toy.rules(precision="nf4", batch_rows=4)
+    rules = toy.rules(precision="nf4", batch_rows=4, head=head)
     made = toy.classifier(rules).train()
     assert any(isinstance(module, Linear4bit) for module in made.modules())
     weights = toy.trained_weights(made)

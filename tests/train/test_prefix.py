@@ -1,0 +1,167 @@
+"""What all prompts begin with is computed once, and nothing changes but the time that it takes."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, MistralConfig, Qwen3Config
+
+from ray_pipeline.train import loop, model, prefix
+from ray_pipeline.train.model import Classifier
+
+from . import toy
+
+READERS = pytest.mark.parametrize("name", ["random-llama", "random-qwen2", "random-gemma3"])
+HEADS = pytest.mark.parametrize("head", ["classification", "yes_no"])
+SHARED = [2, *range(120, 140)]  # longer than the sliding window of 16
+OWN = [3, 40, 17, 1]
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [[*SHARED, 200 + row, *torch.randint(100, 500, (own,), generator=generator).tolist()]
+            for row, own in enumerate(OWN)]  # fmt: skip
+
+
+def moved(made: Classifier) -> Classifier:
+    """With an adapter that is not zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return made
+
+
+def learnt(made: Classifier, shared: int, **options: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits, and the gradients of what is trained."""
+    made.train()
+    made.zero_grad()
+    logits = made(*model.pad(prompts(), 0, "cpu"), shared, **options)
+    torch.autograd.backward((logits * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum())
+    gradients = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+    return logits.detach(), gradients
+
+
+def check_equal(made: Classifier) -> None:
+    """Logits to 1e-5 and gradients to 1e-4 of the plain ones, of which none is zero."""
+    shared = prefix.common(prompts())
+    assert shared == len(SHARED) and made.shares_prefix
+    plain, expected = learnt(made, 0)
+    found, gradients = learnt(made, shared)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == expected.keys() and len(gradients) > 10
+    for name, gradient in expected.items():
+        assert gradient.any()
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-4)
+
+
+@READERS
+@HEADS
+def test_logits_and_gradients_are_those_of_the_plain_pass(name: str, head: str) -> None:
+    check_equal(moved(toy.classifier(toy.rules(name, head=head))))
+
+
+@pytest.mark.parametrize("config", [MistralConfig, Qwen3Config])
+def test_other_decoders(config: Any) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
+    window = {
+        "sliding_window": 16,
+        **({"use_sliding_window": True, "max_window_layers": 1} if config is Qwen3Config else {}),
+    }
+    base = AutoModelForSequenceClassification.from_config(config(**shape, **window))
+    check_equal(moved(Classifier(model.with_adapter(base, toy.rules()))))
+
+
+@READERS
+@torch.no_grad()
+def test_what_was_computed_before_is_read_again(name: str) -> None:
+    made = moved(toy.classifier(toy.rules(name))).eval()
+    past = made.read_prefix(torch.tensor(SHARED))
+    for rows in (prompts()[:1], prompts()[1:], prompts()):
+        expected = made(*model.pad(rows, 0, "cpu"))
+        torch.testing.assert_close(made(*model.pad(rows, 0, "cpu"), len(SHARED), past), expected, atol=1e-5, rtol=1e-5)
+
+
+@READERS
+@HEADS
+def test_scores_are_the_same_with_and_without(name: str, head: str) -> None:
+    made = moved(toy.classifier(toy.rules(name, head=head)))
+    plain = loop.score(made, prompts(), 0, "cpu", share_prefix=False)
+    assert len(set(plain.tolist())) == len(OWN)
+    for limits in ({"batch_rows": 2}, {"batch_tokens": 70}, {"batch_tokens": 1}):
+        found = loop.score(made, prompts(), 0, "cpu", **limits)
+        assert found.tolist() == pytest.approx(plain.tolist(), abs=1e-5)
+
+
+def calls(made: Classifier) -> list[tuple[int, int]]:
+    """Rows and columns of the token ids that the decoder is given from now on."""
+    seen: list[tuple[int, int]] = []
+    made.base.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return seen
+
+
+def test_the_shared_tokens_are_computed_once() -> None:
+    made = toy.classifier(toy.rules())
+    seen, width = calls(made), len(SHARED)
+    loop.score(made, prompts(), 0, "cpu", batch_rows=2)
+    assert seen == [(1, width), (2, 41), (2, 4)]
+    seen.clear()
+    loop.score(made, prompts(), 0, "cpu", batch_rows=2, share_prefix=False)
+    assert seen == [(2, width + 41), (2, width + 4)]
+    seen.clear()
+    loop.score(made, prompts()[:1], 0, "cpu")  # a single prompt shares with none
+    assert seen == [(1, width + 4)]
+
+
+def test_gradient_checkpointing_turns_it_off() -> None:
+    plain, expected = learnt(moved(toy.classifier(toy.rules())), 0)
+    made = moved(toy.classifier(toy.rules(gradient_checkpointing=True)))
+    seen = calls(made)
+    found, gradients = learnt(made, len(SHARED))
+    assert seen[0] == (4, len(SHARED) + 41)
+    torch.testing.assert_close(found, plain)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient)
+    assert made.eval().shares_prefix  # scoring checkpoints nothing
+
+
+def test_with_dropout_the_rows_share_their_mask_for_these_tokens() -> None:
+    rows = [prompts()[0]] * 2
+
+    def differ(shared: int) -> bool:
+        made = moved(toy.classifier(toy.rules(lora={"rank": 4, "alpha": 8, "dropout": 0.5}))).train()
+        torch.manual_seed(0)
+        first = made.read_prefix(torch.tensor(SHARED)).layers[1].update(*[torch.zeros(2, 2, 0, 8)] * 2)[0]
+        logits = made(*model.pad(rows, 0, "cpu"), shared)
+        assert torch.equal(first[0], first[1])
+        return bool(abs(logits[0] - logits[1]) > 1e-6)
+
+    assert differ(0) and differ(len(SHARED))  # their own tokens still have masks of their own
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({}, True),
+        ({"lora": {"dropout": 0.1}}, False),
+        ({"lora": {"dropout": 0.1}, "share_prefix": True}, True),
+        ({"share_prefix": False}, False),
+        ({"share_prefix": True, "gradient_checkpointing": True}, False),
+        ({"share_prefix": True, "zero_stage": 3}, False),
+    ],
+)
+def test_where_training_shares(changes: dict[str, Any], shares: bool) -> None:
+    assert toy.rules(**changes).shares_prefix == shares
+
+
+def test_what_prompts_have_in_common() -> None:
+    assert prefix.common([]) == 0
+    assert prefix.common([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == 2
+    assert prefix.common([[1, 2], [1, 2, 4]]) == 1  # each keeps a token of its own
+    assert prefix.common([[7], [7]]) == 0
+    assert prefix.common([[1, 2], [3]]) == 0
