@@ -11,7 +11,7 @@ from ray_pipeline import runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.scoring.adapters import Adapter
-from ray_pipeline.scoring.scorer import Scorer
+from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.train import ADAPTER
 from ray_pipeline.train.card import Saved
@@ -25,9 +25,7 @@ class Scoring:
         self._adapter = training.manifest.fingerprint
         saved = Saved(task=recipe.task, prompt=recipe.prompt, train=recipe.train, fingerprint=self._adapter)
         adapter = Adapter(storage.join(training.url, ADAPTER), saved)
-        width = recipe.runtime
-        batch = (width.score_batch_rows, width.score_batch_tokens, width.score_share_prefix)
-        self._scorer = Scorer([adapter], device, *batch)
+        self._scorer = Scorer([adapter], device, Batches.of(recipe.runtime))
 
     def __call__(self, table: pa.Table) -> shards.Result:
         table = table.filter(pc.fill_null(pc.not_equal(table.column("part"), "train"), True))
@@ -58,7 +56,6 @@ def run(context: Context) -> Outcome:
         columns=["pair_id", "split", "part", "query", "query_en", "target"],
         num_cpus=recipe.runtime.cpus_per_worker,
         num_gpus=recipe.runtime.gpus_per_worker,
-        resources=runtime.gpu_placement(recipe.runtime),
     )
     return Outcome(counts)
 

@@ -11,7 +11,7 @@ from ray_pipeline import cli, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import adapters, job, relevance, rows
-from ray_pipeline.scoring.scorer import Scorer
+from ray_pipeline.scoring.scorer import Batches, Scorer
 
 ADAPTER = "--adapter"
 
@@ -59,6 +59,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--gpus-per-worker", type=float, default=0, metavar="X", help="0 scores on CPU (%(default)s)")
     add("--cpus-per-worker", type=float, default=1, metavar="X", help="(%(default)s)")
     add("--batch-rows", type=_count, default=64, help="rows of one forward pass (%(default)s)")
+    add("--batch-tokens", type=_count, help="tokens of one forward pass with their padding, in place of --batch-rows")
     add("--shard-rows", type=_count, default=50_000, help="rows of one shard at most (%(default)s)")
     add("--address", default="local", help="auto joins the Ray cluster that the job runs on (%(default)s)")
     add("--debug", action="store_true", help="show the stack trace of a problem")
@@ -93,7 +94,7 @@ def _score(options: argparse.Namespace) -> int:
     )  # fmt: skip
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
-    found = job.run(wanted, partial(Scorer, chosen, device, options.batch_rows))
+    found = job.run(wanted, partial(Scorer, chosen, device, Batches(options.batch_rows, options.batch_tokens)))
     print(_account(found, threshold))
     return cli.DONE
 

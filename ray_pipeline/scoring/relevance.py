@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ray_pipeline.errors import InputError, ModelError
 from ray_pipeline.scoring import adapters
 from ray_pipeline.scoring.adapters import Adapter
-from ray_pipeline.scoring.scorer import Scorer
+from ray_pipeline.scoring.scorer import Batches, Scorer
 
 DEFAULT_THRESHOLD = 0.5
 Folder = str | os.PathLike[str]
@@ -39,7 +39,7 @@ class RelevanceModel:
         """
         folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
         chosen = adapters.read([os.fspath(one) for one in folders], base)
-        return cls(chosen, Scorer(chosen, _device(device), batch_rows))
+        return cls(chosen, Scorer(chosen, _device(device), Batches(batch_rows)))
 
     def score(self, queries: Texts, targets: Texts, queries_en: Texts | None = None) -> npt.NDArray[np.float32]:
         """Probabilities of relevance `[n]` float32 of `queries [n]` and `targets [n]`, in their order.

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.errors import ModelError
 from ray_pipeline.prompt import Prompt
+from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring.adapters import Adapter, Members
 
 if TYPE_CHECKING:
@@ -17,13 +18,34 @@ if TYPE_CHECKING:
 
 NOT_FINITE = "score is not finite"
 OUT_OF_MEMORY = "out of memory"
-WINDOW_BATCHES = 64
-"""Batches of like lengths that are tried together: at most so many are scored again where one does not fit."""
+WINDOW_ROWS = 4096
+"""Rows of like lengths that are tried together: at most so many are scored again where a batch does not fit."""
 
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Score = Callable[[list[list[int]], int], Scores]
 """Probabilities `[n]` of prompts, in batches so many times smaller than the usual ones."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How many rows are scored at once."""
+
+    rows: int = 64
+    tokens: int | None = None
+    """Of a batch with its padding, in place of rows."""
+    share_prefix: bool = True
+    """Compute what all prompts begin with once."""
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Self:
+        """As a recipe says."""
+        return cls(runtime.score_batch_rows, runtime.score_batch_tokens, runtime.score_share_prefix)
+
+    def smaller(self, times: int) -> "Batches":
+        """So many times smaller, one row or token at least."""
+        tokens = None if self.tokens is None else max(1, self.tokens // times)
+        return Batches(max(1, self.rows // times), tokens, self.share_prefix)
 
 
 @dataclass(frozen=True)
@@ -43,20 +65,11 @@ class Scored:
 class Scorer:
     """Scores rows with a base that is loaded once; the scores of several adapters are averaged."""
 
-    def __init__(
-        self,
-        adapters: Sequence[Adapter],
-        device: str,
-        batch_rows: int,
-        batch_tokens: int | None = None,
-        share_prefix: bool = True,
-    ) -> None:
-        """Batches of `batch_rows`, or of `batch_tokens` where given; see `loop.score`."""
+    def __init__(self, adapters: Sequence[Adapter], device: str, batches: Batches) -> None:
         saved = adapters[0].saved
         self._members = Members(adapters, device)
         self._prompt = Prompt(saved.task, saved.prompt)
-        self._device, self._batch_rows = device, batch_rows
-        self._batch_tokens, self._share_prefix = batch_tokens, share_prefix
+        self._device, self._batches = device, batches
 
     def __call__(self, rows: list[dict[str, Any]]) -> Scored:
         """Scores of rows with `query`, `target` and, where the prompt shows it, `query_en`.
@@ -80,17 +93,23 @@ class Scorer:
         """Mean probability over the adapters, and where a prompt does not fit the memory, `[n]` each."""
         total, unfit, members = np.zeros(len(prompts)), np.zeros(len(prompts), np.bool_), 0
         for model in self._members:
-            scores, lost = within_memory(partial(self._with, model), prompts, self._batch_rows * WINDOW_BATCHES)
+            scores, lost = within_memory(partial(self._with, model), prompts, WINDOW_ROWS)
             total, unfit, members = total + scores, unfit | lost, members + 1
         return (total / members).astype(np.float32), unfit
 
     def _with(self, model: "Classifier", prompts: list[list[int]], smaller: int) -> Scores:
         from ray_pipeline.train import loop
 
-        rows = max(1, self._batch_rows // smaller)
-        tokens = max(1, self._batch_tokens // smaller) if self._batch_tokens else None
-        pad_id = self._members.tokenizer.pad_token_id
-        return loop.score(model, prompts, pad_id, self._device, rows, tokens, self._share_prefix)
+        chosen = self._batches.smaller(smaller)
+        return loop.score(
+            model,
+            prompts,
+            self._members.tokenizer.pad_token_id,
+            self._device,
+            chosen.rows,
+            chosen.tokens,
+            chosen.share_prefix,
+        )
 
 
 def within_memory(score: Score, prompts: list[list[int]], window_rows: int) -> tuple[Scores, Mask]:

@@ -175,7 +175,7 @@ def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
     import torch
 
     from ray_pipeline.scoring import adapters
-    from ray_pipeline.scoring.scorer import Scorer
+    from ray_pipeline.scoring.scorer import Batches, Scorer
 
     real, lengths = loop.score, list[int]()
 
@@ -186,7 +186,7 @@ def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
         found = real(model, prompts, *rest)
         return np.where([len(ids) == min(lengths) for ids in prompts], np.nan, found)
 
-    scorer = Scorer(adapters.read([adapter(tmp_path / "adapter")]), "cpu", 64)
+    scorer = Scorer(adapters.read([adapter(tmp_path / "adapter")]), "cpu", Batches())
     monkeypatch.setattr(loop, "score", small)
     texts = ["x", "a table of oak", "very long " * 60, "a green table of oak"]
     found = [{"file": "f", "line": i, "id": str(i), "query": text, "target": "a"} for i, text in enumerate(texts)]

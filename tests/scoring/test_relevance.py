@@ -100,6 +100,17 @@ def test_the_mean_of_several_adapters_is_that_of_each_alone(folder: str, other: 
     assert three.threshold == 0.5, "one of them has none of its own"
 
 
+def test_adapters_that_answer_in_words_are_averaged_too(folder: str, tmp_path: Path) -> None:
+    words = rules(head="yes_no", answers=["a", "b"])
+    both = [adapter(tmp_path / str(seed), seed, words) for seed in (4, 5)]
+    alone = [RelevanceModel.load(one, device="cpu").score(QUERIES, TARGETS) for one in both]
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    mean = RelevanceModel.load(both, device="cpu").score(QUERIES, TARGETS)
+    np.testing.assert_allclose(mean, np.mean(alone, axis=0), atol=1e-6)
+    with pytest.raises(ModelError, match="train.head is classification in the first and yes_no in the second"):
+        RelevanceModel.load([folder, both[0]], device="cpu")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
