@@ -81,6 +81,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ("QC", {"prompt__pivot": True}, ["prompt.pivot", "translate.pivot"]),
         ("QI", {"prompt__level_markers": True}, ["prompt.level_markers", "task QC"]),
         ("QI", {"split__by": "branch"}, ["split.by branch", "task QC"]),
+        ("QI", {"evaluate__threshold": "top_category"}, ["evaluate.threshold top_category", "task QC"]),
         (
             "QC",
             {"translate__sources": ["en", "fr"], "split__withhold": ["fr"]},
@@ -105,6 +106,8 @@ def test_what_cannot_work_is_refused_in_one_message_naming_both_fields(
         ("QC", {"train__precision": "bfloat16", "train__zero_stage": 3}),
         ("QC", {"prompt__pivot": True, "translate__pivot": True}),
         ("QC", {"prompt__level_markers": True, "split__by": "branch"}),
+        ("QC", {"evaluate__threshold": "top_category", "evaluate__calibration": "isotonic"}),
+        ("QI", {"evaluate__threshold": "language"}),
         ("QC", {"translate__languages": ["de"], "translate__sources": ["en"], "split__withhold": ["fr"]}),
         ("QI", {"translate__languages": ["de", "en"]}),  # all seen languages are sources, `en` not for itself
         ("QC", {"train__batch_rows": 48, "train__micro_batch_rows": 8, "train__workers": 3}),
