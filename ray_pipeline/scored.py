@@ -76,8 +76,9 @@ class Scored:
 
     def at(self, rows: Array) -> "Scored":
         """The rows of a mask `[n]` or of places `[k]`, in that order."""
-        columns: Iterator[Any] = (getattr(self, one.name) for one in fields(self))
-        return Scored(*(one.at(rows) if isinstance(one, Coded) else one[rows] for one in columns))
+        columns = [getattr(self, one.name) for one in fields(self)]
+        taken: list[Any] = [one.at(rows) if isinstance(one, Coded) else one[rows] for one in columns]
+        return Scored(*taken)
 
     def labelled(self, **values: str) -> "Scored":
         """The rows with a label where columns have these values, by rising score.
