@@ -76,7 +76,7 @@ class Scored:
 
     def at(self, rows: Array) -> "Scored":
         """The rows of a mask `[n]` or of places `[k]`, in that order."""
-        columns: Iterator[Any] = (getattr(self, one.name) for one in fields(self))
+        columns = [getattr(self, one.name) for one in fields(self)]
         taken: list[Any] = [one.at(rows) if isinstance(one, Coded) else one[rows] for one in columns]
         return Scored(*taken)
 

@@ -85,6 +85,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ("QC", {"prompt__pivot": True}, ["prompt.pivot", "translate.pivot"]),
         ("QI", {"prompt__level_markers": True}, ["prompt.level_markers", "task QC"]),
         ("QI", {"split__by": "branch"}, ["split.by branch", "task QC"]),
+        ("QI", {"evaluate__threshold": "top_category"}, ["evaluate.threshold top_category", "task QC"]),
         (
             "QC",
             {"translate__sources": ["en", "fr"], "split__withhold": ["fr"]},
@@ -128,6 +129,8 @@ def test_trainings_that_cannot_work(make_recipe: Make, changes: dict[str, Any], 
         ("QC", {"train__precision": "bfloat16", "train__deepspeed": "zero3"}),
         ("QC", {"prompt__pivot": True, "translate__pivot": True}),
         ("QC", {"prompt__level_markers": True, "split__by": "branch"}),
+        ("QC", {"evaluate__threshold": "top_category", "evaluate__calibration": "isotonic"}),
+        ("QI", {"evaluate__threshold": "language"}),
         ("QC", {"translate__languages": ["de"], "translate__sources": ["en"], "split__withhold": ["fr"]}),
         ("QI", {"translate__languages": ["de", "en"]}),  # all seen languages are sources, `en` not for itself
         ("QC", {"train__batch_rows": 48, "train__micro_batch_rows": 8, "train__workers": 3}),

@@ -18,11 +18,12 @@ from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.ablation.verdicts import DRAWS, METHOD, SIGNIFICANT, Cost, Verdict
 from ray_pipeline.comparison import WHOLE
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.report import render
 from ray_pipeline.report.data import Difference, Estimate, Slice
 
 HEADLINE = "ablation.json"
+COLUMNS = ("variant", "F1", "95 %", "Δ F1", "95 %", "p (Holm)", "is", "precision", "recall", "USD", "time")
+"""Of the Markdown table."""
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("study", "task", "variant", "slice")),
@@ -133,8 +134,6 @@ def page(found: Sequence[Section], runs: Sequence[Ran], command: str) -> str:
     template = render.environment().get_template("ablation.html.j2")
     return template.render(
         sections=found,
-        groups=(SEEN_GROUP, WITHHELD_GROUP),
-        whole=WHOLE,
         method=METHOD.format(draws=DRAWS),
         created=_now(),
         command=command,
@@ -149,26 +148,20 @@ def markdown(found: Sequence[Section]) -> str:
     lines = ["# Ablation", ""]
     for section in found:
         seeds = ", ".join(map(str, section.study.seeds))
-        lines += [
-            f"## {section.study.name} ({section.study.task})",
-            "",
-            f"Baseline: {section.study.baseline}. Seeds: {seeds}.",
-            "",
-        ]
-        lines += [
-            "| variant | F1 | 95 % | Δ F1 | 95 % | p (Holm) | is | precision | recall | USD | time |",
-            "|" + " --- |" * 11,
-        ]
+        lines += [f"## {section.study.name} ({section.study.task})", ""]
+        lines += [f"Baseline: {section.study.baseline}. Seeds: {seeds}.", ""]
+        lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
         lines += [_markdown_row(row) for row in section.rows]
         lines += ["", *(f"- {row.name} failed, {problem}" for row in section.rows for problem in row.problems), ""]
     return "\n".join([*lines, METHOD.format(draws=DRAWS), ""])
 
 
 def _markdown_row(row: Row) -> str:
+    name = row.name.replace("|", "\\|")
     if row.whole is None or row.cost is None:
-        return f"| {row.name} |" + " – |" * 5 + f" {row.verdict[1]} |" + " – |" * 4
+        return f"| {name} |" + " – |" * 5 + f" {row.verdict[1]} |" + " – |" * 4
     whole, apart = row.whole, row.whole.difference
-    cells = [row.name, render.figure(whole.f1.value), render.bounds(whole.f1)]
+    cells = [name, render.figure(whole.f1.value), render.bounds(whole.f1)]
     cells += ["–", "–", "–"] if apart is None else [
         render.signed(apart.value), render.bounds(apart, True), render.figure(whole.p_holm),
     ]  # fmt: skip
