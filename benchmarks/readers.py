@@ -26,8 +26,8 @@ def pairs(path: Path | None, rows: int, seed: int = 0) -> list[dict[str, Any]]:
             raw = [json.loads(line) for line in (Path(folder) / "train_QC.txt").read_text().splitlines()]
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in raw:
-        pair = {"query": row["origin_query"], "target": row["category_path"], "label": int(row["label"])}
-        found.setdefault((pair["query"], pair["target"]), pair)
+        query, target = str(row["origin_query"]), str(row["category_path"])
+        found.setdefault((query, target), {"query": query, "target": target, "label": int(str(row["label"]))})
     return list(found.values())[:rows]
 
 
