@@ -11,6 +11,7 @@ measured product of two bfloat16 matrices. `--tiny` runs everything on small mod
 """
 
 import argparse
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -90,8 +91,7 @@ def build(shape: str, precision: str, size: Size) -> tuple[Classifier, Train]:
 
 def _to_nf4(module: torch.nn.Module) -> None:
     """Put 4-bit layers of bitsandbytes in the place of all linear ones but the head."""
-    import bitsandbytes as bnb
-
+    bnb: Any = importlib.import_module("bitsandbytes")
     for name, child in module.named_children():
         if isinstance(child, torch.nn.Linear) and name != model.HEAD:
             layer = bnb.nn.Linear4bit(
@@ -160,10 +160,14 @@ def train(made: Classifier, rules: Train, size: Size, lean: bool) -> dict[str, f
 
     natural = np.split(np.arange(len(examples)), WARM + size.steps)
     ordered = batches.epoch_order(lengths, size.step_rows, 0, 0) if lean else natural
-    for rows in ordered[:WARM]:
-        step(rows)
+
+    def steps(some: list[batches.Rows]) -> None:
+        for rows in some:
+            step(rows)
+
+    steps(ordered[:WARM])
     computed = 0
-    seconds, memory, _ = timed(lambda: [step(rows) for rows in ordered[WARM:]], size)
+    seconds, memory, _ = timed(lambda: steps(ordered[WARM:]), size)
     tokens = sum(int(lengths[rows].sum()) for rows in ordered[WARM:])
     return {"tokens_per_second": tokens / seconds, "computed_per_second": computed / seconds, "peak_gib": memory}
 

@@ -84,7 +84,8 @@ class Side:
         def collate(texts: list[str]) -> Any:
             return self.tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
 
-        loader = DataLoader(self.texts(rows), batch_size=LOOP_BATCH, collate_fn=collate)  # type: ignore[arg-type]
+        texts: Any = self.texts(rows)
+        loader: DataLoader[Any] = DataLoader(texts, batch_size=LOOP_BATCH, collate_fn=collate)
         logits = [self.classifier.model(**batch).logits[:, 0] for batch in loader]
         return torch.sigmoid(torch.cat(logits)).numpy()
 
