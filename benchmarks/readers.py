@@ -19,7 +19,7 @@ def pairs(path: Path | None, rows: int, seed: int = 0) -> list[dict[str, Any]]:
     """Distinct QC pairs in their natural order, of the product taxonomy at `path` or else of the sample shop."""
     if path is None:
         spec = shop.ShopSpec(seed=seed, train_rows=2 * rows)
-        raw = list(shop.rows(spec, "QC", "train"))
+        raw: list[dict[str, Any]] = list(shop.rows(spec, "QC", "train"))
     else:
         with tempfile.TemporaryDirectory(prefix="taxonomy-") as folder:
             taxonomy.write_files(path, Path(folder), (2 * rows, 1, 1), seed)

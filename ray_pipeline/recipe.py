@@ -518,7 +518,7 @@ class Train(Section):
     share_prefix: bool | None = None
     """Compute the tokens that all prompts begin with once per pass instead of once per row. The gradient is the same
     as long as `lora.dropout` is 0; with dropout, one mask for those tokens serves all rows of a pass. Null: where it is
-    the same. Never done with gradient checkpointing, under ZeRO-3, and for models that it was not tested with."""
+    the same. Never done with gradient checkpointing and for models that it was not tested with."""
     warmup_share: Share = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -588,7 +588,7 @@ class Train(Section):
     def shares_prefix(self) -> bool:
         """Whether what prompts begin with is computed once per pass."""
         wanted = self.lora.dropout == 0 if self.share_prefix is None else self.share_prefix
-        return wanted and not self.gradient_checkpointing and self.zero_stage != 3
+        return wanted and not self.gradient_checkpointing
 
 
 class Evaluate(Section):

@@ -320,6 +320,26 @@ def test_accumulation_makes_up_the_batch(make_recipe: Make) -> None:
     assert rules.accumulation * rules.micro_batch_rows * rules.workers == rules.batch_rows
 
 
+def test_passes_by_tokens_can_be_as_many_as_rows(make_recipe: Make) -> None:
+    rules = make_recipe(train__batch_rows=30, train__micro_batch_tokens=100, train__workers=2).train
+    assert rules.accumulation == 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train__batch_rows": 30}, "a multiple of train.micro_batch_rows times train.workers"),
+        ({"train__batch_rows": 31, "train__micro_batch_tokens": 9, "train__workers": 2}, "a multiple of train.workers"),
+        ({"train__answers": [" yes", " yes"]}, "train.answers must be two different words"),
+        ({"train__answers": [" yes"]}, "at least 2 items"),
+        ({"train__head": "regression"}, "'classification' or 'yes_no'"),
+    ],
+)
+def test_training_that_cannot_work(make_recipe: Make, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        make_recipe(**changes)
+
+
 def test_the_defaults_are_the_paper_s() -> None:
     found = recipe.validate(MINIMAL, "test")
     assert (found.train.lora.rank, found.train.learning_rate, found.train.epochs) == (32, 2e-4, 5)

@@ -86,8 +86,9 @@ class Loop:
         self._engine, self._rules, self._worker = engine, rules, worker
         self._train, self._tune, self._pad_id = train, tune, pad_id
         self._folder, self._report = folder, report
+        self._lengths = train.lengths
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
-        self._shared = prefix.common(train.ids) if rules.shares_prefix else 0
+        self._shared = prefix.common([*train.ids, *tune.ids]) if rules.shares_prefix else 0
         self._positive_weight = positive_weight(rules, train.labels)
         self._odd: str | None = None
         self.state = State(selection=rules.selection)
@@ -112,7 +113,7 @@ class Loop:
 
     def run(self) -> State:
         """Train; raises TrainingError, on every worker alike, for a loss that is not finite."""
-        lengths, state = self._train.lengths, self.state
+        lengths, state = self._lengths, self.state
         while state.step < self.total_steps and not state.stopped:
             epoch, first = divmod(state.step, self._steps)
             order = batches.epoch_order(lengths, self._rules.batch_rows, self._rules.seed, epoch)
@@ -132,7 +133,7 @@ class Loop:
 
     def _take(self, step: batches.Rows) -> None:
         """One optimiser step; its loss is the mean over its rows, whatever the micro-batches."""
-        rules, lengths = self._rules, self._train.lengths
+        rules, lengths = self._rules, self._lengths
         plan = batches.plan(step, lengths, self._worker.count, rules.micro_batch_rows, rules.micro_batch_tokens)
         mine = plan[self._worker.rank]
         weight = self._worker.count / len(step)
@@ -196,14 +197,15 @@ class Loop:
         )
 
     def _score_tune(self) -> npt.NDArray[np.float32]:
-        mine = np.arange(self._worker.rank, len(self._tune.ids), self._worker.count)
-        prompts, rules = [self._tune.ids[i] for i in mine], self._rules
-        tokens = 4 * rules.micro_batch_tokens if rules.micro_batch_tokens else None
-        model, device = self._engine.model, self._worker.device
-        scores = score(model, prompts, self._pad_id, device, 4 * rules.micro_batch_rows, tokens, bool(self._shared))
-        found = np.zeros(len(self._tune.ids), np.float32)
-        for rank, part in enumerate(self._worker.gather(scores)):
-            found[rank :: self._worker.count] = part
+        """Every worker makes as many passes, some rows twice for that: under ZeRO-3 each pass needs all of them."""
+        rules, worker, lengths = self._rules, self._worker, self._tune.lengths
+        rows = np.resize(np.arange(len(lengths)), math.ceil(len(lengths) / worker.count) * worker.count)
+        tokens = 4 * (rules.micro_batch_tokens or rules.micro_batch_rows * int(lengths.max()))
+        mine = batches.plan(rows, lengths, worker.count, rules.micro_batch_rows, tokens)[worker.rank]
+        scores = _passes(self._engine.model, self._tune.ids, mine, self._pad_id, worker.device, self._shared)
+        found = np.zeros(len(lengths), np.float32)
+        for part, of_part in worker.gather((np.concatenate(mine), scores)):
+            found[part] = of_part
         return found
 
     def _checkpoint(self) -> None:
@@ -274,22 +276,31 @@ def score(
     at most `batch_tokens` with their padding. The tokens that all prompts begin with are computed once, if the model
     can; the scores are the same without `share_prefix`.
     """
-    model.eval()
+    if not prompts:
+        return np.zeros(0, np.float32)
     lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
+    parts = batches.pack(order, lengths, batch_tokens, None if batch_tokens else batch_rows)
+    model.eval()
+    found = np.zeros(len(prompts), np.float32)
     sharing = _sharing(model, prompts, device) if share_prefix else ()
-    made, found = [], np.zeros(len(prompts), np.float32)
-    for rows in batches.pack(order, lengths, batch_tokens, None if batch_tokens else batch_rows):
-        ids, mask = pad([prompts[i] for i in rows], pad_id, device)
-        made.append(torch.sigmoid(model(ids, mask, *sharing)).float())
-    if made:
-        found[order] = torch.cat(made).cpu().numpy()
+    found[order] = _passes(model, prompts, parts, pad_id, device, *sharing)
     return found
 
 
+@torch.no_grad()
+def _passes(
+    model: torch.nn.Module, prompts: list[list[int]], parts: list[batches.Rows], pad_id: int, device: str, *sharing: Any
+) -> npt.NDArray[np.float32]:
+    """Probabilities of the rows of some batches, one after the other; the device is waited for once, at the end."""
+    model.eval()
+    logits = [model(*pad([prompts[i] for i in rows], pad_id, device), *sharing) for rows in parts]
+    return torch.sigmoid(torch.cat(logits)).float().cpu().numpy()
+
+
 def _sharing(model: torch.nn.Module, prompts: list[list[int]], device: str) -> tuple[Any, ...]:
-    """How many tokens all prompts begin with, and their keys and values unless the model is wrapped by an engine."""
-    reader, shared = getattr(model, "module", model), prefix.common(prompts) if len(prompts) > 1 else 0
-    if not (shared and isinstance(reader, Classifier) and reader.shares_prefix):
+    """How many tokens all prompts begin with, and their keys and values; nothing where the model cannot share them."""
+    shared = prefix.common(prompts) if len(prompts) > 1 else 0
+    if not (shared and isinstance(model, Classifier) and model.shares_prefix):
         return ()
-    return (shared, reader.read_prefix(torch.tensor(prompts[0][:shared], device=device)) if reader is model else None)
+    return shared, model.read_prefix(torch.tensor(prompts[0][:shared], device=device))

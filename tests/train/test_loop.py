@@ -132,6 +132,27 @@ def test_going_on_from_a_checkpoint_changes_nothing(tmp_path: Path, cut: int) ->
     assert toy.same(adapter(again.best_adapter), adapter(undisturbed.best_adapter))
 
 
+def test_by_tokens_and_with_a_shared_beginning_the_run_is_the_same_and_goes_on_as_well(tmp_path: Path) -> None:
+    def run(name: str, checkpoint: Path | None = None, **changes: Any) -> tuple[State, Kept]:
+        made, _, kept = make(tmp_path / name, toy.rules(epochs=2, learning_rate=3e-3, **changes))
+        if checkpoint:
+            made.resume(checkpoint)
+        return made.run(), kept
+
+    def losses(state: State) -> list[float]:
+        return [row[name] for row in state.history for name in ("train_loss", "tune_loss")]
+
+    plain, _ = run("rows", share_prefix=False)
+    lean, kept = run("tokens", micro_batch_tokens=30)
+    assert losses(lean) == pytest.approx(losses(plain), abs=1e-5)
+    tokens = 2 * int(toy.examples(32).lengths.sum())  # all rows fill their steps
+    for state in (plain, lean):
+        assert sum(row["tokens"] for row in state.history) == tokens
+        assert sum(row["padded_tokens"] for row in state.history) >= tokens
+    again, _ = run("again", kept.checkpoints[0], micro_batch_tokens=30)
+    assert again == lean
+
+
 def test_dropout_draws_from_the_restored_generator(tmp_path: Path) -> None:
     rules = toy.rules(epochs=2, lora=DROPOUT)
     first, engine, kept = make(tmp_path / "one", rules)

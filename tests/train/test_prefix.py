@@ -75,6 +75,34 @@ def test_other_decoders(config: Any) -> None:
     check_equal(moved(Classifier(model.with_adapter(base, toy.rules()))))
 
 
+@HEADS
+def test_a_multimodal_gemma_is_read_by_its_text_part(head: str) -> None:
+    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig
+
+    shape = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 16}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(**shape), vision_config=vision, mm_tokens_per_image=4, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    if head == "yes_no":
+        base = AutoModelForCausalLM.from_config(config)
+        base.lm_head = model.Words(base.lm_head.weight[[5, 6]])
+    else:
+        config.num_labels = 1
+        base = AutoModelForSequenceClassification.from_config(config)
+    made = moved(Classifier(model.with_adapter(base, toy.rules(head=head))))
+    assert not any("vision" in name for name in toy.trained_weights(made))
+    check_equal(made)
+    with torch.no_grad():
+        ids, mask = model.pad(prompts()[:1], 0, "cpu")
+        whole = made.eval().model(input_ids=ids, attention_mask=mask).logits
+        expected = whole[:, -1, 0] - whole[:, -1, 1] if head == "yes_no" else whole[:, 0]
+        torch.testing.assert_close(made(ids, mask), expected, atol=1e-5, rtol=1e-5)
+
+
 @READERS
 @torch.no_grad()
 def test_what_was_computed_before_is_read_again(name: str) -> None:

@@ -1,0 +1,286 @@
+"""Training and scoring of the shapes of Gemma-3 12B and Qwen2.5 14B, with random weights, on one GPU.
+
+    python -m benchmarks.gpu --out gpu.json [--shapes …] [--precisions bfloat16 nf4] [--tiny] [--keep]
+
+Needs torch, transformers, peft, pydantic, pyarrow, pyyaml and scikit-learn (nf4: bitsandbytes), neither Ray nor
+DeepSpeed, and no network. Each part is written to the file when it is done; a second run makes only what is missing.
+The peer has the same model and adapter, rows in natural order padded to their longest: passes of 8 rows to train,
+batches of 32 to score. Tokens are those of the prompts, without padding. The share of the peak counts what the tokens
+really computed must be multiplied with (2 per weight and token forward, 2 back through the frozen weights), over a
+measured product of two bfloat16 matrices. `--tiny` runs everything on small models, on a CPU too.
+"""
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import results
+from ray_pipeline.recipe import Train
+from ray_pipeline.train import batches, loop, model, prefix
+from ray_pipeline.train.engine import PlainEngine
+from ray_pipeline.train.model import Classifier
+
+GEMMA, QWEN = "gemma-3-12b", "qwen2.5-14b"
+SHARED, OWN_MEDIAN, OWN_MOST = 24, 28, 104
+"""Tokens of the instruction, and of query and target; close to the paper recipe's prompt."""
+PASS_ROWS, SCORE_ROWS, WARM = 8, 32, 2
+PARTS = ("score", "score plain", "train", "train plain")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run."""
+
+    device: str
+    tiny: bool
+    tokens: int
+    """Of a pass in training; a batch in scoring has four times as many."""
+    rows: int
+    """To score."""
+    step_rows: int
+    steps: int
+    """Timed, after `WARM` others."""
+
+
+def configuration(shape: str, tiny: bool) -> Any:
+    """The shape's published configuration, or a small one of its kind."""
+    from transformers import Gemma3TextConfig, Qwen2Config
+
+    common: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "num_labels": 1}
+    if tiny:
+        common |= {"vocab_size": 600, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+        common |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+        gemma = {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+        return Gemma3TextConfig(**common, **gemma) if shape == GEMMA else Qwen2Config(**common)
+    if shape == GEMMA:
+        return Gemma3TextConfig(
+            **common, vocab_size=262_208, hidden_size=3840, intermediate_size=15_360, num_hidden_layers=48,
+            num_attention_heads=16, num_key_value_heads=8, head_dim=256, sliding_window=1024, query_pre_attn_scalar=256,
+        )  # fmt: skip
+    return Qwen2Config(
+        **common, vocab_size=152_064, hidden_size=5120, intermediate_size=13_824, num_hidden_layers=48,
+        num_attention_heads=40, num_key_value_heads=8, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def build(shape: str, precision: str, size: Size) -> tuple[Classifier, Train]:
+    """A classifier of random weights with a fresh adapter, and its rules."""
+    from transformers import AutoModelForSequenceClassification
+
+    rules = Train.model_validate(
+        {"model": shape, "precision": precision, "lora": {"rank": 32, "alpha": 32, "dropout": 0.0},
+         "batch_rows": size.step_rows, "micro_batch_rows": PASS_ROWS, "micro_batch_tokens": size.tokens}
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(size.device):
+        base = AutoModelForSequenceClassification.from_config(configuration(shape, size.tiny), dtype=torch.bfloat16)
+        if precision == "nf4":
+            _to_nf4(base)
+            base.is_loaded_in_4bit = True
+        made = Classifier(model.with_adapter(base.to(size.device), rules))
+    return made.to(size.device), rules
+
+
+def _to_nf4(module: torch.nn.Module) -> None:
+    """Put 4-bit layers of bitsandbytes in the place of all linear ones but the head."""
+    bnb: Any = importlib.import_module("bitsandbytes")
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.Linear) and name != model.HEAD:
+            layer = bnb.nn.Linear4bit(
+                child.in_features, child.out_features, child.bias is not None,
+                compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4",
+            )  # fmt: skip
+            layer.weight = bnb.nn.Params4bit(
+                child.weight.detach().cpu(), requires_grad=False, compress_statistics=True, quant_type="nf4"
+            )
+            layer.bias = child.bias
+            setattr(module, name, layer.to(child.weight.device))
+        else:
+            _to_nf4(child)
+
+
+def prompts(rows: int, vocabulary: int = 500, seed: int = 0) -> list[list[int]]:
+    """Random tokens, all of which begin alike, of lengths like those of shop queries with their targets."""
+    generator = np.random.default_rng(seed)
+    own = np.clip(np.exp(generator.normal(np.log(OWN_MEDIAN), 0.4, rows)).astype(int), 6, OWN_MOST)
+    start = [2, *generator.integers(10, vocabulary, SHARED - 1).tolist()]
+    return [[*start, *generator.integers(10, vocabulary, length).tolist()] for length in own]
+
+
+def matmul_peak(size: Size) -> float:
+    """TFLOP/s of the product of two bfloat16 matrices."""
+    side = 256 if size.tiny else 8192
+    left, right = (torch.randn(side, side, dtype=torch.bfloat16, device=size.device) for _ in range(2))
+    seconds = [timed(lambda: [left @ right for _ in range(10)], size)[0] for _ in range(4)]
+    return 10 * 2 * side**3 / min(seconds) / 1e12
+
+
+def timed(work: Callable[[], Any], size: Size) -> tuple[float, float, Any]:
+    """Seconds, peak GiB of the GPU, and what the work gave back."""
+    on_gpu = size.device == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    found = work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begun
+    return seconds, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0, found
+
+
+def train(made: Classifier, rules: Train, size: Size, lean: bool) -> dict[str, float]:
+    """Steps of training, by our passes or by plain ones."""
+    examples = prompts(size.step_rows * (WARM + size.steps))
+    lengths = np.array([len(ids) for ids in examples])
+    labels = torch.from_numpy((np.arange(len(examples)) % 3 > 0).astype(np.float32)).to(size.device)
+    engine, shared = PlainEngine(made.train(), rules, 1000), prefix.common(examples) if lean else 0
+    computed = 0
+
+    def step(rows: batches.Rows) -> None:
+        nonlocal computed
+        if lean:
+            (parts,) = batches.plan(rows, lengths, 1, rules.micro_batch_rows, rules.micro_batch_tokens)
+        else:
+            parts = np.split(rows, len(rows) // PASS_ROWS)
+        for part in parts:
+            ids, mask = model.pad([examples[i] for i in part], 0, size.device)
+            logits = made(ids, mask, shared) if lean else made.model(input_ids=ids, attention_mask=mask).logits[:, 0]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels[part], reduction="sum")
+            engine.learn(loss * len(parts) / len(rows), len(parts))
+            computed += shared + int((lengths[part] - shared).sum())
+
+    natural = np.split(np.arange(len(examples)), WARM + size.steps)
+    ordered = batches.epoch_order(lengths, size.step_rows, 0, 0) if lean else natural
+
+    def steps(some: list[batches.Rows]) -> None:
+        for rows in some:
+            step(rows)
+
+    steps(ordered[:WARM])
+    computed = 0
+    seconds, memory, _ = timed(lambda: steps(ordered[WARM:]), size)
+    tokens = sum(int(lengths[rows].sum()) for rows in ordered[WARM:])
+    return {"tokens_per_second": tokens / seconds, "computed_per_second": computed / seconds, "peak_gib": memory}
+
+
+@torch.no_grad()
+def score(made: Classifier, size: Size, lean: bool) -> dict[str, Any]:
+    """Scores of all rows, by our batches or by plain ones, in the order of the rows."""
+    every = prompts(size.rows, seed=1)
+    made.eval()
+
+    def ours(rows: list[list[int]]) -> Any:
+        return loop.score(made, rows, 0, size.device, batch_tokens=4 * size.tokens)
+
+    def plain(rows: list[list[int]]) -> Any:
+        found = []
+        for start in range(0, len(rows), SCORE_ROWS):
+            ids, mask = model.pad(rows[start : start + SCORE_ROWS], 0, size.device)
+            found.append(torch.sigmoid(made.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()))
+        return torch.cat(found).cpu().numpy()
+
+    work = ours if lean else plain
+    work(every[: 4 * SCORE_ROWS])
+    seconds, memory, found = timed(lambda: work(every), size)
+    tokens = sum(map(len, every))
+    computed = tokens - prefix.common(every) * (len(every) - 1) if lean else tokens
+    rates = {"tokens_per_second": tokens / seconds, "computed_per_second": computed / seconds}
+    return rates | {"rows_per_second": len(every) / seconds, "peak_gib": memory, "first_scores": found[:64].tolist()}
+
+
+def run(shapes: Sequence[str], precisions: Sequence[str], size: Size, out: Path) -> dict[str, Any]:
+    """Make what the file lacks, part by part."""
+    done: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+
+    def keep(name: str, work: Callable[[], dict[str, Any]]) -> None:
+        if name not in done:
+            done[name] = work()
+            out.write_text(json.dumps(done, indent=1))
+            shown = {key: value for key, value in done[name].items() if not isinstance(value, list)}
+            print(name, json.dumps(shown), flush=True)
+
+    where = torch.cuda.get_device_name() if size.device == "cuda" else "CPU"
+    keep("matmul", lambda: {"tflops": matmul_peak(size), "device": where})
+    for shape in shapes:
+        for precision in precisions:
+            if any(f"{shape} {precision} {part}" not in done for part in PARTS):
+                _run_model(shape, precision, size, keep)
+    return done
+
+
+def _run_model(
+    shape: str, precision: str, size: Size, keep: Callable[[str, Callable[[], dict[str, Any]]], None]
+) -> None:
+    """All parts of one model, which is gone from the GPU afterwards."""
+    begun = time.perf_counter()
+    made, rules = build(shape, precision, size)
+    facts = {"build_seconds": time.perf_counter() - begun, "weights": sum(p.numel() for p in configured(shape, size))}
+    keep(f"{shape} {precision} model", lambda: facts)
+    keep(f"{shape} {precision} score", lambda: score(made, size, lean=True))
+    keep(f"{shape} {precision} score plain", lambda: score(made, size, lean=False))
+    keep(f"{shape} {precision} train", lambda: train(made, rules, size, lean=True))
+    keep(f"{shape} {precision} train plain", lambda: train(made, rules, size, lean=False))
+
+
+def configured(shape: str, size: Size) -> list[torch.Tensor]:
+    """The shape's weights that every token meets, without memory: all but the vocabulary's vectors."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        bare = AutoModel.from_config(configuration(shape, size.tiny))
+    return [p for name, p in bare.named_parameters() if "embed_tokens" not in name]
+
+
+def table(done: dict[str, Any]) -> str:
+    """What was measured, ours beside the plain way."""
+    peak, lines = done["matmul"]["tflops"] * 1e12, []
+    for name, found in done.items():
+        shape, _, part = name.rpartition(" ")
+        if part not in ("train", "score") or f"{name} plain" not in done:
+            continue
+        plain, products = done[f"{name} plain"], {"train": 4, "score": 2}[part] * done[f"{shape} model"]["weights"]
+        ratio = found["tokens_per_second"] / plain["tokens_per_second"]
+        share = found["computed_per_second"] * products / peak
+        lines.append(
+            (name, f"{found['tokens_per_second']:,.0f}", f"{plain['tokens_per_second']:,.0f}", f"{ratio:.2f}",
+             f"{share:.0%}", f"{found['peak_gib']:.0f}; {plain['peak_gib']:.0f}")
+        )  # fmt: skip
+    head = ("part", "tokens/s", "plain tokens/s", "ratio", "share of the matmul peak", "peak GiB; plain")
+    return results.table(head, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, print the table, and the figures as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the file of what is done")
+    parser.add_argument("--shapes", nargs="+", choices=[GEMMA, QWEN], default=[GEMMA, QWEN])
+    parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "nf4"], default=["bfloat16"])
+    parser.add_argument("--tokens", type=int, default=4096, help="of a pass in training (default 4096)")
+    parser.add_argument("--tiny", action="store_true", help="small models, to see that it runs")
+    parser.add_argument("--keep", action="store_true", help="put the table into RESULTS.md")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not options.tiny:
+        parser.error("there is no GPU here: add --tiny to see that it runs")
+    size = Size(device, True, 400, 40, 8, 2) if options.tiny else Size(device, False, options.tokens, 2048, 64, 8)
+    done = run(options.shapes, options.precisions, size, options.out)
+    text = table(done)
+    if options.keep:
+        about = f"{results.where(('torch', 'transformers', 'peft'))} Random weights, LoRA rank 32 on all linear layers."
+        about += f" Measured peak of bfloat16: {done['matmul']['tflops']:,.0f} TFLOP/s."
+        results.keep("gpu", "One GPU", f"{about}\n\n```bash\npython -m benchmarks.gpu --keep\n```\n\n{text}")
+    figures = {name: found["tokens_per_second"] for name, found in done.items() if "tokens_per_second" in found}
+    print(f"\n{text}\n\n{json.dumps({name: round(value) for name, value in figures.items()})}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Two workers under DeepSpeed: passes by tokens and a shared prefix change no loss, nor do ZeRO's stages."""
+
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_pipeline.train import batches, settings, warm_up
+from ray_pipeline.train.loop import Loop, Worker
+
+from . import toy
+
+PLAIN = {"share_prefix": False}
+LEAN = {"micro_batch_tokens": 70, "share_prefix": True}
+
+
+def examples(rows: int, seed: int) -> batches.Examples:
+    made = toy.examples(rows, seed)
+    return batches.Examples([[2, *range(120, 140), *ids[1:]] for ids in made.ids], made.labels, 0)
+
+
+def work(rank: int, workers: int, port: int, name: str, changes: dict[str, Any], out: str) -> None:
+    """One worker's process."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    torch.set_num_threads(1)
+    warm_up.prepare("cpu")
+    import deepspeed
+
+    from ray_pipeline.train.engine import DeepSpeedEngine
+
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+    def gather(value: Any) -> list[Any]:
+        found: list[Any] = [None] * workers
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    rules = toy.rules(name, workers=workers, learning_rate=3e-3, **changes)
+    engine, own = DeepSpeedEngine(toy.classifier(rules), rules, 8, settings.read(rules)), Worker(rank, workers, "cpu", gather)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Loop(engine, rules, examples(32, 0), examples(15, 1), 0, own, Path(folder), lambda *_: None)
+        history = loop.run().history
+    if rank == 0:
+        Path(out).write_text(json.dumps(history))
+
+
+def losses(folder: Path, workers: int, name: str, **changes: Any) -> list[float]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = folder / f"{port}.json"
+    torch.multiprocessing.spawn(work, (workers, port, name, changes, str(out)), nprocs=workers)
+    return [row[loss] for row in json.loads(out.read_text()) for loss in ("train_loss", "tune_loss")]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["random-llama", "random-gemma3"])
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("head", ["classification", "yes_no"])
+def test_losses_are_those_of_one_worker_in_passes_by_rows(tmp_path: Path, name: str, stage: str, head: str) -> None:
+    plain = losses(tmp_path, 1, name, deepspeed=stage, head=head, **PLAIN)
+    assert plain[2] < plain[0]
+    assert losses(tmp_path, 2, name, deepspeed=stage, head=head, **LEAN) == pytest.approx(plain, abs=1e-5)
