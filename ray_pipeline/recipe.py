@@ -550,7 +550,7 @@ class Train(Section):
     overfit_rows: Annotated[int, Field(ge=2)] | None = None
     """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
     deterministic: bool = False
-    """Slower operations of torch that give the same bits each time on the same GPU; on CPU they do without."""
+    """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
 
     @field_validator("precision", mode="before")
     @classmethod
