@@ -565,6 +565,11 @@ class Train(Section):
             raise ValueError(
                 f"train.precision nf4 does not work with train.deepspeed {self.deepspeed}: take zero2, or bfloat16"
             )
+        if self.lora.dora and self.deepspeed.startswith("zero3"):
+            raise ValueError(
+                f"train.lora.dora does not work with train.deepspeed {self.deepspeed}, which puts away the weights that"
+                " DoRA reads: take zero2, or rslora"
+            )
         if self.micro_batch_tokens is None and self.batch_rows % (self.micro_batch_rows * self.workers):
             raise ValueError("train.batch_rows must be a multiple of train.micro_batch_rows times train.workers")
         if self.batch_rows % self.workers:
