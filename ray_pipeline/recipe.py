@@ -550,7 +550,7 @@ class Train(Section):
     overfit_rows: Annotated[int, Field(ge=2)] | None = None
     """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
     deterministic: bool = False
-    """Slower operations of torch that give the same bits each time on the same GPU; on CPU they do without."""
+    """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -564,6 +564,11 @@ class Train(Section):
         if self.precision == "nf4" and self.deepspeed.startswith("zero3"):
             raise ValueError(
                 f"train.precision nf4 does not work with train.deepspeed {self.deepspeed}: take zero2, or bfloat16"
+            )
+        if self.lora.dora and self.deepspeed.startswith("zero3"):
+            raise ValueError(
+                f"train.lora.dora does not work with train.deepspeed {self.deepspeed}, which puts away the weights that"
+                " DoRA reads: take zero2, or rslora"
             )
         if self.micro_batch_tokens is None and self.batch_rows % (self.micro_batch_rows * self.workers):
             raise ValueError("train.batch_rows must be a multiple of train.micro_batch_rows times train.workers")

@@ -35,6 +35,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             {"train__precision": "nf4", "train__deepspeed": "zero3"},
             ["train.precision nf4", "train.deepspeed zero3"],
         ),
+        (
+            "QC",
+            {"train__precision": "bfloat16", "train__deepspeed": "zero3", "train__lora": {"dora": True}},
+            ["train.lora.dora", "train.deepspeed zero3"],
+        ),
         ("QC", {"train__batch_rows": 30}, ["train.batch_rows", "train.micro_batch_rows"]),
         ("QC", {"train__workers": 3}, ["train.batch_rows", "train.workers"]),
         ("QC", {"split__tune": 0.5, "split__holdout": 0.5}, ["split.tune", "split.holdout"]),

@@ -13,7 +13,7 @@ from ray_pipeline import artifact, claim, errors, models, runtime, storage, tabl
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.train import settings, work
+from ray_pipeline.train import card, settings, work
 
 RUN_NAME = "run"
 CURVES = "part-00000.parquet"
@@ -29,13 +29,17 @@ def _fit(context: Context) -> Any:
 
     recipe = context.recipe
     gpus = recipe.runtime.gpus_per_worker
+    job = work.Job(
+        recipe=recipe,
+        mix=context.inputs["mix"],
+        dropped=_dropped(context),
+        settings=settings.read(recipe.train),
+        folder=context.folder,
+        base=card.base_digest(recipe.train.model, recipe.train.revision),
+    )
     trainer = TorchTrainer(
         work.work,
-        train_loop_config={
-            "job": work.Job(
-                recipe, context.inputs["mix"], _dropped(context), settings.read(recipe.train), context.folder
-            )
-        },
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=recipe.train.workers,

@@ -1,5 +1,6 @@
 """What each worker of Ray Train does: load, train, and, on the first one, check and write the best adapter."""
 
+import gc
 import json
 import os
 import shutil
@@ -37,6 +38,8 @@ class Job:
     """DeepSpeed's."""
     folder: str
     """The artifact's."""
+    base: str
+    """`card.base_digest` of the base: its files are read where the run is planned, not again on a worker."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def _train(job: Job) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with _enough_memory("as training began"):
             state = _learn(job, data, tokenizer, device, Path(folder))
+        _free_memory()
         if _rank() == 0:
             with _enough_memory("as the saved adapter was checked"):
                 _finish(job, data, tokenizer, device, Path(folder), state)
@@ -89,7 +93,7 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     rules, context = job.recipe.train, ray.train.get_context()
     if rules.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
     worker = loop.Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
     base = _together(lambda: model.load_base(rules, device))
     classifier = model.Classifier(model.with_adapter(base, rules))
@@ -105,6 +109,14 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     torch.manual_seed(rules.seed + worker.rank)
     _go_on(made)
     return made.run()
+
+
+def _free_memory() -> None:
+    """Give back what the model in training held: loop and engine refer to each other."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def _go_on(made: Any) -> None:
@@ -187,7 +199,7 @@ def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
         train=recipe.train,
         fingerprint=storage.name(job.folder),
         threshold=cut,
-        base=card.base_digest(recipe.train.model, recipe.train.revision),
+        base=job.base,
         tokenizer=card.Tokenizer(
             vocabulary=len(tokenizer), pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
         ),

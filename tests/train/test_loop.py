@@ -251,7 +251,8 @@ def test_the_best_evaluation_by_each_figure(selection: str, best: int) -> None:
 
 def test_few_rows_are_learnt_by_heart(tmp_path: Path) -> None:
     made, *_ = make(tmp_path, toy.rules(epochs=20, patience=20), rows=8)
-    assert made.run().history[-1]["train_loss"] < 0.02
+    history = made.run().history
+    assert history[-1]["train_loss"] < 0.15 * history[0]["train_loss"]
 
 
 def together(count: int) -> Callable[[int], Callable[[Any], list[Any]]]:

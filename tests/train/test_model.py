@@ -202,6 +202,23 @@ def test_an_encoder_has_no_words_to_answer_with(tmp_path: Path) -> None:
         model.load_base(rules, "cpu")
 
 
+@pytest.mark.parametrize("kind", ["dora", "rslora"])
+def test_other_kinds_of_lora_are_trained_and_loaded_again(kind: str, tmp_path: Path) -> None:
+    rules = toy.rules(batch_rows=4, lora={"rank": 4, "alpha": 8, "dropout": 0.0, kind: True})
+    made = toy.classifier(rules).train()
+    layer = next(module for module in made.modules() if hasattr(module, "lora_A"))
+    assert layer.scaling["default"] == (8 / 4 if kind == "dora" else 8 / 4**0.5)
+    assert any("magnitude" in name for name in toy.trained_weights(made)) == (kind == "dora")
+    before, engine = toy.trained_weights(made), PlainEngine(made, rules, 10)
+    for _ in range(2):
+        engine.learn(made(*model.pad(prompts(), 0, "cpu")).square().sum(), 1)
+    after = toy.trained_weights(made)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    engine.save_adapter(tmp_path)
+    found = score(model.load_adapter(rules, tmp_path, "cpu"), prompts(), 0, "cpu")
+    assert found.tolist() == pytest.approx(score(made, prompts(), 0, "cpu").tolist(), abs=1e-6)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         made = moved(toy.rules(gradient_checkpointing=checkpointing)).train()

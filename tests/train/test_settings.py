@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.recipe import DeepSpeed, Train
+from ray_pipeline.recipe import DeepSpeed, Lora, Train
 from ray_pipeline.train import settings
 
 SHOWN = Path(__file__).parents[2] / "cluster" / "deepspeed"
@@ -82,9 +82,16 @@ def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], me
     assert "own.json" in str(caught.value)
 
 
-def test_4_bit_with_zero_3_of_a_file_is_refused(tmp_path: Path) -> None:
-    chosen = written(tmp_path, zero_optimization={"stage": 3}).model_copy(update={"precision": "nf4"})
-    with pytest.raises(RecipeError, match="nf4 does not work with ZeRO-3"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "nf4"}, "nf4 does not work with ZeRO-3"),
+        ({"lora": Lora(dora=True)}, "dora does not work with ZeRO-3"),
+    ],
+)
+def test_what_does_not_go_with_zero_3_of_a_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    chosen = written(tmp_path, zero_optimization={"stage": 3}).model_copy(update=changes)
+    with pytest.raises(RecipeError, match=message):
         settings.identity(chosen)
 
 
