@@ -115,7 +115,13 @@ def test_the_usual_columns_are_found(tmp_path: Path) -> None:
         rows.columns(file, "QC", {}, english=True)
 
 
-@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_records_need_not_have_all_columns(tmp_path: Path) -> None:
+    tables = read(write(tmp_path, "jsonl", [{"q": "a", "t": "b", "lang": "de"}, {"q": "a", "t": "b"}, {"q": "a"}]), 1,
+                  Columns("q", "t", None, "lang"))  # fmt: skip
+    assert [table.column("reason")[0].as_py() for table in tables] == [None, None, "missing target"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv"])
 def test_a_column_that_is_not_there_is_named(format: str, tmp_path: Path) -> None:
     path = write(tmp_path, format)
     with pytest.raises(InputError, match=f"{path}: has no column 'nope', only .*'lang'.*--columns"):
