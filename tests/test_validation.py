@@ -146,7 +146,7 @@ def build(folder: Path) -> None:
             rows_, schema, refused = made_by_hand[name]
             if name == "score":
                 rows_ = [row | {"adapter": found["train"].manifest.fingerprint} for row in rows_]
-            extra = {"translated": 3, "leaks": 0} if name == "dedupe" else {}
+            extra = {"translated": 3, "leaks": {}} if name == "dedupe" else {}
             found[name] = store(step, rows_, schema, refused, extra)
     outputs.write([(Finished(chosen, found, frozenset()), None)], str(folder / "out"), "the command")
 
