@@ -233,7 +233,7 @@ def test_the_list_of_dependencies_is_the_project_s_with_its_pins(tmp_path: Path)
 def test_the_dashboard_shows_the_counters_that_workers_keep() -> None:
     shown = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
     asked = " ".join(target["expr"] for panel in shown["panels"] for target in panel["targets"])
-    source = (ROOT / "ray_pipeline" / "gemini" / "quota.py").read_text()
+    source = (ROOT / "ray_pipeline" / "gemini" / "quota_actor.py").read_text()
     listed = re.search(r"names = \(([^)]*)\)", source)
     assert listed
     kept = {*telemetry.NAMES, *(f"gemini_{name}" for name in re.findall(r"\w+", listed[1]))}

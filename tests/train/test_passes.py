@@ -42,7 +42,8 @@ def work(rank: int, workers: int, port: int, name: str, changes: dict[str, Any],
         return found
 
     rules = toy.rules(name, workers=workers, learning_rate=3e-3, **changes)
-    engine, own = DeepSpeedEngine(toy.classifier(rules), rules, 8, settings.read(rules)), Worker(rank, workers, "cpu", gather)
+    engine = DeepSpeedEngine(toy.classifier(rules), rules, 8, settings.read(rules))
+    own = Worker(rank, workers, "cpu", gather)
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(engine, rules, examples(32, 0), examples(15, 1), 0, own, Path(folder), lambda *_: None)
         history = loop.run().history
