@@ -10,7 +10,7 @@ FAISS := $(if $(shell command -v nvidia-smi),gpu,cpu)
 TORCH_INDEX ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test soak check format audit bench clean
+.PHONY: setup demo test soak check format audit clean
 
 setup: $(STAMP)
 
