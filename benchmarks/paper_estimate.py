@@ -1,0 +1,117 @@
+"""On paper: a hundred million pairs from raw files to the training set, on a named cluster. Arithmetic, not a run.
+
+    python -m benchmarks.paper_estimate
+
+Rates of CPU stages are this project's own, measured at a million rows on two cores (RESULTS.md, "Ingest to mix"); what
+could not be measured here (a GPU) is an assumption, and says so. Prices are list prices; look them up before you rely
+on them.
+"""
+
+from dataclasses import dataclass
+
+from benchmarks import results
+
+PAIRS = 100_000_000
+TARGETS = 30_000_000
+"""Distinct titles; an assumption."""
+POSITIVE_SHARE = 0.5
+WANTED_SHARE = 0.2
+"""Of the positives that want a hard negative."""
+DIMENSION = 1024
+PAIR_BYTES, TARGET_BYTES = 60, 40
+"""Of a row in Parquet with zstd, by stage, without vectors; the sample shop's rows take 15 to 40."""
+STAGES_WRITTEN = 6
+"""Ingest, languages, split, dedupe, negatives, mix."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of node: USD an hour, cores, GPUs."""
+
+    name: str
+    usd: float
+    cores: int
+    source: str
+
+
+CPU = Machine("m7g.4xlarge", 8 * 0.0816, 16, "eight times m7g.large, EC2 on demand, us-east-1, June 2026")
+GPU = Machine("g5.xlarge", 1.006, 4, "EC2 on demand, us-east-1, June 2026")
+CPU_NODES, GPU_NODES = 16, 16
+CORE_SECONDS = {"ingest": 264.0, "languages": 37.4, "split": 34.6, "dedupe": 84.4, "mix": 13.4}
+"""Core-seconds of a million rows: seconds on two cores, times two, as measured on a busy machine: an upper bound."""
+TEXTS_A_SECOND = 1000.0
+"""Embedded by one A10G with a model of 560 million parameters in half precision: an assumption."""
+SEARCH_FLOPS = 10e12
+"""A second, of faiss's exact search on one A10G: a third of its peak in float32; an assumption."""
+S3_MONTH, S3_PUTS = 0.023, 0.005
+"""USD for a GB kept a month, and for a thousand writes."""
+SHARD_ROWS = 50_000
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """(What, how it comes about, how much)."""
+    found, core_hours = [], 0.0
+    for stage, seconds in CORE_SECONDS.items():
+        hours = seconds * PAIRS / 1e6 / 3600
+        core_hours += hours
+        found.append((stage, f"{seconds:.0f} core-s a million rows x {PAIRS / 1e6:.0f}", f"{hours:.1f} core-hours"))
+    cpu_hours = core_hours / (CPU.cores * CPU_NODES)
+    cpu_usd = cpu_hours * CPU_NODES * CPU.usd
+    spread = f"{core_hours:.0f} core-hours / ({CPU_NODES} x {CPU.name} of {CPU.cores} cores)"
+    found.append(("CPU stages", spread, f"{60 * cpu_hours:.0f} min, {cpu_usd:.0f} USD"))
+    embed = TARGETS / TEXTS_A_SECOND / 3600
+    found.append(("embed", f"{TARGETS:,} titles / {TEXTS_A_SECOND:,.0f} a second", f"{embed:.1f} GPU-hours"))
+    anchors = PAIRS * POSITIVE_SHARE * WANTED_SHARE
+    mine = anchors * TARGETS * DIMENSION * 2 / SEARCH_FLOPS / 3600
+    how = f"{anchors:,.0f} anchors x {TARGETS:,} x {DIMENSION} x 2 / {SEARCH_FLOPS:.0e} a second"
+    found.append(("negatives, hard, exact", how, f"{mine:.1f} GPU-hours"))
+    gpu_hours = (embed + mine) / GPU_NODES
+    gpu_usd = gpu_hours * GPU_NODES * GPU.usd
+    found.append(
+        (
+            "GPU stages",
+            f"{embed + mine:.0f} GPU-hours / {GPU_NODES} x {GPU.name}",
+            f"{gpu_hours:.1f} h, {gpu_usd:.0f} USD",
+        )
+    )
+    vectors = TARGETS * DIMENSION * 2 / 1e9
+    tables = PAIRS * PAIR_BYTES * STAGES_WRITTEN / 1e9
+    found.append(("on S3: vectors", f"{TARGETS:,} x {DIMENSION} x 2 bytes", f"{vectors:.0f} GB"))
+    found.append(("on S3: tables", f"{PAIRS:,} x {PAIR_BYTES} bytes x {STAGES_WRITTEN} stages", f"{tables:.0f} GB"))
+    writes = PAIRS / SHARD_ROWS * STAGES_WRITTEN * 2
+    store = (vectors + tables) * S3_MONTH + writes / 1000 * S3_PUTS
+    how = f"{vectors + tables:.0f} GB x {S3_MONTH} + {writes:,.0f} writes x {S3_PUTS} / 1000"
+    found.append(("S3, a month", how, f"{store:.2f} USD"))
+    reads = anchors / SHARD_ROWS * vectors
+    how = f"{anchors / SHARD_ROWS:,.0f} shards of anchors x {vectors:.0f} GB, `corpus_rows_at_once` set"
+    found.append(("vectors read again while mining", how, f"{reads / 1000:.1f} TB"))
+    total = cpu_usd + gpu_usd + store
+    found.append(
+        (
+            "all",
+            "one after the other, nodes paid for while they work",
+            f"{cpu_hours + gpu_hours:.1f} h, {total:.0f} USD",
+        )
+    )
+    return found
+
+
+def main() -> None:
+    """Print the table and keep it."""
+    text = results.table(("what", "arithmetic", "result"), rows())
+    about = (
+        f"Not a run. {CPU.name}: {CPU.usd:.4f} USD an hour ({CPU.source}); {GPU.name}: {GPU.usd} ({GPU.source}). "
+        "No translation, no training. What breaks first: a g5.xlarge has 16 GiB, so the vectors are read in parts "
+        "(`negatives.corpus_rows_at_once`), and to read them for every shard of anchors outweighs all other traffic: "
+        "larger shards (`runtime.shard_rows`) or a machine that holds them lower it in proportion."
+    )
+    results.keep(
+        "paper",
+        "A hundred million pairs, on paper",
+        f"{about}\n\n```bash\npython -m benchmarks.paper_estimate\n```\n\n{text}",
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
