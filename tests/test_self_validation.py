@@ -16,6 +16,7 @@ from ray_pipeline.sandbox.shop import ShopSpec, row
 from ray_pipeline.stage import Context
 from ray_pipeline.text import normalise, stable_id, stable_share
 from ray_pipeline.train import stage as train
+from ray_pipeline.train import work
 
 from .made import finished, pair
 
@@ -137,9 +138,9 @@ def test_rows_that_are_dropped_are_not_trained_on(judged: Any) -> None:
     own = Context(context.recipe, {**context.inputs, "self_validation": found}, "", "", {})
     dropped = train._dropped(own)
     assert refused is not None and dropped == set(refused.column("pair_id").to_pylist())
-    _, _, examples, tune = train._load(context.recipe, context.inputs["mix"], dropped, "cpu")
+    _, data = work._data(context.recipe, context.inputs["mix"], dropped)
     parts = Counter(r["part"] for r in rows)
-    assert (len(examples.ids), len(tune.ids)) == (parts["train"] - len(dropped), parts["tune"])
+    assert (len(data.train.ids), len(data.tune.ids)) == (parts["train"] - len(dropped), parts["tune"])
 
 
 def test_verdicts_that_are_only_noted(tmp_path: Path) -> None:
