@@ -27,6 +27,8 @@ class Encoded:
 
     ids: list[int]
     truncated: bool
+    head: int = 0
+    """How many of the tokens are the same in all rows of its query: those up to the target."""
 
 
 @dataclass(frozen=True)
@@ -82,4 +84,5 @@ class Prompt:
             query_kept = query[: max(room // 2, room - len(target))]
             target_kept = target[: room - len(query_kept)]
         truncated = len(query_kept) < len(query) or len(target_kept) < len(target)
-        return Encoded([*start, *head, *query_kept, *between, *target_kept, *end], truncated)
+        before = [*start, *head, *query_kept, *between]
+        return Encoded([*before, *target_kept, *end], truncated, len(before))

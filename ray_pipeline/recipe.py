@@ -25,6 +25,7 @@ Positive = Annotated[int, Field(ge=1)]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
 """Where a training row comes from."""
+QueryPrefix = Literal["auto", "always", "never"]
 DeepSpeed = Literal["zero0", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 """The settings in cluster/deepspeed."""
 
@@ -679,6 +680,9 @@ class Runtime(Section):
     """Tokens of one batch, padding included, in place of `score_batch_rows`; null: by rows."""
     score_share_prefix: bool = True
     """Compute the tokens that all prompts begin with once per shard, for models that this was tested with; exact."""
+    score_query_prefix: QueryPrefix = "auto"
+    """With it, compute the tokens of a query once for all its rows; `auto`: where that leaves 85 % of what is to be
+    computed, or less, as with five rows of each query. Exact too; a shard's rows of a query need not stand together."""
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
     """Restarts of training after a lost worker."""

@@ -1,7 +1,7 @@
 """Probabilities of rows: prompts encoded, equal ones scored once, adapters averaged, what does not fit halved."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from ray_pipeline.errors import ModelError
 from ray_pipeline.prompt import Prompt
-from ray_pipeline.recipe import Runtime
+from ray_pipeline.recipe import QueryPrefix, Runtime
+from ray_pipeline.scoring import queries
 from ray_pipeline.scoring.adapters import Adapter, Members
+from ray_pipeline.train.batches import Rows
 
 if TYPE_CHECKING:
     from ray_pipeline.train.model import Classifier
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 NOT_FINITE = "score is not finite"
 OUT_OF_MEMORY = "out of memory"
 WINDOW_ROWS = 4096
-"""Rows of like lengths that are tried together: at most so many are scored again where a batch does not fit."""
+"""Rows that are tried together: at most so many are scored again where a batch does not fit."""
 
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Score = Callable[[list[list[int]], int], Scores]
-"""Probabilities `[n]` of prompts, in batches so many times smaller than the usual ones."""
+Score = Callable[[Rows, int], Scores]
+"""Probabilities `[n]` of some rows, in batches so many times smaller than the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,19 @@ class Batches:
     """Of a batch with its padding, in place of rows."""
     share_prefix: bool = True
     """Compute what all prompts begin with once."""
+    query_prefix: QueryPrefix = "auto"
+    """Compute a query once for all its rows, too; see `Runtime.score_query_prefix`."""
 
     @classmethod
     def of(cls, runtime: Runtime) -> Self:
         """As a recipe says."""
-        return cls(runtime.score_batch_rows, runtime.score_batch_tokens, runtime.score_share_prefix)
+        limits = (runtime.score_batch_rows, runtime.score_batch_tokens)
+        return cls(*limits, runtime.score_share_prefix, runtime.score_query_prefix)
 
     def smaller(self, times: int) -> "Batches":
         """So many times smaller, one row or token at least."""
         tokens = None if self.tokens is None else max(1, self.tokens // times)
-        return Batches(max(1, self.rows // times), tokens, self.share_prefix)
+        return replace(self, rows=max(1, self.rows // times), tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,9 @@ class Scorer:
         """
         encoded = self._prompt.encode(self._members.tokenizer, rows)
         prompts = [tuple(prompt.ids) for prompt in encoded]
-        unique = {ids: i for i, ids in enumerate(dict.fromkeys(prompts))}
-        scores, unfit = self._mean([list(ids) for ids in unique])
+        heads = {tuple(prompt.ids): prompt.head for prompt in encoded}
+        unique = {ids: i for i, ids in enumerate(heads)}
+        scores, unfit = self._mean([list(ids) for ids in unique], list(heads.values()))
         places = np.array([unique[ids] for ids in prompts], dtype=np.int64)
         scores, unfit = scores[places], unfit[places]
         reasons = [
@@ -89,41 +95,42 @@ class Scorer:
         truncated = np.array([prompt.truncated for prompt in encoded], dtype=np.bool_)
         return Scored(scores, truncated, reasons, len(prompts) - len(unique))
 
-    def _mean(self, prompts: list[list[int]]) -> tuple[Scores, Mask]:
+    def _mean(self, prompts: list[list[int]], heads: list[int]) -> tuple[Scores, Mask]:
         """Mean probability over the adapters, and where a prompt does not fit the memory, `[n]` each."""
         total, unfit, members = np.zeros(len(prompts)), np.zeros(len(prompts), np.bool_), 0
+        together = self._batches.share_prefix and self._batches.query_prefix != "never"
+        order = queries.order(prompts, heads if together else [0] * len(prompts))
         for model in self._members:
-            scores, lost = within_memory(partial(self._with, model), prompts, WINDOW_ROWS)
+            scores, lost = within_memory(partial(self._with, model, prompts, heads), order, WINDOW_ROWS)
             total, unfit, members = total + scores, unfit | lost, members + 1
         return (total / members).astype(np.float32), unfit
 
-    def _with(self, model: "Classifier", prompts: list[list[int]], smaller: int) -> Scores:
-        from ray_pipeline.train import loop
+    def _with(
+        self, model: "Classifier", prompts: list[list[int]], heads: list[int], rows: Rows, smaller: int
+    ) -> Scores:
+        from ray_pipeline.train import loop, prefix
 
-        chosen = self._batches.smaller(smaller)
-        return loop.score(
-            model,
-            prompts,
-            self._members.tokenizer.pad_token_id,
-            self._device,
-            chosen.rows,
-            chosen.tokens,
-            chosen.share_prefix,
-        )
+        some, chosen = [prompts[row] for row in rows], self._batches.smaller(smaller)
+        pad_id, limits = self._members.tokenizer.pad_token_id, (chosen.rows, chosen.tokens)
+        if chosen.share_prefix and chosen.query_prefix != "never" and model.shares_prefix:
+            shared = prefix.common(some)
+            packs = queries.plan(some, [heads[row] for row in rows], shared, *limits)
+            if packs and (chosen.query_prefix == "always" or queries.pays(packs, some, shared, *limits)):
+                return queries.score(model, some, packs, shared, pad_id, self._device)
+        return loop.score(model, some, pad_id, self._device, *limits, chosen.share_prefix)
 
 
-def within_memory(score: Score, prompts: list[list[int]], window_rows: int) -> tuple[Scores, Mask]:
-    """Scores `[n]`, and which prompts do not fit the memory even alone: their scores are NaN.
+def within_memory(score: Score, order: Rows, window_rows: int) -> tuple[Scores, Mask]:
+    """Scores `[n]`, and which rows do not fit the memory even alone: their scores are NaN.
 
-    So many prompts of like lengths are tried at a time; where a batch does not fit, half of them, in batches half as
-    large. Raises ModelError where no prompt fits: then it is not the rows that are too long.
+    So many rows are tried at a time, in this order `[n]`; where a batch does not fit, half of them, in batches half as
+    large. Raises ModelError where no row fits: then it is not the rows that are too long.
     """
-    found, unfit = np.full(len(prompts), np.nan, np.float32), np.zeros(len(prompts), np.bool_)
-    order = np.argsort([len(ids) for ids in prompts], kind="stable")
+    found, unfit = np.full(len(order), np.nan, np.float32), np.zeros(len(order), np.bool_)
     waiting = [(order[start : start + window_rows], 1) for start in range(0, len(order), window_rows)]
     while waiting:
         rows, smaller = waiting.pop()
-        scores = _tried(score, [prompts[i] for i in rows], smaller)
+        scores = _tried(score, rows, smaller)
         if scores is not None:
             found[rows] = scores
         elif len(rows) == 1:
@@ -131,20 +138,20 @@ def within_memory(score: Score, prompts: list[list[int]], window_rows: int) -> t
         else:
             half = len(rows) // 2
             waiting += [(rows[:half], 2 * smaller), (rows[half:], 2 * smaller)]
-    if len(prompts) and unfit.all():
+    if len(order) and unfit.all():
         raise ModelError(
-            f"out of memory: none of {len(prompts)} rows fits, not even alone: take a device with more memory, "
+            f"out of memory: none of {len(order)} rows fits, not even alone: take a device with more memory, "
             "fewer workers for each GPU, or an adapter whose base is quantised (train.precision nf4)"
         )
     return found, unfit
 
 
-def _tried(score: Score, prompts: list[list[int]], smaller: int) -> Scores | None:
+def _tried(score: Score, rows: Rows, smaller: int) -> Scores | None:
     """The scores, or null where they do not fit the memory."""
     import torch
 
     try:
-        return score(prompts, smaller)
+        return score(rows, smaller)
     except torch.OutOfMemoryError:
         pass  # what the failed batch held is free once its traceback is
     if torch.cuda.is_available():

@@ -80,6 +80,10 @@ class Classifier(nn.Module):
         """Keys and values of tokens `[p]` int64, good for as long as the weights stay as they are."""
         return prefix.read(_decoder(self.base), ids)
 
+    def read_queries(self, ids: torch.Tensor, past: Any) -> Any:
+        """Keys and values of the tokens `[q, t]` int64 of queries, behind the `past` of `read_prefix`."""
+        return prefix.read_on(_decoder(self.base), ids, past)
+
     def _logits(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any) -> torch.Tensor:
         """`ids` and `positions` `[n, t]` of what comes after `past`, `mask` `[n, p + t]` of both."""
         hidden = _decoder(self.base)(

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from ray_pipeline.errors import ModelError
+from ray_pipeline.scoring import queries
 from ray_pipeline.scoring.scorer import Scores, within_memory
 from ray_pipeline.train import loop
+from ray_pipeline.train.batches import Rows
 
 
 class Narrow(torch.nn.Module):
@@ -24,10 +26,10 @@ class Narrow(torch.nn.Module):
 
 
 def scores(model: Narrow, prompts: list[list[int]], batch_rows: int) -> tuple[Scores, list[int]]:
-    def score(some: list[list[int]], smaller: int) -> Scores:
-        return loop.score(model, some, 0, "cpu", max(1, batch_rows // smaller))
+    def score(rows: Rows, smaller: int) -> Scores:
+        return loop.score(model, [prompts[row] for row in rows], 0, "cpu", max(1, batch_rows // smaller))
 
-    found, unfit = within_memory(score, prompts, 8 * batch_rows)
+    found, unfit = within_memory(score, queries.order(prompts, [0] * len(prompts)), 8 * batch_rows)
     return found, np.flatnonzero(unfit).tolist()
 
 
