@@ -144,6 +144,7 @@ def test_the_server_s_day_is_spent_and_the_next_day_goes_on(tmp_path: Path, make
         assert not set(paid) & set(tomorrow.stats.answered)
 
 
+@pytest.mark.soak
 def test_a_budget_over_two_workers_is_not_passed(context: Context, server: GeminiServer) -> None:
     server.faults = SLOW
     stopped(context, r"gemini\.max_usd: .* raise it and run the same command again", max_usd=0.008)
@@ -180,6 +181,7 @@ def test_a_host_that_is_not_there(context: Context) -> None:
     )
 
 
+@pytest.mark.soak
 def test_a_finished_ledger_asks_nothing(context: Context, server: GeminiServer) -> None:
     """As after a kill just before the shards were written, or with another division into shards."""
     check(context)
@@ -190,6 +192,7 @@ def test_a_finished_ledger_asks_nothing(context: Context, server: GeminiServer) 
     assert server.stats.requests == asked
 
 
+@pytest.mark.soak
 def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(context: Context, server: GeminiServer) -> None:
     from ray_pipeline.sandbox.gemini_batches import BatchFaults
 
