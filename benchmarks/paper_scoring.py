@@ -34,7 +34,7 @@ PUTS, READS = 1, 6
 PUT_USD, READ_USD, GB_MONTH_USD = 0.005 / 1000, 0.0004 / 1000, 0.023
 """S3 Standard, us-east-1."""
 FOOTER_SECONDS = 4.657 / 500
-"""Of a shard's footer at 20 ms a request, 16 at once."""
+"""Of a shard's footer at 20 ms a request, 32 under way."""
 STORE_BYTES = 2_000
 """In Ray's object store, of a shard: what it is, and its counts. The rows go from S3 to the worker and back."""
 
