@@ -110,14 +110,20 @@ class Watch:
         """Of all nodes that ever were, by their ids."""
         self.looks: list[tuple[float, list[str]]] = []
         """When the nodes that are up changed, by the monotonic clock, and their types from then on."""
-        threading.Thread(target=self._look, daemon=True).start()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
 
     def _look(self) -> None:
-        while True:
+        while not self._over.wait(0.3):
             up = self.alive()
             if not self.looks or self.looks[-1][1] != up:
                 self.looks.append((time.monotonic(), up))
-            time.sleep(0.3)
+
+    def stop(self) -> None:
+        """Look no more; to be called before Ray is left."""
+        self._over.set()
+        self._thread.join()
 
     def alive(self) -> list[str]:
         """The types of the nodes that are up."""

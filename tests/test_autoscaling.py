@@ -111,6 +111,7 @@ def job(address: str, folder: Path) -> None:
     }
     seen |= _room_for_models(address, watch)
     (folder / "seen.json").write_text(json.dumps(seen))
+    watch.stop()
     runtime.stop()
 
 

@@ -207,11 +207,11 @@ def tables_on_s3(finished: dict[str, Any], bucket: str, until: str) -> dict[str,
 
 
 def test_the_same_tables_come_out_on_s3(finished: dict[str, Any], s3_bucket: str) -> None:
-    tables_on_s3(finished, s3_bucket, "dedupe")
+    tables_on_s3(finished, s3_bucket, "split")
 
 
 @pytest.mark.soak
-def test_training_and_scoring_on_s3_give_the_same_scores(finished: dict[str, Any], s3_bucket: str) -> None:
+def test_a_whole_run_on_s3_gives_the_same_scores(finished: dict[str, Any], s3_bucket: str) -> None:
     found = tables_on_s3(finished, s3_bucket, "evaluate")
     here, there = (item.read().sort_by("pair_id") for item in (artifact(finished, "score"), found["score"]))
     assert here.column("pair_id").equals(there.column("pair_id"))
