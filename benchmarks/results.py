@@ -20,10 +20,21 @@ def keep(name: str, title: str, text: str, file: Path = FILE) -> None:
     file.write_text(f"{head if found else head.rstrip() + chr(10) * 2}{section}{tail}", encoding="utf-8")
 
 
+def kept(name: str, file: Path = FILE) -> str:
+    """The text of the section `name` of a Markdown file; empty if there is none."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return text.partition(f"<!-- begin {name} -->")[2].partition(f"<!-- end {name} -->")[0]
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rows(text: str) -> list[tuple[str, ...]]:
+    """The rows of the table in a Markdown text, without its head."""
+    return [tuple(line.strip("| ").split(" | ")) for line in text.splitlines() if line.startswith("| ")][2:]
 
 
 def where(packages: Sequence[str] = ("ray", "torch")) -> str:

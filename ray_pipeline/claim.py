@@ -4,7 +4,6 @@ On a local disk a lock of the operating system, which ends with its process. In 
 renews every few seconds: who finds one watches whether it changes, so that no two clocks have to agree.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -13,7 +12,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ray_pipeline import storage
 from ray_pipeline.errors import StoppedError
@@ -44,16 +42,9 @@ def _holder() -> str:
 
 @contextmanager
 def _lock(folder: str) -> Iterator[None]:
-    path = Path(folder) / LOCAL
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _refused(folder, path.read_text() or "unknown") from error
-        file.truncate(0)
-        file.write(_holder())
-        file.flush()
+    with storage.locked(storage.join(folder, LOCAL), _holder()) as other:
+        if other is not None:
+            raise _refused(folder, other or "unknown")
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ray_pipeline import (
     artifact,
     audit,
+    claim,
     dedupe,
     embed,
     evaluate,
@@ -43,6 +44,8 @@ STAGES: tuple[Stage, ...] = (
 RAY_ADVICE = "\nFailed to apply UDF transform after "
 """Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
+CLAIMS = "claims"
+"""Below the working folder: who makes which artifact."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,12 @@ def _expect_room(recipe: Recipe, pending: set[str]) -> None:
 
 
 def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
+    """Make what another run has not finished by now; raises StoppedError while another run makes it."""
+    with claim.held(storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")):
+        return artifact.load(step.folder) or _made(step, recipe, workdir, done)
+
+
+def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
     inputs = {name: done[name] for name in step.stage.reads}
     started = time.monotonic()
     with _user_problems():

@@ -1,5 +1,6 @@
 """One Ray and one S3 server for the whole session; recipes and folders that tests share."""
 
+import datetime
 import logging
 import socket
 import uuid
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
 
 SOAK = Path(__file__).parents[1] / "benchmarks" / "SOAK.md"
+DEAR = {"finished_run", "judged"}
+"""Fixtures that take a minute."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,18 +31,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Of `make soak`: a section for each file, so that the matrix can be run in pieces."""
+    """Of `make soak`: each case's last outcome in its file's section, so that the matrix can be run in pieces."""
     if not config.getoption("--keep-result"):
         return
-    calls: dict[str, list[pytest.TestReport]] = defaultdict(list)
+    day = datetime.date.today().isoformat()
+    cases: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):
             if report.when == "call" or not report.passed:
-                calls[report.nodeid.split("::")[0]].append(report)
-    for file, reports in sorted(calls.items()):
-        rows = [(one.nodeid.split("::")[1], one.outcome, f"{one.duration:.0f}") for one in reports]
-        text = f"{results.where()}\n\n{results.table(('case', 'outcome', 'seconds'), sorted(rows))}"
-        results.keep(Path(file).stem, file, text, SOAK)
+                file, case = report.nodeid.split("::", 1)
+                cases[file][case] = (case, report.outcome, f"{report.duration:.0f}", day)
+    for file, rows in sorted(cases.items()):
+        name = Path(file).stem
+        before = {row[0]: row for row in results.rows(results.kept(name, SOAK))}
+        table = results.table(("case", "outcome", "seconds", "date"), sorted((before | rows).values()))
+        results.keep(name, file, f"Last: {results.where()}\n\n{table}", SOAK)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that look at one dear thing run in one process, which makes it once."""
+    for item in items:
+        for name in DEAR.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +128,7 @@ def make_recipe(tmp_path: Path) -> Any:
 
     def make(task: str = "QC", **changes: Any) -> Recipe:
         raw: dict[str, Any] = {"name": "test", "task": task, "data": {"train": [str(tmp_path / "train.txt")]}}
+        raw["runtime"] = {"map_workers": 1}  # the start of a worker takes longer than what a test gives it to do
         base = recipe.validate(raw, "test")
         return recipe.variant(base, {key.replace("__", "."): value for key, value in changes.items()})
 

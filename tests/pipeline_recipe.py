@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "train": {"model": "sandbox://random-gemma3", "precision": "float32", "epochs": 2, "batch_rows": 16,
               "micro_batch_rows": 8, "patience": 2, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}},
     "evaluate": {"bootstrap_draws": 100},
-    "runtime": {"cpus": 2, "shard_rows": 400},
+    "runtime": {"cpus": 2, "map_workers": 1, "shard_rows": 400},
 }  # fmt: skip
 
 

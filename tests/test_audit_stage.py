@@ -1,4 +1,4 @@
-"""The whole audit in a real Ray, against the local Gemini server: translation back, judge, second model."""
+"""The whole audit against the local Gemini server: translation back, judge, second model; and the stage on Ray."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ray_pipeline import artifact, audit, tables
+from ray_pipeline import artifact, audit, shards, tables
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.audit import stage
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox import lexicon, serving
@@ -61,12 +62,33 @@ def translations(count: int = 120, wrong: float = WRONG) -> list[dict[str, Any]]
     return rows
 
 
-def run(folder: Path, recipe: Recipe, rows: list[dict[str, Any]], shards: int = 3) -> Artifact:
-    given = made.finished(folder, "translate", rows, tables.TRANSLATIONS, shards=shards)
+def run(folder: Path, recipe: Recipe, rows: list[dict[str, Any]]) -> Artifact:
+    """What a worker makes of three shards of translations, in this process."""
+    given = made.finished(folder, "translate", rows, tables.TRANSLATIONS, shards=3)
+    url, config = str(folder / "audit" / "f0"), audit.config(recipe)
+    with stage.quotas(recipe, str(folder)) as held:
+        work = stage.Audit(recipe, str(folder), held)
+        counts = artifact.total(
+            shards.store(url, source.name, work(shards.read_source(source, None)), tables.AUDITED)
+            for source in shards.sources([given])
+        )
+    extra = stage.account(recipe, counts.extra)
+    return checked(artifact.commit(url, "audit", config, {"translate": "f0"}, counts, 0.1, extra), rows)
+
+
+def run_on_ray(folder: Path, recipe: Recipe, rows: list[dict[str, Any]], name: str) -> Artifact:
+    """What the stage makes of them, which workers share."""
+    given = made.finished(folder / name, "translate", rows, tables.TRANSLATIONS, shards=3)
     config = audit.config(recipe)
-    context = Context(recipe, {"translate": given}, str(folder / "audit" / "f0"), str(folder), config)
+    context = Context(recipe, {"translate": given}, str(folder / "audit" / name), str(folder), config)
     outcome = audit.STAGE.run(context)
-    found = artifact.commit(context.folder, "audit", config, {"translate": "f0"}, outcome.counts, 0.1, outcome.extra)
+    made_here = artifact.commit(
+        context.folder, "audit", config, {"translate": "f0"}, outcome.counts, 0.1, outcome.extra
+    )
+    return checked(made_here, rows)
+
+
+def checked(found: Artifact, rows: list[dict[str, Any]]) -> Artifact:
     assert found.manifest.rows_in == len(rows) == found.manifest.rows_out + found.manifest.rows_rejected
     return found
 
@@ -210,13 +232,11 @@ def test_questions_without_an_answer_are_no_fault_and_are_counted(
 
 
 def test_nothing_is_paid_for_twice(server: GeminiServer, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    rules = {"audit__judge_share": 0.5, "audit__back_translate_share": 0.5}
-    run(tmp_path, recipe(**rules), translations())
+    rules = {"audit__judge_share": 0.5, "audit__back_translate_share": 0.5, "runtime__translate_workers": 2}
+    run_on_ray(tmp_path, recipe(**rules), translations(), "some")
     asked = server.stats.asked.total()
     more = {"audit__judge_share": 1.0, "audit__back_translate_share": 1.0, "audit__failed": "keep"}
-    given = made.finished(tmp_path / "again", "translate", translations(), tables.TRANSLATIONS)
-    context = Context(recipe(**more), {"translate": given}, str(tmp_path / "audit" / "f1"), str(tmp_path), {})
-    audit.STAGE.run(context)
+    run_on_ray(tmp_path, recipe(**more), translations(), "all")
     assert asked > 60 and max(server.stats.asked.values()) == 1
     assert server.stats.asked.total() > asked
 

@@ -120,14 +120,14 @@ def gemini(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[GeminiSe
 
 def test_an_unreachable_gemini_server(job: Job) -> None:
     changes = {"gemini__base_url": "http://127.0.0.1:9", "gemini__attempts": 2}
-    code, said = job("translate", languages__correct=False, **changes)
+    code, said = job("languages", **changes)
     assert code == 1 and "http://127.0.0.1:9" in said and "gemini.base_url" in said
-    assert len(list((job.folder / "work" / "split").glob("*/manifest.json"))) == 1, "what was finished stays"
+    assert len(list((job.folder / "work" / "ingest").glob("*/manifest.json"))) == 1, "what was finished stays"
 
 
 def test_a_wrong_key(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with gemini(monkeypatch, key="another-key") as server:
-        code, said = job("translate", languages__correct=False, gemini__base_url=server.url)
+        code, said = job("languages", gemini__base_url=server.url)
     assert code == 1 and server.url in said and "GEMINI_API_KEY" in said and "sandbox-key" not in said
 
 
@@ -140,19 +140,20 @@ def test_a_missing_key_is_named_before_any_work(job: Job, monkeypatch: pytest.Mo
 
 
 def test_the_same_command_goes_on_after_a_corrupt_shard_is_removed(job: Job) -> None:
-    assert job("split", languages__correct=False)[0] == 0
+    few = {"languages__correct": False, "sandbox__train_rows": 200}
+    assert job("split", **few)[0] == 0
     shard = next((job.folder / "work" / "languages").glob("*/part-*.parquet"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     next((job.folder / "work" / "split").glob("*/manifest.json")).unlink()
     for part in (job.folder / "work" / "split").glob("*/part-*.parquet"):
         part.unlink()
-    code, said = job("split", languages__correct=False)
+    code, said = job("split", **few)
     assert code == 1 and str(shard) in said and "delete the folder" in said
     for path in sorted(shard.parent.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     shard.parent.rmdir()
-    assert job("split", languages__correct=False)[0] == 0
+    assert job("split", **few)[0] == 0
 
 
 def test_a_folder_that_cannot_be_written(job: Job) -> None:
@@ -176,7 +177,7 @@ def test_a_full_disk(job: Job) -> None:
 
 def test_a_spent_budget_stops_and_the_same_command_with_more_goes_on(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with gemini(monkeypatch) as server:
-        changes = {"languages__correct": False, "gemini__base_url": server.url}
+        changes = {"languages__correct": False, "gemini__base_url": server.url, "sandbox__train_rows": 300}
         code, said = job("translate", gemini__max_usd=0.006, **changes)
         assert code == 1 and "gemini.max_usd" in said
         answered = server.stats.snapshot()["items_answered"]

@@ -42,22 +42,30 @@ def server() -> Iterator[GeminiServer]:
 
 @pytest.fixture
 def context(tmp_path: Path, server: GeminiServer, make_recipe: Callable[..., Recipe]) -> Context:
-    """A context of the stage with 200 queries to be translated into one language by two workers."""
+    """A context of the stage with 200 queries to be translated into one language."""
+    return make_context(str(tmp_path), tmp_path, server, make_recipe)
+
+
+@pytest.fixture
+def shared(tmp_path: Path, server: GeminiServer, make_recipe: Callable[..., Recipe]) -> Context:
+    """The same by two workers, who have several shards."""
+    return make_context(
+        str(tmp_path), tmp_path, server, make_recipe, runtime__translate_workers=2, runtime__shard_rows=60
+    )
+
+
+def make_context(
+    workdir: str, tmp_path: Path, server: GeminiServer, make_recipe: Callable[..., Recipe], **runtime: Any
+) -> Context:
     rows = [
         pair(i, part="train", label=i % 2, query=f"{WORDS[i % len(WORDS)]} {i}", target=f"home,leaf {i % 7}")
         for i in range(ROWS)
     ]
-    return make_context(rows, str(tmp_path), tmp_path, server, make_recipe)
-
-
-def make_context(
-    rows: list[dict[str, Any]], workdir: str, tmp_path: Path, server: GeminiServer, make_recipe: Callable[..., Recipe]
-) -> Context:
     pairs: Artifact = finished(tmp_path / "in", "split", rows, tables.PAIRS)
     recipe = make_recipe(
         translate__languages=["de"], gemini__base_url=server.url, gemini__items_per_request=PER_REQUEST,
         gemini__concurrency=CONCURRENCY, gemini__requests_per_minute=60_000, gemini__tokens_per_minute=10**8,
-        gemini__attempts=3, runtime__translate_workers=2, runtime__shard_rows=60,
+        gemini__attempts=3, **runtime,
     )  # fmt: skip
     return Context(recipe, {"split": pairs}, f"{workdir}/translate/f0", workdir, {})
 
@@ -120,22 +128,21 @@ def test_a_mix_of_faults_leaves_no_row_behind(context: Context, server: GeminiSe
 
 @pytest.mark.parametrize("refusal", [400, pytest.param(403, marks=pytest.mark.soak)])
 def test_a_key_revoked_in_the_middle_stops_at_once_and_loses_nothing(
-    context: Context, server: GeminiServer, refusal: int
+    shared: Context, server: GeminiServer, refusal: int
 ) -> None:
     server.faults, server.refusal = SLOW, refusal
     thread = when(lambda: server.stats.requests > 20, lambda: setattr(server, "key", "another"))
-    stopped(context, "refuses the key .*check GEMINI_API_KEY; what was answered is kept")
+    stopped(shared, "refuses the key .*check GEMINI_API_KEY; what was answered is kept")
     thread.join()
     assert server.stats.requests <= 20 + 3 * CONCURRENCY, "no worker goes on asking"
     server.key, server.faults = KEY, Faults()
-    assert not check(context)
+    assert not check(shared)
     assert repeated(server) == 0
 
 
 def test_the_server_s_day_is_spent_and_the_next_day_goes_on(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
-    rows = [pair(i, part="train", label=1, query=f"{WORDS[i % len(WORDS)]} {i}") for i in range(ROWS)]
     with GeminiServer(Dictionary.from_lexicon(), key=KEY, requests_per_day=30) as server:
-        context = make_context(rows, str(tmp_path), tmp_path, server, make_recipe)
+        context = make_context(str(tmp_path), tmp_path, server, make_recipe)
         stopped(context, "the day's quota of .* is spent: run the same command again tomorrow")
         assert server.stats.statuses["200"] == 30
         paid = server.stats.answered.copy()
@@ -144,16 +151,17 @@ def test_the_server_s_day_is_spent_and_the_next_day_goes_on(tmp_path: Path, make
         assert not set(paid) & set(tomorrow.stats.answered)
 
 
-def test_a_budget_over_two_workers_is_not_passed(context: Context, server: GeminiServer) -> None:
+@pytest.mark.soak
+def test_a_budget_over_two_workers_is_not_passed(shared: Context, server: GeminiServer) -> None:
     server.faults = SLOW
-    stopped(context, r"gemini\.max_usd: .* raise it and run the same command again", max_usd=0.008)
+    stopped(shared, r"gemini\.max_usd: .* raise it and run the same command again", max_usd=0.008)
     assert 0.003 < server.stats.prompt_tokens * 0.3e-6 + server.stats.candidates_tokens * 2.5e-6 <= 0.008
     server.faults = Faults()
-    assert not check(context, max_usd=5.0)
+    assert not check(shared, max_usd=5.0)
     assert repeated(server) == 0
 
 
-def test_a_worker_and_the_quota_killed_cost_what_was_under_way(context: Context, server: GeminiServer) -> None:
+def test_a_worker_and_the_quota_killed_cost_what_was_under_way(shared: Context, server: GeminiServer) -> None:
     server.faults = SLOW
     killed: list[int] = []
 
@@ -166,7 +174,7 @@ def test_a_worker_and_the_quota_killed_cost_what_was_under_way(context: Context,
         when(lambda: server.stats.requests > 15, lambda: kill("QuotaActor")),
         when(lambda: server.stats.requests > 30, lambda: kill("_ShardWorker")),
     ]
-    assert not check(context)
+    assert not check(shared)
     for thread in threads:
         thread.join()
     assert len(killed) == 2
@@ -180,21 +188,23 @@ def test_a_host_that_is_not_there(context: Context) -> None:
     )
 
 
-def test_a_finished_ledger_asks_nothing(context: Context, server: GeminiServer) -> None:
+@pytest.mark.soak
+def test_a_finished_ledger_asks_nothing(shared: Context, server: GeminiServer) -> None:
     """As after a kill just before the shards were written, or with another division into shards."""
-    check(context)
+    check(shared)
     asked = server.stats.requests
-    storage.remove_tree(context.folder)
-    other = context.recipe.model_copy(update={"runtime": context.recipe.runtime.model_copy(update={"shard_rows": 100})})
-    check(Context(other, context.inputs, context.folder, context.workdir, {}))
+    storage.remove_tree(shared.folder)
+    other = shared.recipe.model_copy(update={"runtime": shared.recipe.runtime.model_copy(update={"shard_rows": 100})})
+    check(Context(other, shared.inputs, shared.folder, shared.workdir, {}))
     assert server.stats.requests == asked
 
 
-def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(context: Context, server: GeminiServer) -> None:
+@pytest.mark.soak
+def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(shared: Context, server: GeminiServer) -> None:
     from ray_pipeline.sandbox.gemini_batches import BatchFaults
 
     server.batch_faults = BatchFaults(line_missing=0.2, seed=1)
-    outcome = translate.run(changed(context, mode="batch", poll_seconds=0.1, batch_requests=20))
+    outcome = translate.run(changed(shared, mode="batch", poll_seconds=0.1, batch_requests=20))
     assert outcome.counts.rows_out == ROWS
     assert repeated(server) == 0
     stats = server.stats
@@ -228,7 +238,7 @@ def test_each_fault_at_scale(context: Context, server: GeminiServer, fault: str,
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", range(5, 45, 5))
 @pytest.mark.parametrize("victim", ["QuotaActor", "_ShardWorker"])
-def test_each_process_killed_at_any_moment(context: Context, server: GeminiServer, victim: str, moment: int) -> None:
+def test_each_process_killed_at_any_moment(shared: Context, server: GeminiServer, victim: str, moment: int) -> None:
     server.faults = SLOW
 
     def kill() -> None:
@@ -237,7 +247,7 @@ def test_each_process_killed_at_any_moment(context: Context, server: GeminiServe
             os.kill(found[0].pid, signal.SIGKILL)
 
     thread = when(lambda: server.stats.requests > moment, kill)
-    assert not check(context)
+    assert not check(shared)
     thread.join()
     assert repeated(server) <= CONCURRENCY * PER_REQUEST
 
@@ -252,7 +262,6 @@ def test_the_storage_away_for_twenty_seconds(
     make_recipe: Callable[..., Recipe],
     moment: int,
 ) -> None:
-    rows = [pair(i, part="train", label=1, query=f"{WORDS[i % len(WORDS)]} {i}") for i in range(ROWS)]
     server.faults = SLOW
     address = s3_server.get_host_and_port()
 
@@ -263,7 +272,8 @@ def test_the_storage_away_for_twenty_seconds(
         time.sleep(20)
         s3_server.start()
 
-    context = make_context(rows, f"s3://{s3_bucket}/{uuid.uuid4().hex}", tmp_path, server, make_recipe)
+    place = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    context = make_context(place, tmp_path, server, make_recipe, runtime__translate_workers=2, runtime__shard_rows=60)
     thread = when(lambda: server.stats.requests > moment, away)
     assert not check(context)
     thread.join()

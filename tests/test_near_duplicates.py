@@ -170,7 +170,7 @@ def test_what_is_found_rests_on_no_division_into_shards(tmp_path: Path, make_rec
 
 
 @pytest.mark.usefixtures("ray_up")
-@pytest.mark.parametrize("near_duplicates", [None, THRESHOLD])
+@pytest.mark.parametrize("near_duplicates", [pytest.param(None, marks=pytest.mark.soak), THRESHOLD])
 def test_the_manifest_says_by_part_what_leaks(tmp_path: Path, make_recipe: Any, near_duplicates: float | None) -> None:
     rows = [
         pair(1, "red shoes"), pair(2, "Red shoes", "dev"), pair(3, "red shoes!", "test"), pair(4, "hat", label=0),
@@ -198,7 +198,7 @@ def test_empty_shards_a_giant_row_and_a_language_of_one_row(tmp_path: Path, make
 
 
 @pytest.mark.usefixtures("ray_up")
-@pytest.mark.parametrize("near_duplicates", [None, THRESHOLD])
+@pytest.mark.parametrize("near_duplicates", [pytest.param(None, marks=pytest.mark.soak), THRESHOLD])
 def test_no_rows_at_all(tmp_path: Path, make_recipe: Any, near_duplicates: float | None) -> None:
     item, outcome = run(tmp_path, make_recipe(dedupe__near_duplicates=near_duplicates), [])
     assert (outcome.counts.rows_in, item.manifest.rows_out) == (0, 0)

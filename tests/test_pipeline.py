@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import cli, dry_run, pipeline, recipe, storage, tables
+from ray_pipeline import claim, cli, dry_run, pipeline, recipe, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.text import normalise
 from ray_pipeline.validation import command
@@ -123,6 +124,19 @@ def test_another_learning_rate_reruns_training_and_what_follows_only(finished: d
     assert [step.stage.name for step in steps if step.finished is None] == ["train", "score", "evaluate"]
 
 
+def test_a_second_driver_on_the_same_run_is_refused(
+    finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = finished["folder"] / "work"
+    changed = recipe.variant(finished["recipe"], {"train.learning_rate": 1e-5})
+    (step,) = [step for step in pipeline.plan(changed, str(workdir)) if step.stage.name == "train"]
+    with claim.held(str(workdir / pipeline.CLAIMS / f"train-{step.fingerprint}")):
+        assert cli.run("test", arguments=[*finished["arguments"], "train.learning_rate=1e-5"]) == 1
+    said = capsys.readouterr().err
+    assert f"train-{step.fingerprint}: another run (process {os.getpid()} " in said and "the same command again" in said
+    assert not Path(step.folder).exists()
+
+
 def test_how_fast_and_where_the_work_runs_is_not_part_of_the_identity(finished: dict[str, Any]) -> None:
     changes = {
         "runtime.score_batch_rows": 7, "runtime.map_workers": 3, "gemini.requests_per_minute": 5,
@@ -193,11 +207,11 @@ def tables_on_s3(finished: dict[str, Any], bucket: str, until: str) -> dict[str,
 
 
 def test_the_same_tables_come_out_on_s3(finished: dict[str, Any], s3_bucket: str) -> None:
-    tables_on_s3(finished, s3_bucket, "dedupe")
+    tables_on_s3(finished, s3_bucket, "split")
 
 
 @pytest.mark.soak
-def test_training_and_scoring_on_s3_give_the_same_scores(finished: dict[str, Any], s3_bucket: str) -> None:
+def test_a_whole_run_on_s3_gives_the_same_scores(finished: dict[str, Any], s3_bucket: str) -> None:
     found = tables_on_s3(finished, s3_bucket, "evaluate")
     here, there = (item.read().sort_by("pair_id") for item in (artifact(finished, "score"), found["score"]))
     assert here.column("pair_id").equals(there.column("pair_id"))

@@ -101,7 +101,7 @@ def judged(
         "name": "test", "task": "QC", "data": {"train": ["none"]}, "prompt": {"max_tokens": 64},
         "train": {"model": "sandbox://base", "precision": "float32", "learning_rate": 2e-3, "epochs": 2,
                   "batch_rows": 16, "micro_batch_rows": 16, "lora": {"rank": 32, "alpha": 32}},
-        "self_validation": {"folds": 2, "confidence": 0.7},
+        "self_validation": {"folds": 2, "confidence": 0.7}, "runtime": {"map_workers": 1},
     }  # fmt: skip
     inputs = {"mix": finished(folder, "mix", rows, tables.PAIRS, shards=2)}
     context = Context(recipes.validate(raw, "test"), inputs, str(folder / "verdicts"), str(folder), {})

@@ -1,8 +1,8 @@
 """The audit as a stage: translations in, the same out or refused, each with what was found of it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -106,13 +106,7 @@ def run(context: Context) -> Outcome:
     sources = shards.sources([context.inputs["translate"]])
     if not sources:
         return Outcome(Counts())
-    asked = {question.gemini.model: question.gemini for question in gemini.questions(recipe).values()}
-    with ExitStack() as stack:
-        spent = ledger.spent(workdir) if asked else 0.0
-        held = {
-            model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent))
-            for model, one in asked.items()
-        }
+    with quotas(recipe, workdir) as held:
         counts = shards.map_shards(
             sources,
             partial(Audit, recipe, workdir, held),
@@ -122,6 +116,18 @@ def run(context: Context) -> Outcome:
             **workers(recipe),
         )
     return Outcome(counts, account(recipe, counts.extra))
+
+
+@contextmanager
+def quotas(recipe: Recipe, workdir: str) -> Iterator[dict[str, Any]]:
+    """The quota of each model that is asked, by the model's name."""
+    asked = {question.gemini.model: question.gemini for question in gemini.questions(recipe).values()}
+    with ExitStack() as stack:
+        spent = ledger.spent(workdir) if asked else 0.0
+        yield {
+            model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent))
+            for model, one in asked.items()
+        }
 
 
 def _with_its_part(gemini: Gemini, spent: float, models: int) -> Gemini:

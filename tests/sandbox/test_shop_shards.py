@@ -71,6 +71,7 @@ def test_another_shop_in_the_folder_is_refused(tmp_path: Path, spec: ShopSpec, s
     assert storage.list_files(str(tmp_path)) == before
 
 
+@pytest.mark.soak
 def test_the_command_line_starts_ray_and_writes_shards(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ray_pipeline.sandbox.shop", "--rows", "30", "--tasks", "QC", "--shards", "3"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
