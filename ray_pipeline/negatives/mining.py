@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline import shards, tables
+from ray_pipeline.chance import Hashes
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import easy, hard, offers, search, wants
 from ray_pipeline.negatives.candidates import Candidates
-from ray_pipeline.negatives.corpus import NONE, Corpus, Hashes, Rows, Vectors
+from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
 from ray_pipeline.negatives.offers import Accepted, Offers, Taken
 from ray_pipeline.negatives.search import Approximate, Group, Neighbours
 from ray_pipeline.negatives.wants import Wants

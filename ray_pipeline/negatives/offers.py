@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.negatives.corpus import NONE, Hashes, Rows, Vectors, lookup
+from ray_pipeline.chance import Hashes, mixed
+from ray_pipeline.negatives.corpus import NONE, Rows, Vectors, lookup
 
 Mask = npt.NDArray[np.bool_]
 
@@ -54,14 +55,6 @@ class Taken:
 
 def _most(queries: Hashes) -> int:
     return int(np.unique(queries, return_counts=True)[1].max(initial=0))
-
-
-def mixed(numbers: Hashes) -> Hashes:
-    """Other numbers, one for each, that have nothing in common with them (the finaliser of splitmix64)."""
-    found = numbers + np.uint64(0x9E3779B97F4A7C15)
-    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return found ^ (found >> np.uint64(31))
 
 
 def settled(keys: Hashes, free: Mask) -> Mask:

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from ray_pipeline import recipe as recipes
 from ray_pipeline import shards
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.negatives.corpus import Hashes, Rows, hashes
-from ray_pipeline.negatives.offers import Mask, mixed
+from ray_pipeline.chance import Hashes, hashes, mixed
+from ray_pipeline.negatives.corpus import Rows
+from ray_pipeline.negatives.offers import Mask
 from ray_pipeline.text import stable_number
 
 BINS = 1 << 16
