@@ -5,6 +5,7 @@ from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -13,6 +14,13 @@ def hashes(texts: Sequence[str]) -> Hashes:
     """`text.stable_number` of each text: uint64 `[n]`."""
     digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def names(numbers: Hashes) -> pa.Array:
+    """`text.stable_id` of the texts that have these hashes: strings `[n]`."""
+    digits = numbers.astype(">u8").tobytes().hex().encode()
+    ends = np.arange(len(numbers) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(ends), pa.py_buffer(digits))
 
 
 def mixed(numbers: Hashes) -> Hashes:

@@ -54,10 +54,6 @@ class Corpus:
         """The row of each text; NONE where it is not there."""
         return lookup(self.ids, hashes(texts))
 
-    def ids_of(self, rows: Rows) -> list[str]:
-        """`stable_id` of the texts of some rows."""
-        return [f"{number:016x}" for number in self.ids[rows].tolist()]
-
 
 @dataclass(frozen=True)
 class Held:
