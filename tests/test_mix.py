@@ -2,14 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import mix, tables
+from ray_pipeline import mix, storage, tables
 from ray_pipeline.mix import Stratum, cuts, quotas, select
 from ray_pipeline.recipe import Mix, Recipe
+from ray_pipeline.stage import Context
+
+from .made import finished
 
 COUNTS: dict[Stratum, int] = {
     ("en", "original", 1): 4000, ("en", "original", 0): 2000, ("fr", "original", 1): 1500, ("fr", "original", 0): 500,
@@ -183,6 +187,26 @@ def test_tune_is_untouched_and_other_parts_are_left_out() -> None:
     assert result.table.to_pylist() == tune
     assert result.rejected is not None
     assert result.rejected.num_rows == 100
+
+
+def test_the_stage_meets_its_caps_over_all_shards(
+    ray_up: None, tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    rows = ROWS[::10]
+    mined = [one for one in rows if one["origin"].endswith("negative")]
+    others = [one for one in rows if not one["origin"].endswith("negative")]
+    inputs = {
+        "dedupe": finished(tmp_path, "dedupe", others, tables.PAIRS, shards=3),
+        "negatives": finished(tmp_path, "negatives", mined, tables.PAIRS),
+    }
+    recipe = make_recipe(mix__max_rows_per_language=150, mix__max_rows_per_origin={"easy_negative": 7})
+    outcome = mix.run(Context(recipe, inputs, str(tmp_path / "mix"), str(tmp_path), {}))
+    assert (outcome.counts.rows_in, outcome.counts.rows_out) == (len(rows), 450)
+    written = [storage.read_parquet(url) for url in storage.list_files(str(tmp_path / "mix")) if "/part-" in url]
+    table = pa.concat_tables([one for one in written if "reason" not in one.column_names])
+    assert Counter(table.column("language").to_pylist()) == {"en": 150, "fr": 150, "de": 150}
+    expected = kept(recipe.mix, pa.Table.from_pylist(rows, schema=tables.PAIRS))
+    assert set(table.column("pair_id").to_pylist()) == {one["pair_id"] for one in expected}
 
 
 def test_identity(make_recipe: Callable[..., Recipe]) -> None:

@@ -1,7 +1,6 @@
 """How many negatives are wanted, and that limits on their sum are met."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +18,9 @@ ROWS += [row(3000 + i, i, label=0) for i in range(500)]
 ROWS += [row(4000 + i, i, part="tune") for i in range(100)]
 
 
-def counted(rules: Negatives, shards: int = 3) -> list[dict[str, Any]]:
+def counted(rules: Negatives, shards: int = 3) -> list[pa.Table]:
     parts = [pa.Table.from_pylist(ROWS[number::shards], schema=tables.PAIRS) for number in range(shards)]
-    return [one for part in parts for one in wants.count(rules, part).to_pylist()]
+    return [wants.count(rules, part) for part in parts]
 
 
 def let_through(rules: Negatives, limits: dict[str, int] | None) -> Counter[str]:
