@@ -111,4 +111,4 @@ def _outcome(counts: Counts) -> Outcome:
     return Outcome(counts, bands | ({"recall": found / of} if of else {}))
 
 
-STAGE = Stage("negatives", ("dedupe", "embed"), config, run, schema_version=2)
+STAGE = Stage("negatives", ("dedupe", "embed"), config, run, schema_version=3)
