@@ -85,8 +85,8 @@ def lists(keys: Hashes, free: Mask, most: int) -> Mask:
     """
     found: Mask = free & (np.cumsum(free, axis=1) <= most)
     several = _repeated(keys[free])
-    contested = np.flatnonzero((free & np.isin(keys, several)).any(axis=1)) if len(several) else []
-    if len(contested):
+    if len(several):
+        contested = (free & np.isin(keys, several)).any(axis=1)
         found[contested] = _divided(keys[contested], free[contested], most)
     return found
 
