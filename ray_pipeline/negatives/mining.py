@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline import shards, tables
-from ray_pipeline.chance import Hashes, names
+from ray_pipeline.chance import Hashes, hashes, names
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import easy, hard, offers, search, wants
 from ray_pipeline.negatives.candidates import Candidates
@@ -47,6 +47,8 @@ class Shard:
     """The positives of a shard."""
 
     table: pa.Table
+    ids: Hashes
+    """`stable_number` of each pair's id `[p]`."""
     queries: Hashes
     """`stable_number` of each normalised query `[p]`."""
     targets: Rows
@@ -82,14 +84,16 @@ class Mining:
         taken = Taken(self._corpus.forms, queries, known)
         chosen = wants.positives(train)
         anchors = rows if self._anchors is self._corpus else asked
-        shard = Shard(train.take(chosen), queries[chosen], rows[chosen], anchors[chosen])
+        positives = train.take(pa.array(chosen))
+        ids = hashes(positives.column("pair_id").to_pylist())
+        shard = Shard(positives, ids, queries[chosen], rows[chosen], anchors[chosen])
         extra: Counter[str] = Counter()
         parts = [part for kind in wants.KINDS for part in self._kind(kind, shard, taken, extra)]
         return shards.Result(pa.concat_tables([PROPOSALS.empty_table(), *parts]), extra=dict(extra))
 
     def _kind(self, kind: str, shard: Shard, taken: Taken, extra: Counter[str]) -> Iterator[pa.Table]:
         """Proposals of one kind, and what is refused of it."""
-        wanted = wants.wants(shard.table.column("pair_id").to_pylist(), kind, self._rules)
+        wanted = wants.wants(shard.ids, kind, self._rules)
         wanted = wanted.within(self._limits, shard.table.column("language").to_pylist())
         origin = wants.origin(kind)
         for reason, rows in (("target has no vector", shard.targets), ("query has no vector", shard.anchors)):

@@ -51,11 +51,10 @@ def origin(kind: str) -> str:
     return f"{kind}_negative"
 
 
-def wants(pair_ids: Sequence[str], kind: str, rules: recipes.Negatives) -> Wants:
-    """Of each positive the whole part of `<kind>_per_positive`, and one more by chance for the rest."""
+def wants(own: Hashes, kind: str, rules: recipes.Negatives) -> Wants:
+    """Of each positive, by the hash of its id, the whole part of `<kind>_per_positive`, and by chance one more."""
     share = float(getattr(rules, f"{kind}_per_positive"))
     copies = int(np.ceil(share))
-    own = hashes(pair_ids if copies else [])
     seeds = np.array([stable_number(kind, str(rules.seed), str(copy)) for copy in range(copies)], np.uint64)
     chance = mixed(own[:, None] ^ seeds)
     there = (np.arange(copies) < int(share)) | (chance / 2**64 < share - int(share))
@@ -81,8 +80,9 @@ def count(rules: recipes.Negatives, table: pa.Table) -> pa.Table:
     train = table.filter(pc.equal(table.column("part"), "train"))
     parts = [_uncounted(train.column("language"), label=train.column("label"))]
     anchors = train.take(positives(train))
+    own = hashes(anchors.column("pair_id").to_pylist())
     for kind in KINDS:
-        wanted = wants(anchors.column("pair_id").to_pylist(), kind, rules)
+        wanted = wants(own, kind, rules)
         spoken = anchors.column("language").take(pa.array(wanted.positives))
         parts.append(_uncounted(spoken, bin=pa.array(bins(wanted.chance))))
     found = pa.concat_tables(parts).group_by(_KEYS).aggregate([([], "count_all")])
