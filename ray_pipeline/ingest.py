@@ -25,6 +25,7 @@ WITHOUT_PLACE = (
     "missing id",
 )
 """Reasons after which a row of dev or test cannot stand in a submission at all."""
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 ROW_BYTES = 200
 """About what a raw row takes; only the number of shards rests on it."""
 
@@ -46,11 +47,11 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
     texts = {}
     for name, column in {"query": columns.query, "target": recipe.target_column}.items():
         value = record.get(column)
-        if value is None or not str(value).strip():
+        texts[name] = "" if value is None else " ".join(str(value).split())
+        if not texts[name]:
             return Rejection(f"missing {name}" if value is None else f"empty {name}", column)
-        if isinstance(value, dict | list):
+        if isinstance(value, (dict, list)):
             return Rejection(f"{name} is not text", column)
-        texts[name] = " ".join(str(value).split())
     label = _label(record.get(columns.label))
     if isinstance(label, Rejection) or (label is None and split == "train"):
         return replace(label or Rejection("missing label"), field=columns.label)
@@ -71,28 +72,29 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
 def _label(value: Any) -> int | Rejection | None:
     if value is None or value == "":
         return None
-    text = str(value).strip()
-    if text in ("0", "1", "0.0", "1.0"):
-        return int(float(text))
-    return Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1")
+    label = LABELS.get(str(value).strip())
+    return label if label is not None else Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1")
 
 
 def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
     """(pairs, rejected rows, how often each wanted column was there) of a slice."""
     pairs, refused = [], []
-    columns: Counter[str] = Counter()
+    shapes: Counter[tuple[str, ...]] = Counter()
     for row, record in rawfiles.records(part):
         position = rawfiles.position(part.file, row)
         if isinstance(record, Unreadable):
             refused.append(_refused(part.file, row, None, record.reason, record.detail, record.raw))
             continue
-        columns.update(record.keys())
+        shapes[tuple(record)] += 1
         made = pair(record, recipe, part.file.split, position)
         if isinstance(made, Rejection):
             raw = str(dict(record))[: rawfiles.RAW_CHARACTERS]
             refused.append(_refused(part.file, row, made.field, made.reason, made.detail, raw))
         else:
             pairs.append(made)
+    columns: Counter[str] = Counter()
+    for names, rows in shapes.items():
+        columns.update(dict.fromkeys(names, rows))
     return pairs, refused, columns
 
 

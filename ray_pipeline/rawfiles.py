@@ -204,7 +204,7 @@ def _parse_json(line: bytes) -> Record:
         return Unreadable("broken JSON", str(error)[:RAW_CHARACTERS], raw)
     if not isinstance(value, dict):
         return Unreadable("broken JSON", "a line must be a JSON object", raw)
-    if _HALF_CHARACTER.search(line) and not _is_unicode(value):
+    if b"\\u" in line and _HALF_CHARACTER.search(line) and not _is_unicode(value):
         return Unreadable("invalid Unicode", r"a \u escape names half of a character", raw)
     return value
 

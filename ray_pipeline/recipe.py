@@ -633,6 +633,8 @@ class Storage(Section):
     """Of a store other than AWS; null: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS."""
     region: str | None = None
     """Null: AWS_REGION, else AWS_DEFAULT_REGION."""
+    addressing: Literal["path", "virtual"] | None = None
+    """Whether a bucket stands in a url's path or before its host; null: as AWS and most other stores want it."""
     profile: str | None = None
     """Whose credentials and role to take from the AWS configuration of each node; null: AWS_PROFILE."""
     anonymous: bool = False

@@ -26,8 +26,11 @@ REACHED_VARIABLE = "RAY_PIPELINE_STORAGE_REACHED"
 """Set for workers, whose driver has reached the storage before."""
 ANONYMOUS_VARIABLE = "RAY_PIPELINE_STORAGE_ANONYMOUS"
 """Set where requests go unsigned, to public buckets."""
+ADDRESSING_VARIABLE = "RAY_PIPELINE_STORAGE_ADDRESSING"
+"""Where a bucket's name stands, `path` or `virtual`; not set: botocore decides by the endpoint."""
 VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", ANONYMOUS_VARIABLE,
+    ADDRESSING_VARIABLE,
 )  # fmt: skip
 """What workers must know to reach the same storage; none is a secret."""
 PERMISSIONS = {
@@ -51,6 +54,7 @@ def environment(settings: "Storage") -> dict[str, str]:
         "AWS_DEFAULT_REGION": settings.region,
         "AWS_PROFILE": settings.profile,
         ANONYMOUS_VARIABLE: "1" if settings.anonymous else None,
+        ADDRESSING_VARIABLE: settings.addressing,
     }
     return {name: value for name, value in wanted.items() if value is not None}
 
@@ -59,10 +63,12 @@ def options(variables: Mapping[str, str], patient: bool) -> dict[str, Any]:
     """What s3fs is told; botocore itself would pass over AWS_REGION."""
     endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL")
     region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION")
+    style = variables.get(ADDRESSING_VARIABLE)
     config = {
         "connect_timeout": CONNECT_SECONDS,
         "max_pool_connections": CONNECTIONS,
         **(PATIENT if patient else FIRST_CONTACT),
+        **({"s3": {"addressing_style": style}} if style else {}),
     }
     found: dict[str, Any] = {"config_kwargs": config, "anon": bool(variables.get(ANONYMOUS_VARIABLE))}
     found |= {"endpoint_url": endpoint} if endpoint else {}
@@ -93,6 +99,7 @@ def listing(url: str, recursive: bool) -> dict[str, int]:
         endpoint_override=variables.get("endpoint_url"),
         region=variables.get("client_kwargs", {}).get("region_name"),
         anonymous=variables["anon"],
+        force_virtual_addressing=os.environ.get(ADDRESSING_VARIABLE) == "virtual",
         connect_timeout=CONNECT_SECONDS,
     )
     scheme, _, path = url.partition("://")

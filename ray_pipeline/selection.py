@@ -4,18 +4,17 @@ Pure rules, and their application to shards on Ray: counts of the strata first, 
 driver holds counts and cuts, never rows.
 """
 
-import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_pipeline import artifact, shards, tables
+from ray_pipeline.apportion import apportion
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.recipe import Translate
 from ray_pipeline.shards import Source
@@ -50,16 +49,8 @@ def rank(row: Row, language: str, rules: Translate) -> int:
 
 
 def allocate(sizes: Mapping[Stratum, int], wanted: int) -> dict[Stratum, int]:
-    """How many rows each stratum gives.
-
-    Strata take turns by the share of theirs that is taken, so that a larger number keeps what a smaller one chose.
-    """
-    turns = heapq.merge(*(_turns(stratum, size) for stratum, size in sorted(sizes.items())))
-    return dict(Counter(stratum for _, stratum in islice(turns, wanted)))
-
-
-def _turns(stratum: Stratum, size: int) -> Iterator[tuple[float, Stratum]]:
-    return (((place + 0.5) / size, stratum) for place in range(size))
+    """How many rows each stratum gives, of those that give some; a larger number keeps what a smaller one chose."""
+    return {stratum: rows for stratum, rows in apportion(sizes, wanted).items() if rows}
 
 
 def wanted(rules: Translate, language: str) -> int:

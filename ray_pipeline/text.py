@@ -169,6 +169,7 @@ def stable_share(*parts: str) -> float:
     return stable_number(*parts) / 2**64
 
 
+@lru_cache(4096)
 def language_code(tag: str | None) -> str:
     """A raw language tag as ISO 639-1 in lower case; `und` for none."""
     code = (tag or "").strip().lower().replace("_", "-").split("-")[0]

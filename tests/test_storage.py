@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import artifact, pipeline, recipe, s3, storage
+from ray_pipeline import artifact, pipeline, recipe, runtime, s3, storage
 from ray_pipeline.errors import CorruptArtifactError, InputError, RecipeError, StorageError
 from ray_pipeline.recipe import Recipe, Storage
 from ray_pipeline.sandbox import shop
@@ -565,7 +565,7 @@ def test_the_storage_section_stands_above_the_environment(
 ) -> None:
     import boto3
 
-    section = Storage(endpoint_url=faulty.url, region="eu-west-3", anonymous=True)
+    section = Storage(endpoint_url=faulty.url, region="eu-west-3", anonymous=True, addressing="path")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name, value in s3.environment(section).items():
         monkeypatch.setenv(name, value)
@@ -575,6 +575,17 @@ def test_the_storage_section_stands_above_the_environment(
     monkeypatch.delenv(s3.ANONYMOUS_VARIABLE)
     assert storage.read_bytes(f"s3://{s3_bucket}/public") == b"x"
     assert "/eu-west-3/s3/" in faulty.requests[-1]["HTTP_AUTHORIZATION"]
+
+
+@pytest.mark.parametrize(
+    ("style", "place"), [("path", "//s3.example.com/bucket/key"), ("virtual", "//bucket.s3.example.com/key")]
+)
+def test_where_the_bucket_stands(style: Any, place: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = Storage(endpoint_url="https://s3.example.com", addressing=style)
+    for name, value in s3.environment(section).items():
+        monkeypatch.setenv(name, value)
+    assert place in s3.connect("s3://bucket").url("s3://bucket/key")  # signed, and not asked for
+    assert set(s3.environment(section)) <= set(runtime.WORKER_ENVIRONMENT)
 
 
 def test_an_empty_storage_section_leaves_the_environment_as_it_is() -> None:

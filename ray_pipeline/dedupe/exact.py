@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline import recipe as recipes
-from ray_pipeline.text import normalise, stable_number
+from ray_pipeline.chance import hashes
+from ray_pipeline.text import normalise
 
 PLACES = ("tune", "holdout", "dev", "test")
 """Where training rows may leak to: by the column `part` for the first two, by `split` for the others."""
@@ -39,9 +40,7 @@ class Verdicts:
 def keys(texts: pa.ChunkedArray) -> Numbers:
     """Hash of each text's normal form: uint64 `[n]`; a text that comes often is looked at once."""
     encoded = pa.chunked_array(texts).combine_chunks().dictionary_encode()
-    distinct = encoded.dictionary.to_pylist()
-    hashes = np.fromiter((stable_number(normalise(text)) for text in distinct), np.uint64, len(distinct))
-    found: Numbers = hashes[encoded.indices.to_numpy()]
+    found: Numbers = hashes([normalise(text) for text in encoded.dictionary.to_pylist()])[encoded.indices.to_numpy()]
     return found
 
 

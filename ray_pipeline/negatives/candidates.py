@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline.negatives.corpus import NONE, Corpus, Hashes, Rows, hashes, lookup
+from ray_pipeline.chance import Hashes, hashes
+from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, lookup
 from ray_pipeline.negatives.search import Group
 from ray_pipeline.recipe import Negatives
 from ray_pipeline.text import levels
@@ -23,10 +24,11 @@ class Candidates:
         self._targets = languages(corpus, pairs) if rules.candidates != "any" else {}
         self._branches = branches(corpus.texts.to_pylist(), rules.branch_levels) if rules.branch != "any" else None
 
-    def groups(self, spoken: Sequence[str], targets: Sequence[str]) -> list[Group]:
-        """Positives, by the language and the target of each `[p]`, in groups."""
+    def groups(self, positives: pa.Table) -> list[Group]:
+        """Positives, which have the columns language and target, in groups."""
         if self._rules.candidates == self._rules.branch == "any":
-            return [Group(np.arange(len(targets)))]
+            return [Group(np.arange(len(positives)))]
+        spoken, targets = (positives.column(name).to_pylist() for name in ("language", "target"))
         found: dict[tuple[str, int], list[int]] = defaultdict(list)
         own = branches(targets, self._rules.branch_levels) if self._branches is not None else np.zeros(len(targets))
         for number, (language, branch) in enumerate(zip(spoken, own.tolist(), strict=True)):

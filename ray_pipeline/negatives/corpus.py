@@ -5,7 +5,6 @@ The vectors stay in float16, as they are stored, and become unit vectors in floa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -15,11 +14,11 @@ import pyarrow.compute as pc
 
 from ray_pipeline import storage
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.chance import Hashes, hashes
 from ray_pipeline.embed import store
 from ray_pipeline.text import normalise
 
 Rows = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
 Vectors = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 BLOCK_ROWS = 65_536
@@ -54,10 +53,6 @@ class Corpus:
     def find(self, texts: Sequence[str]) -> Rows:
         """The row of each text; NONE where it is not there."""
         return lookup(self.ids, hashes(texts))
-
-    def ids_of(self, rows: Rows) -> list[str]:
-        """`stable_id` of the texts of some rows."""
-        return [f"{number:016x}" for number in self.ids[rows].tolist()]
 
 
 @dataclass(frozen=True)
@@ -123,13 +118,6 @@ def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Co
     held = Held(_held(embeddings, role, ids)) if rows_at_once is None else None
     source = held or Reread(embeddings, role, ids, rows_at_once or BLOCK_ROWS)
     return Corpus(ids, texts, forms(texts.to_pylist()), source)
-
-
-def hashes(texts: Sequence[str]) -> Hashes:
-    """`stable_number` of each text."""
-    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
-    digests = b"".join([blake2b(text, digest_size=8).digest() for text in encoded])
-    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 def forms(texts: Sequence[str]) -> Hashes:

@@ -5,8 +5,9 @@ The order of the corpus is that of its texts' hashes, so that any stretch of it 
 
 import numpy as np
 
-from ray_pipeline.negatives.corpus import NONE, Corpus, Hashes, Rows, Vectors
-from ray_pipeline.negatives.offers import Mask, Offers, Taken, mixed
+from ray_pipeline.chance import Hashes, mixed
+from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
+from ray_pipeline.negatives.offers import Mask, Offers, Taken
 from ray_pipeline.negatives.search import Group, Neighbours
 
 POOL = 128

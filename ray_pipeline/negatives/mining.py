@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline import shards, tables
+from ray_pipeline.chance import Hashes, hashes, names
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import easy, hard, offers, search, wants
 from ray_pipeline.negatives.candidates import Candidates
-from ray_pipeline.negatives.corpus import NONE, Corpus, Hashes, Rows, Vectors
+from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
 from ray_pipeline.negatives.offers import Accepted, Offers, Taken
 from ray_pipeline.negatives.search import Approximate, Group, Neighbours
 from ray_pipeline.negatives.wants import Wants
@@ -22,11 +23,16 @@ from ray_pipeline.negatives.wants import Wants
 PROPOSALS = pa.schema(
     [
         *[field.with_nullable(True) for field in tables.PAIRS],
-        pa.field("reason", pa.string()),  # why there is nothing to propose; null: this is a proposal
-        pa.field("want", pa.uint64()),  # what it is for, where one of several is to be accepted
-        pa.field("row", pa.int64()),  # which target it is, as a row of the corpus; null as `want`
+        pa.field("reason", pa.string()),  # why there is nothing to propose; null: targets are proposed
+        pa.field("want", pa.uint64()),  # what they are for, where one of them is to be accepted; null: the only one is
+        # of the targets proposed to the positive that the other columns tell of, the best first
+        pa.field("rows", pa.list_(pa.int64())),  # in the corpus
+        pa.field("hashes", pa.list_(pa.uint64())),
+        pa.field("targets", pa.list_(pa.string())),
+        pa.field("similarities", pa.list_(pa.float32())),
     ]
 )
+LISTS = ("rows", "hashes", "targets", "similarities")
 MASKED = "every candidate is masked"
 NOT_FOUND = "no candidate"
 AT_CAP = "every candidate serves as often as it may"
@@ -41,6 +47,8 @@ class Shard:
     """The positives of a shard."""
 
     table: pa.Table
+    ids: Hashes
+    """`stable_number` of each pair's id `[p]`."""
     queries: Hashes
     """`stable_number` of each normalised query `[p]`."""
     targets: Rows
@@ -71,30 +79,21 @@ class Mining:
     def __call__(self, table: pa.Table) -> shards.Result:
         """Rows of PROPOSALS; of the extra counts `neighbours` and `neighbours_found` tell of an approximation."""
         train = table.filter(pc.equal(table.column("part"), "train"))
-        queries = corpora.forms(train.column("query").to_pylist())
-        rows = self._corpus.find(train.column("target").to_pylist())
-        taken = Taken(self._corpus.forms, queries, self._forms(train, rows))
+        rows, known = _found(self._corpus, train.column("target"))
+        asked, queries = _found(None if self._anchors is self._corpus else self._anchors, train.column("query"))
+        taken = Taken(self._corpus.forms, queries, known)
         chosen = wants.positives(train)
-        shard = self._shard(train.take(chosen), queries[chosen], rows[chosen])
+        anchors = rows if self._anchors is self._corpus else asked
+        positives = train.take(pa.array(chosen))
+        ids = hashes(positives.column("pair_id").to_pylist())
+        shard = Shard(positives, ids, queries[chosen], rows[chosen], anchors[chosen])
         extra: Counter[str] = Counter()
         parts = [part for kind in wants.KINDS for part in self._kind(kind, shard, taken, extra)]
         return shards.Result(pa.concat_tables([PROPOSALS.empty_table(), *parts]), extra=dict(extra))
 
-    def _forms(self, train: pa.Table, rows: Rows) -> Hashes:
-        """Of the targets' normal forms."""
-        found = np.zeros(len(rows), np.uint64)
-        found[rows != NONE] = self._corpus.forms[rows[rows != NONE]]
-        strange = np.flatnonzero(rows == NONE)
-        found[strange] = corpora.forms(train.column("target").take(strange).to_pylist())
-        return found
-
-    def _shard(self, table: pa.Table, queries: Hashes, targets: Rows) -> Shard:
-        own = self._anchors is self._corpus
-        return Shard(table, queries, targets, targets if own else self._anchors.find(table.column("query").to_pylist()))
-
     def _kind(self, kind: str, shard: Shard, taken: Taken, extra: Counter[str]) -> Iterator[pa.Table]:
         """Proposals of one kind, and what is refused of it."""
-        wanted = wants.wants(shard.table.column("pair_id").to_pylist(), kind, self._rules)
+        wanted = wants.wants(shard.ids, kind, self._rules)
         wanted = wanted.within(self._limits, shard.table.column("language").to_pylist())
         origin = wants.origin(kind)
         for reason, rows in (("target has no vector", shard.targets), ("query has no vector", shard.anchors)):
@@ -108,8 +107,7 @@ class Mining:
         self, kind: str, shard: Shard, wanted: Wants, taken: Taken, extra: Counter[str]
     ) -> Iterator[tuple[Rows, Offers]]:
         """The wants of one group after another, by place, and what is offered to them."""
-        languages, targets = (shard.table.column(name).take(wanted.positives) for name in ("language", "target"))
-        groups = self._candidates.groups(languages.to_pylist(), targets.to_pylist())
+        groups = self._candidates.groups(shard.table.select(["language", "target"]).take(wanted.positives))
         anchors = shard.anchors[wanted.positives]
         minimum = kind == "easy" and self._rules.easy_method == "minimum"
         near = None
@@ -166,45 +164,47 @@ class Mining:
         """What the wants get of what they are offered, and those that get nothing."""
         queries = shard.queries[wanted.positives]
         keys = taken.keys(queries, found.rows)
-        masked = taken.holds(keys)
-        free = found.fits & ~masked
+        free = found.fits.copy()
+        free[free] = ~taken.holds(keys[free])
         capped = kind == "easy" and self._rules.easy_method == "quantile"
         if kind == "hard":
             free = hard.skipped(free, self._rules.hard_skip_top)
         listed = offers.lists(keys, free, easy.LISTED) if capped else offers.settled(keys, free)
+        lost = np.flatnonzero(~listed.any(axis=1))
+        masked = taken.holds(keys[lost])
         want, column = np.nonzero(listed)
         taken.add(queries[want], keys[want, column])
         rows, similarities = found.rows[want, column], found.similarities[want, column]
         if kind == "random":
             vectors = self._anchors.source.take(shard.anchors[wanted.positives[want]])
             similarities = _dots(vectors, self._corpus.source.take(rows))
-        pairs = shard.table.take(wanted.positives[want])
-        yield self._negatives(pairs, wants.origin(kind), rows, similarities, wanted.chance[want] if capped else None)
-        lost = ~listed.any(axis=1)
-        there = found.rows != NONE
-        in_vain = lost & there.any(axis=1) & ~(there & ~masked).any(axis=1)
-        for reason, some in ((MASKED, in_vain), (NOT_FOUND, lost & ~in_vain)):
-            yield _refused(shard.table.take(wanted.positives[some]), wants.origin(kind), reason)
+        lengths = listed.sum(axis=1)
+        some = wanted.chosen(lengths > 0)
+        pairs = shard.table.take(some.positives)
+        chance = some.chance if capped else None
+        yield self._offer(pairs, wants.origin(kind), rows, similarities, lengths[lengths > 0], chance)
+        there = found.rows[lost] != NONE
+        in_vain = there.any(axis=1) & ~(there & ~masked).any(axis=1)
+        for reason, these in ((MASKED, lost[in_vain]), (NOT_FOUND, lost[~in_vain])):
+            yield _refused(shard.table.take(wanted.positives[these]), wants.origin(kind), reason)
 
-    def _negatives(
-        self, pairs: pa.Table, origin: str, rows: Rows, similarities: Vectors, chance: Hashes | None
+    def _offer(
+        self, pairs: pa.Table, origin: str, rows: Rows, similarities: Vectors, lengths: Rows, chance: Hashes | None
     ) -> pa.Table:
-        """Negatives made of some positives; to be accepted where they come with the chance of a want."""
-        sources = pairs.column("pair_id").combine_chunks()
-        ids = pc.binary_join_element_wise(sources, origin, pa.array(self._corpus.ids_of(rows), pa.string()), "-")
-        changes = {
-            "pair_id": ids, "target": self._corpus.texts.take(rows), "label": pa.repeat(0, len(rows)),
-            "origin": pa.repeat(origin, len(rows)), "source_id": sources, "similarity": pa.array(similarities),
-        }  # fmt: skip
-        if chance is not None:
-            changes |= {"want": pa.array(chance), "row": pa.array(rows)}
-        return _proposals(pairs, changes)
+        """So many targets as `lengths` says proposed to each pair; to be accepted where it has the chance of a want."""
+        ends = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+        texts = self._corpus.texts.take(pa.array(rows))
+        listed = dict(zip(LISTS, (rows, self._corpus.ids[rows], texts, similarities), strict=True))
+        changes = {name: pa.ListArray.from_arrays(ends, pa.array(values)) for name, values in listed.items()}
+        changes |= {"origin": pa.repeat(origin, len(pairs)), "want": None if chance is None else pa.array(chance)}
+        return _proposals(pairs, {name: values for name, values in changes.items() if values is not None})
 
 
 def accept(proposals: Iterable[pa.Table], cap: int) -> Accepted:
-    """Which proposals are accepted, of all shards' together; of each the columns `want` and `row` are looked at."""
-    both = pa.concat_tables([_open(table).select(["want", "row"]) for table in proposals])
-    return offers.accept(both.column("want").to_numpy(), both.column("row").to_numpy(), cap)
+    """Which proposals are accepted, of all shards' together; of each the columns `want` and `rows` are looked at."""
+    both = pa.concat_tables([table.select(["want", "rows"]).filter(_open(table)) for table in proposals])
+    rows = both.column("rows").combine_chunks()
+    return offers.accept(both.column("want").to_numpy(), rows.flatten().to_numpy(), _lengths(rows), cap)
 
 
 def keep(accepted: Accepted, table: pa.Table) -> shards.Result:
@@ -213,28 +213,69 @@ def keep(accepted: Accepted, table: pa.Table) -> shards.Result:
     A want of which no proposal is accepted is refused, in the shape of its first.
     """
     open_ = pc.is_valid(table.column("want")).to_numpy()
-    want, row = (_open(table).column(name).to_numpy() for name in ("want", "row"))
-    kept = pc.is_null(table.column("reason")).to_numpy() & ~open_
-    kept[open_] = accepted.holds(want, row)
-    numbers, firsts = np.unique(want, return_index=True)
-    lost = np.zeros(len(table), bool)
-    lost[np.flatnonzero(open_)[firsts[~np.isin(numbers, accepted.wants)]]] = True
-    reasons = pc.if_else(pa.array(lost), AT_CAP, table.column("reason"))
-    done = pc.or_(pa.array(kept), pc.is_valid(reasons))
-    result = shards.divided(table.filter(done).select(tables.PAIRS.names), reasons.filter(done))
+    got = np.full(len(table), NONE)
+    got[open_] = accepted.of(table.column("want").filter(pa.array(open_)).to_numpy())
+    lists = {name: table.column(name).combine_chunks() for name in LISTS}
+    lengths = _lengths(lists["rows"])
+    places = np.cumsum(lengths) - lengths
+    owners, rows = np.repeat(np.arange(len(table)), lengths), lists["rows"].flatten().to_numpy()
+    taken = np.flatnonzero(rows == got[owners])
+    places[owners[taken]] = taken
+    there = lengths > 0
+    found = pa.array(places[there])
+    made = _negatives(table.filter(pa.array(there)), {name: lists[name].flatten().take(found) for name in LISTS})
+    bare = table.filter(pa.array(~there))
+    at_cap = pc.if_else(pa.array((open_ & (got == NONE))[there]), AT_CAP, pa.scalar(None, pa.string()))
+    reasons = pa.concat_arrays([at_cap, bare.column("reason").combine_chunks()])
+    result = shards.divided(pa.concat_tables([made, bare.select(tables.PAIRS.names)]), reasons)
     return shards.Result(result.table, result.rejected, bands(result.table))
 
 
-def _open(proposals: pa.Table) -> pa.Table:
-    return proposals.filter(pc.is_valid(proposals.column("want")))
+def _open(proposals: pa.Table) -> pa.ChunkedArray:
+    return pc.is_valid(proposals.column("want"))
+
+
+def _lengths(lists: pa.ListArray) -> Rows:
+    found: Rows = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    return found
+
+
+def _negatives(positives: pa.Table, chosen: Mapping[str, pa.Array]) -> pa.Table:
+    """The negatives that some positives, as they stand in proposals, make with one of what they were proposed each."""
+    sources, origins = (positives.column(name).combine_chunks() for name in ("pair_id", "origin"))
+    changes = {
+        "pair_id": pc.binary_join_element_wise(sources, origins, names(chosen["hashes"].to_numpy()), "-"),
+        "target": chosen["targets"], "label": pa.repeat(0, len(positives)),
+        "source_id": sources, "similarity": chosen["similarities"],
+    }  # fmt: skip
+    columns = {name: positives.column(name) for name in tables.PAIRS.names} | changes
+    schema = pa.schema([field.with_nullable(True) for field in tables.PAIRS])
+    return tables.conform(pa.table(columns), schema)
 
 
 def bands(negatives: pa.Table) -> dict[str, float]:
     """Rows by origin and band of similarity, e.g. `hard_negative 0.3 to 0.5`."""
     places = np.searchsorted(EDGES, negatives.column("similarity").to_numpy(), side="right")
-    names = [f"below {EDGES[0]:g}"] + [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
-    origins = negatives.column("origin").to_pylist()
-    return dict(Counter(f"{o} {names[min(p, len(names) - 1)]}" for o, p in zip(origins, places.tolist(), strict=True)))
+    words = [f"below {EDGES[0]:g}"] + [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
+    both = pa.table({"origin": negatives.column("origin"), "band": np.minimum(places, len(words) - 1)})
+    counted = both.group_by(["origin", "band"]).aggregate([([], "count_all")]).to_pylist()
+    return {f"{one['origin']} {words[one['band']]}": one["count_all"] for one in counted}
+
+
+def _found(corpus: Corpus | None, texts: pa.ChunkedArray) -> tuple[Rows, Hashes]:
+    """The row of each text in a corpus, NONE where it is not there, and `stable_number` of its normal form.
+
+    Each text is looked at once, and not where the corpus knows its form.
+    """
+    encoded = texts.combine_chunks().dictionary_encode()
+    distinct, numbers = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    rows = np.full(len(distinct), NONE) if corpus is None else corpus.find(distinct)
+    found = np.zeros(len(distinct), np.uint64)
+    strange = np.flatnonzero(rows == NONE)
+    found[strange] = corpora.forms([distinct[place] for place in strange.tolist()])
+    if corpus is not None:
+        found[rows != NONE] = corpus.forms[rows[rows != NONE]]
+    return rows[numbers], found[numbers]
 
 
 def _refused(pairs: pa.Table, origin: str, reason: str) -> pa.Table:
@@ -242,7 +283,7 @@ def _refused(pairs: pa.Table, origin: str, reason: str) -> pa.Table:
 
 
 def _proposals(pairs: pa.Table, changes: Mapping[str, pa.Array]) -> pa.Table:
-    rest = {name: pa.nulls(len(pairs)) for name in ("reason", "want", "row")}
+    rest = {name: pa.nulls(len(pairs)) for name in ("reason", "want", *LISTS)}
     columns = {name: pairs.column(name) for name in tables.PAIRS.names} | rest | dict(changes)
     return tables.conform(pa.table(columns), PROPOSALS)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.negatives.corpus import NONE, Hashes, Rows, Vectors, lookup
+from ray_pipeline.chance import Hashes, mixed
+from ray_pipeline.negatives.corpus import NONE, Rows, Vectors, lookup
 
 Mask = npt.NDArray[np.bool_]
 
@@ -30,7 +31,7 @@ class Taken:
     def __init__(self, forms: Hashes, queries: Hashes, known: Hashes) -> None:
         """`forms` are the corpus's; each of `queries` `[n]` has one of `known` `[n]`."""
         self._forms = forms
-        self._held = np.unique(mixed(queries) ^ known)
+        self._held = np.sort(mixed(queries) ^ known)
         self.most = _most(queries)
         """No query has more than this."""
 
@@ -48,20 +49,12 @@ class Taken:
 
     def add(self, queries: Hashes, keys: Hashes) -> None:
         """From now on the keys `[n]`, of the queries `[n]`, are held."""
-        self._held = np.union1d(self._held, keys)
+        self._held = np.sort(np.concatenate([self._held, keys]))
         self.most += _most(queries)
 
 
 def _most(queries: Hashes) -> int:
-    return int(np.unique(queries, return_counts=True)[1].max(initial=0))
-
-
-def mixed(numbers: Hashes) -> Hashes:
-    """Other numbers, one for each, that have nothing in common with them (the finaliser of splitmix64)."""
-    found = numbers + np.uint64(0x9E3779B97F4A7C15)
-    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return found ^ (found >> np.uint64(31))
+    return int(_runs(np.sort(queries))[1].max(initial=0))
 
 
 def settled(keys: Hashes, free: Mask) -> Mask:
@@ -90,6 +83,16 @@ def lists(keys: Hashes, free: Mask, most: int) -> Mask:
 
     No key stands on two lists, so that whatever a want takes of its own is no other's.
     """
+    found: Mask = free & (np.cumsum(free, axis=1) <= most)
+    several = _repeated(keys[free])
+    if len(several):
+        contested = (free & np.isin(keys, several)).any(axis=1)
+        found[contested] = _divided(keys[contested], free[contested], most)
+    return found
+
+
+def _divided(keys: Hashes, free: Mask, most: int) -> Mask:
+    """The lists of wants that would have the same."""
     got = settled(keys, free)
     left = np.argwhere((free & ~np.isin(keys, keys[got])).T)  # the first of all come before the second of any
     _, firsts = np.unique(keys[left[:, 1], left[:, 0]], return_index=True)
@@ -105,39 +108,56 @@ class Accepted:
     wants: Hashes
     rows: Rows
 
-    def holds(self, wants: Hashes, rows: Rows) -> Mask:
-        """Which proposals, by want and row of each, are accepted."""
+    def of(self, wants: Hashes) -> Rows:
+        """The row that each want got; NONE where it got none."""
         places = lookup(self.wants, wants)
-        found: Mask = places != NONE
-        found[found] = self.rows[places[found]] == rows[found]
+        found = np.full(len(wants), NONE)
+        found[places != NONE] = self.rows[places[places != NONE]]
         return found
 
 
-def accept(wants: Hashes, rows: Rows, cap: int) -> Accepted:
-    """Of proposals, by want and row of each, one for each want, so that no row is given more often than the cap.
+def accept(wants: Hashes, rows: Rows, lengths: Rows, cap: int) -> Accepted:
+    """Of the rows proposed to each want one for each, so that no row is given more often than the cap.
 
-    A want's proposals stand in the order of its preference. Each want asks for its first; of those that ask for a
-    row, it keeps so many as the cap allows, chosen by a hash, and the others ask for their next: the order in which
-    wants come makes no difference.
+    Each of `wants` `[w]` has so many of `rows`, as `lengths` `[w]` says, in the order of its preference, and asks for
+    its first; of those that ask for a row, it keeps so many as the cap allows, chosen by a hash, and the others ask for
+    their next: the order in which wants come makes no difference.
     """
-    order = np.argsort(wants, kind="stable")
-    wants, rows = wants[order], rows[order]
-    lengths = np.unique(wants, return_counts=True)[1]
     ends = np.cumsum(lengths)
     asked = ends - lengths
-    chance = mixed(wants ^ mixed(rows.astype(np.uint64)))
-    while len(asked):
-        by_row = np.lexsort((chance[asked], rows[asked]))
-        refused = by_row[_rank(rows[asked][by_row]) >= cap]
+    left = asked < ends
+    while True:
+        wants, asked, ends = wants[left], asked[left], ends[left]
+        refused = _over(rows[asked], wants, cap)
         if not len(refused):
             break
         asked[refused] += 1
         left = asked < ends
-        asked, ends = asked[left], ends[left]
-    return Accepted(wants[asked], rows[asked])
+    order = np.argsort(wants)
+    return Accepted(wants[order], rows[asked[order]])
 
 
-def _rank(rows: Rows) -> Rows:
-    """How many equal ones stand before each of some sorted numbers."""
-    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-    return np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+def _over(rows: Rows, wants: Hashes, cap: int) -> Rows:
+    """Which of the wants, that ask for a row each, a row has no place for."""
+    ordered = np.sort(rows)
+    starts, lengths = _runs(ordered)
+    crowded = np.flatnonzero(np.isin(rows, ordered[starts[lengths > cap]]))
+    chance = mixed(wants[crowded] ^ mixed(rows[crowded].astype(np.uint64)))
+    by_row = crowded[np.lexsort((chance, rows[crowded]))]
+    starts, lengths = _runs(rows[by_row])
+    rank = np.arange(len(by_row)) - np.repeat(starts, lengths)
+    return by_row[rank >= cap]
+
+
+def _runs(numbers: npt.NDArray[np.generic]) -> tuple[Rows, Rows]:
+    """Where each run of equal ones among sorted numbers starts, and its length."""
+    if not len(numbers):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
+    return starts, np.diff(np.append(starts, len(numbers)))
+
+
+def _repeated(numbers: Hashes) -> Hashes:
+    """Those that come more than once."""
+    ordered = np.sort(numbers)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

@@ -45,7 +45,7 @@ def keeping(accepted: Accepted) -> shards.Work:
 
 def accept(proposals: Sequence[Source], cap: int) -> Accepted:
     """Which of the proposals of all shards are accepted."""
-    return mining.accept((artifact.read_shard(one.url, one.rows, ["want", "row"]) for one in proposals), cap)
+    return mining.accept((artifact.read_shard(one.url, one.rows, ["want", "rows"]) for one in proposals), cap)
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
@@ -111,4 +111,4 @@ def _outcome(counts: Counts) -> Outcome:
     return Outcome(counts, bands | ({"recall": found / of} if of else {}))
 
 
-STAGE = Stage("negatives", ("dedupe", "embed"), config, run, schema_version=2)
+STAGE = Stage("negatives", ("dedupe", "embed"), config, run, schema_version=3)

@@ -1,7 +1,7 @@
 """How many negatives of a kind each positive wants, and the limits on their sum."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,16 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline import recipe as recipes
-from ray_pipeline import shards
+from ray_pipeline import shards, tables
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.negatives.corpus import Hashes, Rows, hashes
-from ray_pipeline.negatives.offers import Mask, mixed
+from ray_pipeline.chance import Hashes, hashes, mixed
+from ray_pipeline.negatives.corpus import Rows
+from ray_pipeline.negatives.offers import Mask
 from ray_pipeline.text import stable_number
 
 BINS = 1 << 16
 """A want's bin is chance; limits let through the bins below a number."""
 KINDS = ("hard", "random", "easy")
 """In the order in which they are served."""
+_KEYS = ["language", "label", "bin"]
 COUNTED = pa.schema([("language", pa.string()), ("label", pa.int64()), ("bin", pa.int64()), ("rows", pa.int64())])
 
 
@@ -49,11 +51,10 @@ def origin(kind: str) -> str:
     return f"{kind}_negative"
 
 
-def wants(pair_ids: Sequence[str], kind: str, rules: recipes.Negatives) -> Wants:
-    """Of each positive the whole part of `<kind>_per_positive`, and one more by chance for the rest."""
+def wants(own: Hashes, kind: str, rules: recipes.Negatives) -> Wants:
+    """Of each positive, by the hash of its id, the whole part of `<kind>_per_positive`, and by chance one more."""
     share = float(getattr(rules, f"{kind}_per_positive"))
     copies = int(np.ceil(share))
-    own = hashes(pair_ids if copies else [])
     seeds = np.array([stable_number(kind, str(rules.seed), str(copy)) for copy in range(copies)], np.uint64)
     chance = mixed(own[:, None] ^ seeds)
     there = (np.arange(copies) < int(share)) | (chance / 2**64 < share - int(share))
@@ -75,37 +76,39 @@ def positives(train: pa.Table) -> Rows:
 
 
 def count(rules: recipes.Negatives, table: pa.Table) -> pa.Table:
-    """Of a shard of pairs the rows of train by label, and the wants by bin, of each language."""
-    found: Counter[tuple[str, int | None, int | None]] = Counter()
+    """Of a shard of pairs the rows of train by label, and the wants by bin, of each language: rows of COUNTED."""
     train = table.filter(pc.equal(table.column("part"), "train"))
-    for row in train.group_by(["language", "label"]).aggregate([([], "count_all")]).to_pylist():
-        found[row["language"], row["label"], None] += row["count_all"]
+    parts = [_uncounted(train.column("language"), label=train.column("label"))]
     anchors = train.take(positives(train))
-    spoken = anchors.column("language").to_pylist()
+    own = hashes(anchors.column("pair_id").to_pylist())
     for kind in KINDS:
-        wanted = wants(anchors.column("pair_id").to_pylist(), kind, rules)
-        for positive, number in zip(wanted.positives.tolist(), bins(wanted.chance).tolist(), strict=True):
-            found[spoken[positive], None, number] += 1
-    return pa.Table.from_pylist(
-        [{"language": key[0], "label": key[1], "bin": key[2], "rows": rows} for key, rows in found.items()],
-        schema=COUNTED,
-    )
+        wanted = wants(own, kind, rules)
+        spoken = anchors.column("language").take(pa.array(wanted.positives))
+        parts.append(_uncounted(spoken, bin=pa.array(bins(wanted.chance))))
+    found = pa.concat_tables(parts).group_by(_KEYS).aggregate([([], "count_all")])
+    return tables.conform(found.select([*_KEYS, "count_all"]).rename_columns(COUNTED.names), COUNTED)
 
 
-def limits(counted: Sequence[Mapping[str, object]], rules: recipes.Negatives) -> dict[str, int]:
+def _uncounted(spoken: pa.ChunkedArray, **columns: pa.ChunkedArray | pa.Array) -> pa.Table:
+    rest = {name: pa.nulls(len(spoken)) for name in _KEYS[1:]}
+    return tables.conform(pa.table({"language": spoken} | rest | columns), pa.schema([COUNTED.field(k) for k in _KEYS]))
+
+
+def limits(counted: Iterable[pa.Table], rules: recipes.Negatives) -> dict[str, int]:
     """For each language the number below which bins are let through, so that both limits are met but not undercut.
 
-    `counted` are rows of COUNTED. A limit leaves out less than one bin too much.
+    `counted` are of COUNTED. A limit leaves out less than one bin too much.
     """
-    by_language: dict[str, Rows] = {}
+    by_language: dict[str, Rows] = defaultdict(lambda: np.zeros(BINS, np.int64))
     labels: Counter[object] = Counter()
-    for row in counted:
-        rows = int(str(row["rows"]))
-        if row["bin"] is None:
-            labels[row["label"]] += rows
-        else:
-            wanted = by_language.setdefault(str(row["language"]), np.zeros(BINS, np.int64))
-            wanted[int(str(row["bin"]))] += rows
+    for table in counted:
+        wanted = pc.is_valid(table.column("bin"))
+        for row in table.filter(pc.invert(wanted)).to_pylist():
+            labels[row["label"]] += row["rows"]
+        some = table.filter(wanted)
+        for language in some.column("language").unique().to_pylist():
+            own = some.filter(pc.equal(some.column("language"), language))
+            np.add.at(by_language[language], own.column("bin").to_numpy(), own.column("rows").to_numpy())
     found = dict.fromkeys(by_language, BINS)
     if rules.max_rows_per_language is not None:
         found = {language: _below(wanted, rules.max_rows_per_language) for language, wanted in by_language.items()}
@@ -128,4 +131,4 @@ def limited(pairs: Artifact, rules: recipes.Negatives) -> dict[str, int] | None:
         return None
     columns = ["pair_id", "part", "origin", "label", "language"]
     dataset = shards.dataset(shards.sources([pairs]), partial(count, rules), columns)
-    return limits(list(dataset.iter_rows()), rules)
+    return limits(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), rules)

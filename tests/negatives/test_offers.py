@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ray_pipeline.negatives import offers
+from ray_pipeline.negatives.corpus import NONE
 from ray_pipeline.negatives.offers import Taken
 
 
@@ -70,10 +71,10 @@ def test_accepted_is_stable_within_the_cap_and_does_not_depend_on_the_order(cap:
     orders = [list(choices), list(reversed(choices)), generator.permutation(array(list(choices))).tolist()]
     found = []
     for order in orders:
-        wants, rows = np.repeat(array(order), 5), np.array([row for want in order for row in choices[want]])
-        accepted = offers.accept(wants, rows, cap)
+        rows = np.array([row for want in order for row in choices[want]])
+        accepted = offers.accept(array(order), rows, np.full(len(order), 5), cap)
         found.append(dict(zip(accepted.wants.tolist(), accepted.rows.tolist(), strict=True)))
-        assert accepted.holds(wants, rows).sum() == len(accepted.wants)
+        assert accepted.of(array(order)).tolist() == [found[-1].get(want, NONE) for want in order]
     assert found[0] == found[1] == found[2]
     used = Counter(found[0].values())
     assert max(used.values()) <= cap
@@ -83,6 +84,7 @@ def test_accepted_is_stable_within_the_cap_and_does_not_depend_on_the_order(cap:
 
 
 def test_nothing_is_accepted_of_nothing() -> None:
-    nothing = offers.accept(array([]), np.zeros(0, np.int64), 3)
-    assert len(nothing.wants) == 0
-    assert nothing.holds(array([1]), np.array([1])).tolist() == [False]
+    for wants in ([], [1, 2]):  # no want, and wants that are proposed nothing
+        nothing = offers.accept(array(wants), np.zeros(0, np.int64), np.zeros(len(wants), np.int64), 3)
+        assert len(nothing.wants) == 0
+        assert nothing.of(array([1])).tolist() == [NONE]

@@ -1,13 +1,13 @@
 """How many negatives are wanted, and that limits on their sum are met."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_pipeline import tables
+from ray_pipeline.chance import hashes
 from ray_pipeline.negatives import wants
 from ray_pipeline.negatives.corpus import Rows
 from ray_pipeline.recipe import Negatives
@@ -19,14 +19,14 @@ ROWS += [row(3000 + i, i, label=0) for i in range(500)]
 ROWS += [row(4000 + i, i, part="tune") for i in range(100)]
 
 
-def counted(rules: Negatives, shards: int = 3) -> list[dict[str, Any]]:
+def counted(rules: Negatives, shards: int = 3) -> list[pa.Table]:
     parts = [pa.Table.from_pylist(ROWS[number::shards], schema=tables.PAIRS) for number in range(shards)]
-    return [one for part in parts for one in wants.count(rules, part).to_pylist()]
+    return [wants.count(rules, part) for part in parts]
 
 
 def let_through(rules: Negatives, limits: dict[str, int] | None) -> Counter[str]:
     found: Counter[str] = Counter()
-    ids, spoken = [one["pair_id"] for one in ROWS[:2000]], [one["language"] for one in ROWS[:2000]]
+    ids, spoken = hashes([one["pair_id"] for one in ROWS[:2000]]), [one["language"] for one in ROWS[:2000]]
     for kind in wants.KINDS:
         kept = wants.wants(ids, kind, rules).within(limits, spoken)
         found.update(spoken[i] for i in kept.positives)
@@ -35,7 +35,7 @@ def let_through(rules: Negatives, limits: dict[str, int] | None) -> Counter[str]
 
 @pytest.mark.parametrize("per_positive", [0.0, 0.3, 1.0, 2.6])
 def test_as_many_as_asked_for(per_positive: float) -> None:
-    found = wants.wants([str(i) for i in range(4000)], "easy", Negatives(easy_per_positive=per_positive))
+    found = wants.wants(hashes([str(i) for i in range(4000)]), "easy", Negatives(easy_per_positive=per_positive))
     each = Counter(found.positives.tolist())
     assert set(each.values()) <= {int(per_positive), int(per_positive) + 1}
     assert len(found.positives) / 4000 == pytest.approx(per_positive, abs=0.03)
@@ -72,7 +72,7 @@ def test_the_share_of_negatives_is_met_with_those_that_are_there(share: float, c
 def test_limits_do_not_depend_on_shards_and_keep_a_subset() -> None:
     few, many = (Negatives(easy_per_positive=1, max_rows_per_language=cap) for cap in (100, 300))
     assert wants.limits(counted(few, 1), few) == wants.limits(counted(few, 7), few)
-    ids, spoken = [one["pair_id"] for one in ROWS[:2000]], [one["language"] for one in ROWS[:2000]]
+    ids, spoken = hashes([one["pair_id"] for one in ROWS[:2000]]), [one["language"] for one in ROWS[:2000]]
     kept = [
         set(wants.wants(ids, "easy", rules).within(wants.limits(counted(rules), rules), spoken).positives.tolist())
         for rules in (few, many)
