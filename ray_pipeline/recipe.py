@@ -804,6 +804,8 @@ def problem(error: ValidationError, where: str) -> RecipeError:
 
 
 def _message(item: ErrorDetails) -> str:
+    if item["type"] == "list_type":
+        return "must be a list, such as [a, b]"
     if item["type"] != "extra_forbidden":
         return item["msg"].removeprefix("Value error, ")
     section, _, name = ".".join(map(str, item["loc"])).rpartition(".")
