@@ -113,7 +113,7 @@ def _label(value: Any) -> int | Rejection | None:
 
 def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
     """(pairs, rejected rows, how often each wanted column was there) of a slice."""
-    pairs, refused = [], []
+    pairs, refused = list[dict[str, Any]](), list[dict[str, Any]]()
     columns: Counter[str] = Counter()
     for row, record in rawfiles.records(part):
         if not isinstance(record, Unreadable):
@@ -278,7 +278,7 @@ def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
     _check_submission(recipe, tally, where)
     if not kept["train"]:
         raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check data.train in the recipe")
-    labels = {label for split, label in tally.kept if split == "train"}
+    labels = {label for split, label in tally.kept if split == "train" and label is not None}
     if len(labels) < 2:
         only = next(iter(labels))
         raise InputError(
