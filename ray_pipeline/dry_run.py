@@ -42,11 +42,11 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
 
 
 def _against_the_limit(price: float, spent: float, limit: float | None) -> str:
-    before = f" besides the {spent:.2f} USD that the working folder's answers have cost" if spent else ""
+    before = f" besides the {spent:.4f} USD that the working folder's answers have cost" if spent else ""
     if limit is None:
-        return f"{price:.2f} USD{before}; no gemini.max_usd is set, so nothing would stop it at more"
+        return f"{price:.4f} USD{before}; no gemini.max_usd is set, so nothing would stop it at more"
     enough = "is enough" if spent + price <= limit else "would stop it before its end: raise it or ask for less"
-    return f"{price:.2f} USD{before}; gemini.max_usd {limit:g} {enough}"
+    return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}"
 
 
 def _mode(one: Estimate) -> str:

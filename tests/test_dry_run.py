@@ -101,7 +101,7 @@ def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> 
 def test_the_sum_is_held_against_the_limit(make: Any, tmp_path: Path, limit: float | None, words: str) -> None:
     recipe = make(**FIXED, translate__pivot=True, gemini__price={"input": 1000.0, "output": 0.0}, gemini__max_usd=limit)
     usd = estimates(recipe, tmp_path)["translate"].usd
-    assert f"Gemini in all: {usd:.2f} USD; {words}" in dry_run.describe([recipe], str(tmp_path / "work"), None)
+    assert f"Gemini in all: {usd:.4f} USD; {words}" in dry_run.describe([recipe], str(tmp_path / "work"), None)
 
 
 @pytest.fixture
