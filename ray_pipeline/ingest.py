@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline import artifact, rawfiles, shards, storage, tables
 from ray_pipeline.artifact import Counts
@@ -50,10 +51,10 @@ class Tally:
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """By split and reason, in words: the first such row that was met."""
 
-    def refuse(self, row: Mapping[str, Any]) -> None:
-        """Count a row of `tables.REJECTED_INPUT`."""
+    def refuse(self, row: Mapping[str, Any], rows: int = 1) -> None:
+        """Count a row of `tables.REJECTED_INPUT`, or so many that begin with it."""
         key = row["split"], row["reason"]
-        self.refused[key] += 1
+        self.refused[key] += rows
         if key not in self.examples:
             column = f", {row['field']}" if row["field"] else ""
             self.examples[key] = f"{row['file']}, line {row['line']}{column}: {row['detail'] or row['reason']}"
@@ -241,8 +242,10 @@ def _account(context: Context) -> Outcome:
         for row in table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
             tally.kept[row["split"], row["label"]] += row["count_all"]
     for url in storage.list_files(storage.join(folder, "rejected")):
-        for row in storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"]).to_pylist():
-            tally.refuse(row)
+        table = storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"])
+        for key in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            alike = table.filter((pc.field("split") == key["split"]) & (pc.field("reason") == key["reason"]))
+            tally.refuse(alike.slice(0, 1).to_pylist()[0], key["count_all"])
     check(context.recipe, tally, storage.join(folder, "rejected"))
     kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
     counts = Counts(kept.total() + refused.total(), kept.total(), dict(tally.reasons()))
