@@ -82,12 +82,15 @@ def _run(options: argparse.Namespace, until: str | None) -> int:
     if options.dry_run:
         print(describe(chosen, workdir, until))
         return DONE
+    output = options.output or os.path.join("runs", "+".join(item.name for item in chosen))
+    whole = until in (None, pipeline.STAGE_NAMES[-1])
+    if whole:
+        storage.expect_folder(output)
     runs = pipeline.run(chosen, workdir, until)
-    if until not in (None, pipeline.STAGE_NAMES[-1]):
+    if until is not None and not whole:
         last = {run.recipe.name: run.artifacts[until] for run, _ in runs}
         print("\n".join(f"{name}: {artifact.url}" for name, artifact in last.items()))
         return DONE
-    output = options.output or os.path.join("runs", "+".join(item.name for item in chosen))
     command = shlex.join(["python", *sys.argv])
     for url in outputs.write(runs, output, command):
         print(url)

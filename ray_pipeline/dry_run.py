@@ -6,6 +6,7 @@ from typing import Any
 from ray_pipeline import estimate, ingest, pipeline, rawfiles, selection, split
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.gemini import ledger
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.pipeline import Step
 from ray_pipeline.recipe import Recipe
@@ -21,20 +22,31 @@ def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
 def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     yield f"{recipe.name} ({recipe.task})"
     steps = pipeline.plan(recipe, workdir, until)
-    rows = _raw_rows(recipe, steps[0].finished)
-    yield "  rows: " + ", ".join(f"{split} {count}" for split, count in rows.items())
+    yield from (f"  {line}" for line in _rows(recipe, steps[0].finished))
     yield from (f"  {_status(step)}" for step in steps)
-    for name, one in estimates(recipe, steps).items():
+    asked = estimates(recipe, steps)
+    for name, one in asked.items():
         price = "unknown price" if one.usd is None else f"{one.usd:.4f} USD"
         yield (
             f"  {name}: about {one.items} items in {one.requests} requests, {_mode(one)}; "
             f"{one.input_tokens} input and {one.output_tokens} output tokens by {one.counted_by}; "
             f"{one.minutes:.1f} minutes at the recipe's limits; {price}"
         )
+    prices = [one.usd for one in asked.values() if one.usd is not None]
+    if asked and len(prices) == len(asked):
+        yield f"  Gemini in all: {_against_the_limit(sum(prices), ledger.spent(workdir), recipe.gemini.max_usd)}"
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees:"
         other = recipes.variant(recipe, recipe.compare.set)
         yield from (f"    {_status(step)}" for step in pipeline.plan(other, workdir, until))
+
+
+def _against_the_limit(price: float, spent: float, limit: float | None) -> str:
+    before = f" besides the {spent:.4f} USD that the working folder's answers have cost" if spent else ""
+    if limit is None:
+        return f"{price:.4f} USD{before}; no gemini.max_usd is set, so nothing would stop it at more"
+    enough = "is enough" if spent + price <= limit else "would stop it before its end: raise it or ask for less"
+    return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}"
 
 
 def _mode(one: Estimate) -> str:
@@ -47,10 +59,19 @@ def _status(step: Step) -> str:
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
 
 
-def _raw_rows(recipe: Recipe, ingested: Artifact | None) -> dict[str, int]:
+def _rows(recipe: Recipe, ingested: Artifact | None) -> Iterator[str]:
+    """The rows of each split; of raw files also those that a run would refuse."""
     if ingested is not None:
-        return {split: int(rows) for split, rows in ingested.manifest.extra["splits"].items()}
-    return {split: sum(1 for _ in _records(recipe, split)) for split in ("train", "dev", "test")}
+        yield _counts({split: int(rows) for split, rows in ingested.manifest.extra["splits"].items()})
+        return
+    tally = ingest.preview(recipe)
+    yield _counts(tally.rows(tally.kept))
+    for (name, reason), rows in tally.refused.items():
+        yield f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
+
+
+def _counts(rows: Mapping[str, int]) -> str:
+    return "rows: " + ", ".join(f"{split} {rows.get(split, 0)}" for split in ingest.SPLITS)
 
 
 def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline import artifact, rawfiles, shards, storage, tables
 from ray_pipeline.artifact import Counts
@@ -25,7 +26,9 @@ WITHOUT_PLACE = (
     "missing id",
 )
 """Reasons after which a row of dev or test cannot stand in a submission at all."""
-LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+SPLITS = ("train", "dev", "test")
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+"""As text, since that is what CSV holds."""
 ROW_BYTES = 200
 """About what a raw row takes; only the number of shards rests on it."""
 
@@ -37,6 +40,39 @@ class Rejection:
     reason: str
     field: str | None = None
     detail: str | None = None
+
+
+@dataclass
+class Tally:
+    """How many rows of which split and label, or reason, were kept and refused."""
+
+    kept: Counter[tuple[str, int | None]] = field(default_factory=Counter)
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    """By split and reason, in words: the first such row that was met."""
+
+    def refuse(self, row: Mapping[str, Any], rows: int = 1) -> None:
+        """Count a row of `tables.REJECTED_INPUT`, or so many that begin with it."""
+        key = row["split"], row["reason"]
+        self.refused[key] += rows
+        if key not in self.examples:
+            column = f", {row['field']}" if row["field"] else ""
+            self.examples[key] = f"{row['file']}, line {row['line']}{column}: {row['detail'] or row['reason']}"
+
+    def reasons(self, *splits: str) -> Counter[str]:
+        """Refused rows by reason, of some splits or all."""
+        found: Counter[str] = Counter()
+        for (split, reason), rows in self.refused.items():
+            found[reason] += rows if split in (splits or SPLITS) else 0
+        return +found
+
+    @staticmethod
+    def rows(of: Mapping[tuple[str, Any], int]) -> Counter[str]:
+        """Rows by split."""
+        found: Counter[str] = Counter()
+        for (split, _), rows in of.items():
+            found[split] += rows
+        return found
 
 
 def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -> dict[str, Any] | Rejection:
@@ -72,30 +108,33 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
 def _label(value: Any) -> int | Rejection | None:
     if value is None or value == "":
         return None
-    label = LABELS.get(str(value).strip())
-    return label if label is not None else Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1")
+    label = LABELS.get(str(value).strip().lower())
+    return Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1") if label is None else label
 
 
 def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
     """(pairs, rejected rows, how often each wanted column was there) of a slice."""
-    pairs, refused = [], []
+    pairs, refused = list[dict[str, Any]](), list[dict[str, Any]]()
     shapes: Counter[tuple[str, ...]] = Counter()
     for row, record in rawfiles.records(part):
-        position = rawfiles.position(part.file, row)
-        if isinstance(record, Unreadable):
-            refused.append(_refused(part.file, row, None, record.reason, record.detail, record.raw))
-            continue
-        shapes[tuple(record)] += 1
-        made = pair(record, recipe, part.file.split, position)
-        if isinstance(made, Rejection):
-            raw = str(dict(record))[: rawfiles.RAW_CHARACTERS]
-            refused.append(_refused(part.file, row, made.field, made.reason, made.detail, raw))
-        else:
-            pairs.append(made)
+        if not isinstance(record, Unreadable):
+            shapes[tuple(record)] += 1
+        made = _made(part.file, row, record, recipe)
+        (refused if "reason" in made else pairs).append(made)
     columns: Counter[str] = Counter()
     for names, rows in shapes.items():
         columns.update(dict.fromkeys(names, rows))
     return pairs, refused, columns
+
+
+def _made(file: RawFile, row: int, record: rawfiles.Record, recipe: Recipe) -> dict[str, Any]:
+    """A record as a row of `tables.PAIRS`, or of `tables.REJECTED_INPUT`, which has a reason."""
+    if isinstance(record, Unreadable):
+        return _refused(file, row, None, record.reason, record.detail, record.raw)
+    made = pair(record, recipe, file.split, rawfiles.position(file, row))
+    if not isinstance(made, Rejection):
+        return made
+    return _refused(file, row, made.field, made.reason, made.detail, str(dict(record))[: rawfiles.RAW_CHARACTERS])
 
 
 def _refused(file: RawFile, row: int, field: str | None, reason: str, detail: str | None, raw: str) -> dict[str, Any]:
@@ -199,58 +238,87 @@ def run(context: Context) -> Outcome:
 
 def _account(context: Context) -> Outcome:
     """Count what was written, and stop where a split is empty, one-sided or has too many bad rows."""
-    folder, limit = context.folder, context.recipe.data.max_rejected_share
-    kept, labels = Counter[str](), Counter[int]()
+    folder = context.folder
+    tally = Tally()
     for name in artifact.present_shards(folder):
         table = storage.read_parquet(storage.join(folder, name), ["split", "label"])
         for row in table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
-            kept[row["split"]] += row["count_all"]
-            if row["split"] == "train":
-                labels[row["label"]] += row["count_all"]
-    refused, reasons, both = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+            tally.kept[row["split"], row["label"]] += row["count_all"]
     for url in storage.list_files(storage.join(folder, "rejected")):
-        table = storage.read_parquet(url, ["split", "reason"])
-        for row in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            refused[row["split"]] += row["count_all"]
-            reasons[row["reason"]] += row["count_all"]
-            both[row["split"], row["reason"]] += row["count_all"]
-    for split in ("train", "dev", "test"):
-        rows = kept[split] + refused[split]
-        if rows and refused[split] / rows > limit:
-            raise InputError(_too_many(context, split, refused[split], rows, reasons))
-    _check_submission(context, both)
-    if not kept["train"]:
-        raise InputError(f"{', '.join(context.recipe.data.train)}: holds no rows; check data.train in the recipe")
-    if len(labels) < 2:
-        only = next(iter(labels))
-        raise InputError(
-            f"{', '.join(context.recipe.data.train)}: every label is {only}; a classifier and its threshold need both: "
-            f"add rows labelled {1 - only}"
-        )
-    counts = Counts(sum(kept.values()) + sum(refused.values()), sum(kept.values()), dict(reasons))
+        table = storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"])
+        for key in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            alike = table.filter((pc.field("split") == key["split"]) & (pc.field("reason") == key["reason"]))
+            tally.refuse(alike.slice(0, 1).to_pylist()[0], key["count_all"])
+    check(context.recipe, tally, storage.join(folder, "rejected"))
+    kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
+    counts = Counts(kept.total() + refused.total(), kept.total(), dict(tally.reasons()))
     return Outcome(counts, {"splits": dict(kept), "rejected_by_split": dict(refused)})
 
 
-def _check_submission(context: Context, refused: Counter[tuple[str, str]]) -> None:
+def preview(recipe: Recipe) -> Tally:
+    """What single rows of the raw files tell, repeated ids aside, without writing; raises InputError as a run would."""
+    tally = Tally()
+    for file in _files(recipe):
+        columns: Counter[str] = Counter()
+        for part in rawfiles.numbered_slices([file]):
+            for row, record in rawfiles.records(part):
+                made = _made(part.file, row, record, recipe)
+                if "reason" in made:
+                    tally.refuse(made)
+                else:
+                    tally.kept[file.split, made["label"]] += 1
+                if not isinstance(record, Unreadable):
+                    columns.update(record.keys())
+        _check_columns(file, columns, recipe)
+    check(recipe, tally)
+    return tally
+
+
+def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
+    """Raise InputError where the input as a whole is unusable; `where` is the folder of the refused rows."""
+    kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
+    for split in SPLITS:
+        rows = kept[split] + refused[split]
+        if rows and refused[split] / rows > recipe.data.max_rejected_share:
+            raise InputError(_too_many(recipe, tally, split, rows, where))
+    _check_submission(recipe, tally, where)
+    if not kept["train"]:
+        raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check data.train in the recipe")
+    labels = {label for split, label in tally.kept if split == "train" and label is not None}
+    if len(labels) < 2:
+        only = next(iter(labels))
+        raise InputError(
+            f"{', '.join(recipe.data.train)}: every label is {only}; a classifier and its threshold need both: "
+            f"add rows labelled {1 - only}"
+        )
+
+
+def _check_submission(recipe: Recipe, tally: Tally, where: str | None) -> None:
     """Stop now, rather than after training, where rows of dev or test have no place in the submission."""
-    where, default = storage.join(context.folder, "rejected"), context.recipe.data.rejected_prediction
-    for (split, reason), rows in sorted(refused.items()):
+    default = recipe.data.rejected_prediction
+    for (split, reason), rows in sorted(tally.refused.items()):
         if split != "train" and (default is None or reason in WITHOUT_PLACE):
             remedy = "mend them" + ("" if reason in WITHOUT_PLACE else ", or set data.rejected_prediction to 0 or 1")
             raise InputError(
-                f"data.{split}: {rows} rows are rejected ({reason}) and would be missing from the submission; "
-                f"they are in {where}: {remedy}"
+                f"data.{split}: {rows} rows are rejected ({reason}) and would be missing from the submission"
+                f"{_whereabouts(tally.examples[split, reason], where)}: {remedy}"
             )
 
 
-def _too_many(context: Context, split: str, refused: int, rows: int, reasons: Counter[str]) -> str:
-    limit = context.recipe.data.max_rejected_share
+def _too_many(recipe: Recipe, tally: Tally, split: str, rows: int, where: str | None) -> str:
+    reasons = tally.reasons(split)
+    refused, limit = reasons.total(), recipe.data.max_rejected_share
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(5))
-    where = storage.join(context.folder, "rejected")
+    example = tally.examples[split, reasons.most_common(1)[0][0]]
     return (
         f"data.{split}: {refused} of {rows} rows are rejected ({refused / rows:.1%}), more than "
-        f"data.max_rejected_share {limit:.1%} allows ({why}); each is in {where}: mend the file or raise the limit"
+        f"data.max_rejected_share {limit:.1%} allows ({why}){_whereabouts(example, where)}: "
+        "mend the file or raise the limit"
     )
 
 
-STAGE = Stage("ingest", (), config, run, schema_version=2)
+def _whereabouts(example: str, where: str | None) -> str:
+    return f"; the first: {example}" + (f"; all are in {where}" if where else "")
+
+
+STAGE = Stage("ingest", (), config, run, schema_version=3)

@@ -33,6 +33,40 @@ def resolve(name: str) -> str:
     return str(path)
 
 
+def expect(name: str, revision: str | None, field: str, here: bool) -> None:
+    """Raise ModelError, before anything is spent, for a model that the Hugging Face hub does not know or give.
+
+    A hub that cannot be reached matters only where the model is loaded `here`, and is not in this machine's cache.
+    """
+    if _folder(name) is not None:
+        return
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        hf_hub_download(name, "config.json", revision=revision)
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{field} {name}: its owner wants the licence accepted: do so on the model's page, and set HF_TOKEN in the "
+            "environment (of every node, on a cluster)"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        version = f", revision {revision}" if revision else ""
+        raise ModelError(
+            f"{field} {name}{version}: there is no such folder here, and the Hugging Face hub knows no such model: "
+            "check the name, or set HF_TOKEN if it is a private one"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        if here:
+            raise ModelError(
+                f"{field} {name}: is not on this machine, and the Hugging Face hub cannot be reached: check the "
+                "network, or name the folder of a model"
+            ) from error
+    except errors.EntryNotFoundError:  # a model that has no such file
+        return
+
+
 def _folder(name: str) -> Path | None:
     if name.startswith(SANDBOX):
         from ray_pipeline.sandbox import models

@@ -17,6 +17,7 @@ from ray_pipeline import (
     ingest,
     languages,
     mix,
+    models,
     negatives,
     runtime,
     score,
@@ -96,6 +97,7 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
             _expect_key(recipe, {step.stage.name for step in pending})
+            _expect_models(recipe, {step.stage.name for step in pending})
             runtime.start(recipe.runtime)
             _expect_room(recipe, {step.stage.name for step in pending})
         for step in steps:
@@ -114,6 +116,17 @@ def _expect_key(recipe: Recipe, pending: set[str]) -> None:
     }
     if any(asked[stage] for stage in pending & set(asked)):
         api_key()
+
+
+def _expect_models(recipe: Recipe, pending: set[str]) -> None:
+    """Raise ModelError before any work if a model that a stage will load cannot be had."""
+    here, local = recipe.runtime.address == "local", recipe.translate.local
+    if pending & {"self_validation", "train", "score"}:
+        models.expect(recipe.train.model, recipe.train.revision, "train.model", here)
+    if "embed" in pending and recipe.negatives.wanted:
+        models.expect(recipe.embed.model, recipe.embed.revision, "embed.model", here)
+    if "translate" in pending and local is not None:
+        models.expect(local.model, local.revision, "translate.local.model", here)
 
 
 def _expect_room(recipe: Recipe, pending: set[str]) -> None:

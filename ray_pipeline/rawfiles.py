@@ -24,6 +24,11 @@ SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
 ROW_BITS = 40
 REMEDY = "replace the file, or take it out of the recipe's data section"
+SIGNATURES = {
+    b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK\x03\x04": "zipped, as XLSX is", b"\x1f\x8b": "gzipped",
+    b"PAR1": "Parquet",
+}  # fmt: skip
+"""What begins files that are taken for text by mistake."""
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -175,12 +180,23 @@ def _format(url: str, format: str) -> Format:
     return ENDINGS[ending]
 
 
+def _expect_text(source: IO[bytes], file: RawFile) -> None:
+    """Raise InputError for a file whose first bytes say that it is of another kind."""
+    head = source.read(4)
+    source.seek(0)
+    for signature, kind in SIGNATURES.items():
+        if head.startswith(signature):
+            raise InputError(f"{file.url}: is {kind}; write it as {file.format} in UTF-8, or name another data.format")
+
+
 def _lines(part: Slice) -> Iterator[bytes]:
     """Lines that begin in [start, end): the one under way at `start` belongs to the slice before."""
     with storage.open_read(part.file.url) as file:
         if part.start:
             file.seek(part.start - 1)
             file.readline()
+        else:
+            _expect_text(file, part.file)
         at = file.tell()
         while at < part.end and (line := file.readline()):
             at += len(line)
@@ -201,7 +217,8 @@ def _parse_json(line: bytes) -> Record:
     except UnicodeDecodeError as error:
         return Unreadable("invalid UTF-8", f"byte {error.start} of the line", raw)
     except (ValueError, RecursionError) as error:
-        return Unreadable("broken JSON", str(error)[:RAW_CHARACTERS], raw)
+        array = "a line must be a JSON object, and the file no array: " if line.startswith(b"[") else ""
+        return Unreadable("broken JSON", f"{array}{error}"[:RAW_CHARACTERS], raw)
     if not isinstance(value, dict):
         return Unreadable("broken JSON", "a line must be a JSON object", raw)
     if b"\\u" in line and _HALF_CHARACTER.search(line) and not _is_unicode(value):
@@ -220,6 +237,7 @@ def _is_unicode(value: Mapping[str, Any]) -> bool:
 def _read_csv(part: Slice) -> Iterator[tuple[int, Record]]:
     with storage.open_read(part.file.url) as file:
         if not part.start:
+            _expect_text(file, part.file)
             yield from _csv_records(file, part.file, None, 0)
             return
         with _csv_text(file) as text:
@@ -259,15 +277,20 @@ def _delimiter(file: RawFile) -> str:
 
 
 def _not_csv(file: RawFile, line: int, error: csv.Error) -> InputError:
-    return InputError(f"{file.url}, line {line}: is not {_delimiter(file)!r}-separated text ({error})")
+    return InputError(
+        f"{file.url}, line {line}: is not {_delimiter(file)!r}-separated text ({error}); mend the line: is a quotation "
+        "mark left open there or before?"
+    )
 
 
 def _checked_csv(record: dict[str | None, Any]) -> Record:
     raw = json.dumps({str(k): v for k, v in record.items()}, ensure_ascii=True)[:RAW_CHARACTERS]
     if None in record or None in record.values():
-        return Unreadable("wrong number of fields", "the row has more or fewer fields than the header", raw)
+        names = len(record) - (None in record)
+        fields = names + len(record.get(None, ())) - list(record.values()).count(None)
+        return Unreadable("wrong number of fields", f"the row has {fields}, the header {names}", raw)
     if any("\udc80" <= c <= "\udcff" for value in record.values() for c in value):
-        return Unreadable("invalid UTF-8", "a field holds bytes that are not UTF-8", raw)
+        return Unreadable("invalid UTF-8", "a field holds bytes that are not UTF-8: save it as UTF-8", raw)
     return {str(key): value for key, value in record.items()}
 
 

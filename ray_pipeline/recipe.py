@@ -4,16 +4,20 @@ A section's fields change what the stage of that name produces and so belong to 
 changes how fast or where the work is done lives in `runtime` and in the limits of `gemini`, and does not.
 """
 
+import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from ray_pipeline.errors import RecipeError
+from ray_pipeline.text import ISO_639_1, LANGUAGE_ALIASES
 
 ENVIRONMENT_PREFIX = "RECIPE__"
 """`RECIPE__TRAIN__EPOCHS=1` in the environment overrides `train.epochs`."""
@@ -22,7 +26,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
+def _language(code: Any) -> str:
+    """A code that a language tag of the data can be brought to; raises ValueError for any other."""
+    if code is False:
+        raise ValueError('YAML reads no as false: write "no"')
+    if isinstance(code, str) and code in LANGUAGE_ALIASES:
+        raise ValueError(f"{code!r} is not that language's ISO 639-1 code: write {LANGUAGE_ALIASES[code]}")
+    if not isinstance(code, str) or not (code in ISO_639_1 or re.fullmatch("[a-z]{3}", code)):
+        raise ValueError(f"{code!r} is no ISO 639-1 code: write such as de or ja")
+    return code
+
+
+LanguageCode = Annotated[str, BeforeValidator(_language)]
 Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
 """Where a training row comes from."""
 QueryPrefix = Literal["auto", "always", "never"]
@@ -788,8 +805,33 @@ def validate(raw: Mapping[str, Any], where: str) -> Recipe:
 def problem(error: ValidationError, where: str) -> RecipeError:
     """What is wrong with a file's fields, one line each."""
     lines = [f"{where}: {len(error.errors())} wrong field(s)"]
-    lines += [f"  {_location(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+    lines += [f"  {_location(item['loc'])}{_message(item)}" for item in error.errors()]
     return RecipeError("\n".join(lines))
+
+
+def _message(item: ErrorDetails) -> str:
+    if item["type"] == "list_type":
+        return "must be a list, such as [a, b]"
+    if item["type"] != "extra_forbidden":
+        return item["msg"].removeprefix("Value error, ")
+    section, _, name = ".".join(map(str, item["loc"])).rpartition(".")
+    fields = _fields(Recipe)
+    beside = [field.rpartition(".")[2] for field in fields if field.rpartition(".")[0] == section]
+    near = [f"{section}.{match}".removeprefix(".") for match in difflib.get_close_matches(name, beside, n=1)]
+    near = near or [field for field in fields if field.endswith(f".{name}")]
+    known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(beside)}"
+    return f"there is no such field; {known}"
+
+
+def _fields(section: type[BaseModel], beginning: str = "") -> list[str]:
+    """The dotted names of a section's fields and of those below them."""
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(beginning + name)
+        for kind in get_args(field.annotation) or [field.annotation]:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _fields(kind, f"{beginning}{name}.")
+    return found
 
 
 def dump(recipe: Recipe) -> str:
@@ -798,7 +840,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def _location(location: Sequence[int | str]) -> str:
-    return ".".join(str(part) for part in location) + ": " if location else ""
+    """Dotted, without what pydantic calls the types that a field could have had."""
+    parts = [str(part) for part in location if not re.match(r"constrained-|\w*\[", str(part))]
+    return ".".join(parts) + ": " if parts else ""
 
 
 def _environment_overrides(environment: Mapping[str, str]) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ import io
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +159,16 @@ def _in_a_bucket(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:  # an object needs no folder, so it is the bucket that is missing
         raise StorageError(f"{url}: cannot write it: {error}; make the bucket or name another") from error
+
+
+def expect_folder(url: str) -> None:
+    """Make a local folder that is to be written into later; raises StorageError now where that cannot be."""
+    if is_remote(url):
+        return
+    with _guarded(url, "write"):
+        Path(url).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=url):
+            pass
 
 
 def append_bytes(path: str, data: bytes) -> None:
@@ -418,6 +429,7 @@ def _explain(error: OSError, url: str, action: str) -> str:
         errno.EROFS: "the file system is read-only; choose another --workdir",
         errno.EACCES: "no permission; choose another path or change its permissions",
         errno.EPERM: "no permission; choose another path or change its permissions",
+        errno.EEXIST: "is a file, a folder was expected; choose another path",
         errno.ENOTDIR: "a part of the path is a file; choose another path",
         errno.EISDIR: "is a folder, a file was expected",
     }

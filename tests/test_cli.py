@@ -63,6 +63,17 @@ def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_stops_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    folders = ["--workdir", str(tmp_path / "work"), "--output", str(tmp_path / "taken")]
+    assert cli.run("test", arguments=[str(pipeline_recipe.write(tmp_path)), *folders]) == 1
+    said = capsys.readouterr()
+    assert f"{tmp_path}/taken: cannot write it: is a file" in said.err
+    assert not (tmp_path / "work" / "ingest").exists()
+
+
 def test_wrong_usage_exits_with_2() -> None:
     with pytest.raises(SystemExit) as found:
         cli.run("test", arguments=["--no-such-option"])

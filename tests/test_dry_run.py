@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline import dry_run, pipeline
+from ray_pipeline.errors import InputError
 from ray_pipeline.estimate import Rows
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.recipe import Recipe
@@ -89,6 +90,20 @@ def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> 
     assert "unknown price" in said and "USD" not in said
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (None, "no gemini.max_usd is set"),
+        (1e9, "gemini.max_usd 1e+09 is enough"),
+        (0.01, "gemini.max_usd 0.01 would stop it"),
+    ],
+)
+def test_the_sum_is_held_against_the_limit(make: Any, tmp_path: Path, limit: float | None, words: str) -> None:
+    recipe = make(**FIXED, translate__pivot=True, gemini__price={"input": 1000.0, "output": 0.0}, gemini__max_usd=limit)
+    usd = estimates(recipe, tmp_path)["translate"].usd
+    assert f"Gemini in all: {usd:.4f} USD; {words}" in dry_run.describe([recipe], str(tmp_path / "work"), None)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[GeminiServer]:
     with GeminiServer(Dictionary.from_lexicon(), key="a-key") as running:
@@ -150,3 +165,29 @@ def test_the_plan_names_rows_and_stages_and_writes_nothing(make: Any, tmp_path: 
     assert f"rows: train {ROWS}, dev 0, test 0" in said
     assert [name for name in pipeline.STAGE_NAMES if f"{name:<10} to do" in said] == ["ingest", "languages", "split"]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_rows_that_a_run_would_refuse_are_said_with_place_and_reason(make: Any, tmp_path: Path) -> None:
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    lines[6] = lines[6].replace('"label": 0', '"label": "yes"')
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    said = dry_run.describe([make(languages__gemini=False)], str(tmp_path / "work"), None)
+    assert f"rows: train {ROWS - 1}, dev 0, test 0" in said
+    assert f"train: 1 more will be rejected; wrong label: {tmp_path}/train.txt, line 7, label: 'yes' is neither" in said
+
+
+@pytest.mark.parametrize(
+    ("replace", "by", "message"),
+    [
+        ('"origin_query"', '"query"', r"train\.txt: no row has the column 'origin_query'.*data\.columns\.query"),
+        ('"label": 0', '"label": "no"', r"100 of 200 rows are rejected.*train\.txt, line 1, label: 'no' is neither"),
+        ('"label": 0', '"label": 1', "every label is 1"),
+    ],
+)
+def test_input_that_would_stop_the_run_stops_the_plan(
+    make: Any, tmp_path: Path, replace: str, by: str, message: str
+) -> None:
+    text = (tmp_path / "train.txt").read_text()
+    (tmp_path / "train.txt").write_text(text.replace(replace, by))
+    with pytest.raises(InputError, match=message):
+        dry_run.describe([make(languages__gemini=False)], str(tmp_path / "work"), None)

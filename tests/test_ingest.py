@@ -41,7 +41,10 @@ def test_the_competition_s_record(make_recipe: Make) -> None:
     assert set(row) == set(tables.PAIRS.names)
 
 
-@pytest.mark.parametrize(("label", "expected"), [(0, 0), (1, 1), ("0", 0), ("1", 1), (" 1 ", 1), (1.0, 1), ("0.0", 0)])
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [(0, 0), (1, 1), ("0", 0), ("1", 1), (" 1 ", 1), (1.0, 1), ("0.0", 0), (True, 1), (False, 0), ("TRUE", 1)],
+)
 def test_labels(make_recipe: Make, label: Any, expected: int) -> None:
     assert made(QI | {"label": label}, make_recipe("QI"))["label"] == expected
 
@@ -69,7 +72,7 @@ def test_dev_and_test_need_no_label(make_recipe: Make, split: str, label: Any) -
         ({"label": 2}, "wrong label", "label"),
         ({"label": -1}, "wrong label", "label"),
         ({"label": "yes"}, "wrong label", "label"),
-        ({"label": True}, "wrong label", "label"),
+        ({"label": "2.0"}, "wrong label", "label"),
         ({"label": 0.5}, "wrong label", "label"),
         ({"label": float("nan")}, "wrong label", "label"),
         ({"id": None}, "missing id", "id"),

@@ -159,6 +159,31 @@ def test_a_csv_that_is_none_stops_with_file_and_line(write: Write) -> None:
         read(path)
 
 
+def test_a_row_of_another_length_says_both_lengths(write: Write) -> None:
+    found = dict(read(write("a.csv", b"a,b,c\n1,2\n1,2,3,4\n")))
+    assert [found[row].detail for row in (2, 3)] == [f"the row has {n}, the header 3" for n in (2, 4)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("id,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04 and more", "zipped, as XLSX is"),
+        (b"\x1f\x8b\x08\x00", "gzipped"),
+        (b"PAR1", "Parquet"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_with_its_kind(write: Write, format: str, content: bytes, kind: str) -> None:
+    with pytest.raises(InputError, match=rf"a\.{format}: is {kind}; write it as {format} in UTF-8"):
+        read(write(f"a.{format}", content))
+
+
+def test_a_json_array_is_told_from_broken_lines(write: Write) -> None:
+    [(row, record), *_] = read(write("a.json", b'[\n {"id": 1}\n]'))
+    assert row == 1 and isinstance(record, Unreadable) and "the file no array" in record.detail
+
+
 def test_a_csv_is_never_cut(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
     [file] = rawfiles.find("train", [str(write("a.csv", b'id,q\n1,"x\ny\nz"\n2,b\n'))], "auto")

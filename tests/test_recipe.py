@@ -182,6 +182,32 @@ def test_a_wrong_field_is_named(write: Callable[..., Path], changes: dict[str, A
     assert f"\n  {field}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"trian": {"epochs": 1}}, r"trian: there is no such field; did you mean train\?"),
+        ({"train": {"epoch": 1}}, r"train\.epoch: .*did you mean train\.epochs\?"),
+        ({"epochs": 1}, r"epochs: .*did you mean self_validation\.epochs or train\.epochs\?"),
+        ({"translate": {"local": {"model": "a", "x": 2}}}, r"local\.x: .*there are .*num_beams"),
+        ({"translate": {"languages": ["jp"]}}, r"languages\.0: 'jp' is not that language's ISO 639-1 code: write ja"),
+        ({"split": {"withhold": ["german"]}}, r"withhold\.0: 'german' is no ISO 639-1 code"),
+        ({"split": {"withhold": ["xx"]}}, r"withhold\.0: 'xx' is no ISO 639-1 code"),
+        ({"split": {"withhold": [False]}}, r'withhold\.0: .*write "no"'),
+        ({"mix": {"max_rows_per_language": {"kr": 1}}}, r"max_rows_per_language\.kr: .*write ko"),
+    ],
+)
+def test_a_wrong_field_comes_with_the_one_that_was_meant(
+    write: Callable[..., Path], changes: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(RecipeError, match=advice):
+        recipe.read(write(**changes))
+
+
+@pytest.mark.parametrize("code", ["de", "no", "zh", "fil", "und"])
+def test_codes_of_languages(make_recipe: Make, code: str) -> None:
+    assert make_recipe(languages__candidates=[code]).languages.candidates == [code]
+
+
 def test_every_wrong_field_has_its_line(write: Callable[..., Path]) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe.read(write(task="QA", train={"epochs": 0, "epoch": 1}))

@@ -630,3 +630,12 @@ def test_a_job_whose_recipe_alone_names_the_store(s3_bucket: str, tmp_path: Path
     assert any(url.endswith("manifest.json") for url in written)
     assert not [url for url in written if b"a-secret" in storage.read_bytes(url)]
     assert "a-secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("below", ["", "/runs"])
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match=r"file.*(is a file|a part of the path is a file)"):
+        storage.expect_folder(f"{tmp_path}/file{below}")
+    storage.expect_folder(f"{tmp_path}/new/folder")
+    assert list((tmp_path / "new/folder").iterdir()) == []

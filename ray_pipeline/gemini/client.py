@@ -110,7 +110,10 @@ def api_key() -> str:
     for name in KEY_VARIABLES:
         if key := os.environ.get(name, "").strip():
             return key
-    raise GeminiError("no Gemini key: set GEMINI_API_KEY in the environment (of every node, on a cluster)")
+    raise GeminiError(
+        "no Gemini key: set GEMINI_API_KEY in the environment (of every node, on a cluster); to do without Gemini, "
+        "set languages.gemini false and leave translate out"
+    )
 
 
 def connect(gemini: Gemini) -> Any:

@@ -56,7 +56,7 @@ def estimate(gemini: Gemini, kind: Kind, items: int, sample: Sequence[Item], lan
     answers = [_answer(kind, request) for request in whole]
     given, answered, counted_by = _tokens(gemini, INSTRUCTIONS[kind], texts, answers)
     if thinking.room(gemini):
-        counted_by += f", without up to {thinking.room(gemini)} tokens of thinking a request"
+        counted_by += f"; thinking may add up to {thinking.room(gemini)} output tokens a request"
     number = -(-items // size)
     sent, received = round(number * given), round(number * answered)
     return _priced(gemini, items, int(number), sent, received, counted_by)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -251,7 +251,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         type=_fault,
         metavar="NAME=VALUE",
-        help="repeatable; a probability, or a setting such as slow_seconds=2, seed=7, obeys=1",
+        help="repeatable; a probability, or a setting such as slow_seconds=2, seed=7, obeys=1; of "
+        f"{', '.join(sorted(field.name for field in fields(Faults)))}",
     )
     parser.add_argument(
         "--batch-fault",
