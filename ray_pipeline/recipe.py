@@ -551,6 +551,10 @@ class Train(Section):
     """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
     deterministic: bool = False
     """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Train so many adapters, each without one fold of the groups of the train part, and average their scores (1st
+    team). Each is stopped by its own fold's original rows; none of them looks at the tune part, from which threshold
+    and calibration of the averaged scores are learnt. Takes so many times as long. Null: one adapter, on all rows."""
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -16,13 +16,14 @@ import numpy as np
 from ray_pipeline import storage, threshold
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import OutOfMemoryError, PipelineError, TrainingError
+from ray_pipeline.folds import Fold
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, warm_up
 from ray_pipeline.train.batches import Examples
 
 PROBLEM = "problem.json"
-COLUMNS = ["pair_id", "part", "language", "query", "query_en", "target", "label"]
+COLUMNS = ["pair_id", "part", "language", "query", "query_en", "target", "label", "origin", "group_id"]
 T = TypeVar("T")
 
 
@@ -37,9 +38,13 @@ class Job:
     settings: settings.Settings
     """DeepSpeed's."""
     folder: str
-    """The artifact's."""
+    """The artifact's, or the fold's within it."""
     base: str
     """`card.base_digest` of the base: its files are read where the run is planned, not again on a worker."""
+    fingerprint: str
+    """What the adapter goes by."""
+    fold: Fold | None = None
+    """Null: all rows of train and tune."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _train(job: Job) -> None:
     device = _join_workers(job.recipe)
-    tokenizer, data = _together(lambda: _data(job.recipe, job.mix, job.dropped))
+    tokenizer, data = _together(lambda: _data(job.recipe, job.mix, job.dropped, job.fold))
     with tempfile.TemporaryDirectory() as folder:
         with _enough_memory("as training began"):
             state = _learn(job, data, tokenizer, device, Path(folder))
@@ -136,14 +141,15 @@ def _go_on(made: Any) -> None:
     made.state.damaged += damaged
 
 
-def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str]) -> tuple[Any, Data]:
+def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str], fold: Fold | None = None) -> tuple[Any, Data]:
     """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from."""
     from ray_pipeline.train import batches, model
 
     tokenizer = model.load_tokenizer(recipe.train)
     prompt = Prompt(recipe.task, recipe.prompt)
     rows = [row for row in mix.read(COLUMNS).sort_by("pair_id").to_pylist() if row["pair_id"] not in dropped]
-    train, tune = ([row for row in rows if row["part"] == part] for part in ("train", "tune"))
+    parts = [fold.part(row) if fold else row["part"] for row in rows]
+    train, tune = ([row for row, part in zip(rows, parts, strict=True) if part == one] for one in ("train", "tune"))
     _both_labels("train", train, "more labelled rows, or a smaller split.tune and split.holdout")
     _both_labels("tune", tune, "a larger split.tune, or more labelled rows")
     train = _few(train, recipe.train.overfit_rows)
@@ -197,7 +203,7 @@ def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
         task=recipe.task,
         prompt=recipe.prompt,
         train=recipe.train,
-        fingerprint=storage.name(job.folder),
+        fingerprint=job.fingerprint,
         threshold=cut,
         base=job.base,
         tokenizer=card.Tokenizer(
