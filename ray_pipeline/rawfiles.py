@@ -23,7 +23,7 @@ ENDINGS: dict[str, Format] = {
 SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
 ROW_BITS = 40
-REMEDY = "replace the file, or take it out of the recipe's data section"
+REMEDY = "replace the file, or take it out of the input"
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

@@ -96,7 +96,8 @@ def _for_folds(recipe: Recipe) -> Recipe:
     would be judged, and where rows are dropped, they come after it.
     """
     epochs = recipe.self_validation.epochs or recipe.train.epochs
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs, "folds": None})})
+    own = recipe.train.model_copy(update={"epochs": epochs, "folds": None, "start": None})
+    return recipe.model_copy(update={"train": own})
 
 
 def run(context: Context) -> Outcome:

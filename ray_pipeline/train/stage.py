@@ -9,19 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, claim, errors, folds, models, runtime, storage, tables
+from ray_pipeline import artifact, claim, errors, folds, models, runtime, starts, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.folds import Fold
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.train import card, settings, work
+from ray_pipeline.train import ADAPTER, card, settings, work
 
 RUN_NAME = "run"
 CURVES = "part-{:05d}.parquet"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of a run's checkpoints."""
-BY_CHOICE = ("folds",)
-"""Fields that are part of the identity where they are set."""
 LOG = logging.getLogger(__name__)
 
 
@@ -46,6 +44,7 @@ def _fit(context: Context, fold: Fold | None) -> Any:
         base=card.base_digest(recipe.train.model, recipe.train.revision),
         fingerprint="-".join([storage.name(context.folder), *([fold.name] if fold else [])]),
         fold=fold,
+        start=_start(context),
     )
     trainer = TorchTrainer(
         work.work,
@@ -81,6 +80,13 @@ def run(context: Context) -> Outcome:
     rows = mix.manifest.rows_out - len(dropped)
     extra = {"training_rows": _training_rows(mix) - len(dropped), "damaged_checkpoints": damaged}
     return Outcome(Counts(rows, rows), extra | _figures(context.folder))
+
+
+def _start(context: Context) -> str | None:
+    """Where the adapter lies that training begins with."""
+    if starts.START in context.inputs:
+        return storage.join(context.inputs[starts.START].url, ADAPTER)
+    return starts.folder(context.recipe.train) if context.recipe.train.start else None
 
 
 def _curves(folder: str, number: int) -> str:
@@ -152,12 +158,16 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
-    by_choice = {name for name in BY_CHOICE if getattr(rules, name) is None}
-    return rules.model_dump(exclude={"model", "revision", *by_choice}) | {
-        "model": model,
-        "deepspeed": settings.identity(rules),
-        "prompt": recipe.prompt.model_dump(),
-    }
+    unset = {"folds"} if rules.folds is None else set()
+    return (
+        rules.model_dump(exclude={"model", "revision", "start", *unset})
+        | starts.identity(recipe)
+        | {
+            "model": model,
+            "deepspeed": settings.identity(rules),
+            "prompt": recipe.prompt.model_dump(),
+        }
+    )
 
 
 STAGE = Stage("train", ("mix", "self_validation"), config, run, schema_version=2)

@@ -45,6 +45,8 @@ class Job:
     """What the adapter goes by."""
     fold: Fold | None = None
     """Null: all rows of train and tune."""
+    start: str | None = None
+    """Url of the adapter that it begins with; null: an empty one."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,7 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
         torch.use_deterministic_algorithms(True, warn_only=True)
     worker = loop.Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
-    base = _together(lambda: model.load_base(rules, device))
-    classifier = model.Classifier(model.with_adapter(base, rules))
+    classifier = model.Classifier(_together(lambda: _adapted(job, device, folder)))
     steps = loop.total_steps(batches.steps_per_epoch(len(data.train.ids), rules.batch_rows), rules)
     engine = DeepSpeedEngine(classifier, rules, steps, job.settings)
 
@@ -114,6 +115,16 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     torch.manual_seed(rules.seed + worker.rank)
     _go_on(made)
     return made.run()
+
+
+def _adapted(job: Job, device: str, folder: Path) -> Any:
+    """The base with the adapter that is to be trained."""
+    from ray_pipeline.train import model
+
+    found = model.with_adapter(model.load_base(job.recipe.train, device), job.recipe.train)
+    if job.start is not None:
+        model.begin_with(found, storage.local_folder(job.start, folder / "start"))
+    return found
 
 
 def _free_memory() -> None:
@@ -209,6 +220,7 @@ def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
         tokenizer=card.Tokenizer(
             vocabulary=len(tokenizer), pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
         ),
+        split=recipe.split,
         labels={"0": int((labels == 0).sum()), "1": int((labels == 1).sum())},
     )
 
