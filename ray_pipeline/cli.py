@@ -109,7 +109,7 @@ def placed(chosen: Sequence[Recipe], workdir: str) -> list[Recipe]:
     those that they start from.
     """
     _reach_storage(chosen)
-    return starts.paired([serving.with_shop(item, workdir) for item in chosen], workdir)
+    return starts.paired([serving.with_shop(item, workdir) for item in chosen])
 
 
 def _reach_storage(chosen: Sequence[Recipe]) -> None:

@@ -557,8 +557,8 @@ class Train(Section):
     and calibration of the averaged scores are learnt. Takes so many times as long. Null: one adapter, on all rows."""
     start: str | None = None
     """Begin with another adapter in place of an empty one (1st team): `QC` or `QI`, that of the other task's recipe in
-    the same command; a recipe file, whose adapter it is; or an adapter's folder or `s3://` prefix. Base, head and
-    `lora` must agree, and so must the splits, so that it has seen no query of this recipe's tune and holdout."""
+    the same command; or an adapter's folder or `s3://` prefix. Base, head and `lora` must agree, and so must the
+    splits, so that it has seen no query of this recipe's tune and holdout."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -720,7 +720,7 @@ class Recipe(Section):
     prompt: Prompt = Prompt()
     train: Train = Train()
     start: "Recipe | None" = None
-    """What `train.start` names, if it is a recipe: filled in by the command."""
+    """The recipe of the task that `train.start` names: filled in by the command."""
     evaluate: Evaluate = Evaluate()
     compare: Compare | None = None
     notice: str | None = None

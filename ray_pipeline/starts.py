@@ -10,17 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_pipeline import recipe as recipes
 from ray_pipeline import storage
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.recipe import Recipe, Split, Train
-from ray_pipeline.sandbox import serving
 from ray_pipeline.train import card
 
 START = "start"
 """The other training, among the inputs of a training."""
 TASKS = ("QC", "QI")
-FILES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,25 @@ class _Other:
 
 def by_recipe(rules: Train) -> bool:
     """Whether a training starts from another recipe's adapter, which may have to be trained first."""
-    return rules.start is not None and (rules.start in TASKS or rules.start.endswith(FILES))
+    return rules.start in TASKS
 
 
-def paired(chosen: Sequence[Recipe], workdir: str) -> list[Recipe]:
-    """The recipes, each with the recipe that it starts from, if it does: of a task among them, or of a file.
+def paired(chosen: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes, each with the one among them that it starts from, if it does.
 
     The latter is trained on all rows and from an empty adapter, whatever it says, so that two can start from each
-    other. Raises RecipeError where a task is not that of exactly one other recipe.
+    other. Raises RecipeError where the task that is named is not that of exactly one recipe.
     """
-    return [_with_start(one, chosen, workdir) if by_recipe(one.train) and one.start is None else one for one in chosen]
+    return [_with_start(one, chosen) if by_recipe(one.train) and one.start is None else one for one in chosen]
 
 
-def _with_start(recipe: Recipe, chosen: Sequence[Recipe], workdir: str) -> Recipe:
-    name = recipe.train.start or ""
-    if name in TASKS:
-        found = [one for one in chosen if one.task == name]
-        if len(found) != 1:
-            raise RecipeError(
-                f"{recipe.name}: train.start {name}: the command names {len(found)} recipes of this task, and must "
-                "name one; or name a recipe file, or an adapter's folder, in train.start"
-            )
-    else:
-        found = [serving.with_shop(recipes.read(name), workdir)]
+def _with_start(recipe: Recipe, chosen: Sequence[Recipe]) -> Recipe:
+    found = [one for one in chosen if one.task == recipe.train.start]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{recipe.name}: train.start {recipe.train.start}: there are {len(found)} recipes of this task beside it, "
+            "and must be one: name it in the command (in `others` of a matrix), or an adapter's folder in train.start"
+        )
     plain = found[0].train.model_copy(update={"start": None, "folds": None})
     return recipe.model_copy(
         update={"start": found[0].model_copy(update={"train": plain, "start": None, "compare": None})}

@@ -51,39 +51,32 @@ def test_with_another_seed_it_would_have(make_recipe: Make) -> None:
     assert sum(own[query] == "holdout" and other[query] == "train" for query in QUERIES) > 100
 
 
-def test_two_recipes_can_start_from_each_other(make_recipe: Make, tmp_path: Path) -> None:
+def test_two_recipes_can_start_from_each_other(make_recipe: Make) -> None:
     both = [
         make_recipe(task, train__start=other, train__folds=2, **BASE) for task, other in (("QC", "QI"), ("QI", "QC"))
     ]
-    found = starts.paired(both, str(tmp_path))
+    found = starts.paired(both)
     for one, other in zip(found, reversed(both), strict=True):
         assert one.start is not None and one.start.task == other.task
         assert (one.start.train.start, one.start.train.folds, one.start.start) == (None, None, None)
         assert starts.identity(one) == {} and recipe.validate(one.model_dump(), "again") == one
     alone = make_recipe("QC", train__start="QI", **BASE)
     for chosen, number in (([alone], 0), ([alone, both[1], both[1]], 2)):
-        with pytest.raises(RecipeError, match=rf"train.start QI: the command names {number} recipes of this task"):
-            starts.paired(chosen, str(tmp_path))
+        with pytest.raises(RecipeError, match=rf"train.start QI: there are {number} recipes of this task"):
+            starts.paired(chosen)
     with pytest.raises(RecipeError, match=r"train.start QC is the recipe's own task"):
         make_recipe("QC", train__start="QC")
     with pytest.raises(RecipeError, match="the recipe itself must say so"):
         starts.identity(alone)
 
 
-def test_a_recipe_file_can_be_named(make_recipe: Make, tmp_path: Path) -> None:
-    file = tmp_path / "other.yaml"
-    file.write_text(recipe.dump(make_recipe("QI", **BASE)))
-    (found,) = starts.paired([make_recipe("QC", train__start=str(file), **BASE)], str(tmp_path))
-    assert found.start is not None and found.start.task == "QI" and starts.identity(found) == {}
-
-
 def test_the_other_training_is_part_of_the_identity_and_planned(tmp_path: Path) -> None:
     files = ["jobs/recipes/demo-qc.yaml", "jobs/recipes/demo-qi.yaml", "sandbox.train_rows=60", "sandbox.dev_rows=9",
              "sandbox.test_rows=9"]  # fmt: skip
     (qc, qi), workdir = cli.recipes(files, str(tmp_path))
-    started = starts.paired([variant(qc, {"train.start": "QI"}), qi], workdir)[0]
+    started = starts.paired([variant(qc, {"train.start": "QI"}), qi])[0]
     faster = variant(qi, {"train.learning_rate": 1e-3})
-    other = starts.paired([variant(qc, {"train.start": "QI"}), faster], workdir)[0]
+    other = starts.paired([variant(qc, {"train.start": "QI"}), faster])[0]
     plans = [pipeline.plan(one, workdir) for one in (qc, started, other)]
     for steps in zip(*plans, strict=True):
         number = 3 if steps[0].stage.name in ("train", "score", "evaluate") else 1
@@ -108,14 +101,14 @@ def test_the_other_training_is_part_of_the_identity_and_planned(tmp_path: Path) 
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_run_is_planned(
-    make_recipe: Make, tmp_path: Path, changes: dict[str, Any], said: str
+    make_recipe: Make, changes: dict[str, Any], said: str
 ) -> None:
     own = make_recipe("QC", train__start="QI", split__withhold=["pt"], **BASE)
-    (fits,) = starts.paired([own, make_recipe("QI", split__withhold=["pt", "ko"], **BASE)], str(tmp_path))[:1]
+    (fits,) = starts.paired([own, make_recipe("QI", split__withhold=["pt", "ko"], **BASE)])[:1]
     assert starts.identity(fits) == {}
     odd = make_recipe("QI", **(BASE | {"split__withhold": ["pt"]} | changes))
     with pytest.raises(RecipeError, match=said):
-        starts.identity(starts.paired([own, odd], str(tmp_path))[0])
+        starts.identity(starts.paired([own, odd])[0])
 
 
 def test_a_folder_goes_by_its_adapter_and_must_say_what_it_has_seen(make_recipe: Make, tmp_path: Path) -> None:
