@@ -1,9 +1,10 @@
 """Folds of the training rows by group, so that a query's translations and negatives are in the fold of the query."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import TrainingError
@@ -32,18 +33,19 @@ class Fold:
         """Of its folder."""
         return f"fold-{self.number}"
 
-    def part(self, row: Mapping[str, Any]) -> str | None:
-        """What a row of the training set is to this fold's training: a row of train, of tune, or nothing.
+    def parts(self, table: pa.Table) -> pa.ChunkedArray:
+        """What rows of the training set are to this fold's training: `train`, `tune`, or null for nothing, `[n]`.
 
         Its tune part is what was made of no other row in the groups left out. The task's own tune part is not looked at
         by any fold: it is kept for the threshold and the calibration of the averaged scores, which the folds' own rows,
         each scored by one model alone, cannot stand for.
         """
-        if row["part"] != "train":
-            return None
-        if fold_of(row["group_id"], self.folds, self.seed) != self.number:
-            return "train"
-        return "tune" if row["origin"] == "original" else None
+        groups = table.column("group_id").combine_chunks().dictionary_encode()
+        mine = [fold_of(name, self.folds, self.seed) == self.number for name in groups.dictionary.to_pylist()]
+        left_out = pa.array(mine, pa.bool_()).take(groups.indices)
+        original = pc.equal(table.column("origin"), "original")
+        own = pc.if_else(left_out, pc.if_else(original, "tune", None), "train")
+        return pc.if_else(pc.equal(table.column("part"), "train"), own, None)
 
 
 def of(rules: Train) -> list[Fold]:
@@ -63,8 +65,10 @@ def check(mix: Artifact, dropped: frozenset[str], rules: Train) -> None:
     if not chosen:
         return
     for table in mix.tables(COLUMNS):
-        kept = (row for row in table.to_pylist() if row["pair_id"] not in dropped)
-        found.update((fold.number, fold.part(row), row["label"]) for row in kept for fold in chosen)
+        table = table.filter(pc.invert(pc.is_in(table.column("pair_id"), pa.array(list(dropped), pa.string()))))
+        for fold in chosen:
+            parts = zip(fold.parts(table).to_pylist(), table.column("label").to_pylist(), strict=True)
+            found.update((fold.number, part, label) for part, label in parts)
     for fold in chosen:
         for part, what in (("train", "left to learn from"), ("tune", "to be judged by")):
             rows = {label: found[fold.number, part, label] for label in (0, 1)}

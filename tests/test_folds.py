@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ def rows(count: int = 300) -> list[dict[str, Any]]:
     """Groups of three: an original, its translation, its negative; every fifth group is of the tune part."""
     return [
         pair(
-            i, part="tune" if i // 3 % 5 == 0 else "train", group_id=f"g{i // 3}", label=(i // 3 + i) % 2,
+            i, part="tune" if i // 3 % 5 == 0 else "train", group_id=f"g{i // 3}", label=(i // 6 + i) % 2,
             origin="original" if i // 3 % 5 == 0 else ORIGINS[i % 3],
         )
         for i in range(count)
@@ -34,7 +35,9 @@ def rows(count: int = 300) -> list[dict[str, Any]]:
 
 
 def test_every_group_of_train_is_left_out_by_one_fold() -> None:
-    parts = {row["pair_id"]: [fold.part(row) for fold in folds.of(RULES)] for row in rows()}
+    table = pa.Table.from_pylist(rows(), schema=tables.PAIRS)
+    by_fold = [fold.parts(table).to_pylist() for fold in folds.of(RULES)]
+    parts = dict(zip(table.column("pair_id").to_pylist(), zip(*by_fold, strict=True), strict=True))
     for row in rows():
         found = Counter(parts[row["pair_id"]])
         if row["part"] == "tune":
@@ -57,10 +60,11 @@ def test_without_folds_there_is_one_adapter_and_nothing_changes(make_recipe: Any
 def test_a_worker_has_its_fold_s_rows(tmp_path: Path) -> None:
     made = rows(60)
     fold = folds.of(Train(folds=2))[1]
-    dropped = frozenset([next(row["pair_id"] for row in made if fold.part(row) == "train")])
+    parts = fold.parts(pa.Table.from_pylist(made, schema=tables.PAIRS)).to_pylist()
+    expected = {part: {row["pair_id"] for row, own in zip(made, parts, strict=True) if own == part} for part in parts}
+    dropped = frozenset(sorted(expected["train"])[:1])
     mix = finished(tmp_path, "mix", made, tables.PAIRS)
     _, data = work._data(runs.make(), mix, dropped, fold)
-    expected = {part: {row["pair_id"] for row in made if fold.part(row) == part} for part in ("train", "tune")}
     assert set(data.train.pair_ids) == expected["train"] - dropped and set(data.tune.pair_ids) == expected["tune"]
 
 
@@ -103,8 +107,6 @@ def test_a_run_that_was_stopped_goes_on_with_the_fold_that_is_missing(interrupte
 
 
 def test_scores_are_the_mean_of_the_folds(interrupted: tuple[Recipe, Path, bytes]) -> None:
-    import pyarrow as pa
-
     from ray_pipeline.score import Scoring
 
     torch.set_num_threads(1)

@@ -158,9 +158,10 @@ def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str], fold: Fold | N
 
     tokenizer = model.load_tokenizer(recipe.train)
     prompt = Prompt(recipe.task, recipe.prompt)
-    rows = [row for row in mix.read(COLUMNS).sort_by("pair_id").to_pylist() if row["pair_id"] not in dropped]
-    parts = [fold.part(row) if fold else row["part"] for row in rows]
-    train, tune = ([row for row, part in zip(rows, parts, strict=True) if part == one] for one in ("train", "tune"))
+    table = mix.read(COLUMNS).sort_by("pair_id")
+    parts = (fold.parts(table) if fold else table.column("part")).to_pylist()
+    rows = [(part, row) for part, row in zip(parts, table.to_pylist(), strict=True) if row["pair_id"] not in dropped]
+    train, tune = ([row for part, row in rows if part == one] for one in ("train", "tune"))
     _both_labels("train", train, "more labelled rows, or a smaller split.tune and split.holdout")
     _both_labels("tune", tune, "a larger split.tune, or more labelled rows")
     train = _few(train, recipe.train.overfit_rows)
