@@ -133,6 +133,8 @@ def test_an_adapter_of_other_shapes_is_refused(tmp_path: Path) -> None:
     fresh = model.with_adapter(model.load_base(rules(), "cpu"), rules())
     with pytest.raises(ModelError, match=r"wide: the adapter in train.start is not one of this base.*lora_A"):
         model.begin_with(fresh, place)
+    with pytest.raises(ModelError, match="cannot be read.*every node"):
+        model.begin_with(fresh, tmp_path)
 
 
 @pytest.mark.timeout(600)

@@ -207,11 +207,17 @@ def begin_with(model: Any, folder: Path) -> None:
     """Give the adapter and the head of a model the weights of a saved one; raises ModelError where they do not fit."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    shapes = [{name: tuple(one.shape) for name, one in some.items()}
-              for some in (get_peft_model_state_dict(model), weights)]  # fmt: skip
+    try:
+        weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder}: the adapter in train.start cannot be read ({error}): name a whole one that every node reaches"
+        ) from error
+    both = (get_peft_model_state_dict(model), weights)
+    shapes = [{name: tuple(one.shape) for name, one in some.items()} for some in both]
     if shapes[0] != shapes[1]:
         odd = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
         raise ModelError(
