@@ -2,7 +2,8 @@
 
 The split puts a query into its part by a hash of the query and `split.seed` alone, in either task. Where both trainings
 have the same seed and the other one's shares are no smaller, it has therefore seen no query of this one's tune and
-holdout; where they do not, the start is refused.
+holdout; where they do not, the start is refused. What is left, as within a task, are translations that happen to read
+as a query of tune or holdout does.
 """
 
 import os
