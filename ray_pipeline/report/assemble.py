@@ -123,7 +123,7 @@ def _contradicted(verdicts: Artifact) -> list[Contradicted]:
 
 def _curves(training: Artifact) -> list[dict[str, float]]:
     """The learning curve; of folds, each of which has a shard, the mean for as long as all were in training."""
-    curves = [table.to_pylist() for table in training.tables()]
+    curves: list[list[dict[str, float]]] = [table.to_pylist() for table in training.tables()]
     if len(curves) == 1:
         return curves[0]
     places = range(min(map(len, curves)))
