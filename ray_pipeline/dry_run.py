@@ -24,6 +24,9 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     steps = pipeline.plan(recipe, workdir, until)
     yield from (f"  {line}" for line in _rows(recipe, steps[0].finished))
     yield from (f"  {_status(step)}" for step in steps)
+    if recipe.start is not None and (others := pipeline.start_plan(recipe, workdir)):
+        yield f"  its training starts from the adapter of {recipe.start.name}:"
+        yield from (f"    {_status(step)}" for step in others)
     asked = estimates(recipe, steps)
     for name, one in asked.items():
         price = "unknown price" if one.usd is None else f"{one.usd:.4f} USD"

@@ -23,6 +23,7 @@ from ray_pipeline import (
     score,
     self_validation,
     split,
+    starts,
     storage,
     translate,
 )
@@ -83,16 +84,24 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     for stage in STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES:
         config = stage.config(recipe)
         inputs = {name: fingerprints[name] for name in stage.reads}
+        if stage is train.STAGE and starts.by_recipe(recipe.train):
+            inputs[starts.START] = start_plan(recipe, workdir)[-1].fingerprint
         fingerprints[stage.name] = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
         folder = storage.join(workdir, stage.name, fingerprints[stage.name])
         steps.append(Step(stage, config, inputs, folder, artifact.load(folder)))
     return steps
 
 
+def start_plan(recipe: Recipe, workdir: str) -> list[Step]:
+    """The steps up to the adapter of another recipe from which this one's training starts; none if it does not."""
+    return plan(recipe.start, workdir, train.STAGE.name) if recipe.start and starts.by_recipe(recipe.train) else []
+
+
 def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callable[[str], None] = print) -> Finished:
     """Run what is not finished of a recipe; returns all its artifacts."""
     steps = plan(recipe, workdir, until)
     done: dict[str, Artifact] = {}
+    other = _start(recipe, steps, workdir, show)
     pending = [step for step in steps if step.finished is None]
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
@@ -101,10 +110,18 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
             runtime.start(recipe.runtime)
             _expect_room(recipe, {step.stage.name for step in pending})
         for step in steps:
-            found = step.finished or _run(step, served, workdir, done)
+            found = step.finished or _run(step, served, workdir, done | other)
             done[step.stage.name] = found
             show(_line(found, "reused" if step.finished else f"{found.manifest.seconds:.1f} s"))
     return Finished(recipe, done, frozenset(step.stage.name for step in steps if step.finished))
+
+
+def _start(recipe: Recipe, steps: list[Step], workdir: str, show: Callable[[str], None]) -> dict[str, Artifact]:
+    """The adapter that a training which is to be run starts from, trained if it is not there."""
+    if recipe.start is None or not any(starts.START in step.inputs for step in steps if step.finished is None):
+        return {}
+    show(f"{recipe.name}: its start, {recipe.start.name} ({recipe.start.task})")
+    return {starts.START: execute(recipe.start, workdir, train.STAGE.name, show).artifacts[train.STAGE.name]}
 
 
 def _expect_key(recipe: Recipe, pending: set[str]) -> None:
@@ -144,7 +161,7 @@ def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact])
 
 
 def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
-    inputs = {name: done[name] for name in step.stage.reads}
+    inputs = {name: done[name] for name in step.inputs}
     started = time.monotonic()
     with _user_problems():
         runtime.check_room(recipe.runtime, 1, {"CPU": 1})

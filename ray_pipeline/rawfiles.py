@@ -23,7 +23,7 @@ ENDINGS: dict[str, Format] = {
 SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
 ROW_BITS = 40
-REMEDY = "replace the file, or take it out of the recipe's data section"
+REMEDY = "replace the file, or take it out of the input"
 SIGNATURES = {
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK\x03\x04": "zipped, as XLSX is", b"\x1f\x8b": "gzipped",
     b"PAR1": "Parquet",

@@ -569,6 +569,14 @@ class Train(Section):
     """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
     deterministic: bool = False
     """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Train so many adapters, each without one fold of the groups of the train part, and average their scores (1st
+    team). Each is stopped by its own fold's original rows; none of them looks at the tune part, from which threshold
+    and calibration of the averaged scores are learnt. Takes so many times as long. Null: one adapter, on all rows."""
+    start: str | None = None
+    """Begin with another adapter in place of an empty one (1st team): `QC` or `QI`, that of the other task's recipe in
+    the same command; or an adapter's folder or `s3://` prefix. Base, head and `lora` must agree, and so must the
+    splits, so that it has seen no query of this recipe's tune and holdout."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -734,6 +742,8 @@ class Recipe(Section):
     self_validation: SelfValidation = SelfValidation()
     prompt: Prompt = Prompt()
     train: Train = Train()
+    start: "Recipe | None" = None
+    """The recipe of the task that `train.start` names: filled in by the command."""
     evaluate: Evaluate = Evaluate()
     compare: Compare | None = None
     notice: str | None = None
@@ -751,6 +761,8 @@ class Recipe(Section):
             raise ValueError("split.by branch needs task QC: item titles have no category tree")
         if self.evaluate.threshold == "top_category" and self.task != "QC":
             raise ValueError("evaluate.threshold top_category needs task QC: item titles have no category tree")
+        if self.train.start == self.task:
+            raise ValueError(f"train.start {self.task} is the recipe's own task: name the other one, or null")
         if self.negatives.branch != "any" and self.task != "QC":
             raise ValueError("negatives.branch needs task QC: item titles have no category tree")
         lost = set(self.translate.sources) & set(self.split.withhold)

@@ -7,25 +7,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import runtime, shards, storage, tables
+from ray_pipeline import folds, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.scoring.adapters import Adapter
 from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.train import ADAPTER
 from ray_pipeline.train.card import Saved
 
 
 class Scoring:
-    """Scores a shard of pairs with the base and adapter that are loaded once; equal prompts are scored once."""
+    """Scores a shard of pairs with the base and adapters that are loaded once; equal prompts are scored once.
+
+    The scores of a training by folds are the mean of its adapters'.
+    """
 
     def __init__(self, recipe: Recipe, training: Artifact) -> None:
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
         self._adapter = training.manifest.fingerprint
         saved = Saved(task=recipe.task, prompt=recipe.prompt, train=recipe.train, fingerprint=self._adapter)
-        adapter = Adapter(storage.join(training.url, ADAPTER), saved)
-        self._scorer = Scorer([adapter], device, Batches.of(recipe.runtime))
+        members = [Adapter(storage.join(training.url, folder), saved) for folder in folds.adapters(recipe.train)]
+        self._scorer = Scorer(members, device, Batches.of(recipe.runtime))
 
     def __call__(self, table: pa.Table) -> shards.Result:
         table = table.filter(pc.fill_null(pc.not_equal(table.column("part"), "train"), True))

@@ -18,20 +18,15 @@ import pyarrow.compute as pc
 from ray_pipeline import artifact, runtime, score, shards, storage, tables
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.folds import fold_of
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Result
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.text import stable_number
 from ray_pipeline.train import stage as train
 
 CONTRADICTED = "contradicted by the model of the other folds"
 FOLDS = "folds"
 COLUMNS = ["pair_id", "part", "language", "origin", "label"]
-
-
-def fold_of(group: str, rules: recipes.SelfValidation) -> int:
-    """The fold of a group, by its hash."""
-    return stable_number("fold", str(rules.seed), group) % (rules.folds or 1)
 
 
 def without(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> Result:
@@ -48,7 +43,8 @@ def held_out(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> Resul
 
 def _inside(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> pa.Array:
     rows = zip(table.column("part").to_pylist(), table.column("group_id").to_pylist(), strict=True)
-    return pa.array([part == "train" and fold_of(group, rules) == fold for part, group in rows], pa.bool_())
+    count = rules.folds or 1
+    return pa.array([part == "train" and fold_of(group, count, rules.seed) == fold for part, group in rows], pa.bool_())
 
 
 def _divide(table: pa.Table, kept: pa.Array, reason: str) -> Result:
@@ -94,9 +90,14 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def _for_folds(recipe: Recipe) -> Recipe:
-    """The recipe by which the folds are trained."""
+    """The recipe by which the folds are trained: one adapter each, stopped by the tune part.
+
+    The folds of `train.folds` are other trainings, which cannot serve here: they are stopped by the very rows that
+    would be judged, and where rows are dropped, they come after it.
+    """
     epochs = recipe.self_validation.epochs or recipe.train.epochs
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
+    own = recipe.train.model_copy(update={"epochs": epochs, "folds": None, "start": None})
+    return recipe.model_copy(update={"train": own})
 
 
 def run(context: Context) -> Outcome:

@@ -33,6 +33,8 @@ class Matrix(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     base: str
     """A recipe file, by its path from the matrix file."""
+    others: list[str] = Field(default_factory=list)
+    """Recipe files of the other task, whose adapter a variant may start from (`train.start`); by their paths, too."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Changes for all variants."""
     variants: dict[str, Variant] = Field(min_length=1)
@@ -100,8 +102,8 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
     plain, workdir = cli.recipes([*(file for file, raw in files.items() if "variants" not in raw), *overrides], folder)
     studies = []
     for file, matrix in matrices:
-        base = recipes.read(Path(file).parent / matrix.base, overrides)
-        studies.append(_study(matrix, base, seeds, workdir))
+        base, *others = (recipes.read(Path(file).parent / path, overrides) for path in (matrix.base, *matrix.others))
+        studies.append(_study(matrix, base, others, seeds, workdir))
     for task in dict.fromkeys(one.task for one in plain):
         mine = [one for one in plain if one.task == task]
         used = list(seeds or [0])
@@ -113,21 +115,27 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
     return studies, workdir
 
 
-def _study(matrix: Matrix, base: Recipe, seeds: Sequence[int] | None, workdir: str) -> Study:
+def _study(matrix: Matrix, base: Recipe, others: Sequence[Recipe], seeds: Sequence[int] | None, workdir: str) -> Study:
     used = list(seeds or matrix.seeds)
     lines = []
     for name in matrix.variants:
         changes = matrix.changes(name)
-        runs = _seeded(base, changes, used, matrix.seeded, f"variant {name}", workdir)
+        runs = _seeded(base, changes, used, matrix.seeded, f"variant {name}", workdir, others)
         lines.append(Line(name, runs, changes))
     return Study(matrix.name, base.task, lines, matrix.baseline or lines[0].name, used)
 
 
 def _seeded(
-    base: Recipe, changes: dict[str, Any], seeds: Sequence[int], seeded: Sequence[str], name: str, workdir: str
+    base: Recipe,
+    changes: dict[str, Any],
+    seeds: Sequence[int],
+    seeded: Sequence[str],
+    name: str,
+    workdir: str,
+    others: Sequence[Recipe] = (),
 ) -> dict[int, Recipe]:
     runs = [recipes.variant(base, changes | dict.fromkeys(seeded, seed), name) for seed in seeds]
-    return dict(zip(seeds, cli.placed(runs, workdir), strict=True))
+    return dict(zip(seeds, cli.placed([*runs, *others], workdir)[: len(runs)], strict=True))
 
 
 def _mapping(file: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def plan(studies: Sequence[Study], workdir: str) -> str:
         there: dict[str, set[str]] = {}
         missing: dict[str, set[str]] = {}
         for recipe in (recipe for line in study.lines for recipe in line.runs.values()):
-            for step in pipeline.plan(recipe, workdir):
+            for step in [*pipeline.plan(recipe, workdir), *pipeline.start_plan(recipe, workdir)]:
                 place = missing if step.finished is None else there
                 place.setdefault(step.stage.name, set()).add(step.fingerprint)
         runs = len(study.lines) * len(study.seeds)

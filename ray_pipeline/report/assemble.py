@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -65,7 +66,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         parts=_parts(run.artifacts["dedupe"]),
         audit=audit,
         audit_examples=_audit_examples(run.artifacts["audit"]),
-        curves=run.artifacts["train"].read().to_pylist(),
+        curves=_curves(run.artifacts["train"]),
         errors=evaluation.errors,
         findings=[],
         stages=[_cost(run.artifacts[name], name in run.reused) for name in run.artifacts],
@@ -118,6 +119,15 @@ def _contradicted(verdicts: Artifact) -> list[Contradicted]:
             rows[stratum] += row["count_all"]
             against[stratum] += row["count_all"] if row["contradicted"] else 0
     return [Contradicted(*stratum, rows[stratum], against[stratum]) for stratum in sorted(rows)]
+
+
+def _curves(training: Artifact) -> list[dict[str, float]]:
+    """The learning curve; of folds, each of which has a shard, the mean for as long as all were in training."""
+    curves: list[list[dict[str, float]]] = [table.to_pylist() for table in training.tables()]
+    if len(curves) == 1:
+        return curves[0]
+    places = range(min(map(len, curves)))
+    return [{name: fmean(curve[i][name] for curve in curves) for name in curves[0][i]} for i in places]
 
 
 def _composition(mix: Artifact) -> list[tuple[str, str, int, int]]:

@@ -29,11 +29,12 @@ class Adapter:
     saved: Saved
 
 
-def read(urls: Sequence[str], base: str | None = None) -> list[Adapter]:
+def read(urls: Sequence[str], base: str | None = None, check_base: bool = True) -> list[Adapter]:
     """Adapters that can be averaged; `base` names another place of the base that they were trained on.
 
     Raises ModelError for a folder without an adapter, for a base that is not the one of the training, and for adapters
-    that differ in task, base, head, precision or prompt; the message names both.
+    that differ in task, base, head, precision or prompt; the message names both. Without `check_base`, a base is taken
+    whose tokenizer agrees, and, when it is loaded, its shapes.
     """
     if not urls:
         raise ModelError("no adapter is named: name the folder `adapter` of a training artifact")
@@ -42,7 +43,7 @@ def read(urls: Sequence[str], base: str | None = None) -> list[Adapter]:
         _check_alike(found[0], other)
     if base is not None:
         found = [Adapter(one.url, _with_base(one.saved, base)) for one in found]
-    _check_base(found[0])
+    (_check_base if check_base else _check_tokenizer)(found[0])
     return found
 
 
@@ -78,7 +79,21 @@ def _check_base(adapter: Adapter) -> None:
     if saved.base is not None and saved.base != there:
         raise ModelError(
             f"{adapter.url}: was trained on the base {saved.base}, {saved.train.model} is {there}, another one: "
-            "put the base of the training there, or name its folder (--base, base=)"
+            "put the base of the training there, or name its folder (--base, base=); a copy of a hub model, which only "
+            "you can tell from another model, is taken by --unchecked-base (check_base=False)"
+        )
+
+
+def _check_tokenizer(adapter: Adapter) -> None:
+    """A base that cannot be told to be the training's must at least read the same tokens."""
+    from ray_pipeline.train import model
+
+    saved, found = adapter.saved, model.load_tokenizer(adapter.saved.train)
+    there = card.Tokenizer(vocabulary=len(found), pad_id=found.pad_token_id, bos_id=found.bos_token_id)
+    if saved.tokenizer is not None and saved.tokenizer != there:
+        raise ModelError(
+            f"{adapter.url}: was trained with another tokenizer ({saved.tokenizer}) than that of {saved.train.model} "
+            f"({there}): name a copy of its own base"
         )
 
 

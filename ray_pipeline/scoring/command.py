@@ -12,6 +12,7 @@ from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import adapters, job, relevance, rows
 from ray_pipeline.scoring.scorer import Batches, Scorer
+from ray_pipeline.train import card
 
 ADAPTER = "--adapter"
 
@@ -50,6 +51,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--threshold", type=float, help="a row is relevant from this score on (the adapter's own, else 0.5)")
     add("--base", help="the adapter's base model, where it is kept elsewhere than at training")
     add(
+        "--unchecked-base",
+        action="store_true",
+        help="take it though it cannot be told to be the same: a folder in place of a hub model; kept in run.json",
+    )
+    add(
         "--format",
         choices=("parquet", "csv", "jsonl"),
         default="parquet",
@@ -80,7 +86,7 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    chosen = adapters.read([_full(folder) for folder in options.adapter], options.base)
+    chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
     first = chosen[0].saved
     files = rows.find(options.input)
     columns = rows.columns(files[0], first.task, dict(options.columns), english=first.prompt.pivot)
@@ -91,6 +97,7 @@ def _score(options: argparse.Namespace) -> int:
     wanted = job.Job(
         files, columns, relevance.fingerprint(chosen), threshold, _full(options.output), options.format,
         options.shard_rows, options.workers, where,
+        card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None,
     )  # fmt: skip
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
@@ -112,4 +119,8 @@ def _account(found: Artifact, threshold: float) -> str:
         f"relevant from {threshold:.4f} on; {manifest.seconds:.1f} s",
         found.url,
     ]
+    if repeated := manifest.extra.get("repeated_ids"):
+        lines.insert(-1, f"warning: {repeated} rows carry an id that another row has, too; every row was scored")
+    if job.UNCHECKED in manifest.inputs:
+        lines.insert(-1, "warning: nothing but --unchecked-base says that the base is the one of the training")
     return "\n".join(lines)

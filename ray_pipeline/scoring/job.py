@@ -24,6 +24,10 @@ from ray_pipeline.shards import Result, Source
 
 RUN = "run.json"
 """What the shards of a folder are of; written before the first of them."""
+UNCHECKED = "unchecked base"
+"""Among the inputs of a run: the digest of a base that was taken unseen."""
+IDS_AT_ONCE = 1 << 24
+"""Hashes of ids that are compared at a time, in 128 MiB; more ids take as many times as long."""
 STAGE = "scoring"
 SCHEMA_VERSION = 1
 Format = Literal["parquet", "csv", "jsonl"]
@@ -45,6 +49,8 @@ class Job:
     workers: int | None = None
     """Null: as many as the cluster's GPUs, or its CPUs, hold."""
     runtime: Runtime = field(default_factory=Runtime)
+    unchecked_base: str | None = None
+    """Digest of a base that nothing but the user's word says to be the adapter's."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -87,6 +93,7 @@ def run(job: Job, make: Callable[[], Score]) -> Artifact:
     files = [file.url for file in job.files]
     hashes = storage.for_each(storage.content_hash, files)
     inputs = {"adapter": job.adapter} | dict(zip(files, hashes, strict=True))
+    inputs |= {UNCHECKED: job.unchecked_base} if job.unchecked_base else {}
     _claim(job, inputs)
     finished = artifact.load(job.output)
     if finished is not None:
@@ -108,7 +115,24 @@ def run(job: Job, make: Callable[[], Score]) -> Artifact:
         write=partial(_write, job.format),
     )
     extra = {name: int(counts.extra.get(name, 0)) for name in ("truncated", "repeated")}
+    extra["repeated_ids"] = repeated_ids(job.output, counts.rows_out) if job.columns.id else 0
     return artifact.commit(job.output, STAGE, job.config, inputs, counts, time.monotonic() - started, extra)
+
+
+def repeated_ids(folder: str, rows: int, at_once: int = IDS_AT_ONCE) -> int:
+    """Of so many rows in a folder's shards, those whose id another row before them has; by 64-bit hashes of the ids."""
+    from pandas.util import hash_array
+
+    parts, found = max(1, -(-rows // at_once)), 0
+    for part in range(parts):
+        hashes = []
+        for name in artifact.present_shards(folder):
+            ids = storage.read_parquet(storage.join(folder, name), ["id"]).column("id")
+            hashed = hash_array(ids.to_numpy())
+            hashes.append(hashed[hashed % parts == part])
+        every = np.concatenate(hashes)
+        found += len(every) - len(np.unique(every))
+    return found
 
 
 def _read(pieces: Mapping[str, Piece], columns: Columns, source: Source, _: list[str] | None) -> pa.Table:

@@ -29,16 +29,22 @@ class RelevanceModel:
 
     @classmethod
     def load(
-        cls, folder: Folder | Sequence[Folder], device: str = "auto", batch_rows: int = 64, base: str | None = None
+        cls,
+        folder: Folder | Sequence[Folder],
+        device: str = "auto",
+        batch_rows: int = 64,
+        base: str | None = None,
+        check_base: bool = True,
     ) -> Self:
         """Load an adapter, or several to average, from local folders or `s3://` urls.
 
         `device` is a torch device or `auto`: the GPU if there is one. `base` names the base where it is kept elsewhere
-        than at training. Raises ModelError for a folder without an adapter, a device that is not there, a base that is
+        than at training; `check_base` false takes one that cannot be told to be the same, such as a folder in place of
+        a hub model. Raises ModelError for a folder without an adapter, a device that is not there, a base that is
         another than the training's, and adapters that differ in task, base, head, precision or prompt.
         """
         folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
-        chosen = adapters.read([os.fspath(one) for one in folders], base)
+        chosen = adapters.read([os.fspath(one) for one in folders], base, check_base)
         return cls(chosen, Scorer(chosen, _device(device), Batches(batch_rows)))
 
     def score(self, queries: Texts, targets: Texts, queries_en: Texts | None = None) -> npt.NDArray[np.float32]:

@@ -46,6 +46,8 @@ class Saved(recipe.Section):
     base: str | None = None
     """`base_digest` of the base; null: unknown."""
     tokenizer: Tokenizer | None = None
+    split: recipe.Split | None = None
+    """Which queries it has seen; null: unknown."""
     labels: dict[Literal["0", "1"], int] = Field(default_factory=dict)
     """Training rows of each label."""
     version: Literal[1] = 1

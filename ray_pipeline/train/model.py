@@ -207,6 +207,30 @@ def with_adapter(base: Any, rules: Train) -> Any:
     return get_peft_model(base, config)
 
 
+def begin_with(model: Any, folder: Path) -> None:
+    """Give the adapter and the head of a model the weights of a saved one; raises ModelError where they do not fit."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder}: the adapter in train.start cannot be read ({error}): name a whole one that every node reaches"
+        ) from error
+    both = (get_peft_model_state_dict(model), weights)
+    shapes = [{name: tuple(one.shape) for name, one in some.items()} for some in both]
+    if shapes[0] != shapes[1]:
+        odd = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
+        raise ModelError(
+            f"{folder}: the adapter in train.start is not one of this base and head: {len(odd)} weights are in one of "
+            f"the two only, the first is {odd[0][0]}, {odd[0][1]}; name another, or train it again"
+        )
+    set_peft_model_state_dict(model, weights)
+
+
 def _targets(base: Any, rules: Train) -> list[str]:
     linear, attention = (ENCODER_LINEAR, -1) if hasattr(base, ENCODER_HEAD) else (ALL_LINEAR, len(ATTENTION))
     return linear[:attention] if rules.lora.targets == "attention" else linear

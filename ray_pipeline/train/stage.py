@@ -9,33 +9,42 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, claim, errors, models, runtime, storage, tables
+from ray_pipeline import artifact, claim, errors, folds, models, runtime, starts, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.folds import Fold
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.train import card, settings, work
+from ray_pipeline.train import ADAPTER, card, settings, work
 
 RUN_NAME = "run"
-CURVES = "part-00000.parquet"
+CURVES = "part-{:05d}.parquet"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of a run's checkpoints."""
 LOG = logging.getLogger(__name__)
 
 
-def _fit(context: Context) -> Any:
+def _place(folder: str, fold: Fold | None) -> str:
+    """Where one training of the artifact leaves its adapter."""
+    return folder if fold is None else storage.join(folder, fold.name)
+
+
+def _fit(context: Context, fold: Fold | None) -> Any:
     """Run the trainer, or let it go on from its newest checkpoint; returns Ray's result."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     recipe = context.recipe
-    gpus = recipe.runtime.gpus_per_worker
+    gpus, folder = recipe.runtime.gpus_per_worker, _place(context.folder, fold)
     job = work.Job(
         recipe=recipe,
         mix=context.inputs["mix"],
         dropped=_dropped(context),
         settings=settings.read(recipe.train),
-        folder=context.folder,
+        folder=folder,
         base=card.base_digest(recipe.train.model, recipe.train.revision),
+        fingerprint="-".join([storage.name(context.folder), *([fold.name] if fold else [])]),
+        fold=fold,
+        start=_start(context),
     )
     trainer = TorchTrainer(
         work.work,
@@ -48,7 +57,7 @@ def _fit(context: Context) -> Any:
         ),
         run_config=RunConfig(
             name=RUN_NAME,
-            storage_path=context.folder,
+            storage_path=folder,
             failure_config=FailureConfig(max_failures=recipe.runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -57,23 +66,39 @@ def _fit(context: Context) -> Any:
 
 
 def run(context: Context) -> Outcome:
-    """Fine-tune and keep the best adapter with its learning curves."""
-    runtime.check_room(context.recipe.runtime, context.recipe.train.workers)
-    models.resolve(context.recipe.train.model)
-    curves = storage.join(context.folder, CURVES)
+    """Fine-tune and keep the best adapter with its learning curves; with folds, one after the other."""
+    rules, mix, dropped = context.recipe.train, context.inputs["mix"], _dropped(context)
+    runtime.check_room(context.recipe.runtime, rules.workers)
+    models.resolve(rules.model)
+    folds.check(mix, dropped, rules)
     damaged = []
     with claim.held(context.folder):
-        if not storage.exists(curves):  # else all is there but the manifest
-            damaged = _train_and_keep(context)
-        storage.remove_tree(storage.join(context.folder, RUN_NAME))
-    rows = context.inputs["mix"].manifest.rows_out - len(_dropped(context))
-    training_rows = _training_rows(context.inputs["mix"]) - len(_dropped(context))
-    extra = {"training_rows": training_rows, "damaged_checkpoints": damaged} | _figures(artifact.read_shard(curves))
-    return Outcome(Counts(rows, rows), extra)
+        for number, fold in enumerate(folds.of(rules) or [None]):
+            if not storage.exists(_curves(context.folder, number)):  # else all is there but the manifest
+                damaged += _train_and_keep(context, number, fold)
+            storage.remove_tree(storage.join(_place(context.folder, fold), RUN_NAME))
+    rows = mix.manifest.rows_out - len(dropped)
+    extra = {"training_rows": _training_rows(mix) - len(dropped), "damaged_checkpoints": damaged}
+    return Outcome(Counts(rows, rows), extra | _figures(context.folder))
 
 
-def _figures(curves: pa.Table) -> dict[str, float]:
+def _start(context: Context) -> str | None:
+    """Where the adapter lies that training begins with."""
+    if starts.START in context.inputs:
+        return storage.join(context.inputs[starts.START].url, ADAPTER)
+    return starts.folder(context.recipe.train) if context.recipe.train.start else None
+
+
+def _curves(folder: str, number: int) -> str:
+    """The table of a training's learning curve, which is written once its adapter is whole."""
+    return storage.join(folder, CURVES.format(number))
+
+
+def _figures(folder: str) -> dict[str, float]:
     """Evaluations, and the share of padding among the tokens of the steps taken."""
+    curves = pa.concat_tables(
+        artifact.read_shard(storage.join(folder, name)) for name in artifact.present_shards(folder)
+    )
     tokens, padded = (pc.sum(curves.column(name)).as_py() for name in ("tokens", "padded_tokens"))
     return {"evaluations": curves.num_rows, "padding_waste": round(1 - tokens / padded, 4)}
 
@@ -85,21 +110,22 @@ def _dropped(context: Context) -> frozenset[str]:
     return frozenset(rejected.column("pair_id").to_pylist()) if rejected is not None else frozenset()
 
 
-def _train_and_keep(context: Context) -> list[str]:
+def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[str]:
     """Train, and then, as the mark that the adapter is whole, write the curves; returns the checkpoints passed over."""
-    run = storage.join(context.folder, RUN_NAME)
-    storage.remove_file(storage.join(context.folder, work.PROBLEM))
+    folder = _place(context.folder, fold)
+    run = storage.join(folder, RUN_NAME)
+    storage.remove_file(storage.join(folder, work.PROBLEM))
     _forget_if_unreadable(run)
     try:
-        result = _fit(context)
+        result = _fit(context, fold)
     finally:  # a worker that lacks memory leaves word and fails, too
-        _raise_problem(context.folder)
+        _raise_problem(folder)
     with result.checkpoint.as_directory() as kept:
         state = json.loads((Path(kept) / "state-0.json").read_text())
     for passed_over in state["damaged"]:
         LOG.warning("%s: training went on from the checkpoint before %s", run, passed_over)
     table = pa.Table.from_pylist(state["history"], schema=tables.CURVES)
-    artifact.write_shard(context.folder, CURVES, table, None, table.num_rows)
+    artifact.write_shard(context.folder, CURVES.format(number), table, None, table.num_rows)
     return list(state["damaged"])
 
 
@@ -132,11 +158,16 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
-    return rules.model_dump(exclude={"model", "revision"}) | {
-        "model": model,
-        "deepspeed": settings.identity(rules),
-        "prompt": recipe.prompt.model_dump(),
-    }
+    unset = {"folds"} if rules.folds is None else set()
+    return (
+        rules.model_dump(exclude={"model", "revision", "start", *unset})
+        | starts.identity(recipe)
+        | {
+            "model": model,
+            "deepspeed": settings.identity(rules),
+            "prompt": recipe.prompt.model_dump(),
+        }
+    )
 
 
 STAGE = Stage("train", ("mix", "self_validation"), config, run, schema_version=2)

@@ -16,13 +16,14 @@ import numpy as np
 from ray_pipeline import storage, threshold
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import OutOfMemoryError, PipelineError, TrainingError
+from ray_pipeline.folds import Fold
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, warm_up
 from ray_pipeline.train.batches import Examples
 
 PROBLEM = "problem.json"
-COLUMNS = ["pair_id", "part", "language", "query", "query_en", "target", "label"]
+COLUMNS = ["pair_id", "part", "language", "query", "query_en", "target", "label", "origin", "group_id"]
 T = TypeVar("T")
 
 
@@ -37,9 +38,15 @@ class Job:
     settings: settings.Settings
     """DeepSpeed's."""
     folder: str
-    """The artifact's."""
+    """The artifact's, or the fold's within it."""
     base: str
     """`card.base_digest` of the base: its files are read where the run is planned, not again on a worker."""
+    fingerprint: str
+    """What the adapter goes by."""
+    fold: Fold | None = None
+    """Null: all rows of train and tune."""
+    start: str | None = None
+    """Url of the adapter that it begins with; null: an empty one."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _train(job: Job) -> None:
     device = _join_workers(job.recipe)
-    tokenizer, data = _together(lambda: _data(job.recipe, job.mix, job.dropped))
+    tokenizer, data = _together(lambda: _data(job.recipe, job.mix, job.dropped, job.fold))
     with tempfile.TemporaryDirectory() as folder:
         with _enough_memory("as training began"):
             state = _learn(job, data, tokenizer, device, Path(folder))
@@ -95,8 +102,7 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
         torch.use_deterministic_algorithms(True, warn_only=True)
     worker = loop.Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
-    base = _together(lambda: model.load_base(rules, device))
-    classifier = model.Classifier(model.with_adapter(base, rules))
+    classifier = model.Classifier(_together(lambda: _adapted(job, device, folder)))
     steps = loop.total_steps(batches.steps_per_epoch(len(data.train.ids), rules.batch_rows), rules)
     engine = DeepSpeedEngine(classifier, rules, steps, job.settings)
 
@@ -109,6 +115,16 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     torch.manual_seed(rules.seed + worker.rank)
     _go_on(made)
     return made.run()
+
+
+def _adapted(job: Job, device: str, folder: Path) -> Any:
+    """The base with the adapter that is to be trained."""
+    from ray_pipeline.train import model
+
+    found = model.with_adapter(model.load_base(job.recipe.train, device), job.recipe.train)
+    if job.start is not None:
+        model.begin_with(found, storage.local_folder(job.start, folder / "start"))
+    return found
 
 
 def _free_memory() -> None:
@@ -136,14 +152,16 @@ def _go_on(made: Any) -> None:
     made.state.damaged += damaged
 
 
-def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str]) -> tuple[Any, Data]:
+def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str], fold: Fold | None = None) -> tuple[Any, Data]:
     """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from."""
     from ray_pipeline.train import batches, model
 
     tokenizer = model.load_tokenizer(recipe.train)
     prompt = Prompt(recipe.task, recipe.prompt)
-    rows = [row for row in mix.read(COLUMNS).sort_by("pair_id").to_pylist() if row["pair_id"] not in dropped]
-    train, tune = ([row for row in rows if row["part"] == part] for part in ("train", "tune"))
+    table = mix.read(COLUMNS).sort_by("pair_id")
+    parts = (fold.parts(table) if fold else table.column("part")).to_pylist()
+    rows = [(part, row) for part, row in zip(parts, table.to_pylist(), strict=True) if row["pair_id"] not in dropped]
+    train, tune = ([row for part, row in rows if part == one] for one in ("train", "tune"))
     _both_labels("train", train, "more labelled rows, or a smaller split.tune and split.holdout")
     _both_labels("tune", tune, "a larger split.tune, or more labelled rows")
     train = _few(train, recipe.train.overfit_rows)
@@ -197,12 +215,13 @@ def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
         task=recipe.task,
         prompt=recipe.prompt,
         train=recipe.train,
-        fingerprint=storage.name(job.folder),
+        fingerprint=job.fingerprint,
         threshold=cut,
         base=job.base,
         tokenizer=card.Tokenizer(
             vocabulary=len(tokenizer), pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
         ),
+        split=recipe.split,
         labels={"0": int((labels == 0).sum()), "1": int((labels == 1).sum())},
     )
 

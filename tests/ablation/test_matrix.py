@@ -56,6 +56,18 @@ def test_a_seed_touches_what_is_drawn_for_training_and_neither_split_nor_transla
     assert study.lines[0].runs[3].train.seed == 3 and study.lines[0].runs[3].mix.seed == 0
 
 
+def test_a_line_starts_from_a_recipe_that_the_matrix_names(tmp_path: Path) -> None:
+    other = {"name": "other", "task": "QI", "data": {"train": ["train.txt"]}, "train": {"lora": {"rank": 8}}}
+    (tmp_path / "other.yaml").write_text(json.dumps(other))
+    variants = {"plain": {}, "started": {"set": {"train.start": "QI"}}}
+    (study,) = read(written(tmp_path, variants=variants, others=["other.yaml"]), "train.epochs=7", folder=tmp_path)
+    starts = [line.runs[3].start for line in study.lines]
+    assert starts[0] is None and starts[1] is not None
+    assert (starts[1].name, starts[1].train.lora.rank, starts[1].train.epochs) == ("other", 8, 7)
+    with pytest.raises(RecipeError, match="there are 0 recipes of this task beside it.*`others`"):
+        read(written(tmp_path, variants=variants), folder=tmp_path)
+
+
 def test_lines_share_what_they_agree_on(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text('{"id": 1, "language": "en", "origin_query": "q", "category_path": "c"}\n')
     variants = {

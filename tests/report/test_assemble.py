@@ -187,3 +187,12 @@ def test_a_task_whose_f1_cannot_be_known_leaves_no_average() -> None:
     task = replace(task, headline=replace(task.headline, f1=Estimate(NAN, NAN, NAN)))
     found = json.loads(assemble.metrics_json([task]))
     assert found["average_f1"] is None and found["tasks"]["QC"]["f1"] is None
+
+
+def test_the_curve_of_folds_is_their_mean_while_all_are_in_training(tmp_path: Path) -> None:
+    figures = ("epoch", "train_loss", "tokens", "padded_tokens", "tune_loss", "tune_auroc", "tune_average_precision")
+    rows = [{"step": i, "tune_f1": f1, **dict.fromkeys(figures, 1)} for i, f1 in enumerate([0.5, 0.7, 0.6, 0.9, 0.1])]
+    one, two = (made.finished(tmp_path / str(n), "train", rows, tables.CURVES, shards=n) for n in (1, 2))
+    assert [row["tune_f1"] for row in assemble._curves(one)] == [0.5, 0.7, 0.6, 0.9, 0.1]
+    assert [row["tune_f1"] for row in assemble._curves(two)] == pytest.approx([0.6, 0.75])
+    assert [row["step"] for row in assemble._curves(two)] == [0.5, 2.5]

@@ -18,7 +18,7 @@ import pytest
 from ray_pipeline import RelevanceModel, artifact, storage, tables
 from ray_pipeline.errors import InputError
 from ray_pipeline.scoring import command, rows
-from ray_pipeline.scoring.job import Job, Work, run
+from ray_pipeline.scoring.job import Job, Work, repeated_ids, run
 from ray_pipeline.scoring.rows import Columns
 from ray_pipeline.scoring.scorer import NOT_FINITE, Scored
 from ray_pipeline.train import loop
@@ -121,6 +121,7 @@ def test_a_folder_of_another_run_is_refused_and_both_are_named(ray_up: None, tmp
         "its adapter is f1, this run's is f2": {"adapter": "f2"},
         "its threshold is 0.2, this run's is 0.3": {"threshold": 0.3},
         "its format is parquet, this run's is csv": {"format": "csv"},
+        "its input unchecked base is none, this run's is b1": {"unchecked_base": "b1"},
         "its columns is .*'id': 'id'.*'id': None": {"columns": Columns("query", "target")},
     }
     for said, change in refusals.items():
@@ -140,7 +141,9 @@ def test_the_command_scores_as_the_model_in_a_notebook_does(
     ray_up: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = adapter(tmp_path / "adapter", seed=1, threshold=0.4)
-    good = [{"key": f"k{i}", "search": f"shoe {i % 2}", "title": f"a {i % 3},b", "lang": "xx"} for i in range(30)]
+    good = [
+        {"key": f"k{min(i, 28)}", "search": f"shoe {i % 2}", "title": f"a {i % 3},b", "lang": "xx"} for i in range(30)
+    ]
     lines = [json.dumps(row) for row in good] + ['{"key": "k30", "search": "shoe", "title": ""}', '{"key": "k31", ']
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     arguments = ["--adapter", saved, "--input", str(tmp_path / "*.jsonl"), "--output", str(tmp_path / "out")]
@@ -164,9 +167,18 @@ def test_the_command_scores_as_the_model_in_a_notebook_does(
     assert copies.column("id").to_pylist() == table.column("id").to_pylist()
     refused = found.rejected()
     assert refused is not None and set(refused.column("line").to_pylist()) == {31, 32}
-    assert found.manifest.extra == {"truncated": 0, "repeated": 12}
+    assert found.manifest.extra == {"truncated": 0, "repeated": 12, "repeated_ids": 1}
+    assert "warning: 1 rows carry an id that another row has, too; every row was scored" in said
     assert command.run("test", [*arguments, "--threshold", "0.9"]) == 1
     assert "its threshold is 0.4, this run's is 0.9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at_once", [1000, 7])
+def test_rows_whose_id_came_before_are_counted_over_all_shards(tmp_path: Path, at_once: int) -> None:
+    shards = [["a", "b", "c"], ["b", "d", "b"], [str(i) for i in range(40)], ["39", "e"]]
+    for number, ids in enumerate(shards):
+        pq.write_table(pa.table({"id": ids}), tmp_path / f"part-{number:06d}.parquet")
+    assert repeated_ids(str(tmp_path), 48, at_once) == 3
 
 
 def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(

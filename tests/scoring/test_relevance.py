@@ -11,7 +11,7 @@ import pytest
 from ray_pipeline import RelevanceModel, models, recipe, storage
 from ray_pipeline.errors import InputError, ModelError
 from ray_pipeline.prompt import Prompt
-from ray_pipeline.train import loop, model
+from ray_pipeline.train import card, loop, model
 
 from . import made_adapters
 from .made_adapters import adapter, rules
@@ -138,6 +138,19 @@ def test_another_base_of_the_same_shapes_is_refused_and_the_same_one_elsewhere_i
     elsewhere = tmp_path / "moved"
     storage.upload_folder(Path(models.resolve("sandbox://random-llama")), str(elsewhere))
     assert RelevanceModel.load(folder, device="cpu", base=str(elsewhere)).score(["a"], ["b"]).shape == (1,)
+
+
+def test_a_folder_in_place_of_a_hub_model_is_taken_if_told_so_and_it_reads_the_same_tokens(tmp_path: Path) -> None:
+    words = model.load_tokenizer(rules())
+    facts = card.Tokenizer(vocabulary=len(words), pad_id=words.pad_token_id, bos_id=words.bos_token_id)
+    hub = {"base": card.base_digest("some/hub-model", None), "chosen": rules()}
+    folder, base = adapter(tmp_path / "hub", tokenizer=facts, **hub), models.resolve("sandbox://random-llama")
+    with pytest.raises(ModelError, match=r"another one.*--unchecked-base \(check_base=False\)"):
+        RelevanceModel.load(folder, device="cpu", base=base)
+    assert RelevanceModel.load(folder, device="cpu", base=base, check_base=False).score(["a"], ["b"]).shape == (1,)
+    odd = adapter(tmp_path / "odd", tokenizer=facts.model_copy(update={"vocabulary": 5}), **hub)
+    with pytest.raises(ModelError, match="another tokenizer"):
+        RelevanceModel.load(odd, device="cpu", base=base, check_base=False)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Starting from another task's adapter: which one, that it fits, and that it has not seen what it will be judged by."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_pipeline import cli, ingest, pipeline, recipe, split, starts
+from ray_pipeline.errors import ModelError, RecipeError
+from ray_pipeline.recipe import Recipe, Split, variant
+from ray_pipeline.train import ADAPTER, model
+
+from .scoring.made_adapters import adapter, rules
+from .train import runs
+
+Make = Callable[..., Recipe]
+BASE = {"train__model": "sandbox://random-llama", "train__precision": "float32", "train__lora__rank": 4}
+QUERIES = [f"shoe {i}" for i in range(2000)]
+
+
+def placed(make_recipe: Make, task: str, **rules_: Any) -> dict[str, str | None]:
+    """The part of each query in a task; null where a row is left out. Queries are typed otherwise in one of them."""
+    chosen = make_recipe(task)
+    found = {}
+    for i, query in enumerate(QUERIES):
+        typed = query if task == "QC" else f" {query.upper()} "
+        raw = {"id": i, "task": task, "language": "en", "origin_query": typed, "label": 1,
+               chosen.target_column: f"a{i % 50},b{i % 7}"}  # fmt: skip
+        row = ingest.pair(raw, chosen, "train", i)
+        assert isinstance(row, dict)
+        part, reason = split.place(row, Split(**rules_))
+        found[query] = None if reason else part
+    return found
+
+
+@pytest.mark.parametrize("by", ["query", "branch"])
+def test_the_other_task_s_training_has_seen_no_query_of_tune_and_holdout(make_recipe: Make, by: str) -> None:
+    own, other = placed(make_recipe, "QC", by=by), placed(make_recipe, "QI")
+    for part in ("tune", "holdout"):
+        mine = [query for query in QUERIES if own[query] == part]
+        assert len(mine) > 10 and {other[query] for query in mine} == {part}
+    larger = placed(make_recipe, "QI", tune=0.2, holdout=0.2)
+    assert all(larger[query] == "holdout" for query in QUERIES if own[query] == "holdout")
+    assert not any(larger[query] == "train" for query in QUERIES if own[query] == "tune")
+
+
+def test_with_another_seed_it_would_have(make_recipe: Make) -> None:
+    own, other = placed(make_recipe, "QC"), placed(make_recipe, "QI", seed=1)
+    assert sum(own[query] == "holdout" and other[query] == "train" for query in QUERIES) > 100
+
+
+def test_two_recipes_can_start_from_each_other(make_recipe: Make) -> None:
+    both = [
+        make_recipe(task, train__start=other, train__folds=2, **BASE) for task, other in (("QC", "QI"), ("QI", "QC"))
+    ]
+    found = starts.paired(both)
+    for one, other in zip(found, reversed(both), strict=True):
+        assert one.start is not None and one.start.task == other.task
+        assert (one.start.train.start, one.start.train.folds, one.start.start) == (None, None, None)
+        assert starts.identity(one) == {} and recipe.validate(one.model_dump(), "again") == one
+    alone = make_recipe("QC", train__start="QI", **BASE)
+    for chosen, number in (([alone], 0), ([alone, both[1], both[1]], 2)):
+        with pytest.raises(RecipeError, match=rf"train.start QI: there are {number} recipes of this task"):
+            starts.paired(chosen)
+    with pytest.raises(RecipeError, match=r"train.start QC is the recipe's own task"):
+        make_recipe("QC", train__start="QC")
+    with pytest.raises(RecipeError, match="the recipe itself must say so"):
+        starts.identity(alone)
+
+
+def test_the_other_training_is_part_of_the_identity_and_planned(tmp_path: Path) -> None:
+    files = ["jobs/recipes/demo-qc.yaml", "jobs/recipes/demo-qi.yaml", "sandbox.train_rows=60", "sandbox.dev_rows=9",
+             "sandbox.test_rows=9"]  # fmt: skip
+    (qc, qi), workdir = cli.recipes(files, str(tmp_path))
+    started = starts.paired([variant(qc, {"train.start": "QI"}), qi])[0]
+    faster = variant(qi, {"train.learning_rate": 1e-3})
+    other = starts.paired([variant(qc, {"train.start": "QI"}), faster])[0]
+    plans = [pipeline.plan(one, workdir) for one in (qc, started, other)]
+    for steps in zip(*plans, strict=True):
+        number = 3 if steps[0].stage.name in ("train", "score", "evaluate") else 1
+        assert len({step.fingerprint for step in steps}) == number, steps[0].stage.name
+    training = next(step for step in plans[1] if step.stage.name == "train")
+    donor = pipeline.start_plan(started, workdir)
+    assert training.inputs[starts.START] == donor[-1].fingerprint == pipeline.plan(qi, workdir, "train")[-1].fingerprint
+    assert pipeline.start_plan(qc, workdir) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train__model": "sandbox://random-qwen2"}, r"the base \(train.model\) is"),
+        ({"train__head": "yes_no", "train__answers": ["a", "b"]}, "train.head is yes_no there and classification here"),
+        ({"train__lora__rank": 8}, "train.lora.rank is 8 there and 4 here"),
+        ({"train__lora__targets": "attention"}, "train.lora.targets is attention there and all_linear here"),
+        ({"split__seed": 1}, "may have seen queries of this recipe's tune and holdout.*seed 1.*seed 0"),
+        ({"split__holdout": 0.05, "split__tune": 0.3}, "may have seen.*holdout 0.05.*holdout 0.1"),
+        ({"split__tune": 0.05}, "may have seen"),
+        ({"split__withhold": ["ko"]}, "it has been trained on pt, which this recipe's split.withhold"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_when_the_run_is_planned(
+    make_recipe: Make, changes: dict[str, Any], said: str
+) -> None:
+    own = make_recipe("QC", train__start="QI", split__withhold=["pt"], **BASE)
+    (fits,) = starts.paired([own, make_recipe("QI", split__withhold=["pt", "ko"], **BASE)])[:1]
+    assert starts.identity(fits) == {}
+    odd = make_recipe("QI", **(BASE | {"split__withhold": ["pt"]} | changes))
+    with pytest.raises(RecipeError, match=said):
+        starts.identity(starts.paired([own, odd])[0])
+
+
+def test_a_folder_goes_by_its_adapter_and_must_say_what_it_has_seen(make_recipe: Make, tmp_path: Path) -> None:
+    known = adapter(tmp_path / "known", seed=1, task="QI", split=Split())
+    assert starts.identity(make_recipe(train__start=known, **BASE)) == {"start": "f1"}
+    with pytest.raises(RecipeError, match="may have seen"):
+        starts.identity(make_recipe(train__start=known, split__seed=3, **BASE))
+    with pytest.raises(RecipeError, match="its card does not say how its rows were split"):
+        starts.identity(make_recipe(train__start=adapter(tmp_path / "unknown"), **BASE))
+    with pytest.raises(ModelError, match=r"holds no relevance\.json"):
+        starts.identity(make_recipe(train__start=str(tmp_path), **BASE))
+
+
+def weights(place: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(place / "adapter_model.safetensors")
+
+
+def test_an_adapter_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    place = Path(adapter(tmp_path / "wide", chosen=rules(lora={"rank": 8})))
+    fresh = model.with_adapter(model.load_base(rules(), "cpu"), rules())
+    with pytest.raises(ModelError, match=r"wide: the adapter in train.start is not one of this base.*lora_A"):
+        model.begin_with(fresh, place)
+    with pytest.raises(ModelError, match="cannot be read.*every node"):
+        model.begin_with(fresh, tmp_path)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_up")
+def test_training_goes_on_from_the_weights_of_the_start(tmp_path: Path) -> None:
+    start = adapter(tmp_path / "start", seed=1, task="QI", split=Split(), chosen=rules(lora={"rank": 4, "alpha": 8}))
+    chosen = runs.make(workers=1, epochs=1, max_steps=1, start=start, learning_rate=1e-6)
+    found = runs.train(chosen, runs.training_set(tmp_path), tmp_path / "train")
+    before, after = weights(Path(start)), weights(Path(found.url) / ADAPTER)
+    assert before.keys() == after.keys() and any(weight.any() for name, weight in before.items() if "lora_B" in name)
+    for name, weight in after.items():
+        torch.testing.assert_close(weight, before[name], atol=5e-6, rtol=0)
+    assert any(not torch.equal(weight, before[name]) for name, weight in after.items()), "and learns"
