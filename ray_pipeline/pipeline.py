@@ -12,6 +12,7 @@ from ray_pipeline import (
     audit,
     dedupe,
     embed,
+    encode,
     evaluate,
     ingest,
     languages,
@@ -38,7 +39,7 @@ from ray_pipeline.train import stage as train
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
-    negatives.STAGE, mix.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
+    negatives.STAGE, mix.STAGE, encode.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
 )  # fmt: skip
 RAY_ADVICE = "\nFailed to apply UDF transform after "
 """Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""

@@ -78,6 +78,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         gains=evaluation.gains,
         account=_account(run.artifacts["dedupe"], run.artifacts["negatives"]),
         self_validation=_contradicted(run.artifacts["self_validation"]),
+        cut_prompts=_cut_prompts(run.artifacts["encode"]),
     )
     return replace(report, findings=findings(report))
 
@@ -216,7 +217,11 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
 def _prompt_example(run: Finished) -> str:
     shards = run.artifacts["mix"].tables(["query", "target", "query_en"])
     row = next(row for table in shards for row in table.slice(0, 1).to_pylist())
-    return Prompt(run.recipe.task, run.recipe.prompt).render(row["query"], row["target"], row["query_en"])
+    return Prompt(run.recipe.task, run.recipe.prompt).render(**row)
+
+
+def _cut_prompts(encoded: Artifact) -> tuple[int, int]:
+    return encoded.manifest.extra["truncated"], encoded.manifest.rows_out
 
 
 def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) -> Report:

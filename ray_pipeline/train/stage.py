@@ -31,7 +31,7 @@ def _fit(context: Context) -> Any:
     gpus = recipe.runtime.gpus_per_worker
     job = work.Job(
         recipe=recipe,
-        mix=context.inputs["mix"],
+        encoded=context.inputs["encode"],
         dropped=_dropped(context),
         settings=settings.read(recipe.train),
         folder=context.folder,
@@ -66,8 +66,8 @@ def run(context: Context) -> Outcome:
         if not storage.exists(curves):  # else all is there but the manifest
             damaged = _train_and_keep(context)
         storage.remove_tree(storage.join(context.folder, RUN_NAME))
-    rows = context.inputs["mix"].manifest.rows_out - len(_dropped(context))
-    training_rows = _training_rows(context.inputs["mix"]) - len(_dropped(context))
+    rows = context.inputs["encode"].manifest.rows_out - len(_dropped(context))
+    training_rows = _training_rows(context.inputs["encode"]) - len(_dropped(context))
     extra = {"training_rows": training_rows, "damaged_checkpoints": damaged} | _figures(artifact.read_shard(curves))
     return Outcome(Counts(rows, rows), extra)
 
@@ -124,8 +124,8 @@ def _raise_problem(folder: str) -> None:
         raise getattr(errors, problem["kind"])(problem["message"])
 
 
-def _training_rows(mix: Artifact) -> int:
-    return sum(int(pc.sum(pc.equal(table.column("part"), "train")).as_py() or 0) for table in mix.tables(["part"]))
+def _training_rows(encoded: Artifact) -> int:
+    return sum(int(pc.sum(pc.equal(table.column("part"), "train")).as_py() or 0) for table in encoded.tables(["part"]))
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
@@ -139,4 +139,4 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     }
 
 
-STAGE = Stage("train", ("mix", "self_validation"), config, run, schema_version=2)
+STAGE = Stage("train", ("encode", "self_validation"), config, run, schema_version=2)
