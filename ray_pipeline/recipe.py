@@ -469,7 +469,11 @@ class SelfValidation(Section):
 class Prompt(Section):
     """What the model reads."""
 
-    template: Literal["zero_shot"] = "zero_shot"
+    template: Literal["zero_shot", "four_steps"] = "zero_shot"
+    """`four_steps`: the instruction names translation, intent, match and judgement (2nd team); three times as long,
+    which costs little where what prompts begin with is computed once."""
+    language_tag: bool = False
+    """The query follows its language's code: `[de] rote schuhe`."""
     level_markers: bool = False
     """QC: `[L1] home [L2] kitchen` instead of the raw path (EAR-MP, DILAB)."""
     pivot: bool = False

@@ -16,7 +16,7 @@ from ray_pipeline.annotation.people import people
 from ray_pipeline.annotation.sampling import ACCEPTED
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.findings import findings
-from ray_pipeline.prompt import Prompt
+from ray_pipeline.prompt import SHOWN, Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.data import (
     Comparison,
@@ -215,7 +215,7 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
 
 
 def _prompt_example(run: Finished) -> str:
-    shards = run.artifacts["mix"].tables(["query", "target", "query_en"])
+    shards = run.artifacts["mix"].tables(list(SHOWN))
     row = next(row for table in shards for row in table.slice(0, 1).to_pylist())
     return Prompt(run.recipe.task, run.recipe.prompt).render(**row)
 

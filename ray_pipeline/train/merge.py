@@ -85,7 +85,7 @@ def _sample(found: Saved, tokenizer: Any) -> list[list[int]]:
     from ray_pipeline.sandbox.shop import ShopSpec, pair
 
     pairs = [pair(ShopSpec(), found.task, "test", number) for number in range(SAMPLE_ROWS)]
-    rows = [{"query": made.query.text, "target": made.target, "query_en": None} for made in pairs]
+    rows = [{"query": made.query.text, "target": made.target, "language": made.query.language} for made in pairs]
     return [encoded.ids for encoded in Prompt(found.task, found.prompt).encode(tokenizer, rows)]
 
 
