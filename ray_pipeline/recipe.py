@@ -502,8 +502,9 @@ class Train(Section):
     """Hub name, local folder, or `sandbox://…`."""
     revision: str | None = None
     trust_remote_code: bool = False
-    precision: Literal["float32", "bfloat16", "nf4"] = "nf4"
-    """`nf4`: 4-bit base by bitsandbytes with double quantisation, bfloat16 compute."""
+    precision: Literal["float32", "bfloat16", "int8", "nf4"] = "nf4"
+    """Bases by bitsandbytes: `nf4`, 4-bit with double quantisation, bfloat16 compute; `int8`, 8-bit with outliers
+    kept in bfloat16 (LLM.int8(), arXiv 2208.07339)."""
     head: Literal["classification", "yes_no"] = "classification"
     """`classification`: a new layer, trained along with the adapter. `yes_no`: how much more likely the base itself
     finds one word than another after the prompt; nothing but the adapter is trained."""
@@ -565,7 +566,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:
-        if self.precision == "nf4" and self.deepspeed.startswith("zero3"):
+        if self.quantised and self.deepspeed.startswith("zero3"):
             raise ValueError(
                 f"train.precision nf4 does not work with train.deepspeed {self.deepspeed}: take zero2, or bfloat16"
             )
@@ -586,6 +587,11 @@ class Train(Section):
     def zero_stage(self) -> int:
         """Of DeepSpeed; 3 for a file of one's own, so that what does not go with ZeRO-3 is left out."""
         return int(self.deepspeed[4]) if self.deepspeed in get_args(DeepSpeed) else 3
+    @property
+    def quantised(self) -> bool:
+        """Whether bitsandbytes holds the base."""
+        return self.precision in ("int8", "nf4")
+
 
     @property
     def accumulation(self) -> int:

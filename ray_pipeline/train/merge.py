@@ -1,6 +1,6 @@
 """An adapter merged into its 16- or 32-bit base, written only if the scores stay what they were. Imports no Ray.
 
-Merging into 4-bit weights rounds the adapter away (peft#2321), so an adapter of a 4-bit base goes into the same base in
+Merging into 4-bit weights rounds the adapter away (peft#2321), so an adapter of a quantised base goes into that base in
 16 bits; how far that moves the scores is measured like everything else.
 """
 

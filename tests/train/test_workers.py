@@ -70,8 +70,8 @@ COMBINATIONS = [
     (base, settings, precision)
     for base in BASES
     for settings in ("zero2", "zero3")
-    for precision in ("float32", "bfloat16", "nf4")
-    if (settings, precision) != ("zero3", "nf4")
+    for precision in ("float32", "bfloat16", "int8", "nf4")
+    if settings == "zero2" or precision in ("float32", "bfloat16")
 ]
 
 
