@@ -1,9 +1,10 @@
 """What a run would do and cost, said before anything is spent."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from ray_pipeline import estimate, ingest, pipeline, rawfiles, selection, split
+from ray_pipeline import estimate, footprint, ingest, models, pipeline, rawfiles, selection, split
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.gemini.pricing import Estimate
@@ -36,12 +37,41 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
         other = recipes.variant(recipe, recipe.compare.set)
         yield from (f"    {_status(step)}" for step in pipeline.plan(other, workdir, until))
 
+    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"]))
 
 def _mode(one: Estimate) -> str:
     return f"{one.mode} ({one.why})" if one.why else one.mode
 
 
 def _status(step: Step) -> str:
+def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int) -> Iterator[str]:
+    """Memory and hours of the training, if it is to do, by types of GPU."""
+    done = {step.stage.name: step.finished for step in steps if step.finished is not None}
+    if "train" in done or "train" not in {step.stage.name for step in steps}:
+        return
+    rules, found = recipe.train, _shape(recipe.train)
+    if found is None:
+        yield f"train: memory and hours unknown: no config of {rules.model} is here, or its kind is not known"
+        return
+    rows = done["mix"].manifest.rows_out if "mix" in done else footprint.training_rows(recipe, raw_rows)
+    sample = [row for row in islice(_furthest(recipe, done), SAMPLE_ROWS) if row["split"] == "train"]
+    each = done["encode"].manifest.extra["tokens"] / rows if "encode" in done else footprint.row_tokens(recipe, sample)
+    yield from footprint.describe(found, recipe, rows, each)
+
+
+def _shape(rules: recipes.Train) -> footprint.Shape | None:
+    """Of the base, without a download; null where nothing is known of it."""
+    from transformers import AutoConfig
+
+    if rules.model in footprint.KNOWN:
+        return footprint.KNOWN[rules.model]
+    options = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code, "local_files_only": True}
+    try:
+        return footprint.shape(AutoConfig.from_pretrained(models.resolve(rules.model), **options))
+    except (OSError, ValueError):
+        return None
+
+
     if step.finished is None:
         return f"{step.stage.name:<10} to do   {step.fingerprint}"
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
