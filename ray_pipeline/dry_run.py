@@ -11,6 +11,10 @@ from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.pipeline import Step
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox import serving
+from ray_pipeline.train import trackers
+
+SAMPLE_ROWS = 1000
+"""Whose texts tell how long prompts are."""
 
 
 def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
@@ -22,6 +26,7 @@ def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
 def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     yield f"{recipe.name} ({recipe.task})"
     steps = pipeline.plan(recipe, workdir, until)
+    trackers.check(recipe.train)
     rows = _raw_rows(recipe, steps[0].finished)
     yield "  rows: " + ", ".join(f"{split} {count}" for split, count in rows.items())
     yield from (f"  {_status(step)}" for step in steps)
@@ -32,18 +37,13 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
             f"{one.input_tokens} input and {one.output_tokens} output tokens by {one.counted_by}; "
             f"{one.minutes:.1f} minutes at the recipe's limits; {price}"
         )
+    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"]))
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees:"
         other = recipes.variant(recipe, recipe.compare.set)
         yield from (f"    {_status(step)}" for step in pipeline.plan(other, workdir, until))
 
-    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"]))
 
-def _mode(one: Estimate) -> str:
-    return f"{one.mode} ({one.why})" if one.why else one.mode
-
-
-def _status(step: Step) -> str:
 def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int) -> Iterator[str]:
     """Memory and hours of the training, if it is to do, by types of GPU."""
     done = {step.stage.name: step.finished for step in steps if step.finished is not None}
@@ -72,6 +72,11 @@ def _shape(rules: recipes.Train) -> footprint.Shape | None:
         return None
 
 
+def _mode(one: Estimate) -> str:
+    return f"{one.mode} ({one.why})" if one.why else one.mode
+
+
+def _status(step: Step) -> str:
     if step.finished is None:
         return f"{step.stage.name:<10} to do   {step.fingerprint}"
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"

@@ -36,6 +36,7 @@ from ray_pipeline.report.assemble import Finished
 from ray_pipeline.sandbox import serving
 from ray_pipeline.stage import Context, Stage
 from ray_pipeline.train import stage as train
+from ray_pipeline.train import trackers
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
@@ -94,6 +95,7 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
             _expect_key(recipe, {step.stage.name for step in pending})
+            trackers.check(recipe.train)
             runtime.start(recipe.runtime)
             _expect_room(recipe, {step.stage.name for step in pending})
         for step in steps:

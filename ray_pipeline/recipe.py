@@ -554,6 +554,9 @@ class Train(Section):
     """Stop after so many optimiser steps, with an evaluation; the schedule ends there too. For trying things out."""
     overfit_rows: Annotated[int, Field(ge=2)] | None = None
     """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
+    trackers: list[Literal["wandb", "mlflow"]] = []
+    """Where else the learning curves go, while training runs; never part of an artifact's identity. Their addresses and
+    keys come from the environment of the nodes: WANDB_API_KEY, or WANDB_MODE=offline; MLFLOW_TRACKING_URI."""
     deterministic: bool = False
     """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
 
@@ -568,7 +571,8 @@ class Train(Section):
     def _can_work(self) -> Self:
         if self.quantised and self.deepspeed.startswith("zero3"):
             raise ValueError(
-                f"train.precision nf4 does not work with train.deepspeed {self.deepspeed}: take zero2, or bfloat16"
+                f"train.precision {self.precision} does not work with train.deepspeed {self.deepspeed}: take zero2, or "
+                "bfloat16"
             )
         if self.lora.dora and self.deepspeed.startswith("zero3"):
             raise ValueError(
@@ -584,14 +588,14 @@ class Train(Section):
         return self
 
     @property
-    def zero_stage(self) -> int:
-        """Of DeepSpeed; 3 for a file of one's own, so that what does not go with ZeRO-3 is left out."""
-        return int(self.deepspeed[4]) if self.deepspeed in get_args(DeepSpeed) else 3
-    @property
     def quantised(self) -> bool:
         """Whether bitsandbytes holds the base."""
         return self.precision in ("int8", "nf4")
 
+    @property
+    def zero_stage(self) -> int:
+        """Of DeepSpeed; 3 for a file of one's own, so that what does not go with ZeRO-3 is left out."""
+        return int(self.deepspeed[4]) if self.deepspeed in get_args(DeepSpeed) else 3
 
     @property
     def accumulation(self) -> int:

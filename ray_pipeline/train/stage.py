@@ -132,7 +132,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
-    return rules.model_dump(exclude={"model", "revision"}) | {
+    return rules.model_dump(exclude={"model", "revision", "trackers"}) | {
         "model": model,
         "deepspeed": settings.identity(rules),
         "prompt": recipe.prompt.model_dump(),

@@ -110,6 +110,13 @@ def test_other_kinds_of_lora(lora: dict[str, Any], tmp_path: Path) -> None:
     check(runs.train(chosen, runs.training_set(tmp_path), tmp_path / "train"))
 
 
+@pytest.mark.soak
+def test_two_deterministic_trainings_are_the_same_to_the_bit(tmp_path: Path) -> None:
+    mix, chosen = runs.training_set(tmp_path), runs.make(deterministic=True)
+    first, second = (runs.train(chosen, mix, tmp_path / name) for name in ("one", "two"))
+    assert toy.same(runs.weights(first), runs.weights(second))
+
+
 def damage(folder: Path) -> Path:
     """Half of the newest checkpoint's largest file; returns the checkpoint."""
     newest = max(folder.glob("run/checkpoint_2*"))
