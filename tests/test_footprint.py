@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from ray_pipeline import dry_run, footprint, models, pipeline
 from ray_pipeline.footprint import GIB, KNOWN, Shape
@@ -70,11 +70,13 @@ def test_what_a_pass_keeps_is_about_what_torch_keeps(
         vocab_size=600, hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
     rules = toy.rules(precision=precision, lora={"rank": 4, "alpha": 8, "dropout": dropout}).model_copy(
         update={"model": str(tmp_path), "gradient_checkpointing": checkpointing}
     )
     made = toy.classifier(rules).train()
+    if precision == "bfloat16":
+        made.to(torch.bfloat16)  # as DeepSpeed does
     expected = footprint.activations(of(rules), rules, 8 * 32)
     found = kept(made, 8, 32)
     if checkpointing:  # what is kept between layers; the one layer that is computed again comes on the way back
@@ -96,7 +98,7 @@ def test_what_makes_it_more_or_less() -> None:
     assert needed(micro_batch_tokens=512).activations == needed().activations / 2
     alone, shared = (needed(deepspeed="zero3", precision="bfloat16", workers=workers) for workers in (1, 4))
     assert shared.weights < 0.35 * alone.weights
-    assert needed(deepspeed="zero3_offload", precision="bfloat16").weights < 0.1 * shared.weights
+    assert needed(deepspeed="zero3_offload", precision="bfloat16").weights < 0.2 * shared.weights
     assert needed(deepspeed="zero2", workers=4).trained < needed(deepspeed="zero2").trained
     assert needed(deepspeed="zero2_offload").trained < needed(deepspeed="zero2", workers=4).trained
     assert needed(lora={"rank": 64}).trained > needed().trained
@@ -127,7 +129,7 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     (tmp_path / "train.txt").write_text("\n".join(lines))
     base = make_recipe(embed__model="a/b", languages__gemini=False, negatives__easy_per_positive=0.3)
     said = dry_run.describe([base], str(tmp_path / "work"), None)
-    assert "google/gemma-3-12b-it in nf4, 12.17 billion weights" in said and "L4 does not fit" in said
+    assert "google/gemma-3-12b-it in nf4, 12.19 billion weights" in said and "L4 does not fit" in said
     assert f"about {footprint.training_rows(base, 30):,} rows" in said and "H200 0.0" in said
     assert "will not fit" not in said
     small = variant(base, {"train.gradient_checkpointing": True, "train.micro_batch_rows": 2})

@@ -148,6 +148,7 @@ def build(folder: Path) -> None:
             if name == "score":
                 rows_ = [row | {"adapter": found["train"].manifest.fingerprint} for row in rows_]
             extra = {"translated": 3, "leaks": {}} if name == "dedupe" else {}
+            extra |= {"tokens": 3 * len(rows_), "truncated": 0} if name == "encode" else {}
             found[name] = store(step, rows_, schema, refused, extra)
     outputs.write([(Finished(chosen, found, frozenset()), None)], str(folder / "out"), "the command")
 

@@ -13,6 +13,7 @@ from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
 from ray_pipeline.train import prefix
+from ray_pipeline.train.batches import Prompts
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
@@ -227,7 +228,7 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
     return Classifier(PeftModel.from_pretrained(load_base(rules, device), str(folder))).eval()
 
 
-def pad(rows: list[list[int]], pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: Prompts, pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask `[n, t]` int64 of some prompts, padded on the right."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     mask = np.arange(lengths.max()) < lengths[:, None]

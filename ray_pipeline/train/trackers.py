@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +58,10 @@ def opened(recipe: Recipe, fingerprint: str, folder: Path, url: str) -> Iterator
     Raises TrainingError for one that cannot be reached.
     """
     with ExitStack() as stack:
-        makers = {"wandb": _wandb(recipe, fingerprint, folder, url), "mlflow": _mlflow(recipe, fingerprint)}
+        makers: dict[str, AbstractContextManager[Tracker]] = {
+            "wandb": _wandb(recipe, fingerprint, folder, url),
+            "mlflow": _mlflow(recipe, fingerprint),
+        }
         yield [stack.enter_context(makers[name]) for name in dict.fromkeys(recipe.train.trackers)]
 
 
