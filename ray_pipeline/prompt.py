@@ -90,7 +90,9 @@ class Prompt:
         encoded: list[Encoded] = []
         for first in range(0, len(rows), CHUNK_ROWS):  # a tokenizer keeps far more than ids of all that it is given
             chunk = rows[first : first + CHUNK_ROWS]
-            texts = [self.pieces(*(row.get(name) for name in SHOWN)) for row in chunk]
+            texts = [
+                self.pieces(row["query"], row["target"], row.get("query_en"), row.get("language")) for row in chunk
+            ]
             flat = [piece for pieces in texts for piece in pieces]
             ids = tokenizer(flat, add_special_tokens=False)["input_ids"]
             encoded += [self._fit(start, ids[i : i + 5]) for i in range(0, len(ids), 5)]
