@@ -1,9 +1,10 @@
 """What a run would do and cost, said before anything is spent."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from ray_pipeline import estimate, ingest, pipeline, rawfiles, selection, split
+from ray_pipeline import estimate, footprint, ingest, models, pipeline, rawfiles, selection, split
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.gemini import ledger
@@ -11,6 +12,10 @@ from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.pipeline import Step
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox import serving
+from ray_pipeline.train import trackers
+
+SAMPLE_ROWS = 1000
+"""Whose texts tell how long prompts are."""
 
 
 def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
@@ -22,7 +27,10 @@ def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
 def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     yield f"{recipe.name} ({recipe.task})"
     steps = pipeline.plan(recipe, workdir, until)
-    yield from (f"  {line}" for line in _rows(recipe, steps[0].finished))
+    trackers.check(recipe.train)
+    rows, refused = _rows(recipe, steps[0].finished)
+    yield "  rows: " + ", ".join(f"{split} {rows.get(split, 0)}" for split in ingest.SPLITS)
+    yield from (f"  {line}" for line in refused)
     yield from (f"  {_status(step)}" for step in steps)
     if recipe.start is not None and (others := pipeline.start_plan(recipe, workdir)):
         yield f"  its training starts from the adapter of {recipe.start.name}:"
@@ -38,6 +46,7 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     prices = [one.usd for one in asked.values() if one.usd is not None]
     if asked and len(prices) == len(asked):
         yield f"  Gemini in all: {_against_the_limit(sum(prices), ledger.spent(workdir), recipe.gemini.max_usd)}"
+    yield from (f"  {line}" for line in _training(recipe, steps, rows.get("train", 0)))
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees:"
         other = recipes.variant(recipe, recipe.compare.set)
@@ -52,6 +61,34 @@ def _against_the_limit(price: float, spent: float, limit: float | None) -> str:
     return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}"
 
 
+def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int) -> Iterator[str]:
+    """Memory and hours of the training, if it is to do, by types of GPU."""
+    done = {step.stage.name: step.finished for step in steps if step.finished is not None}
+    if "train" in done or "train" not in {step.stage.name for step in steps}:
+        return
+    rules, found = recipe.train, _shape(recipe.train)
+    if found is None:
+        yield f"train: memory and hours unknown: no config of {rules.model} is here, or its kind is not known"
+        return
+    rows = done["mix"].manifest.rows_out if "mix" in done else footprint.training_rows(recipe, raw_rows)
+    sample = [row for row in islice(_furthest(recipe, done), SAMPLE_ROWS) if row["split"] == "train"]
+    each = done["encode"].manifest.extra["tokens"] / rows if "encode" in done else footprint.row_tokens(recipe, sample)
+    yield from footprint.describe(found, recipe, rows, each)
+
+
+def _shape(rules: recipes.Train) -> footprint.Shape | None:
+    """Of the base, without a download; null where nothing is known of it."""
+    from transformers import AutoConfig
+
+    if rules.model in footprint.KNOWN:
+        return footprint.KNOWN[rules.model]
+    options = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code, "local_files_only": True}
+    try:
+        return footprint.shape(AutoConfig.from_pretrained(models.resolve(rules.model), **options))
+    except (OSError, ValueError):
+        return None
+
+
 def _mode(one: Estimate) -> str:
     return f"{one.mode} ({one.why})" if one.why else one.mode
 
@@ -62,19 +99,16 @@ def _status(step: Step) -> str:
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
 
 
-def _rows(recipe: Recipe, ingested: Artifact | None) -> Iterator[str]:
-    """The rows of each split; of raw files also those that a run would refuse."""
+def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Mapping[str, int], list[str]]:
+    """(rows by split, in words what a run would refuse of raw files)."""
     if ingested is not None:
-        yield _counts({split: int(rows) for split, rows in ingested.manifest.extra["splits"].items()})
-        return
+        return {split: int(rows) for split, rows in ingested.manifest.extra["splits"].items()}, []
     tally = ingest.preview(recipe)
-    yield _counts(tally.rows(tally.kept))
-    for (name, reason), rows in tally.refused.items():
-        yield f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
-
-
-def _counts(rows: Mapping[str, int]) -> str:
-    return "rows: " + ", ".join(f"{split} {rows.get(split, 0)}" for split in ingest.SPLITS)
+    refused = [
+        f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
+        for (name, reason), rows in tally.refused.items()
+    ]
+    return tally.rows(tally.kept), refused
 
 
 def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:

@@ -59,12 +59,12 @@ def adapters(rules: Train) -> list[str]:
     return [f"{fold.name}/{ADAPTER}" for fold in of(rules)] or [ADAPTER]
 
 
-def check(mix: Artifact, dropped: frozenset[str], rules: Train) -> None:
+def check(encoded: Artifact, dropped: frozenset[str], rules: Train) -> None:
     """Raise TrainingError, before anything is trained, where a fold has nothing to be judged by, or to learn from."""
     chosen, found = of(rules), Counter[tuple[int, str | None, int]]()
     if not chosen:
         return
-    for table in mix.tables(COLUMNS):
+    for table in encoded.tables(COLUMNS):
         table = table.filter(pc.invert(pc.is_in(table.column("pair_id"), pa.array(list(dropped), pa.string()))))
         for fold in chosen:
             parts = zip(fold.parts(table).to_pylist(), table.column("label").to_pylist(), strict=True)

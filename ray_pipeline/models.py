@@ -8,15 +8,22 @@ from ray_pipeline import storage
 from ray_pipeline.errors import ModelError
 
 SANDBOX = "sandbox://"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+"""Endings of files that hold weights."""
 
 
-def identity(name: str, revision: str | None) -> str:
-    """What an artifact's identity knows of a model: a hub name with its revision, or a folder's content."""
+def identity(name: str, revision: str | None, weights: bool = True) -> str:
+    """What an artifact's identity knows of a model: a hub name with its revision, or a folder's content.
+
+    Without `weights`, files that hold them do not count: it is the tokenizer that matters.
+    """
     resolve(name)  # an incomplete folder is found here, while the run is planned
     path = _folder(name)
     if path is None:
         return f"{name}@{revision or 'main'}"
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    if not weights:
+        files = [file for file in files if file.suffix not in WEIGHTS and not file.name.endswith(".index.json")]
     return json.dumps({str(file.relative_to(path)): _file_hash(file) for file in files}, sort_keys=True)
 
 

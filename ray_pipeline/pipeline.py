@@ -13,6 +13,7 @@ from ray_pipeline import (
     claim,
     dedupe,
     embed,
+    encode,
     evaluate,
     ingest,
     languages,
@@ -38,10 +39,11 @@ from ray_pipeline.report.assemble import Finished
 from ray_pipeline.sandbox import serving
 from ray_pipeline.stage import Context, Stage
 from ray_pipeline.train import stage as train
+from ray_pipeline.train import trackers
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
-    negatives.STAGE, mix.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
+    negatives.STAGE, mix.STAGE, encode.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
 )  # fmt: skip
 RAY_ADVICE = "\nFailed to apply UDF transform after "
 """Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
@@ -107,6 +109,7 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
         if pending:
             _expect_key(recipe, {step.stage.name for step in pending})
             _expect_models(recipe, {step.stage.name for step in pending})
+            trackers.check(recipe.train)
             runtime.start(recipe.runtime)
             _expect_room(recipe, {step.stage.name for step in pending})
         for step in steps:

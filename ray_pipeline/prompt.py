@@ -1,4 +1,7 @@
-"""What the model reads: a zero-shot instruction per task (paper, step 5), then the query, then the target.
+"""What the model reads: an instruction, then the query, then the target.
+
+The instruction is the zero-shot one (paper, step 5), or names four steps on the way to the answer, as the second team's
+prompt does (arXiv 2601.05259, whose wording is not published).
 
 The instruction comes first, since it is what all prompts share. Each piece is tokenised on its own, so that a prompt's
 tokens are the same whatever it is cut or cached by.
@@ -9,12 +12,26 @@ from typing import Any
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.text import levels
+from ray_pipeline.text import language_code, levels
 
 INSTRUCTIONS = {
     ("QC", "zero_shot"): "Is the product category relevant to the shop search query? Answer yes or no.",
     ("QI", "zero_shot"): "Is the product relevant to the shop search query? Answer yes or no.",
+    ("QC", "four_steps"): (
+        "Is the product category relevant to the shop search query? Work it out in four steps. "
+        "1. Translate the query into English. 2. Understand which product the customer means. "
+        "3. Match this product with each level of the category. 4. Judge whether the category is relevant. "
+        "Answer yes or no."
+    ),
+    ("QI", "four_steps"): (
+        "Is the product relevant to the shop search query? Work it out in four steps. "
+        "1. Translate the query into English. 2. Understand which product the customer means. "
+        "3. Match it with kind, brand and attributes of the product. 4. Judge whether the product is relevant. "
+        "Answer yes or no."
+    ),
 }
+SHOWN = ("query", "target", "query_en", "language")
+"""What a prompt may show of a row."""
 CHUNK_ROWS = 5000
 MIN_ROOM = 16
 """Tokens that query and target must have together."""
@@ -43,28 +60,41 @@ class Prompt:
         """What all prompts of the task begin with."""
         return INSTRUCTIONS[self.task, self.rules.template]
 
-    def pieces(self, query: str, target: str, query_en: str | None) -> tuple[str, str, str, str, str]:
+    @property
+    def optional(self) -> list[str]:
+        """What of `SHOWN` the recipe adds to query and target."""
+        rules = self.rules
+        return [name for name, shown in (("query_en", rules.pivot), ("language", rules.language_tag)) if shown]
+
+    def pieces(
+        self, query: str, target: str, query_en: str | None, language: str | None = None
+    ) -> tuple[str, str, str, str, str]:
         """Instruction, query, what stands between, target, end."""
         if self.rules.pivot and query_en:
             query = f"{query} - {query_en}"
+        if self.rules.language_tag and language:
+            query = f"[{language_code(language)}] {query}"
         if self.rules.level_markers:
             target = " ".join(f"[L{depth}] {level}" for depth, level in enumerate(levels(target), 1))
         return f"{self.instruction}\nQuery:", f" {query}", f"\n{TARGET_NAMES[self.task]}:", f" {target}", "\nAnswer:"
 
-    def render(self, query: str, target: str, query_en: str | None = None) -> str:
+    def render(self, query: str, target: str, query_en: str | None = None, language: str | None = None) -> str:
         """The prompt as text."""
-        return "".join(self.pieces(query, target, query_en))
+        return "".join(self.pieces(query, target, query_en, language))
 
     def encode(self, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Encoded]:
-        """Prompts of rows with `query`, `target` and `query_en` as token ids, cut to `max_tokens`: the target first.
+        """Prompts of rows with `query`, `target`, `query_en` and `language` as token ids.
 
+        They are cut to `max_tokens`: the target first.
         Raises RecipeError where the instruction leaves no room for query and target.
         """
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         encoded: list[Encoded] = []
         for first in range(0, len(rows), CHUNK_ROWS):  # a tokenizer keeps far more than ids of all that it is given
             chunk = rows[first : first + CHUNK_ROWS]
-            texts = [self.pieces(row["query"], row["target"], row.get("query_en")) for row in chunk]
+            texts = [
+                self.pieces(row["query"], row["target"], row.get("query_en"), row.get("language")) for row in chunk
+            ]
             flat = [piece for pieces in texts for piece in pieces]
             ids = tokenizer(flat, add_special_tokens=False)["input_ids"]
             encoded += [self._fit(start, ids[i : i + 5]) for i in range(0, len(ids), 5)]

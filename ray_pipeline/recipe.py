@@ -487,7 +487,11 @@ class SelfValidation(Section):
 class Prompt(Section):
     """What the model reads."""
 
-    template: Literal["zero_shot"] = "zero_shot"
+    template: Literal["zero_shot", "four_steps"] = "zero_shot"
+    """`four_steps`: the instruction names translation, intent, match and judgement (2nd team); three times as long,
+    which costs little where what prompts begin with is computed once."""
+    language_tag: bool = False
+    """The query follows its language's code: `[de] rote schuhe`."""
     level_markers: bool = False
     """QC: `[L1] home [L2] kitchen` instead of the raw path (EAR-MP, DILAB)."""
     pivot: bool = False
@@ -516,8 +520,9 @@ class Train(Section):
     """Hub name, local folder, or `sandbox://…`."""
     revision: str | None = None
     trust_remote_code: bool = False
-    precision: Literal["float32", "bfloat16", "nf4"] = "nf4"
-    """`nf4`: 4-bit base by bitsandbytes with double quantisation, bfloat16 compute."""
+    precision: Literal["float32", "bfloat16", "int8", "nf4"] = "nf4"
+    """Bases by bitsandbytes: `nf4`, 4-bit with double quantisation, bfloat16 compute; `int8`, 8-bit with outliers
+    kept in bfloat16 (LLM.int8(), arXiv 2208.07339)."""
     head: Literal["classification", "yes_no"] = "classification"
     """`classification`: a new layer, trained along with the adapter. `yes_no`: how much more likely the base itself
     finds one word than another after the prompt; nothing but the adapter is trained."""
@@ -567,6 +572,9 @@ class Train(Section):
     """Stop after so many optimiser steps, with an evaluation; the schedule ends there too. For trying things out."""
     overfit_rows: Annotated[int, Field(ge=2)] | None = None
     """Train on so many rows only, half of each label: a model that cannot learn them by heart is set up wrongly."""
+    trackers: list[Literal["wandb", "mlflow"]] = []
+    """Where else the learning curves go, while training runs; never part of an artifact's identity. Their addresses and
+    keys come from the environment of the nodes: WANDB_API_KEY, or WANDB_MODE=offline; MLFLOW_TRACKING_URI."""
     deterministic: bool = False
     """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
     folds: Annotated[int, Field(ge=2)] | None = None
@@ -587,9 +595,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:
-        if self.precision == "nf4" and self.deepspeed.startswith("zero3"):
+        if self.quantised and self.deepspeed.startswith("zero3"):
             raise ValueError(
-                f"train.precision nf4 does not work with train.deepspeed {self.deepspeed}: take zero2, or bfloat16"
+                f"train.precision {self.precision} does not work with train.deepspeed {self.deepspeed}: take zero2, or "
+                "bfloat16"
             )
         if self.lora.dora and self.deepspeed.startswith("zero3"):
             raise ValueError(
@@ -603,6 +612,11 @@ class Train(Section):
         if self.answers[0] == self.answers[1]:
             raise ValueError("train.answers must be two different words: relevant first")
         return self
+
+    @property
+    def quantised(self) -> bool:
+        """Whether bitsandbytes holds the base."""
+        return self.precision in ("int8", "nf4")
 
     @property
     def zero_stage(self) -> int:

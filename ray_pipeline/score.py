@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from ray_pipeline import folds, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.prompt import SHOWN
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.scoring.adapters import Adapter
 from ray_pipeline.scoring.scorer import Batches, Scorer
@@ -31,7 +32,7 @@ class Scoring:
 
     def __call__(self, table: pa.Table) -> shards.Result:
         table = table.filter(pc.fill_null(pc.not_equal(table.column("part"), "train"), True))
-        found = self._scorer(table.select(["query", "target", "query_en"]).to_pylist())
+        found = self._scorer(table.select(SHOWN).to_pylist())
         scored = table.select(["pair_id", "split", "part"])
         scored = scored.append_column("score", pa.array(found.scores, pa.float32()))
         scored = scored.append_column("truncated", pa.array(found.truncated, pa.bool_()))
@@ -55,7 +56,7 @@ def run(context: Context) -> Outcome:
         tables.SCORES,
         workers=recipe.runtime.score_workers,
         label="score",
-        columns=["pair_id", "split", "part", "query", "query_en", "target"],
+        columns=["pair_id", "split", "part", *SHOWN],
         num_cpus=recipe.runtime.cpus_per_worker,
         num_gpus=recipe.runtime.gpus_per_worker,
     )

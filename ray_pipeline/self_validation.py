@@ -123,25 +123,25 @@ def run(context: Context) -> Outcome:
 def _fold(context: Context, fold: int) -> Artifact:
     """Scores of one fold's rows by a model of the others."""
     recipe, folder = _for_folds(context.recipe), storage.join(context.folder, FOLDS, str(fold))
-    rest = _mapped(context, storage.join(folder, "mix"), partial(without, fold, recipe.self_validation))
-    held = _mapped(context, storage.join(folder, "held"), partial(held_out, fold, recipe.self_validation))
+    rest = _mapped(context, "encode", storage.join(folder, "encode"), partial(without, fold, recipe.self_validation))
+    held = _mapped(context, "mix", storage.join(folder, "held"), partial(held_out, fold, recipe.self_validation))
 
     def inside(stage: Stage, **inputs: Artifact) -> Artifact:
         own = Context(recipe, inputs, storage.join(folder, stage.name), context.workdir, {})
         return _finished(own.folder, lambda: stage.run(own))
 
-    trained = inside(train.STAGE, mix=rest)
+    trained = inside(train.STAGE, encode=rest)
     return inside(score.STAGE, dedupe=held, train=trained)
 
 
-def _mapped(context: Context, folder: str, work: shards.Work) -> Artifact:
+def _mapped(context: Context, stage: str, folder: str, work: shards.Work) -> Artifact:
     def make() -> Outcome:
         return Outcome(
             shards.map_shards(
-                shards.sources([context.inputs["mix"]]),
+                shards.sources([context.inputs[stage]]),
                 lambda: work,
                 folder,
-                tables.PAIRS,
+                tables.ENCODED if stage == "encode" else tables.PAIRS,
                 workers=runtime.worker_count(context.recipe.runtime.map_workers),
                 label="fold",
             )
@@ -161,4 +161,4 @@ def _finished(folder: str, make: Callable[[], Outcome]) -> Artifact:
     return artifact.commit(folder, storage.name(folder), {}, {}, outcome.counts, seconds, outcome.extra)
 
 
-STAGE = Stage("self_validation", ("mix",), config, run)
+STAGE = Stage("self_validation", ("mix", "encode"), config, run)

@@ -203,6 +203,23 @@ def map_shards(
     return artifact.total([*kept, *collect(dataset, label, len(missing), progress)])
 
 
+def map_here(
+    inputs: Sequence[Source],
+    make: Callable[[], Work],
+    folder: str,
+    schema: pa.Schema | None,
+    columns: list[str] | None = None,
+) -> Counts:
+    """As `map_shards`, one shard after the other in this process: for so few rows that a worker is not worth it."""
+    done = set(artifact.present_shards(folder))
+    missing = [source for source in inputs if source.name not in done]
+    kept, work = artifact.counts_of(folder, sorted(done)), make() if missing else None
+    for source in missing:
+        assert work is not None
+        kept.append(store(folder, source.name, work(read_source(source, columns)), schema))
+    return artifact.total(kept)
+
+
 def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets: int, label: str) -> list[Counts]:
     """Bring rows of equal BUCKET together and reduce each bucket, a table and its shard's name, on a Ray task."""
 

@@ -63,6 +63,19 @@ ANNOTATIONS = pa.schema(
     ]
 )
 
+ENCODED = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),  # train, tune
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),  # tokens of the prompt
+        pa.field("truncated", pa.bool_(), nullable=False),  # the prompt had to be cut
+    ]
+)
+
 VERDICTS = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),

@@ -40,7 +40,7 @@ def test_every_stage_accounts_for_every_row(finished: dict[str, Any]) -> None:
 def test_every_table_has_its_schema_and_unique_ids(finished: dict[str, Any]) -> None:
     schemas = dict.fromkeys(("ingest", "languages", "split", "dedupe", "negatives", "mix"), tables.PAIRS)
     schemas |= {"translate": tables.TRANSLATIONS, "audit": tables.AUDITED, "score": tables.SCORES}
-    schemas |= {"evaluate": tables.PREDICTIONS, "train": tables.CURVES}
+    schemas |= {"encode": tables.ENCODED, "evaluate": tables.PREDICTIONS, "train": tables.CURVES}
     for stage, schema in schemas.items():
         table = artifact(finished, stage).read()
         assert table.schema.remove_metadata().equals(schema), stage

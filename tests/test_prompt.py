@@ -55,8 +55,8 @@ def prompt(task: str = "QC", **rules: Any) -> Prompt:
     return Prompt(task, recipes.Prompt(**rules))
 
 
-def row(query: str, target: str, query_en: str | None = None) -> dict[str, Any]:
-    return {"query": query, "target": target, "query_en": query_en}
+def row(query: str, target: str, query_en: str | None = None, language: str | None = None) -> dict[str, Any]:
+    return {"query": query, "target": target, "query_en": query_en, "language": language}
 
 
 def encode(tokenizer: Tiny, query: str, target: str, **rules: Any) -> Encoded:
@@ -68,7 +68,7 @@ ROWS = [
     row("red shoes", "fashion,shoes"),
     row("赤い靴 サイズ24", "fashion, men & women,shoes"),
     row("รองเท้า", "shoes", "shoes"),
-    row("zapatos rojos", "a", "red shoes"),
+    row("zapatos rojos", "a", "red shoes", "es"),
 ]
 
 
@@ -104,7 +104,43 @@ def test_pivot(pivot: bool, query_en: str | None, shown: str) -> None:
     assert f"\nQuery: {shown}\n" in prompt(pivot=pivot).render("zapatos", "home", query_en)
 
 
-@pytest.mark.parametrize("rules", [{}, {"pivot": True}, {"level_markers": True}])
+def test_a_prompt_with_all_that_it_can_show() -> None:
+    made = prompt(template="four_steps", language_tag=True, pivot=True, level_markers=True)
+    assert made.render("rote schuhe", "fashion, men & women,shoes", "red shoes", "de") == (
+        "Is the product category relevant to the shop search query? Work it out in four steps. "
+        "1. Translate the query into English. 2. Understand which product the customer means. "
+        "3. Match this product with each level of the category. 4. Judge whether the category is relevant. "
+        "Answer yes or no.\n"
+        "Query: [de] rote schuhe - red shoes\n"
+        "Category: [L1] fashion, men & women [L2] shoes\n"
+        "Answer:"
+    )
+    assert made.optional == ["query_en", "language"] and prompt().optional == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "language", "shown"),
+    [(True, "vn", "[vi] giày"), (True, "pt-BR", "[pt] giày"), (True, None, "giày"), (False, "vn", "giày")],
+)
+def test_the_language_tag(tag: bool, language: str | None, shown: str) -> None:
+    assert f"\nQuery: {shown}\n" in prompt(language_tag=tag).render("giày", "home", None, language)
+
+
+@pytest.mark.parametrize("task", ["QC", "QI"])
+def test_four_steps_are_an_instruction_like_the_other(tokenizer: Tiny, task: str) -> None:
+    steps = prompt(task, template="four_steps", max_tokens=1000)
+    assert [f"{number}." in steps.instruction for number in (1, 2, 3, 4, 5)] == [True] * 4 + [False]
+    assert steps.render("a", "b").removeprefix(steps.instruction) == prompt(task).render("a", "b").removeprefix(
+        prompt(task).instruction
+    )
+    found = steps.encode(tokenizer, ROWS)
+    shared = len(tokenizer.ids(f"{steps.instruction}\nQuery:"))
+    assert len({tuple(one.ids[: shared + 1]) for one in found}) == 1
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"pivot": True}, {"level_markers": True}, {"language_tag": True}, {"template": "four_steps"}]
+)
 def test_tokens_are_those_of_the_pieces_and_say_the_text(tokenizer: Tiny, rules: dict[str, Any]) -> None:
     made = prompt(max_tokens=1000, **rules)
     for found, one in zip(made.encode(tokenizer, ROWS), ROWS, strict=True):

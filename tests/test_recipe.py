@@ -37,6 +37,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ),
         (
             "QC",
+            {"train__precision": "int8", "train__deepspeed": "zero3_offload"},
+            ["train.precision int8", "train.deepspeed zero3_offload"],
+        ),
+        (
+            "QC",
             {"train__precision": "bfloat16", "train__deepspeed": "zero3", "train__lora": {"dora": True}},
             ["train.lora.dora", "train.deepspeed zero3"],
         ),
@@ -156,7 +161,7 @@ def test_the_neighbouring_legal_combination_is_accepted(make_recipe: Make, task:
         ({"train": {"lora": {"r": 8}}}, "train.lora.r"),
         ({"train": {"epochs": 0}}, "train.epochs"),
         ({"train": {"epochs": "many"}}, "train.epochs"),
-        ({"train": {"precision": "int8"}}, "train.precision"),
+        ({"train": {"precision": "int4"}}, "train.precision"),
         ({"train": None}, "train"),
         ({"task": "QA"}, "task"),
         ({"name": "a name"}, "name"),

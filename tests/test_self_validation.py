@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, self_validation, storage, tables
+from ray_pipeline import artifact, encode, self_validation, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Recipe, SelfValidation
 from ray_pipeline.sandbox.shop import ShopSpec, row
@@ -103,8 +103,10 @@ def judged(
                   "batch_rows": 16, "micro_batch_rows": 16, "lora": {"rank": 32, "alpha": 32}},
         "self_validation": {"folds": 2, "confidence": 0.7}, "runtime": {"map_workers": 1},
     }  # fmt: skip
-    inputs = {"mix": finished(folder, "mix", rows, tables.PAIRS, shards=2)}
-    context = Context(recipes.validate(raw, "test"), inputs, str(folder / "verdicts"), str(folder), {})
+    chosen, mix = recipes.validate(raw, "test"), finished(folder, "mix", rows, tables.PAIRS, shards=2)
+    encoding = encode.run(Context(chosen, {"mix": mix}, str(folder / "encoded"), str(folder), {}))
+    encoded = artifact.commit(str(folder / "encoded"), "encode", {}, {}, encoding.counts, 0.0, encoding.extra)
+    context = Context(chosen, {"mix": mix, "encode": encoded}, str(folder / "verdicts"), str(folder), {})
     outcome = self_validation.run(context)
     assert outcome.counts.rows_in == outcome.counts.rows_out + outcome.counts.rows_rejected
     found = artifact.commit(context.folder, "self_validation", {}, {}, outcome.counts, 0.0, outcome.extra)
@@ -138,7 +140,7 @@ def test_rows_that_are_dropped_are_not_trained_on(judged: Any) -> None:
     own = Context(context.recipe, {**context.inputs, "self_validation": found}, "", "", {})
     dropped = train._dropped(own)
     assert refused is not None and dropped == set(refused.column("pair_id").to_pylist())
-    _, data = work._data(context.recipe, context.inputs["mix"], dropped)
+    _, data = work._data(context.recipe, context.inputs["encode"], dropped)
     parts = Counter(r["part"] for r in rows)
     assert (len(data.train.ids), len(data.tune.ids)) == (parts["train"] - len(dropped), parts["tune"])
 

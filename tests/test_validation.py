@@ -97,6 +97,7 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
     vectors = [{"text_id": f"t{i}", "text": train[i]["target"], "role": "target", "vector": units[i]} for i in range(6)]
     both = [*placed, *texts]
     mixed = [row for row in [*both, *mined] if row["part"] in ("train", "tune")]
+    encoded = [row | {"ids": [2, 7, 9], "truncated": False} for row in mixed]
     tuned = [row for row in placed if row["part"] != "train"]
     scored = [made.scored(row, 0.9 if (row["label"] or 0) else 0.1) for row in tuned]
     languages = [*whole[: len(PARTS)], withheld, *whole[len(PARTS) :]]
@@ -107,8 +108,8 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
         "split": (placed, tables.PAIRS, refused), "translate": ([*asked, *copied], tables.TRANSLATIONS, []),
         "audit": (asked, tables.AUDITED, copied), "dedupe": (both, tables.PAIRS, []),
         "embed": (vectors, tables.embeddings(4), []), "negatives": (mined, tables.PAIRS, []),
-        "mix": (mixed, tables.PAIRS, []), "self_validation": ([], tables.VERDICTS, []),
-        "score": (scored, tables.SCORES, []),
+        "mix": (mixed, tables.PAIRS, []), "encode": (encoded, tables.ENCODED, []),
+        "self_validation": ([], tables.VERDICTS, []), "score": (scored, tables.SCORES, []),
     }  # fmt: skip
 
 
@@ -147,6 +148,7 @@ def build(folder: Path) -> None:
             if name == "score":
                 rows_ = [row | {"adapter": found["train"].manifest.fingerprint} for row in rows_]
             extra = {"translated": 3, "leaks": {}} if name == "dedupe" else {}
+            extra |= {"tokens": 3 * len(rows_), "truncated": 0} if name == "encode" else {}
             found[name] = store(step, rows_, schema, refused, extra)
     outputs.write([(Finished(chosen, found, frozenset()), None)], str(folder / "out"), "the command")
 

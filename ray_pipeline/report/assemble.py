@@ -17,7 +17,7 @@ from ray_pipeline.annotation.people import people
 from ray_pipeline.annotation.sampling import ACCEPTED
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.findings import findings
-from ray_pipeline.prompt import Prompt
+from ray_pipeline.prompt import SHOWN, Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.data import (
     Comparison,
@@ -79,6 +79,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         gains=evaluation.gains,
         account=_account(run.artifacts["dedupe"], run.artifacts["negatives"]),
         self_validation=_contradicted(run.artifacts["self_validation"]),
+        cut_prompts=_cut_prompts(run.artifacts["encode"]),
     )
     return replace(report, findings=findings(report))
 
@@ -224,9 +225,13 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
 
 
 def _prompt_example(run: Finished) -> str:
-    shards = run.artifacts["mix"].tables(["query", "target", "query_en"])
+    shards = run.artifacts["mix"].tables(list(SHOWN))
     row = next(row for table in shards for row in table.slice(0, 1).to_pylist())
-    return Prompt(run.recipe.task, run.recipe.prompt).render(row["query"], row["target"], row["query_en"])
+    return Prompt(run.recipe.task, run.recipe.prompt).render(**row)
+
+
+def _cut_prompts(encoded: Artifact) -> tuple[int, int]:
+    return encoded.manifest.extra["truncated"], encoded.manifest.rows_out
 
 
 def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) -> Report:

@@ -274,6 +274,8 @@ class TaskReport:
     account: DataAccount | None = None
     self_validation: list[Contradicted] = field(default_factory=list)
     """By language and origin; empty where the recipe has no such filter."""
+    cut_prompts: tuple[int, int] | None = None
+    """Prompts of the training set that had to be cut, and all of them."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from ray_pipeline import cli, runtime, storage
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import adapters, job, relevance, rows
 from ray_pipeline.scoring.scorer import Batches, Scorer
@@ -89,7 +90,7 @@ def _score(options: argparse.Namespace) -> int:
     chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
     first = chosen[0].saved
     files = rows.find(options.input)
-    columns = rows.columns(files[0], first.task, dict(options.columns), english=first.prompt.pivot)
+    columns = rows.columns(files[0], first.task, dict(options.columns), Prompt(first.task, first.prompt).optional)
     threshold = relevance.threshold(chosen) if options.threshold is None else options.threshold
     where = Runtime(
         address=options.address, gpus_per_worker=options.gpus_per_worker, cpus_per_worker=options.cpus_per_worker

@@ -15,6 +15,7 @@ import pyarrow.csv
 from ray_pipeline import artifact, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.errors import CorruptArtifactError, InputError
+from ray_pipeline.prompt import SHOWN
 from ray_pipeline.rawfiles import RawFile
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import rows
@@ -67,7 +68,7 @@ class Work:
 
     def __call__(self, table: pa.Table) -> Result:
         sound = table.filter(table.column("reason").is_null())
-        found = self._score(sound.select(["query", "target", "query_en"]).to_pylist())
+        found = self._score(sound.select(SHOWN).to_pylist())
         one = pa.array([self._adapter], pa.string())
         columns = {
             "score": found.scores,

@@ -47,13 +47,16 @@ class RelevanceModel:
         chosen = adapters.read([os.fspath(one) for one in folders], base, check_base)
         return cls(chosen, Scorer(chosen, _device(device), Batches(batch_rows)))
 
-    def score(self, queries: Texts, targets: Texts, queries_en: Texts | None = None) -> npt.NDArray[np.float32]:
+    def score(
+        self, queries: Texts, targets: Texts, queries_en: Texts | None = None, languages: Texts | None = None
+    ) -> npt.NDArray[np.float32]:
         """Probabilities of relevance `[n]` float32 of `queries [n]` and `targets [n]`, in their order.
 
-        `queries_en [n]` are the queries in English, for an adapter whose prompt shows them. Raises InputError for
-        lengths that differ and for what is not text or empty, ModelError for a score that is not finite.
+        `queries_en [n]` are the queries in English, `languages [n]` the codes of their languages, for an adapter whose
+        prompt shows them. Raises InputError for lengths that differ and for what is not text or empty, ModelError for a
+        score that is not finite.
         """
-        rows = self._rows(queries, targets, queries_en)
+        rows = self._rows(queries, targets, queries_en, languages)
         if not rows:
             return np.zeros(0, np.float32)
         scored = self._scorer(rows)
@@ -65,26 +68,36 @@ class RelevanceModel:
         return scored.scores
 
     def predict(
-        self, queries: Texts, targets: Texts, queries_en: Texts | None = None, threshold: float | None = None
+        self,
+        queries: Texts,
+        targets: Texts,
+        queries_en: Texts | None = None,
+        threshold: float | None = None,
+        languages: Texts | None = None,
     ) -> npt.NDArray[np.int8]:
         """Whether pairs are relevant, 0 or 1 `[n]` int8: where the score is at least the threshold, see `score`.
 
         `threshold` null: the adapter's own, chosen on the tune part; 0.5 if it has none.
         """
         cut = self.threshold if threshold is None else threshold
-        return (self.score(queries, targets, queries_en) >= np.float32(cut)).astype(np.int8)
+        return (self.score(queries, targets, queries_en, languages) >= np.float32(cut)).astype(np.int8)
 
-    def _rows(self, queries: Texts, targets: Texts, queries_en: Texts | None) -> list[dict[str, Any]]:
+    def _rows(
+        self, queries: Texts, targets: Texts, queries_en: Texts | None, languages: Texts | None
+    ) -> list[dict[str, Any]]:
         named: dict[str, Texts] = {"queries": queries, "targets": targets}
-        if queries_en is not None:
-            named["queries_en"] = queries_en
-        elif self._adapters[0].saved.prompt.pivot:
+        named |= {"queries_en": queries_en} if queries_en is not None else {}
+        named |= {"languages": languages} if languages is not None else {}
+        rules = self._adapters[0].saved.prompt
+        if rules.pivot and queries_en is None:
             raise InputError("queries_en: this adapter reads the query in English too: give one for each query")
+        if rules.language_tag and languages is None:
+            raise InputError("languages: this adapter reads the query's language too: give a code for each query")
         texts = {name: _texts(name, values) for name, values in named.items()}
         for name, values in texts.items():
             if len(values) != len(texts["queries"]):
                 raise InputError(f"{name}: {len(values)} rows, queries has {len(texts['queries'])}: give one for each")
-        names = {"queries": "query", "targets": "target", "queries_en": "query_en"}
+        names = {"queries": "query", "targets": "target", "queries_en": "query_en", "languages": "language"}
         columns = {names[name]: values for name, values in texts.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

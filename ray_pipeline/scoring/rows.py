@@ -71,10 +71,10 @@ def _expanded(path: str) -> list[str]:
     return found if len(found) == 1 else [url for url in found if not storage.name(url).startswith("_")]
 
 
-def columns(file: RawFile, task: str, chosen: Mapping[str, str], english: bool = False) -> Columns:
+def columns(file: RawFile, task: str, chosen: Mapping[str, str], needed: Sequence[str] = ()) -> Columns:
     """The columns that were chosen, else those of the usual names that a file has.
 
-    Raises InputError where query, target or, if `english` is asked for, the query in English is in none.
+    Raises InputError where query, target or what else is `needed` of a row is in none.
     """
     there, found = _names(file), dict(chosen)
     usual = {"query": ("query", "origin_query"), "target": ("target", submission.TARGET_KEYS[task])}
@@ -82,8 +82,8 @@ def columns(file: RawFile, task: str, chosen: Mapping[str, str], english: bool =
         column = next((column for column in usual.get(name, (name,)) if column in there), None)
         if column is not None:
             found.setdefault(name, column)
-    needed = ("query", "target", "query_en") if english else ("query", "target")
-    _check_columns(file, there, [*found.values(), *(name for name in needed if name not in found)])
+    missing = [name for name in ("query", "target", *needed) if name not in found]
+    _check_columns(file, there, [*found.values(), *missing])
     return Columns(**found)
 
 

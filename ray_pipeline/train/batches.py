@@ -1,9 +1,9 @@
 """Which rows go into which step: seeded, by length, the same after a restart. Pure numpy."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,22 @@ WINDOW_STEPS = 50
 """Rows are sorted by length within windows of so many steps: little padding, and still a shuffled order."""
 
 
+class Prompts(Protocol):
+    """Token ids of prompts `[n]`: lists of numbers, or `tokens.Tokens`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: Any, /) -> Any:
+        """One prompt's ids."""
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+
 @dataclass(frozen=True)
 class Examples:
     """Encoded prompts and their labels `[n]`."""
 
-    ids: list[list[int]]
+    ids: Prompts
     labels: npt.NDArray[np.float32]
     truncated: int
     """Prompts that had to be cut."""
@@ -31,7 +42,7 @@ class Examples:
     @property
     def lengths(self) -> Rows:
         """Tokens of each prompt `[n]`."""
-        return np.array([len(row) for row in self.ids], dtype=np.int64)
+        return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
 
 
 def encode(prompt: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Examples:

@@ -1,5 +1,6 @@
 """What turns losses into steps: plain torch on one device, or DeepSpeed ZeRO over several workers."""
 
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +121,12 @@ class DeepSpeedEngine:
         with deepspeed.zero.GatheredParameters(trained, modifier_rank=None):
             if torch.distributed.get_rank() == 0:
                 self._engine.module.model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def make_deterministic() -> None:
+    """Let torch take operations that give the same bits each time, where it has them; it warns of the others."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def save_chance(path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Train
 from ray_pipeline.train import batches, checkpoint, prefix
-from ray_pipeline.train.batches import Examples
+from ray_pipeline.train.batches import Examples, Prompts
 from ray_pipeline.train.engine import Engine, load_chance, save_chance
 from ray_pipeline.train.model import Classifier, pad
 
@@ -88,7 +89,7 @@ class Loop:
         self._folder, self._report = folder, report
         self._lengths = train.lengths
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
-        self._shared = prefix.common([*train.ids, *tune.ids]) if rules.shares_prefix else 0
+        self._shared = prefix.common(chain(train.ids, tune.ids)) if rules.shares_prefix else 0
         self._positive_weight = positive_weight(rules, train.labels)
         self._odd: str | None = None
         self.state = State(selection=rules.selection)
@@ -290,7 +291,7 @@ def score(
 
 @torch.no_grad()
 def _passes(
-    model: torch.nn.Module, prompts: list[list[int]], parts: list[batches.Rows], pad_id: int, device: str, *sharing: Any
+    model: torch.nn.Module, prompts: Prompts, parts: list[batches.Rows], pad_id: int, device: str, *sharing: Any
 ) -> npt.NDArray[np.float32]:
     """Probabilities of the rows of some batches, one after the other; the device is waited for once, at the end."""
     model.eval()

@@ -1,6 +1,6 @@
 """An adapter merged into its 16- or 32-bit base, written only if the scores stay what they were. Imports no Ray.
 
-Merging into 4-bit weights rounds the adapter away (peft#2321), so an adapter of a 4-bit base goes into the same base in
+Merging into 4-bit weights rounds the adapter away (peft#2321), so an adapter of a quantised base goes into that base in
 16 bits; how far that moves the scores is measured like everything else.
 """
 
@@ -85,7 +85,7 @@ def _sample(found: Saved, tokenizer: Any) -> list[list[int]]:
     from ray_pipeline.sandbox.shop import ShopSpec, pair
 
     pairs = [pair(ShopSpec(), found.task, "test", number) for number in range(SAMPLE_ROWS)]
-    rows = [{"query": made.query.text, "target": made.target, "query_en": None} for made in pairs]
+    rows = [{"query": made.query.text, "target": made.target, "language": made.query.language} for made in pairs]
     return [encoded.ids for encoded in Prompt(found.task, found.prompt).encode(tokenizer, rows)]
 
 

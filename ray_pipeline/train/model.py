@@ -13,6 +13,7 @@ from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
 from ray_pipeline.train import prefix
+from ray_pipeline.train.batches import Prompts
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
@@ -125,8 +126,8 @@ def load_base(rules: Train, device: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
-    if rules.precision == "nf4":
-        options |= {"quantization_config": _nf4(), "device_map": {"": device}}
+    if rules.quantised:
+        options |= {"quantization_config": _quantisation(rules), "device_map": {"": device}}
     options |= {"dtype": torch.float32 if rules.precision == "float32" else torch.bfloat16, "use_safetensors": True}
     name = models.resolve(rules.model)
     torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
@@ -138,7 +139,7 @@ def load_base(rules: Train, device: str) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
-    return model if rules.precision == "nf4" else model.to(device)
+    return model if rules.quantised else model.to(device)
 
 
 def _with_two_words(model: Any, rules: Train) -> Any:
@@ -168,15 +169,18 @@ def answer_tokens(tokenizer: Any, rules: Train) -> tuple[int, int]:
     return found[0][0], found[1][0]
 
 
-def _nf4() -> Any:
+def _quantisation(rules: Train) -> Any:
     from transformers import BitsAndBytesConfig
 
+    left_alone = [HEAD, ENCODER_HEAD, VOCABULARY]
+    if rules.precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_alone)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=[HEAD, ENCODER_HEAD, VOCABULARY],
+        llm_int8_skip_modules=left_alone,
     )
 
 
@@ -184,7 +188,7 @@ def with_adapter(base: Any, rules: Train) -> Any:
     """The base with a fresh LoRA adapter; adapter and head are trained, the rest is frozen."""
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
-    if rules.precision == "nf4":
+    if rules.quantised:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=rules.gradient_checkpointing)
     elif rules.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -252,7 +256,7 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
     return Classifier(PeftModel.from_pretrained(load_base(rules, device), str(folder))).eval()
 
 
-def pad(rows: list[list[int]], pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: Prompts, pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask `[n, t]` int64 of some prompts, padded on the right."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     mask = np.arange(lengths.max()) < lengths[:, None]

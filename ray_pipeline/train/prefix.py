@@ -5,8 +5,7 @@ back through them (prefix sharing as in Hydragen, arXiv 2402.05099, without its 
 what the rows of one query have in common behind it is a second level of the same.
 """
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -71,10 +70,11 @@ def shareable(config: Any) -> bool:
     return config.model_type in MODEL_TYPES and not getattr(config, "use_bidirectional_attention", False)
 
 
-def common(prompts: Sequence[list[int]]) -> int:
+def common(prompts: Iterable[list[int]]) -> int:
     """How many tokens all prompts begin with; each keeps one of its own at least."""
-    if not prompts:
-        return 0
-    first, last = min(prompts), max(prompts)  # by order, so all others begin with what these two begin with
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    return min(alike, min(map(len, prompts)) - 1)
+    shared: list[int] | None = None
+    for ids in prompts:
+        shared = ids[:-1] if shared is None else shared[: len(ids) - 1]
+        while ids[: len(shared)] != shared:
+            shared.pop()
+    return len(shared or [])

@@ -10,7 +10,7 @@ from ray_pipeline.recipe import Train
 from ray_pipeline.train.batches import Examples
 
 SAMPLE_ROWS = 64
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "nf4": 0.05}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.05, "nf4": 0.05}
 """Of probabilities. A 16-bit forward rounds each layer's output to 8 bits, and differs with the batch a row is in."""
 
 

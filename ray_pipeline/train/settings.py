@@ -80,8 +80,8 @@ def _checked(found: Settings, rules: Train) -> Settings:
     stage = found.get("zero_optimization", {}).get("stage")
     if stage not in (0, 1, 2, 3):
         raise refuse(f"zero_optimization.stage is {stage}, and must be 0, 1, 2 or 3")
-    if stage == 3 and rules.precision == "nf4":
-        raise refuse("train.precision nf4 does not work with ZeRO-3: take zero2, or train.precision bfloat16")
+    if stage == 3 and rules.quantised:
+        raise refuse(f"train.precision {rules.precision} does not work with ZeRO-3: take zero2, or bfloat16")
     if stage == 3 and rules.lora.dora:
         raise refuse("train.lora.dora does not work with ZeRO-3: take zero2, or train.lora.rslora")
     return found

@@ -37,7 +37,7 @@ def _fit(context: Context, fold: Fold | None) -> Any:
     gpus, folder = recipe.runtime.gpus_per_worker, _place(context.folder, fold)
     job = work.Job(
         recipe=recipe,
-        mix=context.inputs["mix"],
+        encoded=context.inputs["encode"],
         dropped=_dropped(context),
         settings=settings.read(recipe.train),
         folder=folder,
@@ -67,18 +67,18 @@ def _fit(context: Context, fold: Fold | None) -> Any:
 
 def run(context: Context) -> Outcome:
     """Fine-tune and keep the best adapter with its learning curves; with folds, one after the other."""
-    rules, mix, dropped = context.recipe.train, context.inputs["mix"], _dropped(context)
+    rules, encoded, dropped = context.recipe.train, context.inputs["encode"], _dropped(context)
     runtime.check_room(context.recipe.runtime, rules.workers)
     models.resolve(rules.model)
-    folds.check(mix, dropped, rules)
+    folds.check(encoded, dropped, rules)
     damaged = []
     with claim.held(context.folder):
         for number, fold in enumerate(folds.of(rules) or [None]):
             if not storage.exists(_curves(context.folder, number)):  # else all is there but the manifest
                 damaged += _train_and_keep(context, number, fold)
             storage.remove_tree(storage.join(_place(context.folder, fold), RUN_NAME))
-    rows = mix.manifest.rows_out - len(dropped)
-    extra = {"training_rows": _training_rows(mix) - len(dropped), "damaged_checkpoints": damaged}
+    rows = encoded.manifest.rows_out - len(dropped)
+    extra = {"training_rows": _training_rows(encoded) - len(dropped), "damaged_checkpoints": damaged}
     return Outcome(Counts(rows, rows), extra | _figures(context.folder))
 
 
@@ -150,8 +150,8 @@ def _raise_problem(folder: str) -> None:
         raise getattr(errors, problem["kind"])(problem["message"])
 
 
-def _training_rows(mix: Artifact) -> int:
-    return sum(int(pc.sum(pc.equal(table.column("part"), "train")).as_py() or 0) for table in mix.tables(["part"]))
+def _training_rows(encoded: Artifact) -> int:
+    return sum(int(pc.sum(pc.equal(table.column("part"), "train")).as_py() or 0) for table in encoded.tables(["part"]))
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
@@ -160,7 +160,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     model = models.identity(rules.model, rules.revision)
     unset = {"folds"} if rules.folds is None else set()
     return (
-        rules.model_dump(exclude={"model", "revision", "start", *unset})
+        rules.model_dump(exclude={"model", "revision", "start", "trackers", *unset})
         | starts.identity(recipe)
         | {
             "model": model,
@@ -170,4 +170,4 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     )
 
 
-STAGE = Stage("train", ("mix", "self_validation"), config, run, schema_version=2)
+STAGE = Stage("train", ("encode", "self_validation"), config, run, schema_version=2)

@@ -2,28 +2,29 @@
 
 import gc
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from ray_pipeline import storage, threshold
+from ray_pipeline import storage, threshold, tokens
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import OutOfMemoryError, PipelineError, TrainingError
 from ray_pipeline.folds import Fold
-from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, warm_up
+from ray_pipeline.tokens import Places
+from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, trackers, warm_up
 from ray_pipeline.train.batches import Examples
 
 PROBLEM = "problem.json"
-COLUMNS = ["pair_id", "part", "language", "query", "query_en", "target", "label", "origin", "group_id"]
 T = TypeVar("T")
 
 
@@ -32,7 +33,8 @@ class Job:
     """What is to be trained, and where it goes."""
 
     recipe: Recipe
-    mix: Artifact
+    encoded: Artifact
+    """The training set as token ids."""
     dropped: frozenset[str]
     """Ids of rows that are left out."""
     settings: settings.Settings
@@ -79,7 +81,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _train(job: Job) -> None:
     device = _join_workers(job.recipe)
-    tokenizer, data = _together(lambda: _data(job.recipe, job.mix, job.dropped, job.fold))
+    tokenizer, data = _together(lambda: _data(job.recipe, job.encoded, job.dropped, job.fold))
     with tempfile.TemporaryDirectory() as folder:
         with _enough_memory("as training began"):
             state = _learn(job, data, tokenizer, device, Path(folder))
@@ -95,12 +97,11 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     import torch
 
     from ray_pipeline.train import batches, loop, model
-    from ray_pipeline.train.engine import DeepSpeedEngine
+    from ray_pipeline.train.engine import DeepSpeedEngine, make_deterministic
 
     rules, context = job.recipe.train, ray.train.get_context()
     if rules.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        make_deterministic()
     worker = loop.Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
     classifier = model.Classifier(_together(lambda: _adapted(job, device, folder)))
     steps = loop.total_steps(batches.steps_per_epoch(len(data.train.ids), rules.batch_rows), rules)
@@ -109,12 +110,16 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     def report(figures: dict[str, float], place: Path) -> None:
         if worker.rank == 0:
             board.write(made.state.history, storage.join(job.folder, board.FOLDER))
+            trackers.add(tracked, made.state.history)
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
 
     made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report)
     torch.manual_seed(rules.seed + worker.rank)
-    _go_on(made)
-    return made.run()
+    with ExitStack() as stack:
+        opened = trackers.opened(job.recipe, storage.name(job.folder), folder, job.folder)
+        tracked = _together(lambda: stack.enter_context(opened) if worker.rank == 0 else [])
+        _go_on(made)
+        return made.run()
 
 
 def _adapted(job: Job, device: str, folder: Path) -> Any:
@@ -152,42 +157,45 @@ def _go_on(made: Any) -> None:
     made.state.damaged += damaged
 
 
-def _data(recipe: Recipe, mix: Artifact, dropped: frozenset[str], fold: Fold | None = None) -> tuple[Any, Data]:
+def _data(recipe: Recipe, encoded: Artifact, dropped: frozenset[str], fold: Fold | None = None) -> tuple[Any, Data]:
     """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from."""
     from ray_pipeline.train import batches, model
 
     tokenizer = model.load_tokenizer(recipe.train)
-    prompt = Prompt(recipe.task, recipe.prompt)
-    table = mix.read(COLUMNS).sort_by("pair_id")
-    parts = (fold.parts(table) if fold else table.column("part")).to_pylist()
-    rows = [(part, row) for part, row in zip(parts, table.to_pylist(), strict=True) if row["pair_id"] not in dropped]
-    train, tune = ([row for part, row in rows if part == one] for one in ("train", "tune"))
-    _both_labels("train", train, "more labelled rows, or a smaller split.tune and split.holdout")
-    _both_labels("tune", tune, "a larger split.tune, or more labelled rows")
-    train = _few(train, recipe.train.overfit_rows)
+    rows, ids = tokens.read(encoded)
+    labels = rows.column("label").to_numpy().astype(np.float32)
+    left_out = pc.is_in(rows.column("pair_id"), value_set=pa.array(list(dropped), pa.string())).to_numpy()
+    parts = (fold.parts(rows) if fold else rows.column("part")).to_numpy()
+    train, tune = (np.flatnonzero((parts == part) & ~left_out) for part in ("train", "tune"))
+    _both_labels("train", labels[train], "more labelled rows, or a smaller split.tune and split.holdout")
+    _both_labels("tune", labels[tune], "a larger split.tune, or more labelled rows")
+    train = _few(train, labels, recipe.train.overfit_rows)
     steps = batches.steps_per_epoch(len(train), recipe.train.batch_rows)
     if recipe.train.evaluations_per_epoch > steps:
         raise TrainingError(
             f"train.evaluations_per_epoch {recipe.train.evaluations_per_epoch} is more than the {steps} step(s) that "
             f"{len(train)} training rows make: lower it, or train.batch_rows"
         )
-    languages = [row["language"] for row in tune]
-    return tokenizer, Data(batches.encode(prompt, tokenizer, train), batches.encode(prompt, tokenizer, tune), languages)
+
+    def examples(chosen: Places) -> Examples:
+        own = rows.take(chosen)
+        return Examples(ids.take(chosen), labels[chosen], pc.sum(own["truncated"]).as_py(), own["pair_id"].to_pylist())
+
+    return tokenizer, Data(examples(train), examples(tune), rows.column("language").take(tune).to_pylist())
 
 
-def _both_labels(part: str, rows: list[dict[str, Any]], remedy: str) -> None:
-    labels = {row["label"] for row in rows}
-    if len(labels) < 2:
-        found = f"all {len(rows)} rows have label {labels.pop()}" if labels else "there are no rows"
+def _both_labels(part: str, labels: npt.NDArray[np.float32], remedy: str) -> None:
+    if len(np.unique(labels)) < 2:
+        found = f"all {len(labels)} rows have label {labels[0]:g}" if len(labels) else "there are no rows"
         raise TrainingError(f"the {part} part of the training set: {found}; the recipe needs {remedy}")
 
 
-def _few(rows: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+def _few(rows: Places, labels: npt.NDArray[np.float32], count: int | None) -> Places:
     """The first rows of both labels, half of each; all without a count."""
     if count is None:
         return rows
-    halves = [[row for row in rows if row["label"] == label] for label in (1, 0)]
-    return halves[0][: (count + 1) // 2] + halves[1][: count // 2]
+    positives, negatives = (rows[labels[rows] == label] for label in (1, 0))
+    return np.concatenate([positives[: (count + 1) // 2], negatives[: count // 2]])
 
 
 def _finish(job: Job, data: Data, tokenizer: Any, device: str, folder: Path, state: Any) -> None:
@@ -203,7 +211,7 @@ def _finish(job: Job, data: Data, tokenizer: Any, device: str, folder: Path, sta
     shutil.copytree(best, ready, ignore=shutil.ignore_patterns(loop.SCORES))
     figures = state.history[state.best]
     rows = model_card.TuneRows(data.tune_languages, data.tune.labels, scores)
-    text = model_card.render(recipe, job.mix.manifest.fingerprint, figures, rows, cut)
+    text = model_card.render(recipe, job.encoded.manifest.fingerprint, figures, rows, cut)
     (ready / model_card.FILE).write_text(text, encoding="utf-8")
     card.write(str(ready), _saved(job, data, tokenizer, cut))
     storage.upload_folder(ready, storage.join(job.folder, ADAPTER))

@@ -16,10 +16,11 @@ from ray_pipeline.validation.check import Check, Checks
 SCHEMAS: Mapping[str, pa.Schema] = {
     "ingest": tables.PAIRS, "languages": tables.PAIRS, "split": tables.PAIRS, "translate": tables.TRANSLATIONS,
     "audit": tables.AUDITED, "dedupe": tables.PAIRS, "negatives": tables.PAIRS, "mix": tables.PAIRS,
-    "self_validation": tables.VERDICTS, "train": tables.CURVES, "score": tables.SCORES, "evaluate": tables.PREDICTIONS,
+    "encode": tables.ENCODED, "self_validation": tables.VERDICTS, "train": tables.CURVES, "score": tables.SCORES,
+    "evaluate": tables.PREDICTIONS,
 }  # fmt: skip
 """Of the stages whose tables are of one schema whatever the recipe says."""
-PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", "evaluate": "score"}
+PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", "encode": "mix", "evaluate": "score"}
 """Stages that take in every row that another gives out."""
 WITHOUT_ROWS = ("train",)
 """Stages whose shards hold something else than the rows which they count."""

@@ -87,6 +87,15 @@ def test_an_adapter_that_reads_english_asks_for_it(tmp_path: Path) -> None:
     assert one != another
 
 
+def test_an_adapter_that_reads_the_language_asks_for_it(tmp_path: Path) -> None:
+    tagged = adapter(tmp_path / "tagged", prompt=recipe.Prompt(max_tokens=100, language_tag=True))
+    found = RelevanceModel.load(tagged, device="cpu")
+    with pytest.raises(InputError, match="languages: this adapter reads"):
+        found.score(["rote schuhe"], ["fashion,shoes"])
+    one, another = (found.score(["schuhe"], ["shoes"], languages=[code])[0] for code in ("de", "ar"))
+    assert one != another
+
+
 def test_the_mean_of_several_adapters_is_that_of_each_alone(folder: str, other: str, tmp_path: Path) -> None:
     third = adapter(tmp_path / "third", seed=3)
     alone = [RelevanceModel.load(one, device="cpu").score(QUERIES, TARGETS) for one in (folder, other, third)]

@@ -112,7 +112,9 @@ def test_the_usual_columns_are_found(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no column 'target', only \['category_path', 'id', 'origin_query'\]"):
         rows.columns(file, "QI", {})
     with pytest.raises(InputError, match="no column 'query_en'"):
-        rows.columns(file, "QC", {}, english=True)
+        rows.columns(file, "QC", {}, ["query_en"])
+    with pytest.raises(InputError, match="no column 'language'"):
+        rows.columns(file, "QC", {}, ["language"])
 
 
 def test_records_need_not_have_all_columns(tmp_path: Path) -> None:

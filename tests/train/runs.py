@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ray_pipeline import artifact, recipe, tables
+from ray_pipeline import artifact, encode, recipe, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context
@@ -38,10 +38,18 @@ def make(name: str = "sandbox://random-llama", workers: int = 2, **changes: Any)
     return recipe.validate(raw, "test")
 
 
+def encoded(chosen: Recipe, mix: Artifact, folder: Path | str) -> Artifact:
+    """The mix as token ids; so few rows need no Ray."""
+    url = str(folder)
+    outcome = encode.run(Context(chosen, {"mix": mix}, url, url, {}))
+    return artifact.commit(url, "encode", {}, {"mix": "f0"}, outcome.counts, 0.0, outcome.extra)
+
+
 def train(chosen: Recipe, mix: Artifact, folder: Path | str) -> Artifact:
     """Run the stage, or let it go on, and commit what it makes."""
     url = str(folder)
-    outcome = stage.run(Context(chosen, {"mix": mix}, url, url, {}))
+    inputs = {"encode": encoded(chosen, mix, f"{url}-encoded")}
+    outcome = stage.run(Context(chosen, inputs, url, url, {}))
     return artifact.commit(url, "train", {}, {}, outcome.counts, 0.0, outcome.extra)
 
 

@@ -16,7 +16,7 @@ from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.recipe import Train
 from ray_pipeline.train import loop as loops
 from ray_pipeline.train.batches import Examples
-from ray_pipeline.train.engine import PlainEngine
+from ray_pipeline.train.engine import PlainEngine, make_deterministic
 from ray_pipeline.train.loop import Loop, State, Worker
 
 from . import toy
@@ -65,6 +65,24 @@ def test_it_learns_and_writes_its_curves(tmp_path: Path) -> None:
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     assert history[-1]["tune_loss"] < 0.3 and history[-1]["tune_f1"] == 1 and history[-1]["tune_auroc"] == 1
     assert len(kept.checkpoints) == 4
+
+
+def test_a_deterministic_training_gives_the_same_bits_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what is set is taken back
+    make_deterministic()
+    try:
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.empty(4).isnan().all(), "nothing depends on what memory held before"
+        torch.set_num_threads(2)
+        weights = []
+        for name in ("one", "two"):
+            made, engine, _ = make(tmp_path / name, toy.rules(lora=DROPOUT, deterministic=True))
+            made.run()
+            weights.append(toy.trained_weights(engine.model))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(1)
+    assert toy.same(*weights)
 
 
 def test_the_train_loss_is_the_mean_since_the_last_evaluation(tmp_path: Path) -> None:

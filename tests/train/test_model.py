@@ -272,12 +272,13 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text_token(tmp_path: P
 
 
 @HEADS
-def test_a_4_bit_base_takes_a_training_step(head: str) -> None:
-    from bitsandbytes.nn import Linear4bit
+@pytest.mark.parametrize(("precision", "kind"), [("int8", "Linear8bitLt"), ("nf4", "Linear4bit")])
+def test_a_quantised_base_takes_a_training_step(precision: str, kind: str, head: str) -> None:
+    import bitsandbytes.nn
 
-    rules = toy.rules(precision="nf4", batch_rows=4, head=head)
+    rules = toy.rules(precision=precision, batch_rows=4, head=head)
     made = toy.classifier(rules).train()
-    assert any(isinstance(module, Linear4bit) for module in made.modules())
+    assert any(isinstance(module, getattr(bitsandbytes.nn, kind)) for module in made.modules())
     weights = toy.trained_weights(made)
     loss = made(*model.pad(prompts(), 0, "cpu")).square().sum()
     torch.autograd.backward(loss)

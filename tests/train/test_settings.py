@@ -39,8 +39,8 @@ def test_batch_sizes_multiply_out(batch: int, micro: int, workers: int) -> None:
 
 
 def test_it_computes_in_the_recipes_precision() -> None:
-    enabled = {p: settings.read(rules(precision=p))["bf16"]["enabled"] for p in ("float32", "bfloat16", "nf4")}
-    assert enabled == {"float32": False, "bfloat16": True, "nf4": True}
+    enabled = {p: settings.read(rules(precision=p))["bf16"]["enabled"] for p in ("float32", "bfloat16", "int8", "nf4")}
+    assert enabled == {"float32": False, "bfloat16": True, "int8": True, "nf4": True}
 
 
 def written(folder: Path, **changes: Any) -> Train:
@@ -86,6 +86,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], me
     ("changes", "message"),
     [
         ({"precision": "nf4"}, "nf4 does not work with ZeRO-3"),
+        ({"precision": "int8"}, "int8 does not work with ZeRO-3"),
         ({"lora": Lora(dora=True)}, "dora does not work with ZeRO-3"),
     ],
 )

@@ -10,11 +10,17 @@ from safetensors.torch import load_file, save_file
 from ray_pipeline import tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import ModelError, TrainingError
+from ray_pipeline.recipe import Recipe
 from ray_pipeline.train import loop, saved, work
 from ray_pipeline.train.engine import PlainEngine
 
 from .. import made
 from . import runs, toy
+
+
+def data(chosen: Recipe, mix: Artifact, folder: Path, dropped: frozenset[str] = frozenset()) -> tuple[Any, work.Data]:
+    """What a worker reads."""
+    return work._data(chosen, runs.encoded(chosen, mix, folder / "encoded"), dropped)
 
 
 def mix(folder: Path, train: list[int], tune: list[int]) -> Artifact:
@@ -38,7 +44,7 @@ def test_what_nothing_can_be_learnt_from_is_refused(
     tmp_path: Path, train: list[int], tune: list[int], message: str
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        work._data(runs.make(evaluations_per_epoch=2), mix(tmp_path, train, tune), frozenset())
+        data(runs.make(evaluations_per_epoch=2), mix(tmp_path, train, tune), tmp_path)
 
 
 def test_rows_that_are_left_out_do_not_count(tmp_path: Path) -> None:
@@ -47,13 +53,13 @@ def test_rows_that_are_left_out_do_not_count(tmp_path: Path) -> None:
         row["pair_id"] for row in found.read().to_pylist() if row["label"] == 0 and row["part"] == "train"
     )
     with pytest.raises(TrainingError, match="all 16 rows have label 1"):
-        work._data(runs.make(), found, zeros)
+        data(runs.make(), found, tmp_path, zeros)
 
 
 def test_few_rows_are_half_of_each_label_and_named(tmp_path: Path) -> None:
-    _, data = work._data(runs.make(overfit_rows=5), mix(tmp_path, [1, 1, 1, 0] * 8, [0, 1]), frozenset())
-    assert data.train.labels.tolist() == [1, 1, 1, 0, 0] and len(data.tune.ids) == 2
-    assert data.train.names(np.array([0])) == ["QC-train-0"] and data.tune_languages == ["en", "en"]
+    _, found = data(runs.make(overfit_rows=5), mix(tmp_path, [1, 1, 1, 0] * 8, [0, 1]), tmp_path)
+    assert found.train.labels.tolist() == [1, 1, 1, 0, 0] and len(found.tune.ids) == 2
+    assert found.train.names(np.array([0])) == ["QC-train-0"] and found.tune_languages == ["en", "en"]
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +67,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, work.Data, 
     """A saved adapter, its data, and its tokenizer, of one process without Ray."""
     folder = tmp_path_factory.mktemp("trained")
     chosen = runs.make(workers=1, epochs=1)
-    tokenizer, data = work._data(chosen, runs.training_set(folder), frozenset())
+    tokenizer, found = data(chosen, runs.training_set(folder), folder)
     engine = PlainEngine(toy.classifier(chosen.train), chosen.train, 8)
     own = loop.Loop(
-        engine, chosen.train, data.train, data.tune, tokenizer.pad_token_id, loop.Worker(), folder, lambda *_: None
+        engine, chosen.train, found.train, found.tune, tokenizer.pad_token_id, loop.Worker(), folder, lambda *_: None
     )
     own.run()
-    return own.best_adapter, data, tokenizer
+    return own.best_adapter, found, tokenizer
 
 
 def test_an_adapter_on_a_fresh_base_scores_as_it_did_in_memory(trained: tuple[Path, work.Data, Any]) -> None:
-    best, data, tokenizer = trained
+    best, found, tokenizer = trained
     scores = np.load(best / loop.SCORES)
     rules = runs.make(workers=1, seed=5).train
-    assert saved.compare(rules, best, data.tune, scores, tokenizer.pad_token_id, "cpu") < 1e-5
+    assert saved.compare(rules, best, found.tune, scores, tokenizer.pad_token_id, "cpu") < 1e-5
 
 
 def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, Any], tmp_path: Path) -> None:
-    best, data, tokenizer = trained
+    best, found, tokenizer = trained
     scores = np.load(best / loop.SCORES)
     weights = load_file(best / "adapter_model.safetensors")
     save_file(
@@ -87,4 +93,4 @@ def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, An
     )
     (tmp_path / "adapter_config.json").write_text((best / "adapter_config.json").read_text())
     with pytest.raises(ModelError, match=r"on a fresh base.*otherwise than in training"):
-        saved.compare(runs.make().train, tmp_path, data.tune, scores, tokenizer.pad_token_id, "cpu")
+        saved.compare(runs.make().train, tmp_path, found.tune, scores, tokenizer.pad_token_id, "cpu")

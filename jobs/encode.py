@@ -1,0 +1,14 @@
+r"""The training set as token ids: runs a recipe up to the stage `encode`, reusing what is finished.
+
+python jobs/encode.py jobs/recipes/demo-qc.yaml
+
+On a cluster, from the project's folder, with recipes and data that its nodes can read:
+
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id encode-1 -- \
+        python jobs/encode.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
+"""
+
+from ray_pipeline.cli import main
+
+if __name__ == "__main__":
+    main(__doc__, until="encode")

@@ -1,0 +1,260 @@
+"""What a training asks of a GPU, worked out before anything is loaded: memory and hours. Pure arithmetic.
+
+Memory is what weights take in the recipe's precision, adapter, gradients and AdamW as DeepSpeed shares them out, what
+one pass over its largest batch keeps for the way back, and a reserve. Time is operations over an assumed share of the
+GPU's peak. Both are estimates; what a pass keeps was held against torch on small models (tests/test_footprint.py).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_pipeline import selection
+from ray_pipeline.prompt import Prompt
+from ray_pipeline.recipe import Lora, Recipe, Train
+from ray_pipeline.train import settings
+
+GIB = 2**30
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""Of a linear layer's weight; nf4 with its doubly quantised scales: 4.127 bits (QLoRA, arXiv 2305.14314, section 3)."""
+BUCKET = 500_000_000
+"""Numbers in the buffer that DeepSpeed gathers gradients in, unless a settings file says otherwise."""
+RESERVE = 2 * GIB
+"""Assumed: CUDA itself, the libraries' workspaces, one layer's weight as it is unpacked."""
+FRAGMENTED = 1.1
+"""Assumed: the allocator holds so many times what it gives out."""
+PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.35, "int8": 0.15, "nf4": 0.25}
+"""Assumed share of the bf16 peak that training reaches: short prompts, and weights that are unpacked at each use."""
+CHARACTERS = 3.5
+"""Assumed: of a token, over all languages."""
+POSITIVE_SHARE = 2 / 3
+"""Assumed: of the rows that negatives are mined for."""
+GPUS = {
+    "L4": (22, 121), "A10": (22, 125), "L40S": (44, 362), "A100-40G": (39, 312), "A100-80G": (79, 312),
+    "H100": (79, 989), "H200": (139, 989), "B200": (178, 2250),
+}  # fmt: skip
+"""(GiB that a program finds, peak of dense bf16 in TFLOP/s) by the vendor's data sheets, SXM where there is one."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a decoder in the manner of Llama, Qwen and Gemma; counts of numbers."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    intermediate: int
+    vocabulary: int
+    norms: int = 2
+    """Norms of a layer over the hidden state."""
+    head_norms: bool = False
+    """Whether queries and keys are normed, too."""
+    bias: bool = False
+    """Of queries, keys and values."""
+    unused: int = 0
+    """Parameters that are loaded and that text never reaches: a vision tower's."""
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(numbers in, numbers out) of a layer's linear parts, by their names."""
+        wide, narrow = self.heads * self.head_width, self.kv_heads * self.head_width
+        return {
+            "q_proj": (self.hidden, wide), "k_proj": (self.hidden, narrow), "v_proj": (self.hidden, narrow),
+            "o_proj": (wide, self.hidden), "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate), "down_proj": (self.intermediate, self.hidden),
+        }  # fmt: skip
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all layers' linear parts, which quantisation takes."""
+        return self.layers * sum(ins * outs for ins, outs in self.linear.values())
+
+    @property
+    def other_weights(self) -> int:
+        """All others of the decoder: embeddings, norms and biases, without a head."""
+        biases = sum(self.linear[name][1] for name in ("q_proj", "k_proj", "v_proj")) if self.bias else 0
+        norms = self.norms * self.hidden + (2 * self.head_width if self.head_norms else 0)
+        return self.vocabulary * self.hidden + self.layers * (norms + biases) + self.hidden
+
+
+VISION = 27 * (4 * 1152**2 + 2 * 1152 * 4304) + 1152 * (4096 + 3840)
+"""Of Gemma-3's SigLIP tower and what joins it to the text; without biases and norms."""
+KNOWN = {
+    "google/gemma-3-12b-it": Shape(3840, 48, 16, 8, 256, 15360, 262208, norms=4, head_norms=True, unused=VISION),
+    "Qwen/Qwen2.5-14B": Shape(5120, 48, 40, 8, 128, 13824, 152064, bias=True),
+}
+KNOWN |= {
+    "google/gemma-3-12b-pt": KNOWN["google/gemma-3-12b-it"],
+    "Qwen/Qwen2.5-14B-Instruct": KNOWN["Qwen/Qwen2.5-14B"],
+}
+"""Of models that recipes name, so that nothing need be downloaded; from their `config.json`."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+
+
+def shape(config: Any) -> Shape | None:
+    """The shape in a transformers configuration; null for an architecture that is not known here."""
+    text = config.get_text_config()
+    if text.model_type not in FAMILIES:
+        return None
+    return Shape(
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        intermediate=text.intermediate_size,
+        vocabulary=text.vocab_size,
+        norms=4 if text.model_type == "gemma3_text" else 2,
+        head_norms=text.model_type in ("gemma3_text", "qwen3"),
+        bias=text.model_type == "qwen2" or bool(getattr(text, "attention_bias", False)),
+        unused=VISION if getattr(config, "vision_config", None) is not None else 0,
+    )
+
+
+def targets(of: Shape, lora: Lora) -> dict[str, tuple[int, int]]:
+    """The linear parts of a layer that the adapter changes."""
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+    return {name: sizes for name, sizes in of.linear.items() if lora.targets == "all_linear" or name in attention}
+
+
+def trained_weights(of: Shape, rules: Train) -> int:
+    """Weights of adapter and new head."""
+    chosen = targets(of, rules.lora).values()
+    each = sum(rules.lora.rank * (ins + outs) + (outs if rules.lora.dora else 0) for ins, outs in chosen)
+    return of.layers * each + (of.hidden if rules.head == "classification" else 0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    weights: float
+    trained: float
+    """Adapter, gradients, optimiser, DeepSpeed's buffer."""
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """With what is lost between pieces, and the reserve."""
+        return FRAGMENTED * (self.weights + self.trained + self.activations) + RESERVE
+
+
+def memory(of: Shape, rules: Train, max_tokens: int) -> Memory:
+    """Of one worker's GPU, where prompts have up to `max_tokens`."""
+    width, per = _width(rules), WEIGHT_BYTES[rules.precision]
+    zero, workers, own = settings.read(rules)["zero_optimization"], rules.workers, trained_weights(of, rules)
+    stage = zero["stage"]
+    weights = (of.linear_weights + of.unused) * per + of.other_weights * width
+    if stage == 3:  # shared out; gathered layer by layer, the next one while one is used
+        resting = 0 if "offload_param" in zero else weights / workers
+        weights = resting + 2 * of.linear_weights / of.layers * per
+    gradients = own * width / (workers if stage >= 2 else 1)
+    optimiser = own * 12 / (workers if stage >= 1 else 1)  # AdamW's two moments and a copy of the weights, float32
+    state = 0 if "offload_optimizer" in zero else gradients + optimiser
+    buffer = zero.get("reduce_bucket_size", BUCKET) * width if stage >= 1 else 0
+    return Memory(weights, own * width + state + buffer, activations(of, rules, pass_tokens(rules, max_tokens)))
+
+
+def pass_tokens(rules: Train, max_tokens: int) -> int:
+    """Tokens of the largest pass."""
+    return max(rules.micro_batch_tokens or rules.micro_batch_rows * max_tokens, max_tokens)
+
+
+def activations(of: Shape, rules: Train, tokens: int) -> float:
+    """Bytes that a pass over so many tokens keeps for its way back."""
+    each = layer_numbers(of, rules) * _width(rules)
+    if rules.gradient_checkpointing:  # each layer's input, and one layer whole
+        return tokens * (of.layers * of.hidden * _width(rules) + each)
+    return float(tokens * of.layers * each)
+
+
+def layer_numbers(of: Shape, rules: Train) -> float:
+    """Numbers in the width of the weights that a layer keeps of a token, the frozen base's own inputs left out.
+
+    A norm keeps its input in float32 and what it makes; attention its queries, keys and values as they enter and its
+    result, the middle of the layer gate, its activation, up and their product. An adapter keeps its input after
+    dropout, and the mask as bytes; without dropout, its input is one of these.
+    """
+    wide, narrow = of.heads * of.head_width, of.kv_heads * of.head_width
+    upcast = 1 if rules.precision == "float32" else 2
+    norms = of.norms * of.hidden * (1 + upcast)
+    head_norms = (wide + narrow) * (1 + upcast) if of.head_norms else 0
+    attention, middle = 2 * wide + 2 * narrow, 4 * of.intermediate
+    chosen = targets(of, rules.lora).values()
+    dropped = sum(ins for ins, _ in chosen) * (1 + 1 / _width(rules)) if rules.lora.dropout else 0
+    return norms + head_norms + attention + middle + dropped + rules.lora.rank * len(chosen)
+
+
+def _width(rules: Train) -> int:
+    """Bytes of what is not quantised."""
+    return 4 if rules.precision == "float32" else 2
+
+
+def hours(of: Shape, rules: Train, tokens: float, teraflops: float) -> float:
+    """Of one epoch over so many tokens on the recipe's workers, each with a GPU of this peak in bf16.
+
+    Two operations per weight and token forward and two on the way back, whose gradients stop at the frozen weights;
+    with gradient checkpointing the way forward is gone twice.
+    """
+    ways = 6 if rules.gradient_checkpointing else 4
+    work = tokens * (ways * of.linear_weights + 6 * trained_weights(of, rules))
+    return work / (rules.workers * teraflops * 1e12 * PEAK_SHARE[rules.precision]) / 3600
+
+
+def training_rows(recipe: Recipe, raw_rows: int) -> int:
+    """About how many rows the training set will have: caps of the mix and what audit and dedupe drop left out."""
+    originals = raw_rows * (1 - recipe.split.holdout)
+    translated = sum(selection.wanted(recipe.translate, language) for language in recipe.translate.languages)
+    rules = recipe.negatives
+    mined = rules.easy_per_positive + rules.hard_per_positive + rules.random_per_positive
+    return round((originals + translated) * (1 + mined * POSITIVE_SHARE))
+
+
+def row_tokens(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
+    """About how many tokens a prompt has, by the texts of some rows with `query` and `target`."""
+    made = Prompt(recipe.task, recipe.prompt)
+    lengths = [len(made.render(row["query"], row["target"], row["query"], "en")) for row in rows]
+    mean = sum(lengths) / len(lengths) / CHARACTERS if lengths else recipe.prompt.max_tokens
+    return min(mean, recipe.prompt.max_tokens)
+
+
+def describe(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]:
+    """What is said of a training over so many rows of `each` tokens, beforehand."""
+    rules = recipe.train
+    found = memory(of, rules, recipe.prompt.max_tokens)
+    weights = of.linear_weights + of.other_weights + of.unused
+    yield (
+        f"train: {rules.model} in {rules.precision}, {weights / 1e9:.2f} billion weights and "
+        f"{trained_weights(of, rules) / 1e6:.1f} million trained; about {rows:,} rows of {each:.0f} tokens, up to "
+        f"{rules.epochs} epoch(s) on {rules.workers} worker(s)"
+    )
+    yield (
+        f"  memory of a GPU, estimated: {found.weights / GIB:.1f} GiB weights, {found.trained / GIB:.1f} adapter, "
+        f"gradients and optimiser, {found.activations / GIB:.1f} a pass of "
+        f"{pass_tokens(rules, recipe.prompt.max_tokens):,} tokens; {found.total / GIB:.1f} with a reserve"
+    )
+    yield (
+        f"  hours, at an assumed {PEAK_SHARE[rules.precision]:.0%} of the peak: "
+        + ", ".join(_on(gpu, of, recipe, rows * each, found) for gpu in GPUS)
+    )
+    asked = recipe.runtime.accelerator_type
+    kinds = [kind for kind in GPUS if asked is not None and kind.startswith(asked)]
+    if kinds and not any(fits(kind, found) for kind in kinds):
+        yield (
+            f"  it will not fit runtime.accelerator_type {asked}: lower train.micro_batch_rows or "
+            "train.micro_batch_tokens, set train.gradient_checkpointing true, take train.precision nf4, or share out "
+            "more by train.deepspeed zero3 or zero2_offload and more train.workers"
+        )
+
+
+def fits(gpu: str, needed: Memory) -> bool:
+    """Whether a worker has room on a type of GPU."""
+    return needed.total <= GPUS[gpu][0] * GIB
+
+
+def _on(gpu: str, of: Shape, recipe: Recipe, tokens: float, needed: Memory) -> str:
+    if not fits(gpu, needed):
+        return f"{gpu} does not fit"
+    return f"{gpu} {recipe.train.epochs * hours(of, recipe.train, tokens, GPUS[gpu][1]):.1f}"

@@ -1,0 +1,143 @@
+"""What a training asks of a GPU: counts held against real small models, and what makes it more or less."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from ray_pipeline import dry_run, footprint, models, pipeline
+from ray_pipeline.footprint import GIB, KNOWN, Shape
+from ray_pipeline.recipe import Train, variant
+from ray_pipeline.train import model
+from ray_pipeline.train.model import Classifier
+
+from .train import toy
+
+GEMMA, QWEN = (KNOWN[name] for name in ("google/gemma-3-12b-it", "Qwen/Qwen2.5-14B"))
+
+
+def of(rules: Train) -> Shape:
+    found = footprint.shape(AutoConfig.from_pretrained(models.resolve(rules.model)))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", ["random-llama", "random-qwen2", "random-gemma3"])
+@pytest.mark.parametrize("lora", [{}, {"targets": "attention"}, {"dora": True}], ids=["all", "attention", "dora"])
+def test_weights_are_those_of_the_model(name: str, lora: dict[str, Any]) -> None:
+    rules = toy.rules(name, lora={"rank": 4, "alpha": 8, "dropout": 0.0} | lora)
+    made = toy.classifier(rules)
+    trained = sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
+    assert footprint.trained_weights(of(rules), rules) == trained
+    bare = model.load_base(rules, "cpu").model
+    assert of(rules).linear_weights + of(rules).other_weights == sum(weight.numel() for weight in bare.parameters())
+
+
+def test_the_papers_models_have_the_sizes_that_their_makers_state() -> None:
+    assert (GEMMA.linear_weights + GEMMA.other_weights + GEMMA.unused) / 1e9 == pytest.approx(12.2, abs=0.05)
+    head = QWEN.vocabulary * QWEN.hidden  # which a classifier is without
+    assert (QWEN.linear_weights + QWEN.other_weights + head) / 1e9 == pytest.approx(14.77, abs=0.02)
+
+
+def kept(made: Classifier, rows: int, length: int) -> int:
+    """Bytes that torch keeps for the way back, beside the weights."""
+    own = {weight.untyped_storage().data_ptr() for weight in made.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)  # else its place may be given to another
+        return tensor
+
+    held: list[torch.Tensor] = []
+    ids = torch.arange(rows * length).reshape(rows, length) % 500
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        made(ids, torch.ones_like(ids))
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_a_pass_keeps_is_about_what_torch_keeps(
+    precision: str, dropout: float, checkpointing: bool, tmp_path: Path
+) -> None:
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    rules = toy.rules(precision=precision, lora={"rank": 4, "alpha": 8, "dropout": dropout}).model_copy(
+        update={"model": str(tmp_path), "gradient_checkpointing": checkpointing}
+    )
+    made = toy.classifier(rules).train()
+    if precision == "bfloat16":
+        made.to(torch.bfloat16)  # as DeepSpeed does
+    expected = footprint.activations(of(rules), rules, 8 * 32)
+    found = kept(made, 8, 32)
+    if checkpointing:  # what is kept between layers; the one layer that is computed again comes on the way back
+        expected -= (
+            footprint.activations(of(rules), rules.model_copy(update={"gradient_checkpointing": False}), 256) / 6
+        )
+    assert expected == pytest.approx(found, rel=0.35)
+
+
+def needed(of: Shape = GEMMA, **changes: Any) -> footprint.Memory:
+    rules: dict[str, Any] = {"precision": "nf4", "micro_batch_rows": 8, "batch_rows": 64}
+    return footprint.memory(of, Train.model_validate(rules | changes), 128)
+
+
+def test_what_makes_it_more_or_less() -> None:
+    weights = [needed(precision=name).weights / GIB for name in ("nf4", "int8", "bfloat16", "float32")]
+    assert weights == sorted(weights) and weights[0] == pytest.approx(7.2, abs=0.3) and 22 < weights[2] < 23
+    assert needed(gradient_checkpointing=True).activations < needed().activations / 10
+    assert needed(micro_batch_tokens=512).activations == needed().activations / 2
+    alone, shared = (needed(deepspeed="zero3", precision="bfloat16", workers=workers) for workers in (1, 4))
+    assert shared.weights < 0.35 * alone.weights
+    assert needed(deepspeed="zero3_offload", precision="bfloat16").weights < 0.2 * shared.weights
+    assert needed(deepspeed="zero2", workers=4).trained < needed(deepspeed="zero2").trained
+    assert needed(deepspeed="zero2_offload").trained < needed(deepspeed="zero2", workers=4).trained
+    assert needed(lora={"rank": 64}).trained > needed().trained
+
+
+def test_time_goes_with_tokens_weights_and_gpus() -> None:
+    def hours(of: Shape = GEMMA, tokens: float = 1e9, **changes: Any) -> float:
+        return footprint.hours(of, Train.model_validate({"precision": "bfloat16"} | changes), tokens, 989)
+
+    assert hours(tokens=2e9) == pytest.approx(2 * hours()) and hours(workers=4) == pytest.approx(hours() / 4)
+    assert hours(QWEN) > hours() and hours(gradient_checkpointing=True) > 1.4 * hours()
+    a_second = 1e9 / hours() / 3600
+    assert 989e12 * footprint.PEAK_SHARE["bfloat16"] == pytest.approx(
+        a_second * (4 * GEMMA.linear_weights + 6 * footprint.trained_weights(GEMMA, Train(precision="bfloat16")))
+    )
+
+
+def test_a_kind_that_is_not_known_is_said_to_be(tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(toy.xlm_roberta(tmp_path))
+    assert footprint.shape(config) is None
+
+
+def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: Path) -> None:
+    lines = [
+        f'{{"id": {i}, "language": "en", "origin_query": "shoes {i}", "category_path": "a,b", "label": 1}}'
+        for i in range(30)
+    ]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    base = make_recipe(embed__model="a/b", languages__gemini=False, negatives__easy_per_positive=0.3)
+    said = dry_run.describe([base], str(tmp_path / "work"), None)
+    assert "google/gemma-3-12b-it in nf4, 12.19 billion weights" in said and "L4 does not fit" in said
+    assert f"about {footprint.training_rows(base, 30):,} rows" in said and "H200 0.0" in said
+    assert "will not fit" not in said
+    small = variant(base, {"train.gradient_checkpointing": True, "train.micro_batch_rows": 2})
+    assert "L4 does not fit" not in dry_run.describe([small], str(tmp_path / "work"), None)
+    whole = variant(base, {"train.precision": "bfloat16", "runtime.accelerator_type": "L4"})
+    said = dry_run.describe([whole], str(tmp_path / "work"), None)
+    assert "it will not fit runtime.accelerator_type L4: lower train.micro_batch_rows" in said
+    unknown = variant(base, {"train.model": "a/b"})
+    assert "memory and hours unknown: no config of a/b" in dry_run.describe([unknown], str(tmp_path / "work"), None)
+    assert "memory" not in dry_run.describe([base], str(tmp_path / "work"), "mix")
+    assert pipeline.STAGE_NAMES[-1] in said
