@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,22 @@ def run(taxonomy: Path, embedder: str, folder: Path, names: Sequence[str], seeds
         pairs.write(taxonomy, folder / name, LANGUAGES, ROWS, split, noise)
     matrices = {name: yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
     failed = 0
-    with servers(taxonomy, sorted({rate for raw in matrices.values() for rate in rates(raw)})) as urls:
-        for count in range(1, len(seeds) + 1):
-            for name, raw in matrices.items():
-                file = folder / f"{name}.yaml"
-                file.write_text(json.dumps(placed(raw, folder, urls), indent=1), encoding="utf-8")
-                command = [sys.executable, str(ABLATION), str(file)]
-                command += [f"train.model={folder / 'base'}", f"embed.model={embedder}"]
-                command += ["--workdir", str(folder / "work"), "--output", str(folder / name), "--seeds"]
-                command += [str(seed) for seed in seeds[:count]]
-                failed |= subprocess.run(command, env=os.environ | {"GEMINI_API_KEY": DEFAULT_KEY}).returncode
+    counts = range(1 if len(matrices) > 1 else len(seeds), len(seeds) + 1)  # one matrix takes the seeds in turn itself
+    for count, (name, raw) in product(counts, matrices.items()):
+        models = [] if shop(raw) else [f"train.model={folder / 'base'}", f"embed.model={embedder}"]
+        dictionary = Dictionary.from_lexicon() if shop(raw) else Dictionary.from_parquet(taxonomy)
+        with servers(dictionary, sorted(rates(raw))) as urls:
+            file = folder / f"{name}.yaml"
+            file.write_text(json.dumps(placed(raw, folder, urls), indent=1), encoding="utf-8")
+            command = [sys.executable, str(ABLATION), str(file), *models, "--workdir", str(folder / "work")]
+            command += ["--output", str(folder / name), "--seeds", *map(str, seeds[:count])]
+            failed |= subprocess.run(command, env=os.environ | {"GEMINI_API_KEY": DEFAULT_KEY}).returncode
     return failed
+
+
+def shop(raw: Mapping[str, Any]) -> bool:
+    """Whether a matrix is about the made-up shop, with its own model and words, in place of the taxonomy."""
+    return raw["base"] != "base.yaml"
 
 
 def rates(raw: Mapping[str, Any]) -> set[int]:
@@ -66,12 +72,11 @@ def rates(raw: Mapping[str, Any]) -> set[int]:
 
 
 @contextmanager
-def servers(taxonomy: Path, wanted: Sequence[int]) -> Iterator[dict[int, str]]:
-    """Local Gemini servers that know the taxonomy by heart, and their addresses by error rate.
+def servers(dictionary: Dictionary, wanted: Sequence[int]) -> Iterator[dict[int, str]]:
+    """Local Gemini servers that know a dictionary by heart, and their addresses by error rate.
 
     A query that one server gets wrong, those with higher rates get wrong as well.
     """
-    dictionary = Dictionary.from_parquet(taxonomy)
     with ExitStack() as stack:
         yield {
             rate: stack.enter_context(GeminiServer(dictionary, faults=Faults(mistranslated=rate / 100))).url
@@ -81,7 +86,9 @@ def servers(taxonomy: Path, wanted: Sequence[int]) -> Iterator[dict[int, str]]:
 
 def placed(raw: Mapping[str, Any], folder: Path, urls: Mapping[int, str]) -> dict[str, Any]:
     """The matrix with its base recipe's full path, and with the files and translators' addresses that it means."""
-    common = {"gemini.base_url": urls[0], "data.train": ["train_QC.txt"]} | raw.get("set", {})
+    common = {"gemini.base_url": urls[0]} | raw.get("set", {})
+    if not shop(raw):
+        common |= {"data.train": ["train_QC.txt"]}
     variants = {name: {**one, "set": _found(one.get("set", {}), folder, urls)} for name, one in raw["variants"].items()}
     return {**raw, "base": str(HERE / raw["base"]), "set": _found(common, folder, urls), "variants": variants}
 

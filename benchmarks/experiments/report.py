@@ -15,11 +15,11 @@ from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.recipe import Section
 from ray_pipeline.report import charts, render
 from ray_pipeline.report.data import Difference, Estimate
-from ray_pipeline.report.svg import drawing, text
+from ray_pipeline.report.svg import WIDTH, drawing, text
 
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
-NAMES = ("translation", "errors", "negatives", "sources", "tricks", "precision")
+NAMES = ("translation", "errors", "shop-errors", "negatives", "sources", "tricks", "precision")
 HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
 Row = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ def drawn(rows: Sequence[Row]) -> str:
         chart = charts.differences(items)
         height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
         title = "All rows of the holdout" if slice_name == WHOLE else "Withheld languages"
-        placed = chart.replace("<svg ", f'<svg y="{at + 26:g}" width="{charts.WIDTH}" height="{height:g}" ', 1)
+        placed = chart.replace("<svg ", f'<svg y="{at + 26:g}" width="{WIDTH}" height="{height:g}" ', 1)
         pieces.append(text(8, at + 18, title, "start", "name") + placed)
         at += height + 34
     whole_drawing = drawing(at, "Differences of F1", f"<style>{style()}</style>", *pieces)
