@@ -67,7 +67,11 @@ def test_only_labels_of_training_rows_are_turned(tmp_path: Path) -> None:
 def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = {"preface": "# Experiments", "errors": {"question": "Q?", "conclusion": "C.", "limits": "L."}}
+    said = {
+        "preface": "# Experiments",
+        "setups": {"taxonomy": "## Setup", "shop": "## Shop"},
+        "errors": {"setup": "taxonomy", "question": "Q?", "conclusion": "C.", "limits": "L."},
+    }
     (tmp_path / "conclusions.yaml").write_text(yaml.safe_dump(said | {"tricks": said["errors"]}))
     monkeypatch.setattr(report, "HERE", tmp_path)
     (tmp_path / "errors").mkdir()
@@ -75,7 +79,8 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
     pq.write_table(_table(), tmp_path / "errors" / "ablation.parquet")
     report.write(tmp_path, tmp_path / "EXPERIMENTS.md")
     text = (tmp_path / "EXPERIMENTS.md").read_text()
-    assert "## Q?" in text and "| worse | 80 | 0.700 |" in text and "−0.100 (−0.150 to −0.050)" in text
+    assert "## Setup\n\n### Q?" in text and "Shop" not in text
+    assert "| worse | 80 | 0.700 |" in text and "−0.100 (−0.150 to −0.050)" in text
     assert "tricks" not in text
     picture = ElementTree.fromstring((tmp_path / "experiments" / "errors.svg").read_text())
     assert "withheld languages" in "".join(picture.itertext()).lower()
@@ -83,9 +88,9 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
 
 def test_the_conclusions_are_of_experiments_that_are_there() -> None:
     said = yaml.safe_load((experiments.HERE / "conclusions.yaml").read_text(encoding="utf-8"))
-    assert set(said) <= {"preface", *report.NAMES}
-    for name in set(said) - {"preface"}:
-        report.Conclusion.model_validate(said[name])
+    assert set(said) <= {"preface", "setups", *report.NAMES}
+    for name in set(said) - {"preface", "setups"}:
+        assert report.Conclusion.model_validate(said[name]).setup in said["setups"]
 
 
 def test_the_base_recipe_keeps_what_it_withholds_from_training() -> None:

@@ -19,7 +19,7 @@ from ray_pipeline.report.svg import WIDTH, drawing, text
 
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
-NAMES = ("translation", "errors", "shop-errors", "negatives", "sources", "tricks", "precision")
+NAMES = ("translation", "errors", "negatives", "sources", "tricks", "precision", "shop-errors")
 HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
 Row = Mapping[str, Any]
 
@@ -27,6 +27,8 @@ Row = Mapping[str, Any]
 class Conclusion(Section):
     """What is said of one experiment, by hand, after a look at its figures."""
 
+    setup: str
+    """Its data and model: a key of `setups`, which are described once each."""
     question: str
     conclusion: str
     """What the figures carry, and no more."""
@@ -37,14 +39,16 @@ class Conclusion(Section):
 def write(folder: Path, file: Path = FILE) -> None:
     """Put every experiment that has been run and looked at into a Markdown file, with a picture each beside it."""
     said = yaml.safe_load((HERE / "conclusions.yaml").read_text(encoding="utf-8"))
-    parts = [said["preface"].strip()]
+    parts, described = [said["preface"].strip()], set()
     for name in NAMES:
         table = folder / name / "ablation.parquet"
         if name in said and table.exists():
-            rows = pq.read_table(table).to_pylist()
+            rows, mine = pq.read_table(table).to_pylist(), Conclusion.model_validate(said[name])
             picture = file.parent / "experiments" / f"{name}.svg"
             picture.write_text(drawn(rows), encoding="utf-8")
-            parts.append(section(name, rows, Conclusion.model_validate(said[name]), picture.relative_to(file.parent)))
+            parts += [] if mine.setup in described else [said["setups"][mine.setup].strip()]
+            parts.append(section(name, rows, mine, picture.relative_to(file.parent)))
+            described.add(mine.setup)
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -55,7 +59,7 @@ def section(name: str, rows: Sequence[Row], said: Conclusion, picture: Path) -> 
     about = f"Baseline: {baseline}. Seeds {seeds}; {whole(rows)[0]['rows']:,} rows of holdout."
     return "\n\n".join(
         (
-            f"## {said.question.strip()}",
+            f"### {said.question.strip()}",
             said.conclusion.strip(),
             results.table(HEAD, [cells(rows, row) for row in whole(rows)]),
             f"{about} [`{name}.yaml`](experiments/{name}.yaml)",
