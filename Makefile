@@ -10,7 +10,7 @@ FAISS := $(if $(shell command -v nvidia-smi),gpu,cpu)
 TORCH_INDEX ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test soak check format audit clean
+.PHONY: setup demo test soak bench bench-gpu check format audit clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,16 @@ test: setup
 
 soak: setup
 	$(BIN)/python -m pytest tests -m soak --timeout 3600 --keep-result $(ARGS)
+
+# Every benchmark at a small size, into benchmarks/RESULTS.md; ARGS="--taxonomy categories.parquet" for real text.
+bench: setup
+	$(BIN)/python -m pip install -q -e ".[$(FAISS),dev,bench]" -c constraints.txt
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# What a GPU measures, in parts of at most ten minutes; the same command goes on. Without a GPU: what there is of it.
+bench-gpu: setup
+	mkdir -p runs
+	$(BIN)/python -m benchmarks --gpu runs/bench-gpu.json
 
 check: setup
 	$(BIN)/ruff format --check .

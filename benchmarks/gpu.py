@@ -1,6 +1,6 @@
 """Training and scoring of the shapes of Gemma-3 12B and Qwen2.5 14B, with random weights, on one GPU.
 
-    python -m benchmarks.gpu --out gpu.json [--shapes …] [--precisions bfloat16 nf4] [--tiny] [--keep]
+    python -m benchmarks.gpu --out gpu.json [--shapes …] [--precisions bfloat16 nf4] [--tiny] [--keep | --written]
 
 Needs torch, transformers, peft, pydantic, pyarrow, pyyaml and scikit-learn (nf4: bitsandbytes), neither Ray nor
 DeepSpeed, and no network. Each part is written to the file when it is done; a second run makes only what is missing.
@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ray_pipeline.train.engine import PlainEngine
 from ray_pipeline.train.model import Classifier
 
 GEMMA, QWEN = "gemma-3-12b", "qwen2.5-14b"
+SHAPES, PRECISIONS = (GEMMA, QWEN), ("bfloat16", "nf4")
 SHARED, OWN_MEDIAN, OWN_MOST = 24, 28, 104
 """Tokens of the instruction, and of query and target; close to the paper recipe's prompt."""
 PASS_ROWS, SCORE_ROWS, WARM = 8, 32, 2
@@ -241,15 +243,17 @@ def configured(shape: str, size: Size) -> list[torch.Tensor]:
 
 
 def table(done: dict[str, Any]) -> str:
-    """What was measured, ours beside the plain way."""
-    peak, lines = done["matmul"]["tflops"] * 1e12, []
-    for name, found in done.items():
-        shape, _, part = name.rpartition(" ")
-        if part not in ("train", "score") or f"{name} plain" not in done:
+    """What was measured, ours beside the plain way, and what was not."""
+    lines = []
+    for shape, precision, part in product(SHAPES, PRECISIONS, ("score", "train")):
+        name = f"{shape} {precision} {part}"
+        if name not in done or f"{name} plain" not in done:
+            lines.append((name, "not measured", *[""] * 4))
             continue
-        plain, products = done[f"{name} plain"], {"train": 4, "score": 2}[part] * done[f"{shape} model"]["weights"]
+        found, plain = done[name], done[f"{name} plain"]
+        products = {"train": 4, "score": 2}[part] * done[f"{shape} {precision} model"]["weights"]
         ratio = found["tokens_per_second"] / plain["tokens_per_second"]
-        share = found["computed_per_second"] * products / peak
+        share = found["computed_per_second"] * products / (done["matmul"]["tflops"] * 1e12)
         lines.append(
             (name, f"{found['tokens_per_second']:,.0f}", f"{plain['tokens_per_second']:,.0f}", f"{ratio:.2f}",
              f"{share:.0%}", f"{found['peak_gib']:.0f}; {plain['peak_gib']:.0f}")
@@ -258,28 +262,36 @@ def table(done: dict[str, Any]) -> str:
     return results.table(head, lines)
 
 
+def show(done: dict[str, Any], keep: bool) -> None:
+    """Print the table, keep it in RESULTS.md if anything was measured, and print the figures as the last line."""
+    text = table(done)
+    if keep and "matmul" in done:
+        about = f"{results.where(('torch', 'transformers', 'peft'))} Random weights, LoRA rank 32 on all linear layers."
+        about += f" {done['matmul']['device']}: measured peak of bfloat16 {done['matmul']['tflops']:,.0f} TFLOP/s."
+        results.keep("gpu", "One GPU", f"{about}\n\n```bash\nmake bench-gpu\n```\n\n{text}")
+    figures = {name: found["tokens_per_second"] for name, found in done.items() if "tokens_per_second" in found}
+    print(f"\n{text}\n\n{json.dumps({name: round(value) for name, value in figures.items()})}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, print the table, and the figures as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the file of what is done")
-    parser.add_argument("--shapes", nargs="+", choices=[GEMMA, QWEN], default=[GEMMA, QWEN])
-    parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "nf4"], default=["bfloat16"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bfloat16"])
     parser.add_argument("--tokens", type=int, default=4096, help="of a pass in training (default 4096)")
     parser.add_argument("--tiny", action="store_true", help="small models, to see that it runs")
     parser.add_argument("--keep", action="store_true", help="put the table into RESULTS.md")
+    parser.add_argument("--written", action="store_true", help="measure nothing: show and keep what the file holds")
     options = parser.parse_args(arguments)
+    if options.written:
+        show(json.loads(options.out.read_text()) if options.out.exists() else {}, keep=True)
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.tiny:
         parser.error("there is no GPU here: add --tiny to see that it runs")
     size = Size(device, True, 400, 40, 8, 2) if options.tiny else Size(device, False, options.tokens, 2048, 64, 8)
-    done = run(options.shapes, options.precisions, size, options.out)
-    text = table(done)
-    if options.keep:
-        about = f"{results.where(('torch', 'transformers', 'peft'))} Random weights, LoRA rank 32 on all linear layers."
-        about += f" Measured peak of bfloat16: {done['matmul']['tflops']:,.0f} TFLOP/s."
-        results.keep("gpu", "One GPU", f"{about}\n\n```bash\npython -m benchmarks.gpu --keep\n```\n\n{text}")
-    figures = {name: found["tokens_per_second"] for name, found in done.items() if "tokens_per_second" in found}
-    print(f"\n{text}\n\n{json.dumps({name: round(value) for name, value in figures.items()})}", flush=True)
+    show(run(options.shapes, options.precisions, size, options.out), options.keep)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def plan(
     for row, (ids, head) in enumerate(zip(prompts, heads, strict=True)):
         queries[tuple(ids[:head])].append(row)
     by_width: dict[int, list[list[int]]] = defaultdict(list)
-    for head, rows in queries.items():
-        by_width[len(head)].append(rows)
+    for beginning, rows in queries.items():
+        by_width[len(beginning)].append(rows)
     found = []
     for width, some in sorted(by_width.items(), reverse=True):
         some.sort(key=lambda rows: int(lengths[rows].max()), reverse=True)

@@ -1,0 +1,123 @@
+"""EXPERIMENTS.md and its pictures, from the tables that ablations leave and the sentences of conclusions.yaml."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks import results
+from ray_pipeline.comparison import WHOLE
+from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.recipe import Section
+from ray_pipeline.report import charts, render
+from ray_pipeline.report.data import Difference, Estimate
+from ray_pipeline.report.svg import WIDTH, drawing, text
+
+HERE = Path(__file__).parent
+FILE = HERE.with_name("EXPERIMENTS.md")
+NAMES = ("translation", "errors", "negatives", "sources", "tricks", "precision", "shop-errors")
+HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
+Row = Mapping[str, Any]
+
+
+class Conclusion(Section):
+    """What is said of one experiment, by hand, after a look at its figures."""
+
+    setup: str
+    """Its data and model: a key of `setups`, which are described once each."""
+    question: str
+    conclusion: str
+    """What the figures carry, and no more."""
+    limits: str
+    """What may not be concluded."""
+
+
+def write(folder: Path, file: Path = FILE) -> None:
+    """Put every experiment that has been run and looked at into a Markdown file, with a picture each beside it."""
+    said = yaml.safe_load((HERE / "conclusions.yaml").read_text(encoding="utf-8"))
+    parts, described = [said["preface"].strip()], set()
+    for name in NAMES:
+        table = folder / name / "ablation.parquet"
+        if name in said and table.exists():
+            rows, mine = pq.read_table(table).to_pylist(), Conclusion.model_validate(said[name])
+            picture = file.parent / "experiments" / f"{name}.svg"
+            picture.write_text(drawn(rows), encoding="utf-8")
+            parts += [] if mine.setup in described else [said["setups"][mine.setup].strip()]
+            parts.append(section(name, rows, mine, picture.relative_to(file.parent)))
+            described.add(mine.setup)
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def section(name: str, rows: Sequence[Row], said: Conclusion, picture: Path) -> str:
+    """One experiment in Markdown."""
+    seeds = ", ".join(str(seed) for seed in whole(rows)[0]["seeds"])
+    baseline = next(row["variant"] for row in rows if row["baseline"])
+    about = f"Baseline: {baseline}. Seeds {seeds}; {whole(rows)[0]['rows']:,} rows of holdout."
+    return "\n\n".join(
+        (
+            f"### {said.question.strip()}",
+            said.conclusion.strip(),
+            results.table(HEAD, [cells(rows, row) for row in whole(rows)]),
+            f"{about} [`{name}.yaml`](experiments/{name}.yaml)",
+            f"![Differences of F1 to the baseline]({picture})",
+            f"*Not to be concluded:* {said.limits.strip()}",
+        )
+    )
+
+
+def whole(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the table that are about all of the holdout, one per variant."""
+    return [row for row in rows if row["slice"] == WHOLE]
+
+
+def cells(rows: Sequence[Row], row: Row) -> list[str]:
+    """A variant's line of the table."""
+    mine = {one["slice"]: one for one in rows if one["variant"] == row["variant"]}
+    groups = [difference(mine[group]) if group in mine else "–" for group in (SEEN_GROUP, WITHHELD_GROUP)]
+    p = "–" if row["p_holm"] is None else render.figure(row["p_holm"])
+    figures = [f"{row['training_rows']:,.0f}", render.figure(row["f1"]), render.figure(row["auroc"])]
+    return [row["variant"], *figures, difference(row), p, *groups]
+
+
+def difference(row: Row) -> str:
+    """A difference to the baseline with its interval, in words."""
+    if row["difference"] is None:
+        return "–"
+    found = _estimate(row)
+    return f"{render.signed(found.value)} ({render.bounds(found, True)})"
+
+
+def drawn(rows: Sequence[Row]) -> str:
+    """The differences to the baseline as an SVG file of its own: of all rows, then of the withheld languages."""
+    pieces, at = [], 0.0
+    for slice_name in (WHOLE, WITHHELD_GROUP):
+        chosen = [row for row in rows if row["slice"] == slice_name and row["difference"] is not None]
+        if not chosen:
+            continue
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        items = [Difference(row["variant"], row["rows"], _estimate(row), nothing, nothing) for row in chosen]
+        chart = charts.differences(items)
+        height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
+        title = "All rows of the holdout" if slice_name == WHOLE else "Withheld languages"
+        placed = chart.replace("<svg ", f'<svg y="{at + 26:g}" width="{WIDTH}" height="{height:g}" ', 1)
+        pieces.append(text(8, at + 18, title, "start", "name") + placed)
+        at += height + 34
+    whole_drawing = drawing(at, "Differences of F1", f"<style>{style()}</style>", *pieces)
+    return whole_drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+def style() -> str:
+    """What the report's style sheet says of colours and charts, on a card of its own."""
+    sheet = Path(render.__file__).with_name("report.css").read_text(encoding="utf-8")
+    colours = re.findall(r"^:root \{.*?^\}|^@media \(prefers-color-scheme: dark\) \{.*?^\}", sheet, re.M | re.S)
+    rules = re.findall(r"^\.chart [^{]*\{[^}]*\}", sheet, re.M)
+    return " ".join([*colours, *rules, "svg.chart { background: var(--card); font-family: system-ui, sans-serif; }"])
+
+
+def _estimate(row: Row) -> Estimate:
+    bounds = [math.nan if row[name] is None else row[name] for name in ("difference_low", "difference_high")]
+    return Estimate(row["difference"], *bounds)
