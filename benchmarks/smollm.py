@@ -66,7 +66,7 @@ def quality(made: Classifier, tune: Examples, holdout: Examples, pad_id: int) ->
 
 
 def _scores(made: Classifier, rows: Examples, pad_id: int) -> Scores:
-    return loop.score(made, rows.ids, pad_id, "cpu", batch_tokens=2048)
+    return loop.score(made, list(rows.ids), pad_id, "cpu", batch_tokens=2048)
 
 
 def run(chosen: Recipe, rows: Sequence[Sequence[dict[str, Any]]]) -> tuple[Quality, Quality]:

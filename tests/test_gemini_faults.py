@@ -235,7 +235,9 @@ def test_each_fault_at_scale(context: Context, server: GeminiServer, fault: str,
     settings = {"timeout_seconds": 1.0} if fault == "slow" else {}
     check(context, **settings)
     assert fault == "slow" or repeated(server) == 0
-    assert max(server.stats.answered.values(), default=0) <= context.recipe.gemini.attempts
+    assert max(server.stats.answered.values(), default=0) <= 3 * context.recipe.gemini.attempts, (
+        "as one of four, of two, and alone"
+    )
 
 
 @pytest.mark.soak
