@@ -186,7 +186,7 @@ def _expect_text(source: IO[bytes], file: RawFile) -> None:
     source.seek(0)
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):
-            raise InputError(f"{file.url}: is {kind}; write it as {file.format} in UTF-8, or name another data.format")
+            raise InputError(f"{file.url}: is {kind}; write it as {file.format} in UTF-8")
 
 
 def _lines(part: Slice) -> Iterator[bytes]:
