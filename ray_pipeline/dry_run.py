@@ -1,5 +1,6 @@
 """What a run would do and cost, said before anything is spent."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
 def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     yield f"{recipe.name} ({recipe.task})"
     steps = pipeline.plan(recipe, workdir, until)
-    yield from (f"  {line}" for line in _rows(recipe, steps[0].finished))
+    rows, refused = _rows(recipe, steps[0].finished)
+    yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in ingest.SPLITS)
+    yield from (f"  {line}" for line in refused)
     yield from (f"  {_status(step)}" for step in steps)
     asked = estimates(recipe, steps)
     for name, one in asked.items():
@@ -59,19 +62,16 @@ def _status(step: Step) -> str:
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
 
 
-def _rows(recipe: Recipe, ingested: Artifact | None) -> Iterator[str]:
-    """The rows of each split; of raw files also those that a run would refuse."""
+def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list[str]]:
+    """The rows of each split, and of raw files what is said of those that a run would refuse."""
     if ingested is not None:
-        yield _counts({split: int(rows) for split, rows in ingested.manifest.extra["splits"].items()})
-        return
+        return Counter(ingested.manifest.extra["splits"]), []
     tally = ingest.preview(recipe)
-    yield _counts(tally.rows(tally.kept))
-    for (name, reason), rows in tally.refused.items():
-        yield f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
-
-
-def _counts(rows: Mapping[str, int]) -> str:
-    return "rows: " + ", ".join(f"{split} {rows.get(split, 0)}" for split in ingest.SPLITS)
+    refused = [
+        f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
+        for (name, reason), rows in tally.refused.items()
+    ]
+    return tally.rows(tally.kept), refused
 
 
 def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:
