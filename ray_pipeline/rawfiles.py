@@ -24,12 +24,12 @@ SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
 ROW_BITS = 40
 REMEDY = "replace the file, or take it out of the recipe's data section"
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 SIGNATURES = {
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK\x03\x04": "zipped, as XLSX is", b"\x1f\x8b": "gzipped",
     b"PAR1": "Parquet",
 }  # fmt: skip
 """What begins files that are taken for text by mistake."""
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
