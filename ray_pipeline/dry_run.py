@@ -1,5 +1,6 @@
 """What a run would do and cost, said before anything is spent."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -29,7 +30,7 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     steps = pipeline.plan(recipe, workdir, until)
     trackers.check(recipe.train)
     rows, refused = _rows(recipe, steps[0].finished)
-    yield "  rows: " + ", ".join(f"{split} {rows.get(split, 0)}" for split in ingest.SPLITS)
+    yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in ingest.SPLITS)
     yield from (f"  {line}" for line in refused)
     yield from (f"  {_status(step)}" for step in steps)
     if recipe.start is not None and (others := pipeline.start_plan(recipe, workdir)):
@@ -46,7 +47,7 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     prices = [one.usd for one in asked.values() if one.usd is not None]
     if asked and len(prices) == len(asked):
         yield f"  Gemini in all: {_against_the_limit(sum(prices), ledger.spent(workdir), recipe.gemini.max_usd)}"
-    yield from (f"  {line}" for line in _training(recipe, steps, rows.get("train", 0)))
+    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"]))
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees:"
         other = recipes.variant(recipe, recipe.compare.set)
@@ -99,10 +100,10 @@ def _status(step: Step) -> str:
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
 
 
-def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Mapping[str, int], list[str]]:
-    """(rows by split, in words what a run would refuse of raw files)."""
+def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list[str]]:
+    """The rows of each split, and of raw files what is said of those that a run would refuse."""
     if ingested is not None:
-        return {split: int(rows) for split, rows in ingested.manifest.extra["splits"].items()}, []
+        return Counter(ingested.manifest.extra["splits"]), []
     tally = ingest.preview(recipe)
     refused = [
         f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"

@@ -24,12 +24,12 @@ SLICE_BYTES = 64 << 20
 RAW_CHARACTERS = 300
 ROW_BITS = 40
 REMEDY = "replace the file, or take it out of the input"
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 SIGNATURES = {
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK\x03\x04": "zipped, as XLSX is", b"\x1f\x8b": "gzipped",
     b"PAR1": "Parquet",
 }  # fmt: skip
 """What begins files that are taken for text by mistake."""
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _expect_text(source: IO[bytes], file: RawFile) -> None:
     source.seek(0)
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):
-            raise InputError(f"{file.url}: is {kind}; write it as {file.format} in UTF-8, or name another data.format")
+            raise InputError(f"{file.url}: is {kind}; write it as {file.format} in UTF-8")
 
 
 def _lines(part: Slice) -> Iterator[bytes]:
