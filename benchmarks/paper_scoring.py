@@ -147,7 +147,7 @@ def rows(plan: Plan) -> list[tuple[str, str, str]]:
 
 def sizes() -> list[tuple[str, ...]]:
     """What the size of shards changes."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for plan in map(Plan, (500_000, 50_000, 5_000, 500)):
         found.append(
             (
