@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
 
 SOAK = Path(__file__).parents[1] / "benchmarks" / "SOAK.md"
-DEAR = {"finished_run", "judged"}
-"""Fixtures that take a minute."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,12 +47,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         results.keep(name, file, f"Last: {results.where()}\n\n{table}", SOAK)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that look at one dear thing run in one process, which makes it once."""
-    for item in items:
-        for name in DEAR.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one process, which makes what they share once; so do all files with the finished run."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def together(file: str) -> str:
+        return "finished_run" if "finished_run" in (config.rootpath / file).read_text(encoding="utf-8") else file
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid.split("::")[0])
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

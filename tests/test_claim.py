@@ -3,12 +3,14 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ray_pipeline import claim, storage
-from ray_pipeline.errors import StoppedError
+from ray_pipeline import artifact, claim, pipeline, storage
+from ray_pipeline.errors import StoppedError, StorageError
+from ray_pipeline.recipe import Recipe
 
 HOLD = """
 import sys, time
@@ -59,3 +61,25 @@ def test_a_note_that_nobody_renews_is_taken_over(s3_bucket: str) -> None:
     storage.write_bytes(storage.join(folder, claim.REMOTE), b'{"holder": "process 1 on gone"}')
     with claim.held(folder):
         assert b"gone" not in storage.read_bytes(storage.join(folder, claim.REMOTE))
+
+
+def test_of_two_runs_the_second_is_refused_while_a_stage_is_made_and_takes_it_when_it_is(
+    tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    chosen, workdir = make_recipe(), str(tmp_path / "work")
+    (tmp_path / "train.txt").write_text('{"id": 1}\n')
+    (step,) = pipeline.plan(chosen, workdir, "ingest")
+    claimed = storage.join(workdir, pipeline.CLAIMS, f"ingest-{step.fingerprint}")
+    with claim.held(claimed), pytest.raises(StoppedError, match="another run .* is writing there"):
+        pipeline._run(step, chosen, workdir, {})
+    made = artifact.commit(step.folder, "ingest", {}, {}, artifact.Counts(), 1.0, {})
+    assert pipeline._run(step, chosen, workdir, {}) == made, "though it was not there when the run was planned"
+
+
+def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("a file where a folder should be")
+    with (
+        pytest.raises(StorageError, match="work/claims/.*: a part of the path is a file"),
+        claim.held(str(tmp_path / "work" / "claims")),
+    ):
+        pass

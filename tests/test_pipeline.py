@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import claim, cli, dry_run, pipeline, recipe, storage, tables
+from ray_pipeline import cli, dry_run, pipeline, recipe, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.text import normalise
 from ray_pipeline.validation import command
@@ -122,19 +121,6 @@ def test_another_learning_rate_reruns_training_and_what_follows_only(finished: d
     changed = recipe.variant(finished["recipe"], {"train.learning_rate": 1e-5})
     steps = pipeline.plan(changed, str(finished["folder"] / "work"))
     assert [step.stage.name for step in steps if step.finished is None] == ["train", "score", "evaluate"]
-
-
-def test_a_second_driver_on_the_same_run_is_refused(
-    finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    workdir = finished["folder"] / "work"
-    changed = recipe.variant(finished["recipe"], {"train.learning_rate": 1e-5})
-    (step,) = [step for step in pipeline.plan(changed, str(workdir)) if step.stage.name == "train"]
-    with claim.held(str(workdir / pipeline.CLAIMS / f"train-{step.fingerprint}")):
-        assert cli.run("test", arguments=[*finished["arguments"], "train.learning_rate=1e-5"]) == 1
-    said = capsys.readouterr().err
-    assert f"train-{step.fingerprint}: another run (process {os.getpid()} " in said and "the same command again" in said
-    assert not Path(step.folder).exists()
 
 
 def test_how_fast_and_where_the_work_runs_is_not_part_of_the_identity(finished: dict[str, Any]) -> None:
