@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray_pipeline.train.model import Classifier
 
 PAYS = 0.85
-"""What is left of the tokens, padding included, at most, where sharing is worth its additional passes."""
+"""What is `left` of the tokens, at most, where sharing is worth its additional passes."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def plan(
     for row, (ids, head) in enumerate(zip(prompts, heads, strict=True)):
         queries[tuple(ids[:head])].append(row)
     by_width: dict[int, list[list[int]]] = defaultdict(list)
-    for head, rows in queries.items():
-        by_width[len(head)].append(rows)
+    for query, rows in queries.items():
+        by_width[len(query)].append(rows)
     found = []
     for width, some in sorted(by_width.items(), reverse=True):
         some.sort(key=lambda rows: int(lengths[rows].max()), reverse=True)
@@ -79,18 +79,17 @@ def _pack(width: int, queries: list[list[int]], lengths: Rows, batch_rows: int, 
     return Pack(width, np.array([some[0] for some in queries], np.int64), parts, np.split(of[order], ends))
 
 
-def pays(
+def left(
     packs: Sequence[Pack], prompts: Sequence[list[int]], shared: int, batch_rows: int, batch_tokens: int | None
-) -> bool:
-    """Whether the packs leave so much less to compute than batches by length that it is worth their more passes."""
+) -> float:
+    """Tokens that packs have to compute over those of batches by length alone, with padding and without the shared."""
     lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
     by_length = np.argsort(-lengths, kind="stable")
     plain = batches.pack(by_length, lengths, batch_tokens, None if batch_tokens else batch_rows)
-    return _tokens(packs, lengths, shared) <= PAYS * batches.padded(lengths - shared, plain)
+    return _tokens(packs, lengths, shared) / batches.padded(lengths - shared, plain)
 
 
 def _tokens(packs: Sequence[Pack], lengths: Rows, shared: int) -> int:
-    """Behind the shared ones, of queries and rows, with padding."""
     return sum(
         len(pack.first) * (pack.width - shared) + batches.padded(lengths - pack.width, pack.rows) for pack in packs
     )
