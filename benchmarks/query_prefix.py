@@ -3,7 +3,7 @@
     python -m benchmarks.query_prefix [--quick]
 
 Both share the instruction, sort by length and read the same prompts of the sample shop's queries and categories, in no
-order. A SmolLM2-135M-shaped and a small Qwen2-shaped model, random weights, float32, one thread; ratios of CPU seconds
+order. A small and a SmolLM2-135M-shaped model, random weights, float32, one thread; ratios of CPU seconds
 of one process, medians over repeats that take turns. `pays` is what `runtime.score_query_prefix: auto` decides.
 """
 
@@ -11,19 +11,20 @@ import argparse
 import json
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import readers, results
+from benchmarks import results
+from ray_pipeline import recipe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.prompt import Encoded, Prompt
+from ray_pipeline.recipe import Train
+from ray_pipeline.sandbox.shop import ShopSpec, pair
 from ray_pipeline.scoring import queries
 from ray_pipeline.train import loop, model, prefix
 from ray_pipeline.train.model import Classifier
@@ -31,32 +32,33 @@ from ray_pipeline.train.model import Classifier
 PER_QUERY = (1, 2, 5, 20)
 BATCH_ROWS = 64
 TOLERANCE = 1e-4
-HEAD = ("model", "rows of a query", "query's share", "tokens left", "pays", "gain")
+HEAD = ("model", "rows of a query", "query's share", "work left", "pays", "gain")
 
 
-def smollm2(vocabulary: int) -> Classifier:
-    """A classifier of SmolLM2-135M's shape with random weights and a small vocabulary."""
+def shaped(hidden: int, layers: int, vocabulary: int) -> Classifier:
+    """A Llama-shaped classifier with random weights and heads of 64."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, num_labels=1, pad_token_id=0,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=hidden * 8 // 3, num_hidden_layers=layers,
+        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 192, num_labels=1, pad_token_id=0,
     )  # fmt: skip
     return Classifier(LlamaForSequenceClassification(config)).eval()
 
 
-def drawn(prompt: Prompt, tokenizer: Any, rows: int, per_query: int) -> list[Encoded]:
-    """Prompts of so many rows for each query, shuffled."""
-    pairs, chance = readers.pairs(None, 4000), random.Random(0)
-    texts = [sorted({row[name] for row in pairs}) for name in ("query", "target")]
-    made = [
-        {"query": query, "target": target, "query_en": None}
-        for query in chance.sample(texts[0], rows // per_query)
-        for target in chance.sample(texts[1], per_query)
+def drawn(rows: int, per_query: int) -> list[dict[str, str | None]]:
+    """So many pairs of the sample shop's texts, with so many targets for each query, shuffled."""
+    chance = random.Random(0)
+    made = [pair(ShopSpec(), "QC", "test", number) for number in range(2 * rows)]
+    queries, targets = sorted({one.query.text for one in made}), sorted({one.target or "" for one in made})
+    found: list[dict[str, str | None]] = [
+        {"query": query, "target": target}
+        for query in chance.sample(queries, rows // per_query)
+        for target in chance.sample(targets, per_query)
     ]
-    chance.shuffle(made)
-    return prompt.encode(tokenizer, made)
+    chance.shuffle(found)
+    return found
 
 
 def measured(ways: Mapping[str, Callable[[], Any]], repeats: int) -> list[float]:
@@ -97,19 +99,16 @@ def compare(name: str, classifier: Classifier, encoded: list[Encoded], per_query
 def main() -> None:
     """Measure, print the table, and the gains as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small model only, 400 rows; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="the small model only, 200 rows; nothing is kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows, repeats = (400, 1) if options.quick else (2000, 5)
-    with tempfile.TemporaryDirectory(prefix="queries-") as folder:
-        chosen = readers.settings(readers.make_model(Path(folder), readers.pairs(None, 1000), True))
-        tokenizer = model.load_tokenizer(chosen.train)
-        sides = {"small": Classifier(model.load_base(chosen.train, "cpu")).eval()}
-    if not options.quick:
-        sides["SmolLM2-135M-shaped"] = smollm2(len(tokenizer))
-    prompt, lines = Prompt(chosen.task, chosen.prompt), []
+    rows, repeats = (200, 1) if options.quick else (4096, 3)
+    tokenizer = model.load_tokenizer(Train(model="sandbox://base"))
+    sizes = {"small": (192, 2)} | ({} if options.quick else {"of SmolLM2-135M's shape": (576, 30)})
+    sides = {name: shaped(*size, len(tokenizer)) for name, size in sizes.items()}
+    lines = []
     for per_query in PER_QUERY:
-        encoded = drawn(prompt, tokenizer, rows, per_query)
+        encoded = Prompt("QC", recipe.Prompt()).encode(tokenizer, drawn(rows, per_query))
         for name, classifier in sides.items():
             lines.append(compare(name, classifier, encoded, per_query, repeats))
             print(*lines[-1], sep="  ", flush=True)
