@@ -722,8 +722,8 @@ class Runtime(Section):
     score_share_prefix: bool = True
     """Compute the tokens that all prompts begin with once per shard, for models that this was tested with; exact."""
     score_query_prefix: QueryPrefix = "auto"
-    """With it, compute the tokens of a query once for all its rows; `auto`: where that leaves 85 % of what is to be
-    computed, or less, as with five rows of each query. Exact too; a shard's rows of a query need not stand together."""
+    """With it, compute the tokens of a query once for all its rows, which need not stand together; exact too. `auto`:
+    where that spares a seventh of the work, as with five rows of each query and targets that are not much longer."""
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
     """Restarts of training after a lost worker."""

@@ -18,8 +18,10 @@ from ray_pipeline.train.batches import Rows
 if TYPE_CHECKING:
     from ray_pipeline.train.model import Classifier
 
+PASS_TOKENS = 128
+"""What a pass costs beside its tokens, in tokens: the weights are read for it, however few it has."""
 PAYS = 0.85
-"""What is left of the tokens, padding included, at most, where sharing is worth its additional passes."""
+"""What is `left` of the work, at most, where sharing is worth its while."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def plan(
     for row, (ids, head) in enumerate(zip(prompts, heads, strict=True)):
         queries[tuple(ids[:head])].append(row)
     by_width: dict[int, list[list[int]]] = defaultdict(list)
-    for beginning, rows in queries.items():
-        by_width[len(beginning)].append(rows)
+    for query, rows in queries.items():
+        by_width[len(query)].append(rows)
     found = []
     for width, some in sorted(by_width.items(), reverse=True):
         some.sort(key=lambda rows: int(lengths[rows].max()), reverse=True)
@@ -79,21 +81,20 @@ def _pack(width: int, queries: list[list[int]], lengths: Rows, batch_rows: int, 
     return Pack(width, np.array([some[0] for some in queries], np.int64), parts, np.split(of[order], ends))
 
 
-def pays(
+def left(
     packs: Sequence[Pack], prompts: Sequence[list[int]], shared: int, batch_rows: int, batch_tokens: int | None
-) -> bool:
-    """Whether the packs leave so much less to compute than batches by length that it is worth their more passes."""
+) -> float:
+    """Work of packs over that of batches by length alone: tokens with padding, without the shared, and passes."""
     lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
     by_length = np.argsort(-lengths, kind="stable")
     plain = batches.pack(by_length, lengths, batch_tokens, None if batch_tokens else batch_rows)
-    return _tokens(packs, lengths, shared) <= PAYS * batches.padded(lengths - shared, plain)
+    heads = sum(len(pack.first) * (pack.width - shared) + PASS_TOKENS for pack in packs)
+    rows = sum(_work(pack.rows, lengths - pack.width) for pack in packs)
+    return (heads + rows) / _work(plain, lengths - shared)
 
 
-def _tokens(packs: Sequence[Pack], lengths: Rows, shared: int) -> int:
-    """Behind the shared ones, of queries and rows, with padding."""
-    return sum(
-        len(pack.first) * (pack.width - shared) + batches.padded(lengths - pack.width, pack.rows) for pack in packs
-    )
+def _work(parts: Sequence[Rows], lengths: Rows) -> int:
+    return batches.padded(lengths, parts) + PASS_TOKENS * len(parts)
 
 
 def score(
@@ -102,10 +103,10 @@ def score(
     """Probabilities of relevance `[n]` float32 of prompts that all begin with the same `shared` tokens."""
     import torch
 
-    found, order = np.zeros(len(prompts), np.float32), np.concatenate([rows for pack in packs for rows in pack.rows])
+    found, places = np.zeros(len(prompts), np.float32), np.concatenate([rows for pack in packs for rows in pack.rows])
     with torch.no_grad():
         logits = torch.cat(list(_logits(model.eval(), prompts, packs, shared, pad_id, device)))
-        found[order] = torch.sigmoid(logits).float().cpu().numpy()  # the one wait for the device
+        found[places] = torch.sigmoid(logits).float().cpu().numpy()  # the one wait for the device
     return found
 
 

@@ -47,6 +47,11 @@ class Batches:
         limits = (runtime.score_batch_rows, runtime.score_batch_tokens)
         return cls(*limits, runtime.score_share_prefix, runtime.score_query_prefix)
 
+    @property
+    def by_query(self) -> bool:
+        """Whether a query may be computed once for all its rows."""
+        return self.share_prefix and self.query_prefix != "never"
+
     def smaller(self, times: int) -> "Batches":
         """So many times smaller, one row or token at least."""
         tokens = None if self.tokens is None else max(1, self.tokens // times)
@@ -68,24 +73,24 @@ class Scored:
 
 
 class Scorer:
-    """Scores rows with a base that is loaded once; the scores of several adapters are averaged."""
+    """Scores rows with a base that is loaded once."""
 
     def __init__(self, adapters: Sequence[Adapter], device: str, batches: Batches) -> None:
+        """The scores of several adapters are averaged."""
         saved = adapters[0].saved
-        self._members = Members(adapters, device)
         self._prompt = Prompt(saved.task, saved.prompt)
-        self._device, self._batches = device, batches
+        self._engine = Transformers(adapters, device, batches)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Scored:
         """Scores of rows with `query`, `target` and, where the prompt shows it, `query_en`.
 
         Raises ModelError where not a single row fits the memory.
         """
-        encoded = self._prompt.encode(self._members.tokenizer, rows)
+        encoded = self._prompt.encode(self._engine.tokenizer, rows)
         prompts = [tuple(prompt.ids) for prompt in encoded]
         heads = {tuple(prompt.ids): prompt.head for prompt in encoded}
         unique = {ids: i for i, ids in enumerate(heads)}
-        scores, unfit = self._mean([list(ids) for ids in unique], list(heads.values()))
+        scores, unfit = self._engine([list(ids) for ids in unique], list(heads.values()))
         places = np.array([unique[ids] for ids in prompts], dtype=np.int64)
         scores, unfit = scores[places], unfit[places]
         reasons = [
@@ -95,11 +100,22 @@ class Scorer:
         truncated = np.array([prompt.truncated for prompt in encoded], dtype=np.bool_)
         return Scored(scores, truncated, reasons, len(prompts) - len(unique))
 
-    def _mean(self, prompts: list[list[int]], heads: list[int]) -> tuple[Scores, Mask]:
-        """Mean probability over the adapters, and where a prompt does not fit the memory, `[n]` each."""
+
+class Transformers:
+    """Scores of prompts by the model that training has, with the mean over several adapters."""
+
+    def __init__(self, adapters: Sequence[Adapter], device: str, batches: Batches) -> None:
+        self._members = Members(adapters, device)
+        self.tokenizer = self._members.tokenizer
+        self._device, self._batches = device, batches
+
+    def __call__(self, prompts: list[list[int]], heads: list[int]) -> tuple[Scores, Mask]:
+        """Probabilities of token ids, and where a prompt does not fit the memory, `[n]` each.
+
+        The first `heads [n]` tokens of each are the same in all rows of its query.
+        """
         total, unfit, members = np.zeros(len(prompts)), np.zeros(len(prompts), np.bool_), 0
-        together = self._batches.share_prefix and self._batches.query_prefix != "never"
-        order = queries.order(prompts, heads if together else [0] * len(prompts))
+        order = queries.order(prompts, heads if self._batches.by_query else [0] * len(prompts))
         for model in self._members:
             scores, lost = within_memory(partial(self._with, model, prompts, heads), order, WINDOW_ROWS)
             total, unfit, members = total + scores, unfit | lost, members + 1
@@ -111,11 +127,13 @@ class Scorer:
         from ray_pipeline.train import loop, prefix
 
         some, chosen = [prompts[row] for row in rows], self._batches.smaller(smaller)
-        pad_id, limits = self._members.tokenizer.pad_token_id, (chosen.rows, chosen.tokens)
-        if chosen.share_prefix and chosen.query_prefix != "never" and model.shares_prefix:
+        pad_id, limits = self.tokenizer.pad_token_id, (chosen.rows, chosen.tokens)
+        if chosen.by_query and model.shares_prefix:
             shared = prefix.common(some)
             packs = queries.plan(some, [heads[row] for row in rows], shared, *limits)
-            if packs and (chosen.query_prefix == "always" or queries.pays(packs, some, shared, *limits)):
+            if packs and (
+                chosen.query_prefix == "always" or queries.left(packs, some, shared, *limits) <= queries.PAYS
+            ):
                 return queries.score(model, some, packs, shared, pad_id, self._device)
         return loop.score(model, some, pad_id, self._device, *limits, chosen.share_prefix)
 
