@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from ray_pipeline import storage
 from ray_pipeline.errors import RecipeError, TrainingError
@@ -139,7 +140,7 @@ class Mlflow:
             self._client.log_batch(self._run_id, metrics=figures)
             self._after = step
         except MlflowException as error:
-            LOG.warning("train.trackers mlflow: step %s is not noted: %s", step, error)
+            LOG.warning("train.trackers mlflow: step %s is not noted: %s", step, _said(error))
 
 
 @contextmanager
@@ -153,7 +154,7 @@ def _mlflow(recipe: Recipe, fingerprint: str) -> Iterator[Mlflow]:
         noted = client.get_metric_history(run_id, "tune/loss")
     except MlflowException as error:
         raise TrainingError(
-            f"train.trackers mlflow: {error}; check MLFLOW_TRACKING_URI in the environment of the nodes"
+            f"train.trackers mlflow: {_said(error)}; check MLFLOW_TRACKING_URI in the environment of the nodes"
         ) from error
     status = "FAILED"
     try:
@@ -163,7 +164,13 @@ def _mlflow(recipe: Recipe, fingerprint: str) -> Iterator[Mlflow]:
         try:
             client.set_terminated(run_id, status)
         except MlflowException as error:
-            LOG.warning("train.trackers mlflow: the run's end is not noted: %s", error)
+            LOG.warning("train.trackers mlflow: the run's end is not noted: %s", _said(error))
+
+
+def _said(error: Exception) -> str:
+    """What the client says, without the password that its address may hold."""
+    secret = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).password
+    return str(error).replace(secret, "***") if secret else str(error)
 
 
 def _mlflow_run(client: Any, recipe: Recipe, fingerprint: str) -> str:

@@ -64,6 +64,11 @@ def test_mlflow_has_every_evaluation_once_though_training_was_killed(
         assert sorted(found) == [(row["step"], row[column]) for row in HISTORY]
 
 
+def test_a_password_in_the_address_is_said_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{KEY}@example.com")
+    assert KEY not in trackers._said(RuntimeError(f"API request to https://me:{KEY}@example.com/api failed"))
+
+
 def test_wandb_without_a_network_leaves_its_files_in_the_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
