@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from ray_pipeline import artifact, rawfiles, shards, storage, tables
 from ray_pipeline.artifact import Counts
+from ray_pipeline.chance import hashes
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.text import language_code, normalise, stable_id, stable_number
+from ray_pipeline.text import language_code, normalise, stable_id
 
 WITHOUT_PLACE = (
     "broken JSON",
@@ -158,8 +159,9 @@ def _parsed(batch: pa.Table, recipe: Recipe, parts: list[Slice], folder: str, bu
     if refused:
         table = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
         storage.write_parquet(storage.join(folder, "rejected", f"parse-{number:05d}.parquet"), table)
-    numbers = [stable_number(row["pair_id"]) % buckets for row in pairs]
-    return pa.Table.from_pylist(pairs, schema=tables.PAIRS).append_column(shards.BUCKET, pa.array(numbers, pa.int64()))
+    numbers = hashes([row["pair_id"] for row in pairs]) % np.uint64(buckets)
+    table = pa.Table.from_pylist(pairs, schema=tables.PAIRS)
+    return table.append_column(shards.BUCKET, pa.array(numbers.astype(np.int64)))
 
 
 def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ray_pipeline.chance import mixed
 from ray_pipeline.negatives import offers
 from ray_pipeline.negatives.corpus import NONE
 from ray_pipeline.negatives.offers import Taken
@@ -12,15 +13,6 @@ from ray_pipeline.negatives.offers import Taken
 
 def array(values: object) -> np.ndarray:
     return np.array(values, np.uint64)
-
-
-def test_mixed_is_one_to_one_and_even() -> None:
-    found = offers.mixed(np.arange(100_000, dtype=np.uint64))
-    assert len(np.unique(found)) == 100_000
-    assert Counter((found >> np.uint64(62)).tolist()) == pytest.approx(
-        Counter(dict.fromkeys(range(4), 25_000)), rel=0.03
-    )
-    assert offers.mixed(array([0])).tolist() == [16294208416658607535]  # the first output of splitmix64 from seed 0
 
 
 def test_taken_holds_by_query_and_normal_form() -> None:
@@ -67,7 +59,7 @@ def test_lists_share_no_key_and_leave_none_empty_that_settlement_fills(most: int
 @pytest.mark.parametrize("cap", [1, 2, 7])
 def test_accepted_is_stable_within_the_cap_and_does_not_depend_on_the_order(cap: int) -> None:
     generator = np.random.default_rng(2)
-    choices = {int(want): generator.choice(50, 5, replace=False).tolist() for want in offers.mixed(array(range(300)))}
+    choices = {int(want): generator.choice(50, 5, replace=False).tolist() for want in mixed(array(range(300)))}
     orders = [list(choices), list(reversed(choices)), generator.permutation(array(list(choices))).tolist()]
     found = []
     for order in orders:
