@@ -62,7 +62,7 @@ def run(taxonomy: Path, embedder: str, folder: Path, names: Sequence[str], seeds
 
 def shop(raw: Mapping[str, Any]) -> bool:
     """Whether a matrix is about the made-up shop, with its own model and words, in place of the taxonomy."""
-    return bool(raw["base"] != "base.yaml")
+    return str(raw["base"]) != "base.yaml"
 
 
 def rates(raw: Mapping[str, Any]) -> set[int]:
