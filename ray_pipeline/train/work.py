@@ -116,7 +116,7 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report)
     torch.manual_seed(rules.seed + worker.rank)
     with ExitStack() as stack:
-        opened = trackers.opened(job.recipe, storage.name(job.folder), folder, job.folder)
+        opened = trackers.opened(job.recipe, job.fingerprint, folder, job.folder)
         tracked = _together(lambda: stack.enter_context(opened) if worker.rank == 0 else [])
         _go_on(made)
         return made.run()
