@@ -6,7 +6,7 @@ python jobs/index.py runs
 import argparse
 import sys
 
-from ray_pipeline import cli
+from ray_pipeline import problems
 from ray_pipeline.report import index
 
 
@@ -21,9 +21,9 @@ def main() -> int:
 
     def write() -> int:
         print(index.write(options.folder))
-        return cli.DONE
+        return problems.DONE
 
-    return cli.guarded(write, options.debug)
+    return problems.exit_code(write, options.debug)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ sample of made-up pairs and printed, and beyond --tolerance nothing is written.
 import argparse
 import sys
 
-from ray_pipeline import cli
+from ray_pipeline import problems
 from ray_pipeline.train.merge import merge
 
 
@@ -28,9 +28,9 @@ def main() -> int:
         done = merge(options.adapter, options.output, options.precision, options.tolerance)
         print(f"largest change of a probability over {done.rows} pairs: {done.max_abs_difference:.2g}")
         print(options.output)
-        return cli.DONE
+        return problems.DONE
 
-    return cli.guarded(work, options.debug)
+    return problems.exit_code(work, options.debug)
 
 
 if __name__ == "__main__":

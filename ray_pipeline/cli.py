@@ -5,17 +5,15 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-from ray_pipeline import outputs, pipeline, recipe, runtime, s3, starts, storage
+from ray_pipeline import outputs, pipeline, problems, recipe, runtime, s3, starts, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report import index
 from ray_pipeline.sandbox import serving
-
-DONE, PROBLEM = 0, 1
 
 
 def main(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -33,19 +31,7 @@ def run(description: str, until: str | None = None, arguments: Sequence[str] | N
     `until` fixes the last stage, for the job file of a single stage. Wrong usage exits with 2.
     """
     options = _parser(description, until).parse_intermixed_args(arguments)
-    return guarded(lambda: _run(options, until or options.until), options.debug)
-
-
-def guarded(work: Callable[[], int], debug: bool) -> int:
-    """The exit code of some work; a problem of the user's is printed and gives 1, unless `debug` lets it through."""
-    try:
-        return work()
-    except Exception as error:
-        problem = pipeline.user_problem(error)
-        if debug or problem is None:
-            raise
-        print(f"\nerror: {problem}", file=sys.stderr)
-        return PROBLEM
+    return problems.exit_code(lambda: _run(options, until or options.until), options.debug)
 
 
 def _parser(description: str, until: str | None) -> argparse.ArgumentParser:
@@ -81,7 +67,7 @@ def _run(options: argparse.Namespace, until: str | None) -> int:
         return 2
     if options.dry_run:
         print(describe(chosen, workdir, until))
-        return DONE
+        return problems.DONE
     output = options.output or os.path.join("runs", "+".join(item.name for item in chosen))
     whole = until in (None, pipeline.STAGE_NAMES[-1])
     if whole:
@@ -90,12 +76,12 @@ def _run(options: argparse.Namespace, until: str | None) -> int:
     if until is not None and not whole:
         last = {run.recipe.name: run.artifacts[until] for run, _ in runs}
         print("\n".join(f"{name}: {artifact.url}" for name, artifact in last.items()))
-        return DONE
+        return problems.DONE
     command = shlex.join(["python", *sys.argv])
     for url in outputs.write(runs, output, command):
         print(url)
     index.refresh(output)
-    return DONE
+    return problems.DONE
 
 
 def _read(files: Sequence[str], overrides: Sequence[str], workdir: str) -> list[Recipe]:

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray_pipeline import (
     mix,
     models,
     negatives,
+    problems,
     runtime,
     score,
     self_validation,
@@ -31,7 +32,7 @@ from ray_pipeline import (
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.audit.gemini import questions as audit_questions
-from ray_pipeline.errors import PipelineError, RecipeError
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini.client import api_key
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.recipe import Recipe
@@ -45,8 +46,6 @@ STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
     negatives.STAGE, mix.STAGE, encode.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
 )  # fmt: skip
-RAY_ADVICE = "\nFailed to apply UDF transform after "
-"""Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 CLAIMS = "claims"
 """Below the working folder: who makes which artifact."""
@@ -166,46 +165,13 @@ def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact])
 def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
     inputs = {name: done[name] for name in step.inputs}
     started = time.monotonic()
-    with _user_problems():
+    with problems.unwrapped():
         runtime.check_room(recipe.runtime, 1, {"CPU": 1})
         outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config))
     seconds = time.monotonic() - started
     return artifact.commit(
         step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, outcome.extra
     )
-
-
-@contextmanager
-def _user_problems() -> Iterator[None]:
-    """Bring a PipelineError that was raised on a worker back out of what Ray wraps it in."""
-    try:
-        yield
-    except Exception as error:
-        found = user_problem(error)
-        if found is None or found is error:
-            raise
-        raise found from error
-
-
-def user_problem(error: BaseException | None) -> PipelineError | None:
-    """The PipelineError in a chain of causes, as it was raised on the worker; null if there is none.
-
-    Ray's own error of the same type, whose message is a stack trace, leads to it by its `cause`.
-    """
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, PipelineError) and not isinstance(getattr(current, "cause", None), PipelineError):
-            current.args = (str(current).partition(RAY_ADVICE)[0],)
-            return current
-        inner = list(current.exceptions) if isinstance(current, BaseExceptionGroup) else []
-        failures = getattr(current, "worker_failures", None) or {}
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__, *inner, *failures.values()]
-    return None
 
 
 def _line(item: Artifact, note: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from ray_pipeline import artifact, cli, pipeline, storage
+from ray_pipeline import artifact, cli, pipeline, problems, storage
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import InputError
@@ -104,7 +104,7 @@ def run(description: str, arguments: Sequence[str] | None = None) -> int:
     )
     cli.add_common(parser)
     options = parser.parse_intermixed_args(arguments)
-    return cli.guarded(lambda: _tell(options), options.debug)
+    return problems.exit_code(lambda: _tell(options), options.debug)
 
 
 def _tell(options: argparse.Namespace) -> int:
@@ -125,7 +125,7 @@ def _tell(options: argparse.Namespace) -> int:
         ]
     print("\n".join(told))
     print(f"all answers of Gemini in {workdir} have cost {ledger.spent(workdir):.4f} USD")
-    return cli.DONE
+    return problems.DONE
 
 
 def _names_recipe(item: str) -> bool:

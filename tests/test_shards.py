@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import ray.cloudpickle
 
-from ray_pipeline import artifact, pipeline, shards, storage
+from ray_pipeline import artifact, problems, shards, storage
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.shards import Result, Source
@@ -181,7 +181,7 @@ def test_a_problem_of_the_user_comes_out_of_the_making_of_a_worker(tmp_path: Pat
         shards.map_shards(
             shards.sources([made]), make, str(tmp_path / "out"), SCHEMA, workers=1, label="fails", num_cpus=0.1
         )
-    found = pipeline.user_problem(caught.value)
+    found = problems.within(caught.value)
     assert type(found) is InputError
     assert str(found) == "the model is not there: name another", "Ray's stack trace and advice are not for the user"
     assert artifact.present_shards(str(tmp_path / "out")) == []
@@ -192,7 +192,7 @@ def test_a_problem_of_the_user_comes_out_of_the_work(tmp_path: Path, notes: Path
     artifact.write_shard(made.url, "part-00001.parquet", rows(5, 4), None, 4)
     with pytest.raises(Exception, match="its manifest says 5") as caught:
         squared(shards.sources([made]), notes, str(tmp_path / "out"), workers=1)
-    found = pipeline.user_problem(caught.value)
+    found = problems.within(caught.value)
     assert type(found) is CorruptArtifactError
     assert str(found).endswith(f"delete the folder {made.url} and run the same command again")
 
@@ -207,7 +207,7 @@ def test_a_defect_in_a_worker_is_no_problem_of_the_user(tmp_path: Path) -> None:
         shards.map_shards(
             shards.sources([made]), make, str(tmp_path / "out"), SCHEMA, workers=1, label="fails", num_cpus=0.1
         )
-    assert pipeline.user_problem(caught.value) is None
+    assert problems.within(caught.value) is None
 
 
 def test_divided() -> None:
@@ -278,6 +278,6 @@ def test_a_problem_of_the_user_comes_out_of_a_shuffle(tmp_path: Path) -> None:
     table: Any = pa.table({"number": [1, 2], shards.BUCKET: [0, 0]})
     with pytest.raises(Exception, match="cannot be") as caught:
         shards.shuffle(ray.data.from_arrow(table), reduce, buckets=1, label="shuffle")
-    found = pipeline.user_problem(caught.value)
+    found = problems.within(caught.value)
     assert type(found) is InputError
     assert str(found) == "part-00000.parquet: cannot be"

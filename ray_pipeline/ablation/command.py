@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ray_pipeline import cli
+from ray_pipeline import cli, problems
 from ray_pipeline.ablation import matrix, runs, table
 from ray_pipeline.report import index
 
@@ -14,7 +14,7 @@ from ray_pipeline.report import index
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse and run; 0 done, 1 a problem of the user's or a run that failed; wrong usage exits with 2."""
     options = _parser(description).parse_intermixed_args(arguments)
-    return cli.guarded(lambda: _run(options), options.debug)
+    return problems.exit_code(lambda: _run(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -37,11 +37,11 @@ def _run(options: argparse.Namespace) -> int:
         return 2
     if options.dry_run:
         print(runs.plan(studies, workdir))
-        return cli.DONE
+        return problems.DONE
     output = options.output or os.path.join("runs", "-".join(["ablation", *(study.name for study in studies)]))
     command, found, written = shlex.join(["python", *sys.argv]), [], []
     for found in runs.rounds(studies, workdir):
         written = table.write(studies, found, output, command)  # after each seed: a long study shows what it knows
     index.refresh(output)
     print("\n".join(written))
-    return cli.PROBLEM if any(run.problem for run in found) else cli.DONE
+    return problems.PROBLEM if any(run.problem for run in found) else problems.DONE

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ray_pipeline import cli, pipeline, storage
+from ray_pipeline import cli, pipeline, problems, storage
 from ray_pipeline.annotation import answers, sampling, sheets
 from ray_pipeline.annotation.people import lines, people
 from ray_pipeline.artifact import Artifact
@@ -24,7 +24,7 @@ def run(description: str, arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.action == "export" and options.sheet is None:
         parser.error("export needs --sheet FILE.csv or FILE.xlsx")
-    return cli.guarded(lambda: (_export if options.action == "export" else _read)(options), options.debug)
+    return problems.exit_code(lambda: (_export if options.action == "export" else _read)(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def _export(options: argparse.Namespace) -> int:
         name = options.sheet if options.annotators == 1 else f"{stem}-{number}{dot}{ending}"
         rows = [sampling.sheet_row(one) for one in sampling.order(chosen, options.seed, number)]
         print("\n".join(sheets.write(name, answers.COLUMNS, rows, answers.GUIDE)))
-    return cli.DONE
+    return problems.DONE
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -79,7 +79,7 @@ def _read(options: argparse.Namespace) -> int:
         print(
             "\n".join(lines(found_people) if found_people else [f"{storage.name(audited.url)}: nobody has judged it"])
         )
-    return cli.DONE
+    return problems.DONE
 
 
 def _audits(items: Sequence[str], folder: str) -> list[Artifact]:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import fsspec
 
-from ray_pipeline import cli, pipeline, reading, storage
+from ray_pipeline import cli, pipeline, problems, reading, storage
 from ray_pipeline.artifact import MANIFEST, Artifact
 from ray_pipeline.errors import InputError
 from ray_pipeline.inspection.page import page
@@ -23,7 +23,7 @@ def main(description: str) -> NoReturn:
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns 0 for done, 1 for a problem of the user's. Wrong usage exits with 2."""
     options = _parser(description).parse_args(arguments)
-    return cli.guarded(lambda: _inspect(options), options.debug)
+    return problems.exit_code(lambda: _inspect(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.html:
         storage.write_bytes(options.html, page(found).encode())
         print(f"\n{options.html}")
-    return cli.DONE
+    return problems.DONE
 
 
 def _artifact(name: str, workdir: str) -> Artifact:

@@ -429,7 +429,7 @@ def main() -> None:
 
 
 def _write_on_ray(spec: ShopSpec, options: argparse.Namespace) -> int:
-    from ray_pipeline import cli, runtime
+    from ray_pipeline import problems, runtime
     from ray_pipeline.recipe import Runtime
     from ray_pipeline.sandbox import shop_shards
 
@@ -440,7 +440,7 @@ def _write_on_ray(spec: ShopSpec, options: argparse.Namespace) -> int:
         return 0
 
     try:
-        return cli.guarded(write, debug=False)
+        return problems.exit_code(write, debug=False)
     finally:
         runtime.stop()
 

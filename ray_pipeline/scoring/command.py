@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from ray_pipeline import cli, runtime, storage
+from ray_pipeline import cli, problems, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Runtime
@@ -32,7 +32,7 @@ def main(description: str) -> NoReturn:
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns 0 for done, 1 for a problem of the user's. Wrong usage exits with 2."""
     options = _parser(description).parse_args(arguments)
-    return cli.guarded(lambda: _score(options), options.debug)
+    return problems.exit_code(lambda: _score(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -104,7 +104,7 @@ def _score(options: argparse.Namespace) -> int:
     runtime.start(where)
     found = job.run(wanted, partial(Scorer, chosen, device, Batches(options.batch_rows, options.batch_tokens)))
     print(_account(found, threshold))
-    return cli.DONE
+    return problems.DONE
 
 
 def _full(url: str) -> str:

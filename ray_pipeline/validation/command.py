@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ray_pipeline import cli, pipeline, storage
+from ray_pipeline import cli, pipeline, problems, storage
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.inspection.text import aligned
@@ -30,7 +30,7 @@ def main(description: str) -> NoReturn:
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns 0 if all invariants hold, else 1. Wrong usage exits with 2."""
     options = _parser(description).parse_intermixed_args(arguments)
-    return cli.guarded(lambda: _validate(options), options.debug)
+    return problems.exit_code(lambda: _validate(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def _validate(options: argparse.Namespace) -> int:
     failed = [one for one in checks if one.result == FAILED]
     if failed:
         print(f"\nerror: {len(failed)} of {len(list(checks))} invariants are violated", file=sys.stderr)
-    return cli.PROBLEM if failed else cli.DONE
+    return problems.PROBLEM if failed else problems.DONE
 
 
 def _output(items: Sequence[str]) -> str | None:
