@@ -1,0 +1,57 @@
+"""From an error to what the user sees: the typed problem within whatever Ray wraps it in, and the exit code."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ray_pipeline.errors import PipelineError
+
+DONE, PROBLEM = 0, 1
+"""Exit codes."""
+RAY_ADVICE = "\nFailed to apply UDF transform after "
+"""Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
+
+
+def exit_code(work: Callable[[], int], debug: bool) -> int:
+    """The exit code of some work; a problem of the user's is printed and gives 1, unless `debug` lets it through."""
+    try:
+        return work()
+    except Exception as error:
+        problem = within(error)
+        if debug or problem is None:
+            raise
+        print(f"\nerror: {problem}", file=sys.stderr)
+        return PROBLEM
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Bring a PipelineError that was raised on a worker back out of what Ray wraps it in."""
+    try:
+        yield
+    except Exception as error:
+        found = within(error)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+def within(error: BaseException | None) -> PipelineError | None:
+    """The PipelineError in a chain of causes, as it was raised on the worker; null if there is none.
+
+    Ray's own error of the same type, whose message is a stack trace, leads to it by its `cause`.
+    """
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, PipelineError) and not isinstance(getattr(current, "cause", None), PipelineError):
+            current.args = (str(current).partition(RAY_ADVICE)[0],)
+            return current
+        inner = list(current.exceptions) if isinstance(current, BaseExceptionGroup) else []
+        failures = getattr(current, "worker_failures", None) or {}
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__, *inner, *failures.values()]
+    return None
