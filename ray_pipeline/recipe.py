@@ -825,23 +825,23 @@ def validate(raw: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise problem(error, where) from error
+        raise problem(error, where, Recipe) from error
 
 
-def problem(error: ValidationError, where: str) -> RecipeError:
-    """What is wrong with a file's fields, one line each."""
+def problem(error: ValidationError, where: str, kind: type[BaseModel]) -> RecipeError:
+    """What is wrong with the fields of a file of some kind, one line each."""
     lines = [f"{where}: {len(error.errors())} wrong field(s)"]
-    lines += [f"  {_location(item['loc'])}{_message(item)}" for item in error.errors()]
+    lines += [f"  {_location(item['loc'])}{_message(item, kind)}" for item in error.errors()]
     return RecipeError("\n".join(lines))
 
 
-def _message(item: ErrorDetails) -> str:
+def _message(item: ErrorDetails, kind: type[BaseModel]) -> str:
     if item["type"] == "list_type":
         return "must be a list, such as [a, b]"
     if item["type"] != "extra_forbidden":
         return item["msg"].removeprefix("Value error, ")
     section, _, name = ".".join(map(str, item["loc"])).rpartition(".")
-    fields = _fields(Recipe)
+    fields = _fields(kind)
     beside = [field.rpartition(".")[2] for field in fields if field.rpartition(".")[0] == section]
     near = [f"{section}.{match}".removeprefix(".") for match in difflib.get_close_matches(name, beside, n=1)]
     near = near or [field for field in fields if field.endswith(f".{name}")]
@@ -853,8 +853,11 @@ def _fields(section: type[BaseModel], beginning: str = "") -> list[str]:
     """The dotted names of a section's fields and of those below them."""
     found = []
     for name, field in section.model_fields.items():
+        kinds = get_args(field.annotation) or [field.annotation]
+        if Recipe in kinds:  # filled in by a command
+            continue
         found.append(beginning + name)
-        for kind in get_args(field.annotation) or [field.annotation]:
+        for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 found += _fields(kind, f"{beginning}{name}.")
     return found

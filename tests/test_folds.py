@@ -64,7 +64,8 @@ def test_a_worker_has_its_fold_s_rows(tmp_path: Path) -> None:
     expected = {part: {row["pair_id"] for row, own in zip(made, parts, strict=True) if own == part} for part in parts}
     dropped = frozenset(sorted(expected["train"])[:1])
     mix = finished(tmp_path, "mix", made, tables.PAIRS)
-    _, data = work._data(runs.make(), mix, dropped, fold)
+    chosen = runs.make()
+    _, data = work._data(chosen, runs.encoded(chosen, mix, tmp_path / "encoded"), dropped, fold)
     assert set(data.train.pair_ids) == expected["train"] - dropped and set(data.tune.pair_ids) == expected["tune"]
 
 
@@ -84,7 +85,8 @@ def interrupted(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A run by folds that was stopped after its first one, and went on: its folder, and the first adapter before."""
     folder = tmp_path_factory.mktemp("folds")
     chosen = runs.make(workers=1, epochs=1, folds=2)
-    context = Context(chosen, {"mix": runs.training_set(folder)}, str(folder / "f0"), str(folder), {})
+    encoded = runs.encoded(chosen, runs.training_set(folder), folder / "encoded")
+    context = Context(chosen, {"encode": encoded}, str(folder / "f0"), str(folder), {})
     stage._train_and_keep(context, 0, folds.of(chosen.train)[0])
     before = (folder / "f0" / "fold-0" / "adapter" / adapters.WEIGHTS).read_bytes()
     outcome = stage.run(context)

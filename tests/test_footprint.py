@@ -123,7 +123,7 @@ def test_a_kind_that_is_not_known_is_said_to_be(tmp_path: Path) -> None:
 
 def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: Path) -> None:
     lines = [
-        f'{{"id": {i}, "language": "en", "origin_query": "shoes {i}", "category_path": "a,b", "label": 1}}'
+        f'{{"id": {i}, "language": "en", "origin_query": "shoes {i}", "category_path": "a,b", "label": {i % 2}}}'
         for i in range(30)
     ]
     (tmp_path / "train.txt").write_text("\n".join(lines))

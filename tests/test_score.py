@@ -19,7 +19,7 @@ from ray_pipeline.train.engine import PlainEngine
 
 from . import made
 
-COLUMNS = ["pair_id", "split", "part", "query", "query_en", "target"]
+COLUMNS = ["pair_id", "split", "part", "query", "query_en", "target", "language"]
 
 
 @pytest.fixture

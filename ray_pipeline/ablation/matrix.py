@@ -154,4 +154,4 @@ def _matrix(file: str, raw: dict[str, Any]) -> tuple[str, Matrix]:
     try:
         return file, Matrix.model_validate(raw)
     except ValidationError as error:
-        raise recipes.problem(error, file) from error
+        raise recipes.problem(error, file, Matrix) from error

@@ -44,7 +44,8 @@ def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedT
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
-    bpe.train_from_iterator([*texts, *[f"{one}\nQuery: Answer:" for one in INSTRUCTIONS.values()] * 2000], trainer)
+    own = [f"{one}\nQuery: Answer:" for (_, template), one in INSTRUCTIONS.items() if template == "zero_shot"]
+    bpe.train_from_iterator([*texts, *own * 2000], trainer)
     pad, eos, bos = SPECIAL
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=pad, eos_token=eos, bos_token=bos)
 

@@ -103,7 +103,7 @@ def test_recipes_are_lines_too_one_study_for_each_task(tmp_path: Path) -> None:
         ({"variants": {"a": {"set": {"train.epoch": 1}}}}, r"variant a: 1 wrong field\(s\)\n  train.epoch"),
         ({"variants": {}}, "variants"),
         ({"seeds": [1, 1]}, "names one twice"),
-        ({"sets": {}}, "sets: Extra inputs"),
+        ({"sets": {}}, "sets: there is no such field; did you mean set"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -52,7 +52,7 @@ def test_a_shelf_that_holds_the_thing_is_never_called_another(texts: list[Text])
 
 def test_the_tokenizer_reads_the_prompt_in_whole_words_and_gives_back_any_text(texts: list[Text]) -> None:
     words = pretrain.tokenizer(before + after for before, after in texts)
-    for instruction in INSTRUCTIONS.values():
+    for instruction in (INSTRUCTIONS[task, "zero_shot"] for task in ("QC", "QI")):
         assert len(words(instruction)["input_ids"]) <= len(instruction.split()) + 3
     for text in ("váy đầm 드레스", "ชุดเดรส", "naïve ☂ 傘"):
         assert words.decode(words(text)["input_ids"]) == text
