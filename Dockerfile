@@ -1,5 +1,6 @@
 # The image of every node of a cluster: Ray's GPU base, the tested versions, the project. No secrets in it.
 #   docker build -t ray-pipeline .
+#   docker build -t ray-pipeline-vllm --target vllm .        for score.engine vllm
 #   docker build -t ray-pipeline --build-arg RAY_IMAGE=rayproject/ray:2.60.0-py311-cpu --build-arg FAISS=cpu .
 ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cu128
 
@@ -10,10 +11,11 @@ WORKDIR /home/ray/sources
 COPY --chown=ray:users pyproject.toml constraints.txt README.md ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['${FAISS}'], 'boto3', sep='\n')" > requirements.txt \
     && sed '/^faiss-/d' constraints.txt > pins.txt
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['vllm'])" > vllm.txt
 COPY --chown=ray:users ray_pipeline ray_pipeline
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir wheels .
 
-FROM ${RAY_IMAGE}
+FROM ${RAY_IMAGE} AS app
 # An index of PyTorch's builds for another CUDA, or for none; empty: the one that pip uses.
 ARG TORCH_INDEX=""
 WORKDIR /home/ray/app
@@ -28,3 +30,11 @@ COPY --chown=ray:users jobs jobs
 
 USER 1000
 HEALTHCHECK --interval=5m --timeout=2m --start-period=2m CMD ["python", "-m", "ray_pipeline.health"]
+
+# vLLM's own pins win: its transformers and numpy are older than ours.
+FROM app AS vllm
+COPY --from=sources --chown=ray:users /home/ray/sources/vllm.txt ./
+RUN pip install --no-cache-dir -r vllm.txt
+
+# What is built without --target.
+FROM app

@@ -38,6 +38,7 @@ from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.assemble import Finished
 from ray_pipeline.sandbox import serving
+from ray_pipeline.scoring import vllm
 from ray_pipeline.stage import Context, Stage
 from ray_pipeline.train import stage as train
 from ray_pipeline.train import trackers
@@ -90,6 +91,8 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
         fingerprints[stage.name] = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
         folder = storage.join(workdir, stage.name, fingerprints[stage.name])
         steps.append(Step(stage, config, inputs, folder, artifact.load(folder)))
+    if recipe.score.engine == "vllm" and any(step.stage is score.STAGE and step.finished is None for step in steps):
+        vllm.check(recipe.train.folds or 1, recipe.runtime.gpus_per_worker)
     return steps
 
 

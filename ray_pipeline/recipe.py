@@ -43,6 +43,7 @@ LanguageCode = Annotated[str, BeforeValidator(_language)]
 Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
 """Where a training row comes from."""
 QueryPrefix = Literal["auto", "always", "never"]
+Engine = Literal["transformers", "vllm"]
 DeepSpeed = Literal["zero0", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 """The settings in cluster/deepspeed."""
 
@@ -636,6 +637,14 @@ class Train(Section):
         return wanted and not self.gradient_checkpointing
 
 
+class Score(Section):
+    """What computes the scores; how wide that is done stands in `runtime`."""
+
+    engine: Engine = "transformers"
+    """`vllm`: the adapter merged into its base and read by vLLM, which needs the extra `vllm`, an environment or image
+    of its own, and whole GPUs. Scores differ by rounding, so it is part of the identity."""
+
+
 class Evaluate(Section):
     """Calibration and threshold, learnt from the tune part and nothing else, and intervals."""
 
@@ -758,6 +767,7 @@ class Recipe(Section):
     train: Train = Train()
     start: "Recipe | None" = None
     """The recipe of the task that `train.start` names: filled in by the command."""
+    score: Score = Score()
     evaluate: Evaluate = Evaluate()
     compare: Compare | None = None
     notice: str | None = None

@@ -28,7 +28,7 @@ class Scoring:
         self._adapter = training.manifest.fingerprint
         saved = Saved(task=recipe.task, prompt=recipe.prompt, train=recipe.train, fingerprint=self._adapter)
         members = [Adapter(storage.join(training.url, folder), saved) for folder in folds.adapters(recipe.train)]
-        self._scorer = Scorer(members, device, Batches.of(recipe.runtime))
+        self._scorer = Scorer(members, device, Batches.of(recipe.runtime), recipe.score.engine)
 
     def __call__(self, table: pa.Table) -> shards.Result:
         table = table.filter(pc.fill_null(pc.not_equal(table.column("part"), "train"), True))
@@ -42,7 +42,7 @@ class Scoring:
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity; the model and the prompt are the training's."""
-    return {}
+    return {} if recipe.score.engine == "transformers" else {"engine": recipe.score.engine}
 
 
 def run(context: Context) -> Outcome:

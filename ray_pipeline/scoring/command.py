@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from ray_pipeline import cli, problems, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.prompt import Prompt
-from ray_pipeline.recipe import Runtime
-from ray_pipeline.scoring import adapters, job, relevance, rows
+from ray_pipeline.recipe import Engine, Runtime
+from ray_pipeline.scoring import adapters, job, relevance, rows, vllm
 from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.train import card
 
@@ -62,6 +62,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         default="parquet",
         help="also write each shard as (%(default)s)",
     )
+    add(
+        "--engine",
+        choices=get_args(Engine),
+        default="transformers",
+        help="vllm needs the extra of that name (%(default)s)",
+    )
     add("--workers", type=_count, help="(as many as the CPUs, or GPUs, hold)")
     add("--gpus-per-worker", type=float, default=0, metavar="X", help="0 scores on CPU (%(default)s)")
     add("--cpus-per-worker", type=float, default=1, metavar="X", help="(%(default)s)")
@@ -87,6 +93,8 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _score(options: argparse.Namespace) -> int:
+    if options.engine == "vllm":
+        vllm.check(len(options.adapter), options.gpus_per_worker)
     chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
     first = chosen[0].saved
     files = rows.find(options.input)
@@ -98,11 +106,12 @@ def _score(options: argparse.Namespace) -> int:
     wanted = job.Job(
         files, columns, relevance.fingerprint(chosen), threshold, _full(options.output), options.format,
         options.shard_rows, options.workers, where,
-        card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None,
+        card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None, options.engine,
     )  # fmt: skip
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
-    found = job.run(wanted, partial(Scorer, chosen, device, Batches(options.batch_rows, options.batch_tokens)))
+    batches = Batches(options.batch_rows, options.batch_tokens)
+    found = job.run(wanted, partial(Scorer, chosen, device, batches, options.engine))
     print(_account(found, threshold))
     return problems.DONE
 

@@ -17,7 +17,7 @@ from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.prompt import SHOWN
 from ray_pipeline.rawfiles import RawFile
-from ray_pipeline.recipe import Runtime
+from ray_pipeline.recipe import Engine, Runtime
 from ray_pipeline.scoring import rows
 from ray_pipeline.scoring.rows import Columns, Piece
 from ray_pipeline.scoring.scorer import Scored
@@ -52,12 +52,14 @@ class Job:
     runtime: Runtime = field(default_factory=Runtime)
     unchecked_base: str | None = None
     """Digest of a base that nothing but the user's word says to be the adapter's."""
+    engine: Engine = "transformers"
 
     @property
     def config(self) -> dict[str, Any]:
         """What decides the shards' content, besides files and adapter."""
         names = ("threshold", "format", "shard_rows")
-        return {"columns": asdict(self.columns)} | {name: getattr(self, name) for name in names}
+        engine = {} if self.engine == "transformers" else {"engine": self.engine}
+        return {"columns": asdict(self.columns)} | {name: getattr(self, name) for name in names} | engine
 
 
 class Work:

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from ray_pipeline.errors import ModelError
 from ray_pipeline.prompt import Prompt
-from ray_pipeline.recipe import QueryPrefix, Runtime
+from ray_pipeline.recipe import Engine, QueryPrefix, Runtime
 from ray_pipeline.scoring import queries
 from ray_pipeline.scoring.adapters import Adapter, Members
+from ray_pipeline.scoring.vllm import Vllm
 from ray_pipeline.train.batches import Rows
 
 if TYPE_CHECKING:
@@ -75,11 +76,13 @@ class Scored:
 class Scorer:
     """Scores rows with a base that is loaded once."""
 
-    def __init__(self, adapters: Sequence[Adapter], device: str, batches: Batches) -> None:
-        """The scores of several adapters are averaged."""
+    def __init__(
+        self, adapters: Sequence[Adapter], device: str, batches: Batches, engine: Engine = "transformers"
+    ) -> None:
+        """The scores of several adapters are averaged; engine vllm takes one, and makes batches of its own."""
         saved = adapters[0].saved
         self._prompt = Prompt(saved.task, saved.prompt)
-        self._engine = Transformers(adapters, device, batches)
+        self._engine = Vllm(adapters, device) if engine == "vllm" else Transformers(adapters, device, batches)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Scored:
         """Scores of rows with `query`, `target` and, where the prompt shows it, `query_en`.
