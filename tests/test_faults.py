@@ -130,3 +130,14 @@ def test_a_driver_killed_at_any_moment(seconds: int, undisturbed: Path, tmp_path
         finish(tmp_path, server)
         assert server.stats.snapshot()["repeated_items"] <= CONCURRENCY * ITEMS_PER_REQUEST
     same_tables(undisturbed, tmp_path)
+
+
+@pytest.mark.soak
+def test_two_drivers_at_once_make_one_run(undisturbed: Path, tmp_path: Path) -> None:
+    with gemini() as server:
+        both = [start(tmp_path, server) for _ in range(2)]
+        codes = [process.wait(TIMEOUT_SECONDS) for process in both]
+        assert set(codes) <= {0, 1} and "another run" in (tmp_path / "log.txt").read_text()
+        finish(tmp_path, server)
+        assert server.stats.snapshot()["repeated_items"] == 0
+    same_tables(undisturbed, tmp_path)

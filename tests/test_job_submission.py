@@ -1,11 +1,12 @@
 """`ray job submit` to a real head, whose dashboard is on loopback and asks for a token."""
 
+import itertools
 import json
 import os
 import subprocess
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
@@ -24,6 +25,8 @@ ENVIRONMENT = ROOT / "cluster" / "runtime_env.yaml"
 KEY = "a-secret-of-the-cluster"
 MEGABYTES = 12
 """More than the code and its small models, less than any data."""
+LIMIT_MEGABYTES = 512
+"""What Ray lets a working folder have."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,13 @@ def submit(
 def finished(folder: Path, stage: str) -> artifact.Artifact | None:
     found = list((folder / "work" / stage).glob("*"))
     return artifact.load(str(found[0])) if found else None
+
+
+def wait_until(due: Callable[[], bool]) -> None:
+    until = time.monotonic() + 4 * PATIENCE
+    while not due():
+        assert time.monotonic() < until, "what is waited for never came"
+        time.sleep(0.1)
 
 
 def test_a_job_is_submitted_once_and_its_end_passed_on(head: Head, tmp_path: Path) -> None:
@@ -98,10 +108,7 @@ def test_every_job_file_shows_its_submission() -> None:
 def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, tmp_path: Path) -> None:
     recipe = pipeline_recipe.write(tmp_path, sandbox__train_rows=3000)
     assert submit(head, "first", "dedupe", recipe, tmp_path, "--no-wait").returncode == 0
-    until = time.monotonic() + PATIENCE
-    while finished(tmp_path, "split") is None:
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: finished(tmp_path, "split") is not None)
     assert head.ray("job", "stop", "first").returncode == 0
     assert "STOPPED" in head.ray("job", "status", "first").stdout.upper()
     assert finished(tmp_path, "dedupe") is None
@@ -127,3 +134,43 @@ def test_ten_jobs_at_once_leave_each_other_alone(head: Head, tmp_path: Path) -> 
         assert list(pool.map(one, range(10))) == [0] * 10
     rows = [made.manifest.extra["splits"]["train"] for folder in folders if (made := finished(folder, "ingest"))]
     assert rows == [200 + number for number in range(10)]
+
+
+@pytest.mark.soak
+def test_a_head_that_is_lost_in_the_middle_costs_what_was_under_way(tmp_path: Path) -> None:
+    """And so does one that is started again, for it knows nothing of what it was before."""
+    recipe = pipeline_recipe.write(tmp_path, sandbox__train_rows=3000)
+    with running() as head:
+        assert submit(head, "first", "dedupe", recipe, tmp_path, "--no-wait").returncode == 0
+        wait_until(lambda: finished(tmp_path, "split") is not None)
+    assert finished(tmp_path, "dedupe") is None
+    with running() as head:
+        numbers, done = itertools.count(), []
+
+        def again() -> bool:  # the first driver, cut off, may hold its stage for a while
+            done.append(submit(head, f"again-{next(numbers)}", "dedupe", recipe, tmp_path))
+            assert done[-1].returncode == 0 or "another run" in done[-1].stdout, done[-1].stdout[-3000:]
+            return done[-1].returncode == 0
+
+        wait_until(again)
+    reused = [line.split()[0] for line in done[-1].stdout.splitlines() if line.endswith("reused")]
+    assert {"ingest", "languages", "split"} <= set(reused)
+    assert finished(tmp_path, "dedupe") is not None
+
+
+@pytest.mark.soak
+def test_a_cluster_without_the_key_says_so_before_any_work(tmp_path: Path) -> None:
+    recipe = pipeline_recipe.write(tmp_path, gemini__base_url="http://127.0.0.1:9")
+    with running(GEMINI_API_KEY="", GOOGLE_API_KEY="") as head:
+        done = submit(head, "keyless", "languages", recipe, tmp_path)
+    assert done.returncode == 1 and "no Gemini key" in done.stdout and "GEMINI_API_KEY" in done.stdout
+    assert not (tmp_path / "work" / "ingest").exists()
+
+
+@pytest.mark.soak
+def test_a_working_folder_that_is_too_large_is_refused_with_its_size(head: Head, tmp_path: Path) -> None:
+    with (tmp_path / "data").open("wb") as file:
+        for _ in range(LIMIT_MEGABYTES):
+            file.write(os.urandom(1 << 20))
+    done = head.ray("job", "submit", "--working-dir", str(tmp_path), "--", "true")
+    assert done.returncode != 0 and "exceeds the maximum size" in done.stdout + done.stderr
