@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ray_pipeline import outputs, pipeline, problems, recipe, runtime, s3, starts, storage
+from ray_pipeline import cross_task, outputs, pipeline, problems, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
@@ -95,10 +95,10 @@ def _read(files: Sequence[str], overrides: Sequence[str], workdir: str) -> list[
 
 def placed(chosen: Sequence[Recipe], workdir: str) -> list[Recipe]:
     """Recipes whose store can be reached from here on, whose sample shop, if they name it, is written, and which have
-    those that they start from.
+    those of the other task from which they take something.
     """
     _reach_storage(chosen)
-    return starts.paired([serving.with_shop(item, workdir) for item in chosen])
+    return cross_task.paired([serving.with_shop(item, workdir) for item in chosen])
 
 
 def _reach_storage(chosen: Sequence[Recipe]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ray_pipeline import estimate, footprint, ingest, models, pipeline, rawfiles, selection, split
+from ray_pipeline import cross_task, estimate, footprint, ingest, models, pipeline, rawfiles, selection, split
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.gemini import ledger
@@ -13,8 +13,13 @@ from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.pipeline import Step
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox import serving
+from ray_pipeline.train import stage as train
 from ray_pipeline.train import trackers
 
+TAKEN = {
+    cross_task.START: "its training starts from the other task's adapter",
+    cross_task.JOINT: "its training learns from the other task's rows, too",
+}
 SAMPLE_ROWS = 1000
 """Whose texts tell how long prompts are."""
 
@@ -33,9 +38,10 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in ingest.SPLITS)
     yield from (f"  {line}" for line in refused)
     yield from (f"  {_status(step)}" for step in steps)
-    if recipe.start is not None and (others := pipeline.start_plan(recipe, workdir)):
-        yield f"  its training starts from the adapter of {recipe.start.name}:"
-        yield from (f"    {_status(step)}" for step in others)
+    others = pipeline.other_plans(recipe, workdir) if any(step.stage is train.STAGE for step in steps) else {}
+    for name, found in others.items():
+        yield f"  {TAKEN[name]}:"
+        yield from (f"    {_status(step)}" for step in found)
     asked = estimates(recipe, steps)
     for name, one in asked.items():
         price = "unknown price" if one.usd is None else f"{one.usd:.4f} USD"
@@ -47,7 +53,8 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     prices = [one.usd for one in asked.values() if one.usd is not None]
     if asked and len(prices) == len(asked):
         yield f"  Gemini in all: {_against_the_limit(sum(prices), ledger.spent(workdir), recipe.gemini.max_usd)}"
-    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"]))
+    joint = _joint_rows(recipe, others)
+    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"], joint))
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees:"
         other = recipes.variant(recipe, recipe.compare.set)
@@ -62,8 +69,8 @@ def _against_the_limit(price: float, spent: float, limit: float | None) -> str:
     return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}"
 
 
-def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int) -> Iterator[str]:
-    """Memory and hours of the training, if it is to do, by types of GPU."""
+def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int, joint: int) -> Iterator[str]:
+    """Memory and hours of the training, if it is to do, by types of GPU; `joint` rows are of the other task."""
     done = {step.stage.name: step.finished for step in steps if step.finished is not None}
     if "train" in done or "train" not in {step.stage.name for step in steps}:
         return
@@ -74,7 +81,19 @@ def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int) -> Iterator[
     rows = done["mix"].manifest.rows_out if "mix" in done else footprint.training_rows(recipe, raw_rows)
     sample = [row for row in islice(_furthest(recipe, done), SAMPLE_ROWS) if row["split"] == "train"]
     each = done["encode"].manifest.extra["tokens"] / rows if "encode" in done else footprint.row_tokens(recipe, sample)
-    yield from footprint.describe(found, recipe, rows, each)
+    yield from footprint.describe(found, recipe, rows + joint, each)
+
+
+def _joint_rows(recipe: Recipe, others: Mapping[str, list[Step]]) -> int:
+    """About how many rows of the other task are learnt from as well."""
+    steps = others.get(cross_task.JOINT, [])
+    if recipe.other is None or not steps:
+        return 0
+    mixed = next((step.finished for step in steps if step.stage.name == "mix"), None)
+    if mixed is not None:
+        return mixed.manifest.rows_out
+    raw, _ = _rows(recipe.other, steps[0].finished)
+    return footprint.training_rows(recipe.other, raw["train"])
 
 
 def _shape(rules: recipes.Train) -> footprint.Shape | None:

@@ -11,6 +11,7 @@ from ray_pipeline import (
     artifact,
     audit,
     claim,
+    cross_task,
     dedupe,
     embed,
     encode,
@@ -25,7 +26,6 @@ from ray_pipeline import (
     score,
     self_validation,
     split,
-    starts,
     storage,
     translate,
 )
@@ -86,8 +86,8 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     for stage in STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES:
         config = stage.config(recipe)
         inputs = {name: fingerprints[name] for name in stage.reads}
-        if stage is train.STAGE and starts.by_recipe(recipe.train):
-            inputs[starts.START] = start_plan(recipe, workdir)[-1].fingerprint
+        if stage is train.STAGE:
+            inputs |= {name: found[-1].fingerprint for name, found in other_plans(recipe, workdir).items()}
         fingerprints[stage.name] = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
         folder = storage.join(workdir, stage.name, fingerprints[stage.name])
         steps.append(Step(stage, config, inputs, folder, artifact.load(folder)))
@@ -96,16 +96,18 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     return steps
 
 
-def start_plan(recipe: Recipe, workdir: str) -> list[Step]:
-    """The steps up to the adapter of another recipe from which this one's training starts; none if it does not."""
-    return plan(recipe.start, workdir, train.STAGE.name) if recipe.start and starts.by_recipe(recipe.train) else []
+def other_plans(recipe: Recipe, workdir: str) -> dict[str, list[Step]]:
+    """The steps of the other task's recipe up to each artifact that this one's training takes, by the input's name."""
+    if recipe.other is None:
+        return {}
+    return {name: plan(recipe.other, workdir, stage) for name, stage in cross_task.taken(recipe.train).items()}
 
 
 def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callable[[str], None] = print) -> Finished:
     """Run what is not finished of a recipe; returns all its artifacts."""
     steps = plan(recipe, workdir, until)
     done: dict[str, Artifact] = {}
-    other = _start(recipe, steps, workdir, show)
+    other = _of_other_task(recipe, steps, workdir, show)
     pending = [step for step in steps if step.finished is None]
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
@@ -121,12 +123,15 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     return Finished(recipe, done, frozenset(step.stage.name for step in steps if step.finished))
 
 
-def _start(recipe: Recipe, steps: list[Step], workdir: str, show: Callable[[str], None]) -> dict[str, Artifact]:
-    """The adapter that a training which is to be run starts from, trained if it is not there."""
-    if recipe.start is None or not any(starts.START in step.inputs for step in steps if step.finished is None):
-        return {}
-    show(f"{recipe.name}: its start, {recipe.start.name} ({recipe.start.task})")
-    return {starts.START: execute(recipe.start, workdir, train.STAGE.name, show).artifacts[train.STAGE.name]}
+def _of_other_task(recipe: Recipe, steps: list[Step], workdir: str, show: Callable[[str], None]) -> dict[str, Artifact]:
+    """What a training which is to be run takes from the other task's recipe, made if it is not there."""
+    found: dict[str, Artifact] = {}
+    wanted = {name for step in steps if step.finished is None for name in step.inputs}
+    for name, stage in cross_task.taken(recipe.train).items():
+        if recipe.other is not None and name in wanted:
+            show(f"{recipe.name}: {name}, from {recipe.other.name} ({recipe.other.task})")
+            found[name] = execute(recipe.other, workdir, stage, show).artifacts[stage]
+    return found
 
 
 def _expect_key(recipe: Recipe, pending: set[str]) -> None:

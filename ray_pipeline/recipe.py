@@ -586,6 +586,10 @@ class Train(Section):
     """Begin with another adapter in place of an empty one (1st team): `QC` or `QI`, that of the other task's recipe in
     the same command; or an adapter's folder or `s3://` prefix. Base, head and `lora` must agree, and so must the
     splits, so that it has seen no query of this recipe's tune and holdout."""
+    joint: bool = False
+    """Learn from the train part of the other task's recipe in the same command, too; the instruction, which names the
+    task, tells the rows apart. Everything is still chosen and judged by this task's own rows. Base and splits must
+    agree, as for `start`."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -765,8 +769,8 @@ class Recipe(Section):
     self_validation: SelfValidation = SelfValidation()
     prompt: Prompt = Prompt()
     train: Train = Train()
-    start: "Recipe | None" = None
-    """The recipe of the task that `train.start` names: filled in by the command."""
+    other: "Recipe | None" = None
+    """The other task's recipe, from which `train.start` or `train.joint` takes: filled in by the command."""
     score: Score = Score()
     evaluate: Evaluate = Evaluate()
     compare: Compare | None = None

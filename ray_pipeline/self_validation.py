@@ -96,7 +96,7 @@ def _for_folds(recipe: Recipe) -> Recipe:
     would be judged, and where rows are dropped, they come after it.
     """
     epochs = recipe.self_validation.epochs or recipe.train.epochs
-    own = recipe.train.model_copy(update={"epochs": epochs, "folds": None, "start": None})
+    own = recipe.train.model_copy(update={"epochs": epochs, "folds": None, "start": None, "joint": False})
     return recipe.model_copy(update={"train": own})
 
 

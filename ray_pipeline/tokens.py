@@ -1,6 +1,6 @@
 """Token ids of many prompts in one flat array: four bytes a token, where lists of numbers take ten times as many."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,20 +35,22 @@ class Tokens:
         return Tokens(self._flat, self._starts[places], self.lengths[places])
 
 
-def read(encoded: Artifact) -> tuple[pa.Table, Tokens]:
-    """The rows of the stage `encode` by rising pair_id: what is known of them `[n]`, and their tokens in that order.
+def read(encoded: Sequence[Artifact]) -> tuple[pa.Table, Tokens]:
+    """The rows of artifacts of the stage `encode` by rising pair_id: what is known of them `[n]`, and their tokens.
 
-    Shard by shard; ids never become numbers of Python. At the most, memory holds all ids twice.
+    Column `artifact` says which of them a row is of. Shard by shard; ids never become numbers of Python. At the most,
+    memory holds all ids twice.
     """
     rows, flat, starts, lengths, before = list[pa.Table](), list[Any](), list[Any](), list[Any](), 0
-    for table in encoded.tables():
+    for number, table in ((number, table) for number, one in enumerate(encoded) for table in one.tables()):
         ids = table.column("ids").combine_chunks()
         offsets = ids.offsets.to_numpy().astype(np.int64)
         flat.append(ids.values.to_numpy()[offsets[0] : offsets[-1]])
         starts.append(offsets[:-1] - offsets[0] + before)
         lengths.append(np.diff(offsets))
         before += len(flat[-1])
-        rows.append(table.drop_columns(["ids"]))
+        source = pa.array(np.full(len(table), number, np.int8))
+        rows.append(table.drop_columns(["ids"]).append_column("artifact", source))
     joined = pa.concat_tables(rows)
     order = pc.sort_indices(joined, [("pair_id", "ascending")])
     tokens = Tokens(np.concatenate(flat), np.concatenate(starts), np.concatenate(lengths))

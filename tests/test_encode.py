@@ -43,7 +43,7 @@ def encoded(recipe: Recipe, mix: Artifact, folder: Path) -> Artifact:
 def test_ids_are_those_of_the_prompt_and_what_was_cut_is_counted(recipe: Recipe, tmp_path: Path) -> None:
     mix = pairs(tmp_path)
     found = encoded(recipe, mix, tmp_path / "encoded")
-    table, ids = tokens.read(found)
+    table, ids = tokens.read([found])
     rows = mix.read().sort_by("pair_id").to_pylist()
     expected = Prompt("QC", recipe.prompt).encode(model.load_tokenizer(recipe.train), rows)
     assert list(ids) == [one.ids for one in expected]
@@ -56,7 +56,7 @@ def test_ids_are_those_of_the_prompt_and_what_was_cut_is_counted(recipe: Recipe,
 
 
 def test_a_step_has_the_same_rows_from_tokens_and_from_lists(recipe: Recipe, tmp_path: Path) -> None:
-    _, ids = tokens.read(encoded(recipe, pairs(tmp_path), tmp_path / "encoded"))
+    _, ids = tokens.read([encoded(recipe, pairs(tmp_path), tmp_path / "encoded")])
     chosen = np.array([5, 3, 30, 8])
     taken = ids.take(chosen)
     assert len(taken) == 4 and list(taken) == [ids[place] for place in chosen]

@@ -34,7 +34,7 @@ class Matrix(Section):
     base: str
     """A recipe file, by its path from the matrix file."""
     others: list[str] = Field(default_factory=list)
-    """Recipe files of the other task, whose adapter a variant may start from (`train.start`); by their paths, too."""
+    """Recipe files of the other task, by their paths, too: for variants with `train.start` or `train.joint`."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Changes for all variants."""
     variants: dict[str, Variant] = Field(min_length=1)

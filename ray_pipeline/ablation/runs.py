@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from ray_pipeline import pipeline
 from ray_pipeline.ablation.matrix import Study
@@ -54,7 +55,8 @@ def plan(studies: Sequence[Study], workdir: str) -> str:
         there: dict[str, set[str]] = {}
         missing: dict[str, set[str]] = {}
         for recipe in (recipe for line in study.lines for recipe in line.runs.values()):
-            for step in [*pipeline.plan(recipe, workdir), *pipeline.start_plan(recipe, workdir)]:
+            others = chain.from_iterable(pipeline.other_plans(recipe, workdir).values())
+            for step in [*pipeline.plan(recipe, workdir), *others]:
                 place = missing if step.finished is None else there
                 place.setdefault(step.stage.name, set()).add(step.fingerprint)
         runs = len(study.lines) * len(study.seeds)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, claim, errors, folds, models, runtime, starts, storage, tables
+from ray_pipeline import artifact, claim, cross_task, errors, folds, models, runtime, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.folds import Fold
 from ray_pipeline.recipe import Recipe
@@ -45,6 +45,7 @@ def _fit(context: Context, fold: Fold | None) -> Any:
         fingerprint="-".join([storage.name(context.folder), *([fold.name] if fold else [])]),
         fold=fold,
         start=_start(context),
+        joint=context.inputs.get(cross_task.JOINT),
     )
     trainer = TorchTrainer(
         work.work,
@@ -79,14 +80,16 @@ def run(context: Context) -> Outcome:
             storage.remove_tree(storage.join(_place(context.folder, fold), RUN_NAME))
     rows = encoded.manifest.rows_out - len(dropped)
     extra = {"training_rows": _training_rows(encoded) - len(dropped), "damaged_checkpoints": damaged}
+    if cross_task.JOINT in context.inputs:
+        extra["joint_rows"] = _training_rows(context.inputs[cross_task.JOINT])
     return Outcome(Counts(rows, rows), extra | _figures(context.folder))
 
 
 def _start(context: Context) -> str | None:
     """Where the adapter lies that training begins with."""
-    if starts.START in context.inputs:
-        return storage.join(context.inputs[starts.START].url, ADAPTER)
-    return starts.folder(context.recipe.train) if context.recipe.train.start else None
+    if cross_task.START in context.inputs:
+        return storage.join(context.inputs[cross_task.START].url, ADAPTER)
+    return cross_task.folder(context.recipe.train) if context.recipe.train.start else None
 
 
 def _curves(folder: str, number: int) -> str:
@@ -158,10 +161,10 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
-    unset = {"folds"} if rules.folds is None else set()
+    unset = {name for name in ("folds", "joint") if not getattr(rules, name)}
     return (
         rules.model_dump(exclude={"model", "revision", "start", "trackers", *unset})
-        | starts.identity(recipe)
+        | cross_task.identity(recipe)
         | {
             "model": model,
             "deepspeed": settings.identity(rules),

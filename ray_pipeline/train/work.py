@@ -49,6 +49,8 @@ class Job:
     """Null: all rows of train and tune."""
     start: str | None = None
     """Url of the adapter that it begins with; null: an empty one."""
+    joint: Artifact | None = None
+    """The other task's encoded training set, whose train part is learnt from, too."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _train(job: Job) -> None:
     device = _join_workers(job.recipe)
-    tokenizer, data = _together(lambda: _data(job.recipe, job.encoded, job.dropped, job.fold))
+    tokenizer, data = _together(lambda: _data(job.recipe, job.encoded, job.dropped, job.fold, job.joint))
     with tempfile.TemporaryDirectory() as folder:
         with _enough_memory("as training began"):
             state = _learn(job, data, tokenizer, device, Path(folder))
@@ -157,16 +159,22 @@ def _go_on(made: Any) -> None:
     made.state.damaged += damaged
 
 
-def _data(recipe: Recipe, encoded: Artifact, dropped: frozenset[str], fold: Fold | None = None) -> tuple[Any, Data]:
-    """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from."""
+def _data(
+    recipe: Recipe, encoded: Artifact, dropped: frozenset[str], fold: Fold | None = None, joint: Artifact | None = None
+) -> tuple[Any, Data]:
+    """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from.
+
+    Rows of a `joint` set, the other task's, are learnt from, but none is of the tune part.
+    """
     from ray_pipeline.train import batches, model
 
     tokenizer = model.load_tokenizer(recipe.train)
-    rows, ids = tokens.read(encoded)
+    rows, ids = tokens.read([encoded, joint] if joint else [encoded])
     labels = rows.column("label").to_numpy().astype(np.float32)
     left_out = pc.is_in(rows.column("pair_id"), value_set=pa.array(list(dropped), pa.string())).to_numpy()
     parts = (fold.parts(rows) if fold else rows.column("part")).to_numpy()
-    train, tune = (np.flatnonzero((parts == part) & ~left_out) for part in ("train", "tune"))
+    own = rows.column("artifact").to_numpy() == 0
+    train, tune = np.flatnonzero((parts == "train") & ~left_out), np.flatnonzero((parts == "tune") & ~left_out & own)
     _both_labels("train", labels[train], "more labelled rows, or a smaller split.tune and split.holdout")
     _both_labels("tune", labels[tune], "a larger split.tune, or more labelled rows")
     train = _few(train, labels, recipe.train.overfit_rows)
@@ -178,8 +186,9 @@ def _data(recipe: Recipe, encoded: Artifact, dropped: frozenset[str], fold: Fold
         )
 
     def examples(chosen: Places) -> Examples:
-        own = rows.take(chosen)
-        return Examples(ids.take(chosen), labels[chosen], pc.sum(own["truncated"]).as_py(), own["pair_id"].to_pylist())
+        some = rows.take(chosen)
+        truncated, pair_ids = pc.sum(some["truncated"]).as_py(), some["pair_id"].to_pylist()
+        return Examples(ids.take(chosen), labels[chosen], truncated, pair_ids)
 
     return tokenizer, Data(examples(train), examples(tune), rows.column("language").take(tune).to_pylist())
 

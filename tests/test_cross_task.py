@@ -1,5 +1,6 @@
-"""Starting from another task's adapter: which one, that it fits, and that it has not seen what it will be judged by."""
+"""What a training takes from the other task: that it fits, and has not seen what it will be judged by."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pipeline import cli, ingest, pipeline, recipe, split, starts
+from ray_pipeline import cli, cross_task, folds, ingest, pipeline, recipe, split, tables
 from ray_pipeline.errors import ModelError, RecipeError
-from ray_pipeline.recipe import Recipe, Split, variant
-from ray_pipeline.train import ADAPTER, model
+from ray_pipeline.recipe import Recipe, Split, Train, variant
+from ray_pipeline.stage import Context
+from ray_pipeline.train import ADAPTER, card, model, stage, work
 
+from . import made
 from .scoring.made_adapters import adapter, rules
 from .train import runs
 
@@ -55,36 +58,37 @@ def test_two_recipes_can_start_from_each_other(make_recipe: Make) -> None:
     both = [
         make_recipe(task, train__start=other, train__folds=2, **BASE) for task, other in (("QC", "QI"), ("QI", "QC"))
     ]
-    found = starts.paired(both)
+    found = cross_task.paired(both)
     for one, other in zip(found, reversed(both), strict=True):
-        assert one.start is not None and one.start.task == other.task
-        assert (one.start.train.start, one.start.train.folds, one.start.start) == (None, None, None)
-        assert starts.identity(one) == {} and recipe.validate(one.model_dump(), "again") == one
+        assert one.other is not None and one.other.task == other.task
+        assert (one.other.train.start, one.other.train.folds, one.other.other) == (None, None, None)
+        assert cross_task.identity(one) == {} and recipe.validate(one.model_dump(), "again") == one
     alone = make_recipe("QC", train__start="QI", **BASE)
     for chosen, number in (([alone], 0), ([alone, both[1], both[1]], 2)):
-        with pytest.raises(RecipeError, match=rf"train.start QI: there are {number} recipes of this task"):
-            starts.paired(chosen)
+        with pytest.raises(RecipeError, match=rf"train.start QI: there are {number} recipes of the other task"):
+            cross_task.paired(chosen)
     with pytest.raises(RecipeError, match=r"train.start QC is the recipe's own task"):
         make_recipe("QC", train__start="QC")
     with pytest.raises(RecipeError, match="the recipe itself must say so"):
-        starts.identity(alone)
+        cross_task.identity(alone)
 
 
 def test_the_other_training_is_part_of_the_identity_and_planned(tmp_path: Path) -> None:
     files = ["jobs/recipes/demo-qc.yaml", "jobs/recipes/demo-qi.yaml", "sandbox.train_rows=60", "sandbox.dev_rows=9",
              "sandbox.test_rows=9"]  # fmt: skip
     (qc, qi), workdir = cli.recipes(files, str(tmp_path))
-    started = starts.paired([variant(qc, {"train.start": "QI"}), qi])[0]
+    started = cross_task.paired([variant(qc, {"train.start": "QI"}), qi])[0]
     faster = variant(qi, {"train.learning_rate": 1e-3})
-    other = starts.paired([variant(qc, {"train.start": "QI"}), faster])[0]
+    other = cross_task.paired([variant(qc, {"train.start": "QI"}), faster])[0]
     plans = [pipeline.plan(one, workdir) for one in (qc, started, other)]
     for steps in zip(*plans, strict=True):
         number = 3 if steps[0].stage.name in ("train", "score", "evaluate") else 1
         assert len({step.fingerprint for step in steps}) == number, steps[0].stage.name
     training = next(step for step in plans[1] if step.stage.name == "train")
-    donor = pipeline.start_plan(started, workdir)
-    assert training.inputs[starts.START] == donor[-1].fingerprint == pipeline.plan(qi, workdir, "train")[-1].fingerprint
-    assert pipeline.start_plan(qc, workdir) == []
+    donor = pipeline.other_plans(started, workdir)[cross_task.START]
+    own = pipeline.plan(qi, workdir, "train")
+    assert training.inputs[cross_task.START] == donor[-1].fingerprint == own[-1].fingerprint
+    assert pipeline.other_plans(qc, workdir) == {}
 
 
 @pytest.mark.parametrize(
@@ -94,32 +98,32 @@ def test_the_other_training_is_part_of_the_identity_and_planned(tmp_path: Path) 
         ({"train__head": "yes_no", "train__answers": ["a", "b"]}, "train.head is yes_no there and classification here"),
         ({"train__lora__rank": 8}, "train.lora.rank is 8 there and 4 here"),
         ({"train__lora__targets": "attention"}, "train.lora.targets is attention there and all_linear here"),
-        ({"split__seed": 1}, "may have seen queries of this recipe's tune and holdout.*seed 1.*seed 0"),
-        ({"split__holdout": 0.05, "split__tune": 0.3}, "may have seen.*holdout 0.05.*holdout 0.1"),
-        ({"split__tune": 0.05}, "may have seen"),
-        ({"split__withhold": ["ko"]}, "it has been trained on pt, which this recipe's split.withhold"),
+        ({"split__seed": 1}, "may hold queries of this recipe's tune and holdout.*seed 1.*seed 0"),
+        ({"split__holdout": 0.05, "split__tune": 0.3}, "may hold.*holdout 0.05.*holdout 0.1"),
+        ({"split__tune": 0.05}, "may hold queries"),
+        ({"split__withhold": ["ko"]}, "its training rows are also in pt, which this recipe's split.withhold"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_run_is_planned(
     make_recipe: Make, changes: dict[str, Any], said: str
 ) -> None:
     own = make_recipe("QC", train__start="QI", split__withhold=["pt"], **BASE)
-    (fits,) = starts.paired([own, make_recipe("QI", split__withhold=["pt", "ko"], **BASE)])[:1]
-    assert starts.identity(fits) == {}
+    (fits,) = cross_task.paired([own, make_recipe("QI", split__withhold=["pt", "ko"], **BASE)])[:1]
+    assert cross_task.identity(fits) == {}
     odd = make_recipe("QI", **(BASE | {"split__withhold": ["pt"]} | changes))
     with pytest.raises(RecipeError, match=said):
-        starts.identity(starts.paired([own, odd])[0])
+        cross_task.identity(cross_task.paired([own, odd])[0])
 
 
 def test_a_folder_goes_by_its_adapter_and_must_say_what_it_has_seen(make_recipe: Make, tmp_path: Path) -> None:
     known = adapter(tmp_path / "known", seed=1, task="QI", split=Split())
-    assert starts.identity(make_recipe(train__start=known, **BASE)) == {"start": "f1"}
-    with pytest.raises(RecipeError, match="may have seen"):
-        starts.identity(make_recipe(train__start=known, split__seed=3, **BASE))
+    assert cross_task.identity(make_recipe(train__start=known, **BASE)) == {"start": "f1"}
+    with pytest.raises(RecipeError, match="may hold queries"):
+        cross_task.identity(make_recipe(train__start=known, split__seed=3, **BASE))
     with pytest.raises(RecipeError, match="its card does not say how its rows were split"):
-        starts.identity(make_recipe(train__start=adapter(tmp_path / "unknown"), **BASE))
+        cross_task.identity(make_recipe(train__start=adapter(tmp_path / "unknown"), **BASE))
     with pytest.raises(ModelError, match=r"holds no relevance\.json"):
-        starts.identity(make_recipe(train__start=str(tmp_path), **BASE))
+        cross_task.identity(make_recipe(train__start=str(tmp_path), **BASE))
 
 
 def weights(place: Path) -> dict[str, torch.Tensor]:
@@ -148,3 +152,57 @@ def test_training_goes_on_from_the_weights_of_the_start(tmp_path: Path) -> None:
     for name, weight in after.items():
         torch.testing.assert_close(weight, before[name], atol=5e-6, rtol=0)
     assert any(not torch.equal(weight, before[name]) for name, weight in after.items()), "and learns"
+
+
+def test_joint_training_needs_the_other_recipe_its_base_and_its_split(make_recipe: Make) -> None:
+    own = make_recipe("QC", train__joint=True, **BASE)
+    wider = BASE | {"train__lora__rank": 8, "train__head": "yes_no", "train__answers": ["a", "b"]}
+    assert cross_task.identity(cross_task.paired([own, make_recipe("QI", **wider)])[0]) == {}, "only rows are taken"
+    for chosen, said in (
+        ([own], "train.joint: there are 0 recipes of the other task"),
+        ([own, make_recipe("QI", **(BASE | {"train__model": "sandbox://random-qwen2"}))], "train.model is"),
+        ([own, make_recipe("QI", split__seed=1, **BASE)], "train.joint with .*may hold queries"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            cross_task.identity(cross_task.paired(chosen)[0])
+
+
+def both_tasks(make_recipe: Make, folder: Path) -> tuple[Recipe, Any, Any]:
+    """A recipe that learns jointly, and the encoded training sets of both tasks; QI has its own tune rows."""
+    chosen = runs.make(workers=1, epochs=1, joint=True)
+    other = chosen.model_copy(update={"task": "QI", "train": chosen.train.model_copy(update={"joint": False})})
+    rows = [
+        made.pair(i, pair_id=f"QI-train-{i}", task="QI", part="train" if i < 40 else "tune", group_id=f"g{i}",
+                  query=f"hat {i % 7}", target=runs.WORDS[i % 2], label=i % 2)
+        for i in range(60)
+    ]  # fmt: skip
+    own = runs.encoded(chosen, runs.training_set(folder), folder / "own")
+    return chosen, own, runs.encoded(other, made.finished(folder / "qi", "mix", rows, tables.PAIRS), folder / "other")
+
+
+def test_rows_of_the_other_task_are_learnt_from_and_never_chosen_by(make_recipe: Make, tmp_path: Path) -> None:
+    chosen, own, other = both_tasks(make_recipe, tmp_path)
+    tokenizer, data = work._data(chosen, own, frozenset(), None, other)
+    tasks = [pair_id.split("-")[0] for pair_id in data.train.pair_ids]
+    assert Counter(tasks) == {"QC": 64, "QI": 40}
+    assert {pair_id.split("-")[0] for pair_id in data.tune.pair_ids} == {"QC"} and len(data.tune.ids) == 24
+    tagged = ["QC" if "category" in tokenizer.decode(ids) else "QI" for ids in data.train.ids]
+    assert tagged == tasks, "the instruction tells them apart"
+    alone = work._data(chosen, own, frozenset())[1]
+    assert alone.tune.pair_ids == data.tune.pair_ids
+    fold = folds.of(Train(folds=2))[0]
+    by_fold = work._data(chosen, own, frozenset(), fold, other)[1]
+    left_out = {group for group in (f"g{i}" for i in range(64)) if folds.fold_of(group, 2, 0) == 0}
+    learnt = {pair_id.rsplit("-", 1)[1] for pair_id in by_fold.train.pair_ids}
+    assert not {f"g{number}" for number in learnt} & left_out, "of either task"
+    assert {pair_id.split("-")[0] for pair_id in by_fold.tune.pair_ids} == {"QC"}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_up")
+def test_a_joint_training_says_how_many_rows_it_took(make_recipe: Make, tmp_path: Path) -> None:
+    chosen, own, other = both_tasks(make_recipe, tmp_path)
+    place = str(tmp_path / "train")
+    outcome = stage.run(Context(chosen, {"encode": own, cross_task.JOINT: other}, place, place, {}))
+    assert (outcome.extra["training_rows"], outcome.extra["joint_rows"]) == (64, 40)
+    assert sum(card.read(f"{place}/{ADAPTER}").labels.values()) == 104
