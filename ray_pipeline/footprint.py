@@ -84,6 +84,7 @@ VISION = 27 * (4 * 1152**2 + 2 * 1152 * 4304) + 1152 * (4096 + 3840)
 KNOWN = {
     "google/gemma-3-12b-it": Shape(3840, 48, 16, 8, 256, 15360, 262208, norms=4, head_norms=True, unused=VISION),
     "Qwen/Qwen2.5-14B": Shape(5120, 48, 40, 8, 128, 13824, 152064, bias=True),
+    "Qwen/Qwen3-14B": Shape(5120, 40, 40, 8, 128, 17408, 151936, head_norms=True),
 }
 KNOWN |= {
     "google/gemma-3-12b-pt": KNOWN["google/gemma-3-12b-it"],

@@ -68,8 +68,15 @@ def _gemma3(words: Any, path: Path) -> None:
 def _qwen2(words: Any, path: Path) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    words.unk_token = words.eos_token  # else Qwen2's tokenizer class adds one, beyond the model's vocabulary
+    words.unk_token = words.eos_token  # else Qwen's tokenizer class adds one, beyond the model's vocabulary
     _save(Qwen2ForCausalLM(Qwen2Config(**_shape(words))), words, path)
+
+
+def _qwen3(words: Any, path: Path) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    words.unk_token = words.eos_token
+    _save(Qwen3ForCausalLM(Qwen3Config(**_shape(words), head_dim=_HIDDEN // 4)), words, path)
 
 
 def _llama(words: Any, path: Path) -> None:
@@ -109,6 +116,7 @@ def _embedder(words: Any, path: Path) -> None:
 _RANDOM: dict[str, Callable[[Any, Path], None]] = {
     "random-gemma3": _gemma3,
     "random-qwen2": _qwen2,
+    "random-qwen3": _qwen3,
     "random-llama": _llama,
     "random-embedder": _embedder,
 }

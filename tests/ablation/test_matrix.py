@@ -118,6 +118,13 @@ def test_two_matrices_of_one_name_are_refused(tmp_path: Path) -> None:
         read(path, str(tmp_path / "other.yaml"), folder=tmp_path)
 
 
+def test_the_bases_share_all_but_the_training(tmp_path: Path) -> None:
+    (study,) = read(str(RECIPES / "ablations" / "bases-qc.yaml"), folder=tmp_path)
+    assert study.baseline == study.lines[0].name and len(study.lines) == 5
+    bare = [line.runs[0].model_copy(update={"train": recipe.Train()}) for line in study.lines]
+    assert all(one == bare[0] for one in bare)
+
+
 @pytest.mark.parametrize("name", ["ladder-qc", "ladder-qi"])
 def test_the_projects_ladders_are_of_valid_recipes(tmp_path: Path, name: str) -> None:
     (study,) = read(str(RECIPES / "ablations" / f"{name}.yaml"), folder=tmp_path)

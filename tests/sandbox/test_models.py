@@ -15,7 +15,7 @@ from ray_pipeline.errors import ModelError
 from ray_pipeline.sandbox import lexicon, models
 from ray_pipeline.sandbox.lexicon import LANGUAGES
 
-READERS = pytest.mark.parametrize("name", ["random-gemma3", "random-qwen2", "random-llama"])
+READERS = pytest.mark.parametrize("name", ["random-gemma3", "random-qwen2", "random-qwen3", "random-llama"])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ from ray_pipeline.train.loop import score
 
 from . import toy
 
-READERS = pytest.mark.parametrize("name", ["random-gemma3", "random-qwen2", "random-llama"])
+READERS = pytest.mark.parametrize("name", ["random-gemma3", "random-qwen2", "random-qwen3", "random-llama"])
 LENGTHS = [5, 40, 23, 1]  # beyond the sliding window of 16, too
 
 

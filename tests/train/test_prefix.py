@@ -11,7 +11,7 @@ from ray_pipeline.train.model import Classifier
 
 from . import toy
 
-READERS = pytest.mark.parametrize("name", ["random-llama", "random-qwen2", "random-gemma3"])
+READERS = pytest.mark.parametrize("name", ["random-llama", "random-qwen2", "random-qwen3", "random-gemma3"])
 HEADS = pytest.mark.parametrize("head", ["classification", "yes_no"])
 SHARED = [2, *range(120, 140)]  # longer than the sliding window of 16
 OWN = [3, 40, 17, 1]
