@@ -225,7 +225,7 @@ def test_the_bytes_are_those_of_every_version(tmp_path: Path) -> None:
 
 
 def test_the_command_line_writes_a_shop(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ray_pipeline.sandbox.shop", "--rows", "30", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "ray_pipeline.sandbox.write_shop", "--rows", "30", "--folder", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     assert len((tmp_path / "train_QC.txt").read_text(encoding="utf-8").splitlines()) == 30
     assert len((tmp_path / "test_QI.txt").read_text(encoding="utf-8").splitlines()) == 3

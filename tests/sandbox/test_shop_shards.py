@@ -73,7 +73,17 @@ def test_another_shop_in_the_folder_is_refused(tmp_path: Path, spec: ShopSpec, s
 
 @pytest.mark.soak
 def test_the_command_line_starts_ray_and_writes_shards(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ray_pipeline.sandbox.shop", "--rows", "30", "--tasks", "QC", "--shards", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray_pipeline.sandbox.write_shop",
+        "--rows",
+        "30",
+        "--tasks",
+        "QC",
+        "--shards",
+        "3",
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -86,6 +96,6 @@ def test_the_command_line_starts_ray_and_writes_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [["--rows", "0"], ["--shards", "0"], ["--folder", "x"], ["--tasks", "QX"]])
 def test_wrong_usage_ends_before_anything_is_written(tmp_path: Path, wrong: list[str]) -> None:
-    command = [sys.executable, "-m", "ray_pipeline.sandbox.shop", "--output", "out", *wrong]
+    command = [sys.executable, "-m", "ray_pipeline.sandbox.write_shop", "--output", "out", *wrong]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 2
     assert not list(tmp_path.iterdir())
