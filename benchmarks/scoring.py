@@ -43,27 +43,31 @@ class Side:
 
         self.chosen, self.prompt = chosen, Prompt(chosen.task, chosen.prompt)
         self.tokenizer = model.load_tokenizer(chosen.train)
-        self.classifier = adapted(chosen)
+        self.merged, self.applied = adapted(chosen), adapted(chosen)
+        model.merge(self.merged)  # as the scorer does in float32
         self.pipeline = pipeline(
-            "text-classification", model=self.classifier.model, tokenizer=self.tokenizer, batch_size=PIPELINE_BATCH
+            "text-classification", model=self.applied.model, tokenizer=self.tokenizer, batch_size=PIPELINE_BATCH
         )
 
-    def ours(self, rows: Rows, share: bool = True, by_length: bool = True, tokens: int | None = None) -> Scores:
+    def ours(
+        self, rows: Rows, share: bool = True, by_length: bool = True, merged: bool = True, tokens: int | None = None
+    ) -> Scores:
         """The scorer as the stage `score` calls it, or without some of it."""
+        classifier = self.merged if merged else self.applied
         encoded = [one.ids for one in self.prompt.encode(self.tokenizer, list(rows))]
         if not by_length:
-            return self._unsorted(encoded, share)
+            return self._unsorted(classifier, encoded, share)
         limits = (self.chosen.runtime.score_batch_rows, tokens or self.chosen.runtime.score_batch_tokens)
-        return loop.score(self.classifier, encoded, self.tokenizer.pad_token_id, "cpu", *limits, share)
+        return loop.score(classifier, encoded, self.tokenizer.pad_token_id, "cpu", *limits, share)
 
     @torch.no_grad()
-    def _unsorted(self, prompts: list[list[int]], share: bool) -> Scores:
+    def _unsorted(self, classifier: Classifier, prompts: list[list[int]], share: bool) -> Scores:
         size, shared = self.chosen.runtime.score_batch_rows, prefix.common(prompts) if share else 0
-        past = self.classifier.read_prefix(torch.tensor(prompts[0][:shared])) if share else None
+        past = classifier.read_prefix(torch.tensor(prompts[0][:shared])) if share else None
         found = []
         for start in range(0, len(prompts), size):
             ids, mask = model.pad(prompts[start : start + size], self.tokenizer.pad_token_id, "cpu")
-            found.append(torch.sigmoid(self.classifier(ids, mask, shared, past)))
+            found.append(torch.sigmoid(classifier(ids, mask, shared, past)))
         return torch.cat(found).numpy()
 
     def texts(self, rows: Rows) -> list[str]:
@@ -86,7 +90,7 @@ class Side:
 
         texts: Any = self.texts(rows)
         loader: DataLoader[Any] = DataLoader(texts, batch_size=LOOP_BATCH, collate_fn=collate)
-        logits = [self.classifier.model(**batch).logits[:, 0] for batch in loader]
+        logits = [self.applied.model(**batch).logits[:, 0] for batch in loader]
         return torch.sigmoid(torch.cat(logits)).numpy()
 
 
@@ -147,7 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scoring-") as folder:
         chosen = readers.settings(options.model or readers.make_model(Path(folder), rows, options.quick))
         side = Side(chosen)
-        about = f"{readers.parameters(side.classifier)}, {tokens_of(side, rows)}"
+        about = f"{readers.parameters(side.applied)}, {tokens_of(side, rows)}"
         print(about, flush=True)
         ways: dict[str, Callable[[Rows], Scores]] = {
             "ours": side.ours,
@@ -155,7 +159,8 @@ def main() -> None:
             f"plain loop, batches of {LOOP_BATCH}": side.by_loop,
             "without the shared prefix": lambda rows: side.ours(rows, share=False),
             "without sorting by length": lambda rows: side.ours(rows, by_length=False),
-            "without either": lambda rows: side.ours(rows, share=False, by_length=False),
+            "with the adapter applied, not merged": lambda rows: side.ours(rows, merged=False),
+            "without any of it": lambda rows: side.ours(rows, share=False, by_length=False, merged=False),
         }
         if options.tokens:
             ways[f"batches of {options.tokens} tokens"] = lambda rows: side.ours(rows, tokens=options.tokens)

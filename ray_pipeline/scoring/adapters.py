@@ -109,6 +109,8 @@ class Members:
             for name, adapter in zip(self._names, adapters, strict=True):
                 folder = storage.local_folder(adapter.url, Path(copies) / name)
                 self._add(name, adapter, folder, device)
+        if len(adapters) == 1 and adapters[0].saved.train.precision == "float32":
+            model.merge(self._classifier)
 
     def _add(self, name: str, adapter: Adapter, folder: Path, device: str) -> None:
         import torch

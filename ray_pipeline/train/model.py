@@ -256,6 +256,14 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
     return Classifier(PeftModel.from_pretrained(load_base(rules, device), str(folder))).eval()
 
 
+def merge(classifier: Classifier) -> None:
+    """Add the adapter to a 32-bit base in place, for scoring: fewer operations, and the same scores but for rounding.
+
+    In 16 bits the sum itself would be rounded, and with it every score: there the adapter stays applied.
+    """
+    classifier.model.merge_adapter()
+
+
 def pad(rows: Prompts, pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask `[n, t]` int64 of some prompts, padded on the right."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))

@@ -61,10 +61,10 @@ def test_a_line_starts_from_a_recipe_that_the_matrix_names(tmp_path: Path) -> No
     (tmp_path / "other.yaml").write_text(json.dumps(other))
     variants = {"plain": {}, "started": {"set": {"train.start": "QI"}}}
     (study,) = read(written(tmp_path, variants=variants, others=["other.yaml"]), "train.epochs=7", folder=tmp_path)
-    starts = [line.runs[3].start for line in study.lines]
-    assert starts[0] is None and starts[1] is not None
-    assert (starts[1].name, starts[1].train.lora.rank, starts[1].train.epochs) == ("other", 8, 7)
-    with pytest.raises(RecipeError, match="there are 0 recipes of this task beside it.*`others`"):
+    others = [line.runs[3].other for line in study.lines]
+    assert others[0] is None and others[1] is not None
+    assert (others[1].name, others[1].train.lora.rank, others[1].train.epochs) == ("other", 8, 7)
+    with pytest.raises(RecipeError, match="there are 0 recipes of the other task beside it.*`others`"):
         read(written(tmp_path, variants=variants), folder=tmp_path)
 
 

@@ -101,11 +101,11 @@ def test_the_mean_of_several_adapters_is_that_of_each_alone(folder: str, other: 
     alone = [RelevanceModel.load(one, device="cpu").score(QUERIES, TARGETS) for one in (folder, other, third)]
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
     both = RelevanceModel.load([folder, other], device="cpu")
-    np.testing.assert_allclose(both.score(QUERIES, TARGETS), np.mean(alone[:2], axis=0), atol=1e-6)
-    np.testing.assert_allclose(both.score(QUERIES, TARGETS), np.mean(alone[:2], axis=0), atol=1e-6)
+    np.testing.assert_allclose(both.score(QUERIES, TARGETS), np.mean(alone[:2], axis=0), atol=1e-5)
+    np.testing.assert_allclose(both.score(QUERIES, TARGETS), np.mean(alone[:2], axis=0), atol=1e-5)
     assert (both.fingerprint, both.threshold) == ("f1+f2", pytest.approx(0.5))
     three = RelevanceModel.load([folder, other, third], device="cpu")
-    np.testing.assert_allclose(three.score(QUERIES, TARGETS), np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_allclose(three.score(QUERIES, TARGETS), np.mean(alone, axis=0), atol=1e-5)
     assert three.threshold == 0.5, "one of them has none of its own"
 
 
@@ -115,7 +115,7 @@ def test_adapters_that_answer_in_words_are_averaged_too(folder: str, tmp_path: P
     alone = [RelevanceModel.load(one, device="cpu").score(QUERIES, TARGETS) for one in both]
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
     mean = RelevanceModel.load(both, device="cpu").score(QUERIES, TARGETS)
-    np.testing.assert_allclose(mean, np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_allclose(mean, np.mean(alone, axis=0), atol=1e-5)
     with pytest.raises(ModelError, match="train.head is classification in the first and yes_no in the second"):
         RelevanceModel.load([folder, both[0]], device="cpu")
 
