@@ -151,9 +151,10 @@ def test_figures_are_in_the_page(page: Page, words: str) -> None:
     assert words in page.text
 
 
-def test_warnings_come_first(page: Page) -> None:
-    places = [page.text.index(f"QC · {level}") for level in ("warning", "note", "good")]
+def test_warnings_come_first_and_notes_are_folded(page: Page) -> None:
+    places = [page.text.index(f"QC · {level}") for level in ("warning", "good", "note")]
     assert places == sorted(places)
+    assert re.search(r"\d+ notes? .*QC · note", page.text)
 
 
 def test_queries_are_shown_and_not_run(page: Page, html: str) -> None:
