@@ -1,4 +1,4 @@
-"""A Ray head of a test's own: `ray start --head` on free ports of loopback, with a token and its dashboard."""
+"""A Ray cluster that takes jobs: `ray start` on free ports of loopback, with a token and the dashboard."""
 
 import contextlib
 import os
@@ -10,17 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from ray_pipeline.errors import PipelineError
 
 PATIENCE = 120.0
 """Seconds for what takes about ten of them."""
 PORTS = (
-    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port", "runtime-env-agent-port",
-    "metrics-export-port",
+    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
+"""Of each node."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(**environment: str) -> Iterator[Head]:
-    """A head with two CPUs whose processes have some further environment; killed with all that it started."""
+def running(cpus: Sequence[int] = (2,), **environment: str) -> Iterator[Head]:
+    """A head and further nodes with so many CPUs each, whose processes have some further environment.
+
+    They are killed with all that they started.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a socket's path must be short
     (folder / "token").write_text(secrets.token_hex(32))
     here = Path(sys.executable).parent
@@ -62,22 +67,33 @@ def running(**environment: str) -> Iterator[Head]:
     common |= {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
     common |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     port, dashboard = free_port(), free_port()
-    command = [str(here / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
-    command += [f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--num-gpus=0"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
+    url = f"http://127.0.0.1:{dashboard}"
+    head = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}"]
+    head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for number, count in enumerate(cpus):
+            options = head if number == 0 else [f"--address=127.0.0.1:{port}"]
+            log = folder / f"node-{number}.log"
+            stack.enter_context(_node([*options, f"--num-cpus={count}"], common | environment, log))
+        yield Head(f"127.0.0.1:{port}", url, folder, common | {"RAY_API_SERVER_ADDRESS": url})
+
+
+@contextmanager
+def _node(options: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
+    command += ["--node-ip-address=127.0.0.1", "--num-gpus=0", "--object-store-memory=200000000"]
     command += ["--min-worker-port=0", "--max-worker-port=0", *(f"--{name}={free_port()}" for name in PORTS)]
-    log = folder / "head.log"
     with log.open("wb") as file:
-        head = subprocess.Popen(command, stdout=file, stderr=file, env=common | environment, start_new_session=True)
+        node = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     try:
         until = time.monotonic() + PATIENCE
         while "block forever" not in log.read_text():
-            assert head.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+            if node.poll() is not None or time.monotonic() > until:
+                raise PipelineError("no node of Ray came up:\n" + log.read_text()[-3000:])
             time.sleep(0.2)
-        address = f"http://127.0.0.1:{dashboard}"
-        yield Head(f"127.0.0.1:{port}", address, folder, common | {"RAY_API_SERVER_ADDRESS": address})
+        yield
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)  # the head and every process that it started, nothing else
-        head.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+            os.killpg(node.pid, signal.SIGKILL)  # the node and every process that it started, nothing else
+        node.wait()

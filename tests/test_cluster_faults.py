@@ -9,10 +9,9 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 
+from benchmarks.heads import free_port, running
 from ray_pipeline import runtime
 from ray_pipeline.errors import PipelineError
-
-from .heads import free_port, running
 
 OTHER_VERSION = """
 import ray, sys

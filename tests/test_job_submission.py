@@ -15,10 +15,10 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
+from benchmarks.heads import PATIENCE, Head, running
 from ray_pipeline import artifact, pipeline
 
 from . import pipeline_recipe
-from .heads import PATIENCE, Head, running
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / "cluster" / "runtime_env.yaml"
