@@ -136,8 +136,11 @@ class Watch:
     def wait_for_the_end(self) -> None:
         """Until the head is alone, or for PATIENCE."""
         until = time.monotonic() + PATIENCE
-        while len(self.alive()) > 1 and time.monotonic() < until:
+        while self._lasts() and time.monotonic() < until:
             time.sleep(0.3)
+
+    def _lasts(self) -> bool:
+        return not self.looks or len(self.looks[-1][1]) > 1
 
 
 def _type(resources: dict[str, float]) -> str:

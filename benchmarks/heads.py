@@ -49,9 +49,16 @@ class Head:
 
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody listens on, no two the same."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager
@@ -66,16 +73,17 @@ def running(cpus: Sequence[int] = (2,), **environment: str) -> Iterator[Head]:
     common = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     common |= {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
     common |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    port, dashboard = free_port(), free_port()
+    port, dashboard, client, *others = free_ports(3 + len(cpus) * len(PORTS))
     url = f"http://127.0.0.1:{dashboard}"
-    head = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}"]
+    head = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={client}"]
     head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         for number, count in enumerate(cpus):
             options = head if number == 0 else [f"--address=127.0.0.1:{port}"]
+            own = (f"--{name}={others.pop()}" for name in PORTS)
             log = folder / f"node-{number}.log"
-            stack.enter_context(_node([*options, f"--num-cpus={count}"], common | environment, log))
+            stack.enter_context(_node([*options, f"--num-cpus={count}", *own], common | environment, log))
         yield Head(f"127.0.0.1:{port}", url, folder, common | {"RAY_API_SERVER_ADDRESS": url})
 
 
@@ -83,7 +91,7 @@ def running(cpus: Sequence[int] = (2,), **environment: str) -> Iterator[Head]:
 def _node(options: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
     command += ["--node-ip-address=127.0.0.1", "--num-gpus=0", "--object-store-memory=200000000"]
-    command += ["--min-worker-port=0", "--max-worker-port=0", *(f"--{name}={free_port()}" for name in PORTS)]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
     with log.open("wb") as file:
         node = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     try:

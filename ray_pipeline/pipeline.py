@@ -142,7 +142,7 @@ def _expect_key(recipe: Recipe, pending: set[str]) -> None:
         "audit": audit_questions(recipe),
     }
     if any(asked[stage] for stage in pending & set(asked)):
-        api_key()
+        api_key(recipe.gemini)
 
 
 def _expect_models(recipe: Recipe, pending: set[str]) -> None:
@@ -198,7 +198,6 @@ def run(
     chosen: list[Recipe], workdir: str, until: str | None = None, show: Callable[[str], None] = print
 ) -> list[tuple[Finished, Finished | None]]:
     """Run recipes and what each compares itself with."""
-    serving.ensure_key(chosen)
     found = []
     for recipe in chosen:
         show(f"{recipe.name} ({recipe.task})")

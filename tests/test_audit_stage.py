@@ -12,10 +12,10 @@ from ray_pipeline.artifact import Artifact
 from ray_pipeline.audit import stage
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.sandbox import lexicon, serving
+from ray_pipeline.sandbox import lexicon
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_faults import Faults
-from ray_pipeline.sandbox.gemini_server import GeminiServer
+from ray_pipeline.sandbox.gemini_server import DEFAULT_KEY, GeminiServer
 from ray_pipeline.stage import Context
 from tests import made
 
@@ -26,8 +26,8 @@ WRONG = 0.3
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[GeminiServer]:
-    monkeypatch.setenv("GEMINI_API_KEY", serving.KEY)
-    with GeminiServer(DICTIONARY, key=serving.KEY) as running:
+    monkeypatch.setenv("GEMINI_API_KEY", DEFAULT_KEY)
+    with GeminiServer(DICTIONARY) as running:
         yield running
 
 

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 GOOGLE = "Google's Gemini API"
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+SANDBOX_KEY = "sandbox-key"
+"""The sandbox's server's, which is no secret: workers have it wherever they are, and never send it the user's own."""
 OUTPUT_TOKENS_PER_ITEM = 100
 """Cap of the answer, besides twice the text's own; doubled, then tripled, where it was reached."""
 
@@ -100,20 +102,25 @@ def endpoint(gemini: Gemini) -> str | None:
     return gemini.base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
 
 
-def has_key() -> bool:
-    """Whether the environment holds a key."""
-    return any(os.environ.get(name, "").strip() for name in KEY_VARIABLES)
+def has_key(gemini: Gemini) -> bool:
+    """Whether there is a key."""
+    return _key(gemini) is not None
 
 
-def api_key() -> str:
-    """The key, from the environment; raises GeminiError if there is none."""
-    for name in KEY_VARIABLES:
-        if key := os.environ.get(name, "").strip():
-            return key
+def api_key(gemini: Gemini) -> str:
+    """The key, from the environment unless for the sandbox; raises GeminiError if there is none."""
+    if (key := _key(gemini)) is not None:
+        return key
     raise GeminiError(
         "no Gemini key: set GEMINI_API_KEY in the environment (of every node, on a cluster); to do without Gemini, "
         "set languages.gemini false and leave translate out"
     )
+
+
+def _key(gemini: Gemini) -> str | None:
+    if gemini.stands_for:
+        return SANDBOX_KEY
+    return next(filter(None, (os.environ.get(name, "").strip() for name in KEY_VARIABLES)), None)
 
 
 def connect(gemini: Gemini) -> Any:
@@ -127,7 +134,7 @@ def connect(gemini: Gemini) -> Any:
         # Without this the client sleeps and sends again by itself, unseen by the quota.
         retry_options=types.HttpRetryOptions(attempts=1),
     )
-    return genai.Client(api_key=api_key(), http_options=options)
+    return genai.Client(api_key=api_key(gemini), http_options=options)
 
 
 async def disconnect(client: Any) -> None:

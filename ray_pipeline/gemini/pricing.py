@@ -85,7 +85,7 @@ def _tokens(gemini: Gemini, instruction: str, texts: Sequence[str], answers: Seq
 
 async def _count(gemini: Gemini, texts: Sequence[str]) -> tuple[list[int] | None, str]:
     """Tokens of each text by the API; null and the reason where it cannot be asked."""
-    if not client.has_key():
+    if not client.has_key(gemini):
         return None, "no key is set"
     found = client.connect(gemini)
     try:

@@ -22,6 +22,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ray_pipeline.errors import InputError
+from ray_pipeline.gemini.client import SANDBOX_KEY
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_backend import Backend
 from ray_pipeline.sandbox.gemini_batches import Batches, BatchFaults
@@ -29,7 +30,7 @@ from ray_pipeline.sandbox.gemini_faults import Faults
 from ray_pipeline.sandbox.gemini_limits import Stats, Window
 from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, key_denied, key_invalid
 
-DEFAULT_KEY = "sandbox-key"
+DEFAULT_KEY = SANDBOX_KEY
 _CHANGES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _MAX_BODY = 20 * 2**20  # bytes, as the API's own limit
 _DAY = 86_400  # seconds

@@ -1,19 +1,16 @@
 """Puts the sandbox in the place of what a recipe names by `sandbox://`: the sample shop's files, the Gemini server."""
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray_pipeline import storage
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.gemini.client import KEY_VARIABLES, api_key
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.text import stable_id
 
 SCHEME = "sandbox://"
 SHOP = "sandbox://shop/"
-KEY = "sandbox-key"
 SHOP_VERSION = "1"
 """Raised when the generator writes other rows for the same spec."""
 
@@ -51,29 +48,25 @@ def _write_shop(recipe: Recipe, workdir: str) -> str:
     return folder
 
 
-def ensure_key(chosen: Iterable[Recipe]) -> None:
-    """Give workers a key for the local server if a recipe speaks to it and the environment holds none.
-
-    To be called before Ray is started, since workers inherit the environment.
-    """
-    if any(_is_local(recipe) for recipe in chosen) and not any(os.environ.get(name) for name in KEY_VARIABLES):
-        os.environ[KEY_VARIABLES[0]] = KEY
-
-
 @contextmanager
 def gemini(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with a local Gemini server's address in place of `sandbox://`, for as long as the context lasts."""
-    if not _is_local(recipe):
+    """The recipe with a local Gemini server's address in place of `sandbox://`, for as long as the context lasts.
+
+    A cluster's nodes can reach it; without a cluster nobody but this machine can.
+    """
+    if not (recipe.gemini.base_url or "").startswith(SCHEME):
         yield recipe
         return
     from ray_pipeline.sandbox.dictionary import Dictionary
     from ray_pipeline.sandbox.gemini_server import GeminiServer
 
-    with GeminiServer(Dictionary.from_lexicon(), key=api_key()) as server:
+    with GeminiServer(Dictionary.from_lexicon(), host=_host(recipe)) as server:
         yield recipe.model_copy(
             update={"gemini": recipe.gemini.model_copy(update={"base_url": server.url, "sandbox": True})}
         )
 
 
-def _is_local(recipe: Recipe) -> bool:
-    return (recipe.gemini.base_url or "").startswith(SCHEME)
+def _host(recipe: Recipe) -> str:
+    import ray
+
+    return "127.0.0.1" if recipe.runtime.address == "local" else str(ray.util.get_node_ip_address())

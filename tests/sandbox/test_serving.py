@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from ray_pipeline import recipe as recipes
 from ray_pipeline import storage
 from ray_pipeline.errors import RecipeError
+from ray_pipeline.gemini import client
 from ray_pipeline.gemini.client import Client, Reply, Unavailable
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.recipe import Recipe
@@ -121,13 +121,18 @@ def test_the_local_gemini_is_no_part_of_the_recipes_identity(monkeypatch: pytest
             assert stage.config(served) == stage.config(recipe)
 
 
-@pytest.mark.parametrize("own", [None, "GEMINI_API_KEY", "GOOGLE_API_KEY"])
-def test_a_key_for_the_local_server_only_where_there_is_none(monkeypatch: pytest.MonkeyPatch, own: str | None) -> None:
-    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
-        monkeypatch.setenv(name, "")
-    if own:
-        monkeypatch.setenv(own, "mine")
-    serving.ensure_key([shop_recipe()])
-    assert (os.environ["GEMINI_API_KEY"] or os.environ["GOOGLE_API_KEY"]) == ("mine" if own else "")
-    serving.ensure_key([shop_recipe(), shop_recipe(gemini={"base_url": "sandbox://"})])
-    assert (os.environ["GEMINI_API_KEY"] or os.environ["GOOGLE_API_KEY"]) == ("mine" if own else serving.KEY)
+def test_the_local_gemini_needs_no_key_and_gets_none_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = shop_recipe(gemini={"base_url": "sandbox://"})
+    for own in ("", "a key of the user's own"):
+        for name in client.KEY_VARIABLES:
+            monkeypatch.setenv(name, own)
+        with serving.gemini(recipe) as served:
+            assert client.has_key(served.gemini) and client.api_key(served.gemini) == client.SANDBOX_KEY
+            assert isinstance(ask(served), Reply)
+
+
+def test_the_nodes_of_a_cluster_reach_the_local_gemini(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
+    recipe = shop_recipe(gemini={"base_url": "sandbox://"}, runtime={"address": "auto"})
+    with serving.gemini(recipe) as served:
+        assert (served.gemini.base_url or "").startswith("http://127.0.0.2:") and isinstance(ask(served), Reply)
