@@ -82,6 +82,15 @@ class Section:
     """By variant and slice."""
 
     @property
+    def seeds(self) -> str:
+        """The seeds that the figures rest on, and, while some are missing, of which they are."""
+        so_far = {seed for row in self.rows if row.whole is not None for seed in row.whole.seeds}
+        wanted = ", ".join(map(str, self.study.seeds))
+        if not set(self.study.seeds) - so_far:
+            return wanted
+        return f"{', '.join(map(str, sorted(so_far))) or 'none'} so far, of {wanted}"
+
+    @property
     def differences(self) -> list[Difference]:
         """Of the variants, for the chart."""
         wholes = [row.whole for row in self.rows if row.whole is not None and row.whole.difference is not None]
@@ -147,9 +156,8 @@ def markdown(found: Sequence[Section]) -> str:
     """The tables in Markdown, with how they were made."""
     lines = ["# Ablation", ""]
     for section in found:
-        seeds = ", ".join(map(str, section.study.seeds))
         lines += [f"## {section.study.name} ({section.study.task})", ""]
-        lines += [f"Baseline: {section.study.baseline}. Seeds: {seeds}.", ""]
+        lines += [f"Baseline: {section.study.baseline}. Seeds: {section.seeds}.", ""]
         lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
         lines += [_markdown_row(row) for row in section.rows]
         lines += ["", *(f"- {row.name} failed, {problem}" for row in section.rows for problem in row.problems), ""]

@@ -72,3 +72,11 @@ def test_a_study_of_which_nothing_ran_is_a_table_all_the_same(runs: tuple[Recipe
     assert "failed" in table.markdown(found) and pq.read_table(io.BytesIO(table.parquet(found))).num_rows == 0
     page = Page(table.page(found, [], "c"))
     assert page.open == [] and "nan" not in page.text
+
+
+def test_a_table_that_is_not_whole_says_which_seeds_it_rests_on(runs: tuple[Recipe, list[Ran]]) -> None:
+    recipe, done = runs
+    study = ran.study(recipe, ["base", "<i>better</i>"], [0, 1])
+    first = [one for one in done if one.seed == 0]
+    assert "Seeds: 0 so far, of 0, 1." in table.markdown(table.sections([study], first))
+    assert "Seeds: 0, 1." in table.markdown(table.sections([study], done))
