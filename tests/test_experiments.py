@@ -88,8 +88,8 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
 
 def test_the_conclusions_are_of_experiments_that_are_there() -> None:
     said = yaml.safe_load((experiments.HERE / "conclusions.yaml").read_text(encoding="utf-8"))
-    assert set(said) <= {"preface", "setups", *report.NAMES}
-    for name in set(said) - {"preface", "setups"}:
+    assert set(said) <= {"preface", "afterword", "setups", *report.NAMES}
+    for name in set(said) - {"preface", "afterword", "setups"}:
         assert report.Conclusion.model_validate(said[name]).setup in said["setups"]
 
 

@@ -49,6 +49,7 @@ def write(folder: Path, file: Path = FILE) -> None:
             parts += [] if mine.setup in described else [said["setups"][mine.setup].strip()]
             parts.append(section(name, rows, mine, picture.relative_to(file.parent)))
             described.add(mine.setup)
+    parts += [said["afterword"].strip()] if "afterword" in said else []
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
