@@ -46,7 +46,7 @@ def running(folder: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={port}", f"--ray-client-server-port={_free_port()}", "--dashboard-agent-listen-port=0"]
     command += ["--min-worker-port=0", "--max-worker-port=0", "--include-dashboard=false"]
-    command += ["--num-cpus=0", "--object-store-memory=100000000"]
+    command += ["--num-cpus=0", "--object-store-memory=100000000", f"--dashboard-port={_free_port()}"]
     command += [f"--temp-dir={sockets}", f"--autoscaling-config={folder / 'cluster.yaml'}"]
     own = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
     own |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_enable_autoscaler_v2": "1", "RAY_AUTH_MODE": "disabled"}
