@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.ports import free_ports
 from ray_pipeline.errors import PipelineError
 
 IDLE_MINUTES = 0.05
@@ -40,13 +40,14 @@ def running(folder: Path) -> Iterator[str]:
     """
     import ray
 
-    port, sockets = _free_port(), Path(tempfile.mkdtemp(prefix="ray-"))  # a socket's path must be short
+    port, client, dashboard = free_ports(3)
+    sockets = Path(tempfile.mkdtemp(prefix="ray-"))  # a socket's path must be short
     address, log = f"{ray.util.get_node_ip_address()}:{port}", folder / "cluster.log"
     (folder / "cluster.yaml").write_text(yaml.safe_dump(_configuration(address)))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--port={port}", f"--ray-client-server-port={_free_port()}", "--dashboard-agent-listen-port=0"]
+    command += [f"--port={port}", f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
     command += ["--min-worker-port=0", "--max-worker-port=0", "--include-dashboard=false"]
-    command += ["--num-cpus=0", "--object-store-memory=100000000", f"--dashboard-port={_free_port()}"]
+    command += ["--num-cpus=0", "--object-store-memory=100000000", f"--dashboard-port={dashboard}"]
     command += [f"--temp-dir={sockets}", f"--autoscaling-config={folder / 'cluster.yaml'}"]
     own = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
     own |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_enable_autoscaler_v2": "1", "RAY_AUTH_MODE": "disabled"}
@@ -86,12 +87,6 @@ def _configuration(address: str) -> dict[str, Any]:
         **{f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")},
         **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(head: subprocess.Popen[bytes], log: Path) -> None:

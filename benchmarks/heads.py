@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.ports import free_ports
 from ray_pipeline.errors import PipelineError
 
 PATIENCE = 120.0
@@ -45,20 +45,6 @@ class Head:
         return subprocess.run(
             command, env=dict(self.environment), cwd=place, capture_output=True, text=True, timeout=4 * PATIENCE
         )
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports of loopback that nobody listens on, no two the same."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import results, s3_pages
+from benchmarks.ports import free_port
 from ray_pipeline import artifact, runtime, storage
 from ray_pipeline.artifact import Counts
 from ray_pipeline.recipe import Runtime
@@ -72,13 +73,6 @@ class Report:
 def _seconds(times: Sequence[float]) -> str:
     low, middle, high = (1000 * value for value in (min(times), statistics.median(times), max(times)))
     return f"{middle:,.1f} ms ({low:,.1f} to {high:,.1f})"
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

@@ -261,6 +261,7 @@ def _blocked(numbers: Array, count: int, seed: int) -> tuple[Array, int]:
 
 @lru_cache(4)
 def block_weights(blocks: int, draws: int, seed: int) -> Array:
+    """`resample.weights`, kept for the metrics that share them; not to be written to."""
     found = resample.weights(blocks, draws, seed)
     found.flags.writeable = False
     return found

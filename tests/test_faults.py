@@ -82,18 +82,18 @@ def same_tables(first: Path, second: Path, stages: Sequence[str] = pipeline.STAG
             p.name for p in (second / "work" / stage).iterdir()
         ), f"{stage}: the same fingerprint"
     for stage in {"languages", "dedupe", "negatives", "mix"} & set(stages):
-        same_rows(table(first, stage), table(second, stage), "similarity")
+        same_rows(table(first, stage), table(second, stage), "similarity", stage)
     if "score" in stages:
         columns = ["pair_id", "score"]
-        same_rows(table(first, "score").select(columns), table(second, "score").select(columns), "score")
+        same_rows(*(table(folder, "score").select(columns) for folder in (first, second)), "score", "score")
 
 
-def same_rows(first: pa.Table, second: pa.Table, measured: str) -> None:
+def same_rows(first: pa.Table, second: pa.Table, measured: str, stage: str) -> None:
     """Equal but for what was measured, which other batches round otherwise."""
     measures = [rows.column(measured).to_pylist() if measured in rows.column_names else [] for rows in (first, second)]
-    np.testing.assert_allclose(*(np.array(column, float) for column in measures), atol=TOLERANCE)
+    np.testing.assert_allclose(*(np.array(column, float) for column in measures), atol=TOLERANCE, err_msg=stage)
     first, second = (rows.drop_columns([measured] if measured in rows.column_names else []) for rows in (first, second))
-    assert first.equals(second)
+    assert first.equals(second), stage
 
 
 @pytest.fixture
