@@ -23,8 +23,10 @@ RESERVE = 2 * GIB
 """Assumed: CUDA itself, the libraries' workspaces, one layer's weight as it is unpacked."""
 FRAGMENTED = 1.1
 """Assumed: the allocator holds so many times what it gives out."""
-PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.35, "int8": 0.15, "nf4": 0.25}
-"""Assumed share of the bf16 peak that training reaches: short prompts, and weights that are unpacked at each use."""
+PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.27, "int8": 0.15, "nf4": 0.2}
+"""Of the bf16 peak, what training makes of all tokens of short prompts. In bfloat16 and nf4 as measured for Gemma-3 12B
+on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes take several times
+as long. The others are assumed."""
 CHARACTERS = 3.5
 """Assumed: of a token, over all languages."""
 POSITIVE_SHARE = 2 / 3
@@ -237,7 +239,7 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]
         f"{pass_tokens(rules, recipe.prompt.max_tokens):,} tokens; {found.total / GIB:.1f} with a reserve"
     )
     yield (
-        f"  hours, at an assumed {PEAK_SHARE[rules.precision]:.0%} of the peak: "
+        f"  hours, at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
         + ", ".join(_on(gpu, of, recipe, rows * each, found) for gpu in GPUS)
     )
     asked = recipe.runtime.accelerator_type

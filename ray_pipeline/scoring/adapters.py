@@ -121,7 +121,9 @@ class Members:
             if name == FIRST:
                 self._classifier = model.load_adapter(adapter.saved.train, folder, device)
             else:
-                self._classifier.model.load_adapter(str(folder), adapter_name=name, torch_device=device)
+                self._classifier.model.load_adapter(
+                    str(folder), adapter_name=name, torch_device=device, autocast_adapter_dtype=False
+                )
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, OSError) as error:  # what torch and peft say of shapes, names and files

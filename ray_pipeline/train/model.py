@@ -12,13 +12,14 @@ from torch import nn
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import prefix
+from ray_pipeline.train import fused, lora, prefix, settings
 from ray_pipeline.train.batches import Prompts
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 ENCODER_LINEAR = ["query", "key", "value", "query_proj", "key_proj", "value_proj", "dense"]
 HEAD, ENCODER_HEAD, VOCABULARY = "score", "classifier", "lm_head"
+PACKS = "support_avx512bf16_for_cpu"
 NOT_ADAPTED = r".*(vision_tower|multi_modal_projector|classifier|pooler).*"
 """A multimodal base, such as Gemma-3 12B, has linear layers which text never reaches; heads are trained whole."""
 
@@ -139,7 +140,31 @@ def load_base(rules: Train, device: str) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
-    return model if rules.quantised else model.to(device)
+    return for_device(keep_gradients(model) if rules.quantised else model.to(device), rules, device)
+
+
+def for_device(model: Any, rules: Train, device: str) -> Any:
+    """On a GPU, take what is faster there for batches of many shapes; returns the model.
+
+    cuDNN's attention is planned anew for every shape: on an H100, batches of many lengths waited for that more than
+    for anything else. Fused kernels read weights as they are, so not under ZeRO-3, where they are elsewhere.
+    """
+    if device == "cpu":
+        return model
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    shared_out = settings.read(rules)["zero_optimization"]["stage"] == 3
+    return fused.fuse(model) if fused.available(device) and not shared_out else model
+
+
+def keep_gradients(model: Any) -> Any:
+    """Keep bitsandbytes from packing a model's 4-bit weights anew when it is first evaluated on a CPU; returns it.
+
+    On processors with AVX512-BF16 it does so, and from then on no gradient would pass these layers, without an error.
+    """
+    for layer in model.modules():
+        if hasattr(layer, PACKS):
+            setattr(layer, PACKS, False)
+    return model
 
 
 def _with_two_words(model: Any, rules: Train) -> Any:
@@ -208,7 +233,7 @@ def with_adapter(base: Any, rules: Train) -> Any:
         else None,
         modules_to_save=[ENCODER_HEAD if hasattr(base, ENCODER_HEAD) else HEAD] if classifies else None,
     )
-    return get_peft_model(base, config)
+    return lora.lean(get_peft_model(base, config))
 
 
 def begin_with(model: Any, folder: Path) -> None:
@@ -241,7 +266,7 @@ def _targets(base: Any, rules: Train) -> list[str]:
 
 
 def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
-    """A classifier for scoring: the base with a saved adapter, in evaluation mode.
+    """A classifier for scoring: the base with a saved adapter in the type that it was trained in, in evaluation mode.
 
     Raises ModelError where the adapter was trained with the other head.
     """
@@ -253,7 +278,8 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
         raise ModelError(
             f"{folder}: this adapter was trained with head {trained}, and train.head {rules.head} is asked"
         )
-    return Classifier(PeftModel.from_pretrained(load_base(rules, device), str(folder))).eval()
+    base = load_base(rules, device)
+    return Classifier(lora.lean(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False))).eval()
 
 
 def merge(classifier: Classifier) -> None:

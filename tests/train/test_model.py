@@ -286,3 +286,20 @@ def test_a_quantised_base_takes_a_training_step(precision: str, kind: str, head:
     assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
     assert any(bool(g.any()) for name, g in gradients.items() if "lora_B" in name and g is not None)
     assert gradients.keys() == weights.keys() and all("lora_" in name or "score" in name for name in weights)
+
+
+def test_a_4_bit_base_passes_gradients_after_it_was_evaluated() -> None:
+    made = moved(toy.rules("random-qwen2", precision="nf4"))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        made.train().zero_grad()
+        torch.autograd.backward(made(*model.pad(prompts(), 0, "cpu")).square().sum())
+        return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    with torch.no_grad():
+        made.eval()(*model.pad(prompts(), 0, "cpu"))
+    after = gradients()
+    assert before.keys() == after.keys() and any(bool(one.any()) for one in before.values())
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient, atol=1e-3, rtol=1e-2)
