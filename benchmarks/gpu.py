@@ -321,7 +321,7 @@ def show(done: dict[str, Any], keep: bool) -> None:
 def difference(done: dict[str, Any], name: str) -> float:
     """Of the scores that both ways gave the same rows, the largest."""
     pairs = zip(done[name]["first_scores"], done[f"{name} plain"]["first_scores"], strict=False)
-    return max(abs(own - other) for own, other in pairs)
+    return float(max(abs(own - other) for own, other in pairs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -35,8 +35,9 @@ def settings(model: str, **train: Any) -> Recipe:
     """The paper recipe's prompt and adapter, for a model in float32 on this machine."""
     paper = recipe.read(PAPER, environment={})
     changes = {f"train.{key}": value for key, value in train.items()}
-    base = {"train.model": model, "train.precision": "float32", "train.gradient_checkpointing": False}
-    return recipe.variant(paper, base | {"train.workers": 1, "train.lora.dropout": 0.0} | changes)
+    base = {"train.model": model, "train.precision": "float32", "train.workers": 1, "train.lora.dropout": 0.0}
+    base |= {"train.batch_rows": 64, "train.micro_batch_tokens": None, "runtime.score_batch_tokens": None}
+    return recipe.variant(paper, base | changes)
 
 
 def make_model(folder: Path, rows: Sequence[dict[str, Any]], quick: bool, vocabulary: int = VOCABULARY) -> str:

@@ -263,4 +263,5 @@ def test_the_image_s_pip_steps_make_an_environment_in_which_everything_imports(t
             subprocess.run(["bash", "-euc", rest], cwd=place, env=environment, check=True)
     command = json.loads(next(rest for name, rest in instructions() if name == "HEALTHCHECK").split("CMD ")[1])
     told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    assert len(told.splitlines()) == len(health.PACKAGES)
+    said = [line.split()[0] for line in told.splitlines()]  # DeepSpeed may have a warning among them
+    assert [name for name in said if name in health.PACKAGES] == list(health.PACKAGES)
