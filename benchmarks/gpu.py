@@ -103,8 +103,8 @@ def build(shape: str, precision: str, size: Size) -> tuple[Classifier, Train]:
     return made.bfloat16().to(size.device), rules  # all in 16 bits, as DeepSpeed trains it
 
 
-def as_libraries_have_it(made: Classifier) -> Classifier:
-    """The same weights in the layers of transformers and peft."""
+def as_libraries_have_it(made: Any) -> Any:
+    """The same weights in the layers of transformers and peft; returns the model."""
     for module in made.modules():
         module.__dict__.pop("forward", None)
     return made

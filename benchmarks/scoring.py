@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import readers, results
+from benchmarks.gpu import as_libraries_have_it
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
@@ -45,8 +46,9 @@ class Side:
         self.tokenizer = model.load_tokenizer(chosen.train)
         self.merged, self.applied = adapted(chosen), adapted(chosen)
         model.merge(self.merged)  # as the scorer does in float32
+        self.plain = as_libraries_have_it(adapted(chosen))
         self.pipeline = pipeline(
-            "text-classification", model=self.applied.model, tokenizer=self.tokenizer, batch_size=PIPELINE_BATCH
+            "text-classification", model=self.plain.model, tokenizer=self.tokenizer, batch_size=PIPELINE_BATCH
         )
 
     def ours(
@@ -90,7 +92,7 @@ class Side:
 
         texts: Any = self.texts(rows)
         loader: DataLoader[Any] = DataLoader(texts, batch_size=LOOP_BATCH, collate_fn=collate)
-        logits = [self.applied.model(**batch).logits[:, 0] for batch in loader]
+        logits = [self.plain.model(**batch).logits[:, 0] for batch in loader]
         return torch.sigmoid(torch.cat(logits)).numpy()
 
 

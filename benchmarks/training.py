@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks import readers, results
+from benchmarks.gpu import as_libraries_have_it
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.train import batches, loop, model, prefix
@@ -80,7 +81,7 @@ def theirs(chosen: Recipe, data: Data, folder: Path) -> Outcome:
     """What one would write with the library: a Trainer, dynamic padding, evaluation and saving each epoch."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    rules, adapted = chosen.train, fresh(chosen).model
+    rules, adapted = chosen.train, as_libraries_have_it(fresh(chosen).model)
     tokenizer, prompt = model.load_tokenizer(rules), Prompt(chosen.task, chosen.prompt)
     adapted.get_base_model().config.problem_type = "multi_label_classification"  # binary cross-entropy of one logit
     adapted.get_base_model().config.pad_token_id = tokenizer.pad_token_id

@@ -242,6 +242,11 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]
         f"  hours, at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
         + ", ".join(_on(gpu, of, recipe, rows * each, found) for gpu in GPUS)
     )
+    if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:
+        yield (
+            f"  passes of {rules.micro_batch_rows} rows are small for a GPU, and slower than that: "
+            "set train.micro_batch_tokens, 2048 or what the memory above has room for"
+        )
     asked = recipe.runtime.accelerator_type
     kinds = [kind for kind in GPUS if asked is not None and kind.startswith(asked)]
     if kinds and not any(fits(kind, found) for kind in kinds):

@@ -141,4 +141,8 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     unknown = variant(base, {"train.model": "a/b"})
     assert "memory and hours unknown: no config of a/b" in dry_run.describe([unknown], str(tmp_path / "work"), None)
     assert "memory" not in dry_run.describe([base], str(tmp_path / "work"), "mix")
+    slow = variant(base, {"runtime.gpus_per_worker": 1})
+    assert "passes of 8 rows are small for a GPU" in dry_run.describe([slow], str(tmp_path / "work"), None)
+    full = variant(slow, {"train.micro_batch_tokens": 2048})
+    assert "small for a GPU" not in dry_run.describe([full], str(tmp_path / "work"), None) + said
     assert pipeline.STAGE_NAMES[-1] in said
