@@ -98,7 +98,7 @@ def build(shape: str, precision: str, size: Size) -> tuple[Classifier, Train]:
         if precision == "nf4":
             _to_nf4(base)
             base.is_loaded_in_4bit = True
-        base = model.for_device(model.keep_gradients(base.to(size.device)), rules, size.device)
+        base = model.for_device(model.keep_gradients(base.to(size.device)), size.device)
         made = Classifier(model.with_adapter(base, rules))
     return made.bfloat16().to(size.device), rules  # all in 16 bits, as DeepSpeed trains it
 

@@ -3,7 +3,7 @@
 The vectors stay in float16, as they are stored, and become unit vectors in float32 a block at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,12 @@ class Source(Protocol):
 
     def take(self, rows: Rows) -> Vectors:
         """Unit vectors `[m, d]` of some rows."""
+
+    def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
+        """Of each part of the anchors `[w, d]` with the rows `[m]` of its pool: similarities `[w, m]`.
+
+        No row is in two pools.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,10 @@ class Held:
         """See `Source`."""
         return unit(self.halves[rows])
 
+    def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
+        """See `Source`."""
+        return (some @ self.take(pool).T for some, pool in zip(anchors, pools, strict=True))
+
 
 @dataclass(frozen=True)
 class Reread:
@@ -96,6 +106,25 @@ class Reread:
                 found = np.zeros((len(wanted), vectors.shape[1]), np.float32)
             found[places[places != NONE]] = vectors[places != NONE]
         return np.zeros((0, 0), np.float32) if found is None else found[back]
+
+    def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
+        """See `Source`; the embeddings are read once for all pools."""
+        parts, lists = list(anchors), list(pools)
+        found = [np.zeros((len(part), len(pool)), np.float32) for part, pool in zip(parts, lists, strict=True)]
+        rows, sizes = np.concatenate([*lists, np.zeros(0, np.int64)]), [len(pool) for pool in lists]
+        order = np.argsort(rows)
+        rising = rows[order]
+        pool_of = np.repeat(np.arange(len(lists)), sizes)[order]
+        column_of = np.concatenate([*map(np.arange, sizes), np.zeros(0, np.int64)])[order]
+        for there, vectors in self.blocks():
+            places = lookup(rising, there)
+            hits = np.flatnonzero(places != NONE)
+            hits = hits[np.argsort(pool_of[places[hits]], kind="stable")]
+            for some in np.split(hits, np.flatnonzero(np.diff(pool_of[places[hits]])) + 1):
+                if len(some):
+                    number = pool_of[places[some[0]]]
+                    found[number][:, column_of[places[some]]] = parts[number] @ vectors[some].T
+        yield from found
 
 
 def made(texts: Sequence[str], vectors: Vectors | Halves) -> Corpus:

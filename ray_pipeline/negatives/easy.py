@@ -35,9 +35,11 @@ def quantile(
     width = min(int(np.diff(edges).max()), int(np.ceil(share * np.diff(edges).max())) + spare)
     found = _nothing(len(anchors), width)
     order = np.argsort(pools, kind="stable")
-    for wants in np.split(order, np.flatnonzero(np.diff(pools[order])) + 1):
-        pool = rows[edges[pools[wants[0]]] : edges[pools[wants[0]] + 1]]
-        lowest, similarities = _lowest(anchors[wants] @ corpus.source.take(pool).T, width)
+    parts = np.split(order, np.flatnonzero(np.diff(pools[order])) + 1) if len(order) else []
+    chosen = [rows[edges[pools[wants[0]]] : edges[pools[wants[0]] + 1]] for wants in parts]
+    products = corpus.source.products((anchors[wants] for wants in parts), chosen)
+    for wants, pool, product in zip(parts, chosen, products, strict=True):
+        lowest, similarities = _lowest(product, width)
         found.rows[wants, : lowest.shape[1]] = pool[lowest]
         found.similarities[wants, : lowest.shape[1]] = similarities
     free = (found.rows != NONE) & ~taken.holds(taken.keys(queries, found.rows))

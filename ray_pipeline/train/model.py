@@ -12,7 +12,7 @@ from torch import nn
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import fused, lora, prefix, settings
+from ray_pipeline.train import fused, lora, prefix
 from ray_pipeline.train.batches import Prompts
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -140,20 +140,19 @@ def load_base(rules: Train, device: str) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
-    return for_device(keep_gradients(model) if rules.quantised else model.to(device), rules, device)
+    return keep_gradients(model) if rules.quantised else model.to(device)
 
 
-def for_device(model: Any, rules: Train, device: str) -> Any:
+def for_device(model: Any, device: str, fuse: bool = True) -> Any:
     """On a GPU, take what is faster there for batches of many shapes; returns the model.
 
     cuDNN's attention is planned anew for every shape: on an H100, batches of many lengths waited for that more than
-    for anything else. Fused kernels read weights as they are, so not under ZeRO-3, where they are elsewhere.
+    for anything else. Fused kernels read weights where they are, so not under ZeRO-3, which has them elsewhere.
     """
     if device == "cpu":
         return model
     torch.backends.cuda.enable_cudnn_sdp(False)
-    shared_out = settings.read(rules)["zero_optimization"]["stage"] == 3
-    return fused.fuse(model) if fused.available(device) and not shared_out else model
+    return fused.fuse(model) if fuse and fused.available(device) else model
 
 
 def keep_gradients(model: Any) -> Any:
@@ -278,7 +277,7 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
         raise ModelError(
             f"{folder}: this adapter was trained with head {trained}, and train.head {rules.head} is asked"
         )
-    base = load_base(rules, device)
+    base = for_device(load_base(rules, device), device)
     return Classifier(lora.lean(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False))).eval()
 
 

@@ -128,7 +128,9 @@ def _adapted(job: Job, device: str, folder: Path) -> Any:
     """The base with the adapter that is to be trained."""
     from ray_pipeline.train import model
 
-    found = model.with_adapter(model.load_base(job.recipe.train, device), job.recipe.train)
+    rules, shared_out = job.recipe.train, job.settings["zero_optimization"]["stage"] == 3
+    base = model.for_device(model.load_base(rules, device), device, fuse=not shared_out)
+    found = model.with_adapter(base, rules)
     if job.start is not None:
         model.begin_with(found, storage.local_folder(job.start, folder / "start"))
     return found
