@@ -2,8 +2,8 @@
 
     python -m benchmarks.paper_estimate
 
-Rates of CPU stages are this project's own, measured at ten million rows on two cores (RESULTS.md, "Ingest to mix"); what
-could not be measured here (a GPU) is an assumption, and says so. Prices are list prices; look them up before you rely
+Rates of CPU stages are this project's own, of ten million rows on two cores (RESULTS.md, "Ingest to mix"); what could
+not be measured here (a GPU) is an assumption, and says so. Prices are list prices; look them up before you rely
 on them.
 """
 

@@ -1,7 +1,7 @@
 """On a GPU, the small steps of a decoder as one kernel each: norms, and the gate of the feed-forward part.
 
-transformers writes a norm as some seven operations over all states, each of which reads and writes them whole: together
-they take as long as a third of the multiplications. torch.compile makes one kernel of them, with the same arithmetic.
+transformers writes a norm as some seven operations over all states, each of which reads and writes them whole: in a
+profile of scoring on an H100 a quarter of the time. torch.compile makes one kernel of them, with the same arithmetic.
 Only what has no length of its own is compiled, so that batches of any shape share a kernel.
 """
 

@@ -2,8 +2,7 @@
 
 peft writes `base(x) + B(A(x)) * scaling` (LoRA, arXiv 2106.09685, section 4.1) as three results as large as the
 layer's, each made, read and added on its own, and one more on the way back. On a GPU, where moving them takes as long
-as computing them, one multiplication that adds to what is there saves most of that. The sums are the same but for
-rounding.
+as computing them, one multiplication that adds to what is there spares that. The sums are the same but for rounding.
 """
 
 from types import MethodType
