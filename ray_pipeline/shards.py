@@ -231,7 +231,14 @@ def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets:
 
 
 def grouped(dataset: Any, function: Callable[[pa.Table], pa.Table], buckets: int) -> Any:
-    """A Ray dataset of what `function` makes of all rows of a BUCKET, on a Ray task."""
+    """A Ray dataset of what `function` makes of all rows of a BUCKET, on a Ray task.
+
+    The shuffle is made of tasks, which Ray makes again where a worker or a node is lost; the actors of its default
+    strategy take the rows that they hold with them, and the job ends.
+    """
+    from ray.data.context import ShuffleStrategy
+
+    dataset.context.shuffle_strategy = ShuffleStrategy.SHUFFLE_V2
     if buckets == 1:  # nothing to bring together: one block holds all
         return dataset.repartition(1).map_batches(function, batch_size=None, batch_format="pyarrow")
     return dataset.groupby(BUCKET, num_partitions=buckets).map_groups(function, batch_format="pyarrow")

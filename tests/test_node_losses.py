@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 SEEN = {
-    "translate": "*/part-*.parquet", "embed": "*/*", "negatives": "*/*", "train": "*/run/checkpoint_*/*",
-    "score": "*/part-*.parquet",
+    "ingest": "*/*", "translate": "*/part-*.parquet", "dedupe": "*/*", "embed": "*/*", "negatives": "*/*",
+    "train": "*/run/checkpoint_*/*", "score": "*/part-*.parquet",
 }  # fmt: skip
 """What a stage's folder holds once it is in the middle."""
 TIMEOUT_SECONDS = 900

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray.cloudpickle
 
@@ -18,6 +20,8 @@ from ray_pipeline import artifact, problems, shards, storage
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.shards import Result, Source
+
+from . import processes
 
 pytestmark = pytest.mark.usefixtures("ray_up")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
@@ -258,6 +262,36 @@ def test_shuffle_brings_equal_keys_together(tmp_path: Path, buckets: int) -> Non
     assert sorted(found) == list(range(400))
     assert all(len(names) == 1 for names in homes.values())
     assert len(set.union(*homes.values())) == len(used)
+
+
+def test_workers_killed_in_a_shuffle_lose_no_row(tmp_path: Path) -> None:
+    late, killed = tmp_path / "late", tmp_path / "killed"
+
+    def bucketed(batch: pa.Table) -> pa.Table:
+        time.sleep(0.4)
+        if batch.column("id")[0].as_py() == 12:
+            late.touch()
+        return batch.append_column(shards.BUCKET, pc.bit_wise_and(batch.column("id"), 1))
+
+    def kill() -> None:
+        until = time.monotonic() + 60
+        while not late.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        for title in ("ray::MapBatches", "ray::HashShuffle", "ray::_shuffle"):
+            for victim in processes.named(title):
+                victim.kill()
+                killed.touch()
+
+    def reduce(group: pa.Table, name: str) -> Counts:
+        return artifact.write_shard(str(tmp_path / "out"), name, group, None, group.num_rows)
+
+    blocks = ray.data.range(16, override_num_blocks=16).map_batches(bucketed, batch_size=1, batch_format="pyarrow")
+    killer = threading.Thread(target=kill)
+    killer.start()
+    counts = shards.shuffle(blocks, reduce, buckets=2, label="shuffle")
+    killer.join()
+    assert killed.exists()
+    assert [count.rows_out for count in counts] == [8, 8]
 
 
 def test_shuffle_of_nothing(tmp_path: Path) -> None:
