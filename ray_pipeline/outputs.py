@@ -68,7 +68,7 @@ def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
     target = {"QC": "category_path", "QI": "item_title"}[recipe.task]
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
         for part in rawfiles.numbered_slices([file]):
-            for row, record in rawfiles.records(part):
+            for row, record in rawfiles.records(part, recipe.raw_columns):
                 if isinstance(record, Unreadable):
                     raise InputError(
                         f"{file.url}, line {row}: {record.reason}: the submission cannot carry it; mend the line"

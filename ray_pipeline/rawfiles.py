@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
@@ -21,6 +21,10 @@ ENDINGS: dict[str, Format] = {
     "parquet": "parquet", "pq": "parquet",
 }  # fmt: skip
 SLICE_BYTES = 64 << 20
+SLICE_RECORDS = 250_000
+"""Of a CSV that is larger."""
+BATCH_ROWS = 8192
+"""Of a Parquet file that are Python objects at a time."""
 RAW_CHARACTERS = 300
 ROW_BITS = 40
 REMEDY = "replace the file, or take it out of the input"
@@ -85,14 +89,16 @@ def place(position: int) -> tuple[int, int]:
 
 
 def slices(file: RawFile) -> list[Slice]:
-    """Cut a file into slices of about 64 MiB; a CSV, whose quoted fields may hold line ends, stays whole."""
+    """Cut a file into slices of about 64 MiB; a large CSV, whose quoted fields may hold line ends, by its records."""
     if file.format == "parquet":
         with storage.open_parquet(file.url, REMEDY) as parquet:
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         return [Slice(file, i, i + 1, sum(groups[:i])) for i in range(len(groups))]
     size = storage.size(file.url)
-    if file.format != "jsonl" or size <= SLICE_BYTES:
+    if size <= SLICE_BYTES:
         return [Slice(file, 0, size)]
+    if file.format != "jsonl":
+        return cut(file, SLICE_RECORDS)
     starts = range(0, size, SLICE_BYTES)
     return [Slice(file, start, min(start + SLICE_BYTES, size)) for start in starts]
 
@@ -144,6 +150,7 @@ def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
     """(bytes, lines) of a file after its header, after every so many records, and after all."""
     at = number = 0
     with storage.open_read(file.url) as raw:
+        _expect_text(raw, file)
 
         def lines() -> Iterator[str]:
             nonlocal at
@@ -165,10 +172,20 @@ def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
     yield at, reader.line_num
 
 
-def records(part: Slice) -> Iterator[tuple[int, Record]]:
-    """(row of the file from 1, record or what is wrong with it) of a slice; blank lines are passed over."""
-    reader = {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet}[part.file.format]
-    return reader(part)
+def records(part: Slice, columns: Collection[str] = ()) -> Iterator[tuple[int, Record]]:
+    """(row of the file from 1, record or what is wrong with it) of a slice; blank lines are passed over.
+
+    Of a Parquet file only those of `columns` are read that it has, or all if it has none of them.
+    """
+    if part.file.format == "parquet":
+        return _read_parquet(part, columns)
+    return {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv}[part.file.format](part)
+
+
+def column_names(file: RawFile) -> list[str]:
+    """The columns of a Parquet file."""
+    names: list[str] = storage.read_schema(file.url, REMEDY).names
+    return names
 
 
 def _format(url: str, format: str) -> Format:
@@ -294,15 +311,24 @@ def _checked_csv(record: dict[str | None, Any]) -> Record:
     return {str(key): value for key, value in record.items()}
 
 
-def _read_parquet(part: Slice) -> Iterator[tuple[int, Record]]:
+def _read_parquet(part: Slice, columns: Collection[str]) -> Iterator[tuple[int, Record]]:
+    before = part.first_row
     with storage.open_parquet(part.file.url, REMEDY) as parquet:
-        table = parquet.read_row_groups(list(range(part.start, part.end)))
-    # Text as bytes, which some writers call it anyway: a value that is not UTF-8 then costs its row only.
-    strings = [i for i, field in enumerate(table.schema) if pa.types.is_string(field.type)]
-    for i in strings:
-        table = table.set_column(i, table.schema.field(i).name, table.column(i).cast(pa.binary()))
-    for row, record in enumerate(table.to_pylist(), part.first_row + 1):
-        yield row, _decoded(record)
+        groups = list(range(part.start, part.end))
+        wanted = [name for name in parquet.schema_arrow.names if name in columns] or None
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+            found = _texts_as_bytes(pa.Table.from_batches([batch])).to_pylist()
+            for row, record in enumerate(found, before + 1):
+                yield row, _decoded(record)
+            before += len(found)
+
+
+def _texts_as_bytes(table: pa.Table) -> pa.Table:
+    """Which some writers call them anyway: a value that is not UTF-8 then costs its row only."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.binary()))
+    return table
 
 
 def _decoded(record: dict[str, Any]) -> Record:

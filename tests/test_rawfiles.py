@@ -184,10 +184,16 @@ def test_a_json_array_is_told_from_broken_lines(write: Write) -> None:
     assert row == 1 and isinstance(record, Unreadable) and "the file no array" in record.detail
 
 
-def test_a_csv_is_never_cut(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
-    [file] = rawfiles.find("train", [str(write("a.csv", b'id,q\n1,"x\ny\nz"\n2,b\n'))], "auto")
+def test_a_large_csv_is_cut_between_its_records(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", b'\xef\xbb\xbfid,q\r\n1,"x\r\ny\nz"\r\n2,b\r\n\r\n3,"c ""d"""\r\n4,\xff\r\n5,e,f\r\n6,g')
+    whole = read(path)
+    [file] = rawfiles.find("train", [str(path)], "auto")
     assert len(rawfiles.slices(file)) == 1
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
+    monkeypatch.setattr(rawfiles, "SLICE_RECORDS", 2)
+    assert len(rawfiles.slices(file)) == 4
+    assert read(path) == whole
+    assert [row for row, _ in whole] == [4, 5, 7, 8, 9, 10] and set(reasons(whole)) == {8, 9}
 
 
 def test_parquet_row_groups_are_slices_with_running_row_numbers(tmp_path: Path) -> None:
@@ -197,6 +203,17 @@ def test_parquet_row_groups_are_slices_with_running_row_numbers(tmp_path: Path) 
     [file] = rawfiles.find("train", [str(path)], "auto")
     assert len(rawfiles.slices(file)) == 3
     assert read(path) == list(enumerate(rows, 1))
+
+
+def test_of_a_parquet_file_only_the_columns_that_are_named_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "picture": [b"\xff\xd8", b"\xff"], "search.term": ["a", "b"]}), path)
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    [part] = rawfiles.slices(file)
+    found = [record for _, record in rawfiles.records(part, {"id", "search.term", "absent"})]
+    assert found == [{"id": 1, "search.term": "a"}, {"id": 2, "search.term": "b"}]
+    assert set(reasons(list(rawfiles.records(part, {"absent"})))) == {1, 2}, "all are read where none of them is there"
+    assert rawfiles.column_names(file) == ["id", "picture", "search.term"]
 
 
 def test_a_damaged_parquet_file_names_itself(write: Write) -> None:

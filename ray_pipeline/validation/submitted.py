@@ -48,7 +48,7 @@ def _ids(recipe: Recipe, split: str) -> Iterator[Any]:
     column = recipe.data.columns.id
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
         for part in rawfiles.numbered_slices([file]):
-            for row, record in rawfiles.records(part):
+            for row, record in rawfiles.records(part, recipe.raw_columns):
                 if isinstance(record, Unreadable):
                     yield None
                 else:
