@@ -19,6 +19,7 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline import runtime, shards, tables
 from ray_pipeline.apportion import apportion
 from ray_pipeline.chance import Hashes, hashes, mixed
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import stable_number
@@ -41,8 +42,16 @@ def quotas(counts: Mapping[Stratum, int], rules: recipes.Mix) -> dict[Stratum, i
     """Rows that each stratum keeps: caps and shares per origin, then per language, then the class ratio.
 
     A cap is met exactly, a share or the ratio as nearly as whole rows can from below; what is over is taken from the
-    strata in proportion.
+    strata in proportion. What is met first may be undone by what follows, so all are applied until all are met.
     """
+    left = dict(counts)
+    while (fewer := _thinned(left, rules)) != left:
+        left = fewer
+    return left
+
+
+def _thinned(counts: Mapping[Stratum, int], rules: recipes.Mix) -> dict[Stratum, int]:
+    """Each limit applied once, in their order."""
     left = dict(counts)
     languages = sorted({stratum[LANGUAGE] for stratum in counts})
     caps = rules.max_rows_per_language
@@ -58,8 +67,10 @@ def quotas(counts: Mapping[Stratum, int], rules: recipes.Mix) -> dict[Stratum, i
     if rules.positive_share is not None:
         odds = rules.positive_share / (1 - rules.positive_share)
         positives, negatives = _rows(left, LABEL, 1), _rows(left, LABEL, 0)
-        _thin(left, LABEL, 1, int(negatives * odds + ROUNDING))
-        _thin(left, LABEL, 0, int(positives / odds + ROUNDING))
+        allowed = int(positives / odds + ROUNDING), int(negatives * odds + ROUNDING)
+        if negatives != allowed[0] and positives != allowed[1]:  # else met as nearly as whole rows can
+            for label, rows in enumerate(allowed):
+                _thin(left, LABEL, label, rows)
     return left
 
 
@@ -87,13 +98,23 @@ def _within(left: Mapping[Stratum, int], place: int, wanted: Mapping[Any, float]
 
 
 def cuts(ask: Ask, rules: recipes.Mix) -> dict[Stratum, int]:
-    """Below which hash the rows of each stratum that does not keep all of them stay."""
+    """Below which hash the rows of each stratum that does not keep all of them stay.
+
+    Raises RecipeError where the rules leave nothing, since no rows that there are meet all of them.
+    """
     bins: dict[Stratum, Any] = {}
     for row in ask(partial(tally, rules.seed)):
         key = _stratum(row["stratum"])
         bins[key] = bins.get(key, 0) + np.frombuffer(row["rows"], np.int64)
     sizes = {key: int(rows.sum()) for key, rows in bins.items()}
-    ranks = {key: quota for key, quota in quotas(sizes, rules).items() if quota < sizes[key]}
+    stay = quotas(sizes, rules)
+    if sizes and not any(stay.values()):
+        counted = ", ".join(f"{'/'.join(map(str, key))} {rows}" for key, rows in sorted(sizes.items())[:12])
+        raise RecipeError(
+            f"mix: its limits leave no training row: they contradict each other, or the rows that there are ({counted} "
+            "by language, origin and label): leave one of mix's shares out"
+        )
+    ranks = {key: quota for key, quota in stay.items() if quota < sizes[key]}
     if not ranks:
         return {}
     places = {}
@@ -190,4 +211,4 @@ def run(context: Context) -> Outcome:
     return Outcome(counts)
 
 
-STAGE = Stage("mix", ("dedupe", "negatives"), config, run, schema_version=2)
+STAGE = Stage("mix", ("dedupe", "negatives"), config, run, schema_version=3)

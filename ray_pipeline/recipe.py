@@ -449,7 +449,7 @@ class Negatives(Section):
 
 
 class Mix(Section):
-    """The training set: caps and shares per origin and language, class ratio. Applied in this order."""
+    """The training set: caps and shares per origin and language, class ratio; in this order, until all are met."""
 
     max_rows_per_origin: dict[Origin, Count] = {}
     max_share_per_origin: dict[Origin, OpenShare] = {}
@@ -803,6 +803,12 @@ class Recipe(Section):
         """The raw files' column that holds the target."""
         return self.data.columns.target or {"QC": "category_path", "QI": "item_title"}[self.task]
 
+    @property
+    def raw_columns(self) -> frozenset[str]:
+        """All columns of the raw files that are looked at."""
+        named = self.data.columns.model_dump(exclude_none=True)
+        return frozenset([*named.values(), self.target_column])
+
 
 def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Recipe:
     """Read a recipe file; `overrides` are `dotted.key=value`, values in YAML; the environment comes before them.
@@ -822,7 +828,10 @@ def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
     for override in overrides:
         key, _, value = override.partition("=")
         _set(raw, key, _parse(key, value))
-    return validate(raw, str(path))
+    found = validate(raw, str(path))
+    if found.compare is not None:
+        variant(found, found.compare.set)  # else wrong fields would be found when the recipe itself is done
+    return found
 
 
 def variant(recipe: Recipe, changes: Mapping[str, Any], name: str = "compare") -> Recipe:

@@ -328,6 +328,16 @@ def test_variant_changes_only_what_it_names(make_recipe: Make) -> None:
     assert with_compare.translate.languages == ["de"]
 
 
+def test_a_comparison_that_cannot_be_is_refused_when_the_recipe_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "{name: a, task: QC, data: {train: [x]}, compare: {set: {translate.languages: []}}, "
+        "translate: {languages: [de], rows_per_language: {de: 10}}}"
+    )
+    with pytest.raises(RecipeError, match="recipe a, compare: 1 wrong field"):
+        recipe.read(path, environment={})
+
+
 @pytest.mark.parametrize("changes", [{"translate.language": []}, {"train.epochs": 0}, {"prompt.pivot": True}])
 def test_variant_is_checked_as_a_recipe_is(make_recipe: Make, changes: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="recipe test, compare"):
