@@ -5,7 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ray_pipeline import cross_task, estimate, footprint, ingest, models, pipeline, rawfiles, selection, split
+from ray_pipeline import (
+    cross_task,
+    estimate,
+    footprint,
+    ingest,
+    languages,
+    models,
+    pipeline,
+    rawfiles,
+    selection,
+    split,
+)
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.gemini import ledger
@@ -121,8 +132,10 @@ def _status(step: Step) -> str:
 def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list[str]]:
     """The rows of each split, and of raw files what is said of those that a run would refuse."""
     if ingested is not None:
+        languages.expect_candidates(recipe.languages, ingested.manifest.extra.get("languages", {}))
         return Counter(ingested.manifest.extra["splits"]), []
     tally = ingest.preview(recipe)
+    languages.expect_candidates(recipe.languages, tally.languages)
     refused = [
         f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
         for (name, reason), rows in tally.refused.items()
@@ -133,7 +146,7 @@ def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list
 def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
         for part in rawfiles.slices(file):
-            yield from (record for _, record in rawfiles.records(part))
+            yield from (record for _, record in rawfiles.records(part, recipe.raw_columns))
 
 
 def estimates(recipe: Recipe, steps: Sequence[Step]) -> dict[str, Estimate]:

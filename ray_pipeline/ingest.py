@@ -49,6 +49,8 @@ class Tally:
 
     kept: Counter[tuple[str, int | None]] = field(default_factory=Counter)
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    """Kept rows by tag."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """By split and reason, in words: the first such row that was met."""
 
@@ -117,7 +119,7 @@ def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict
     """(pairs, rejected rows, how often each wanted column was there) of a slice."""
     pairs, refused = list[dict[str, Any]](), list[dict[str, Any]]()
     shapes: Counter[tuple[str, ...]] = Counter()
-    for row, record in rawfiles.records(part):
+    for row, record in rawfiles.records(part, recipe.raw_columns):
         if not isinstance(record, Unreadable):
             shapes[tuple(record)] += 1
         made = _made(part.file, row, record, recipe)
@@ -173,8 +175,9 @@ def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None
         wanted["columns.label"] = names.label
     for key, column in wanted.items():
         if column and not columns[column]:
+            there = rawfiles.column_names(file) if file.format == "parquet" else columns
             raise InputError(
-                f"{file.url}: no row has the column {column!r}, only {sorted(columns)}; "
+                f"{file.url}: no row has the column {column!r}, only {sorted(there)}; "
                 f"map it with data.{key} in the recipe"
             )
 
@@ -243,9 +246,10 @@ def _account(context: Context) -> Outcome:
     folder = context.folder
     tally = Tally()
     for name in artifact.present_shards(folder):
-        table = storage.read_parquet(storage.join(folder, name), ["split", "label"])
-        for row in table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
+        table = storage.read_parquet(storage.join(folder, name), ["split", "label", "language"])
+        for row in table.group_by(table.column_names).aggregate([([], "count_all")]).to_pylist():
             tally.kept[row["split"], row["label"]] += row["count_all"]
+            tally.languages[row["language"]] += row["count_all"]
     for url in storage.list_files(storage.join(folder, "rejected")):
         table = storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"])
         for key in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
@@ -254,7 +258,8 @@ def _account(context: Context) -> Outcome:
     check(context.recipe, tally, storage.join(folder, "rejected"))
     kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
     counts = Counts(kept.total() + refused.total(), kept.total(), dict(tally.reasons()))
-    return Outcome(counts, {"splits": dict(kept), "rejected_by_split": dict(refused)})
+    extra = {"splits": kept, "rejected_by_split": refused, "languages": tally.languages}
+    return Outcome(counts, {name: dict(some) for name, some in extra.items()})
 
 
 def preview(recipe: Recipe) -> Tally:
@@ -263,12 +268,13 @@ def preview(recipe: Recipe) -> Tally:
     for file in _files(recipe):
         columns: Counter[str] = Counter()
         for part in rawfiles.numbered_slices([file]):
-            for row, record in rawfiles.records(part):
+            for row, record in rawfiles.records(part, recipe.raw_columns):
                 made = _made(part.file, row, record, recipe)
                 if "reason" in made:
                     tally.refuse(made)
                 else:
                     tally.kept[file.split, made["label"]] += 1
+                    tally.languages[made["language"]] += 1
                 if not isinstance(record, Unreadable):
                     columns.update(record.keys())
         _check_columns(file, columns, recipe)

@@ -21,6 +21,8 @@ from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code
 
 UNDETERMINED = "und"
+STRAY = 0.01
+"""Up to this share of the rows, a tag that is no candidate is taken for a mistake."""
 
 
 def detector(rules: Languages) -> Detector:
@@ -49,6 +51,18 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
     if best == tag or (confidence >= rules.min_confidence and len(text) >= rules.min_characters):
         return best
     return None
+
+
+def expect_candidates(rules: Languages, tags: Mapping[str, int]) -> None:
+    """Raise RecipeError where more rows than are tagged by mistake would lose their language; `tags`: rows of each."""
+    least = max(1, STRAY * sum(tags.values()))
+    lost = {tag: rows for tag, rows in tags.items() if rows > least and tag not in (UNDETERMINED, *rules.candidates)}
+    if rules.correct and lost:
+        counted = ", ".join(f"{tag} ({rows} rows)" for tag, rows in sorted(lost.items(), key=lambda item: -item[1]))
+        raise RecipeError(
+            f"languages.candidates lacks {counted}: such rows would be given one of {', '.join(rules.candidates)}; "
+            "name every language that queries are in, or set languages.correct false to leave tags as they are"
+        )
 
 
 def undecided(rules: Languages, table: pa.Table) -> list[Item]:
@@ -103,8 +117,9 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def run(context: Context) -> Outcome:
-    """Write the pairs again with corrected languages."""
+    """Write the pairs again with corrected languages; raises RecipeError where the candidates lack a language."""
     recipe, pairs = context.recipe, context.inputs["ingest"]
+    expect_candidates(recipe.languages, pairs.manifest.extra.get("languages", {}))
     if recipe.languages.correct and recipe.languages.gemini:
         return _ask(context)
     counts = shards.map_shards(

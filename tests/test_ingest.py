@@ -241,7 +241,7 @@ def account(folder: Path, recipe: Recipe, labels: list[int], refused: int) -> An
 def test_the_account_adds_up(tmp_path: Path, make_recipe: Make) -> None:
     outcome = account(tmp_path, make_recipe("QI", data__max_rejected_share=0.2), [0, 1, 1, 0], 1)
     assert (outcome.counts.rows_in, outcome.counts.rows_out, outcome.counts.rows_rejected) == (5, 4, 1)
-    assert outcome.extra == {"splits": {"train": 4}, "rejected_by_split": {"train": 1}}
+    assert outcome.extra == {"splits": {"train": 4}, "rejected_by_split": {"train": 1}, "languages": {"en": 4}}
 
 
 @pytest.mark.parametrize(

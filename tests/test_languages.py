@@ -6,6 +6,7 @@ import pytest
 
 from ray_pipeline import languages
 from ray_pipeline.detector import Lingua
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.languages import decide
 from ray_pipeline.recipe import Languages, Recipe
 from ray_pipeline.scripts import scripts
@@ -127,6 +128,16 @@ def test_confidences_are_probabilities_best_first(lingua: Lingua) -> None:
 )
 def test_scripts(text: str, expected: dict[str, int]) -> None:
     assert scripts(text) == expected
+
+
+def test_a_language_of_many_rows_that_is_no_candidate_stops_before_it_is_lost() -> None:
+    rules = Languages(candidates=["en", "fr"])
+    tags = {"en": 950, "nl": 30, "sv": 11, "und": 400, "xx": 9}
+    with pytest.raises(RecipeError, match=r"lacks nl \(30 rows\): such rows would be given one of en, fr"):
+        languages.expect_candidates(rules, tags)
+    languages.expect_candidates(rules.model_copy(update={"candidates": ["en", "fr", "nl"]}), tags)
+    languages.expect_candidates(rules.model_copy(update={"correct": False}), tags)
+    languages.expect_candidates(rules, {})
 
 
 def test_identity_holds_the_rules_and_the_model_only_where_gemini_is_asked(make_recipe: Callable[..., Recipe]) -> None:
