@@ -11,10 +11,10 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ray_pipeline import storage
-from ray_pipeline.errors import StoppedError
+from ray_pipeline.errors import StoppedError, StorageError
 
 LOCAL, REMOTE = ".claim", "claim.json"
 RENEWAL_SECONDS = 5.0
@@ -66,7 +66,8 @@ def _note(folder: str) -> Iterator[None]:
         count = 0
         while not over.wait(RENEWAL_SECONDS):
             count += 1
-            write(count)
+            with suppress(StorageError):  # the store is away, or a credential is being renewed: the next one is tried
+                write(count)
 
     write(0)
     renewing = threading.Thread(target=renew, daemon=True)
@@ -76,7 +77,9 @@ def _note(folder: str) -> Iterator[None]:
     finally:
         over.set()
         renewing.join()
-        storage.remove_file(url)
+        last = _read(url)
+        if last is not None and json.loads(last)["run"] == mine:
+            storage.remove_file(url)
 
 
 def _read(url: str) -> bytes | None:

@@ -59,6 +59,7 @@ def run(context: Context) -> Outcome:
         columns=["pair_id", "split", "part", *SHOWN],
         num_cpus=recipe.runtime.cpus_per_worker,
         num_gpus=recipe.runtime.gpus_per_worker,
+        resources=runtime.gpu_placement(recipe.runtime),
     )
     return Outcome(counts)
 

@@ -322,12 +322,19 @@ def _matches(pattern: str) -> list[str]:
 
 
 def remove_tree(url: str) -> None:
-    """Delete a folder with all that is in it; nothing happens if it is not there."""
+    """Delete a folder with all that is in it; nothing happens if it is not there.
+
+    Raises StorageError where a part of it is still there: S3 refuses single objects of a deletion, and s3fs hides that.
+    """
     with _guarded(url, "delete"):
         if not is_remote(url):
             shutil.rmtree(url, ignore_errors=not Path(url).exists())
-        elif s3.connect(url).exists(url):
-            s3.connect(url).rm(url, recursive=True)
+            return
+        if not s3.connect(url).exists(url):
+            return
+        s3.connect(url).rm(url, recursive=True)
+    if left := list_files(url):
+        raise StorageError(f"{url}: {len(left)} objects could not be deleted, as {left[0]}; run the same command again")
 
 
 def remove_file(url: str) -> None:

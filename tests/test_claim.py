@@ -1,8 +1,10 @@
 """One writer to a folder at a time; one that was killed stands in nobody's way."""
 
+import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +63,33 @@ def test_a_note_that_nobody_renews_is_taken_over(s3_bucket: str) -> None:
     storage.write_bytes(storage.join(folder, claim.REMOTE), b'{"holder": "process 1 on gone"}')
     with claim.held(folder):
         assert b"gone" not in storage.read_bytes(storage.join(folder, claim.REMOTE))
+
+
+def test_a_claim_outlives_a_renewal_that_failed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = f"s3://{s3_bucket}/renewed"
+    write, asked = storage.write_bytes, list[str]()
+
+    def sometimes(url: str, data: bytes) -> None:
+        asked.append(url)
+        if len(asked) == 2:
+            raise StorageError("the credential has expired")
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", sometimes)
+    with claim.held(folder):
+        until = time.monotonic() + 30
+        while len(asked) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert json.loads(storage.read_bytes(storage.join(folder, claim.REMOTE)))["count"] >= 2
+    assert storage.list_files(folder) == []
+
+
+def test_a_claim_that_another_has_taken_over_is_left_to_it(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "RENEWAL_SECONDS", 60)
+    url = storage.join(f"s3://{s3_bucket}/taken", claim.REMOTE)
+    with claim.held(f"s3://{s3_bucket}/taken"):
+        storage.write_bytes(url, b'{"holder": "process 1 elsewhere", "run": "other", "count": 7}')
+    assert storage.exists(url)
 
 
 def test_of_two_runs_the_second_is_refused_while_a_stage_is_made_and_takes_it_when_it_is(

@@ -25,7 +25,7 @@ from ray_pipeline.recipe import Recipe, Storage
 from ray_pipeline.sandbox import shop
 from ray_pipeline.sandbox.shop import ShopSpec
 
-from .s3_faults import ACCESS_DENIED, SLOW_DOWN, App, Environ, FaultyServer, cut_off, faulty_server
+from .s3_faults import ACCESS_DENIED, SLOW_DOWN, App, Environ, FaultyServer, Start, cut_off, faulty_server
 
 TABLE = pa.table(
     {
@@ -281,6 +281,25 @@ def test_remove_tree(place: str) -> None:
     assert not storage.exists(place)
     assert storage.list_files(f"{place}-other") == [f"{place}-other/c.txt"]
     storage.remove_tree(place)  # nothing is there, nothing happens
+
+
+def test_objects_that_s3_did_not_delete_are_told_of(faulty: FaultyServer, s3_bucket: str) -> None:
+    folder = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    for name in ("a", "b"):
+        storage.write_bytes(storage.join(folder, name), b"x")
+    body = b"<DeleteResult><Error><Key>a</Key><Code>InternalError</Code><Message>busy</Message></Error></DeleteResult>"
+
+    def keeps(environ: Environ, start: Start) -> list[bytes]:
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+        start("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    faulty.fault = lambda environ: keeps if environ["REQUEST_METHOD"] == "POST" else None
+    with pytest.raises(StorageError, match="2 objects could not be deleted, as .*/a; run the same command again"):
+        storage.remove_tree(folder)
+    faulty.fault = lambda environ: None
+    storage.remove_tree(folder)
+    assert storage.list_files(folder) == []
 
 
 def test_folders_travel_both_ways(place: str, tmp_path: Path) -> None:

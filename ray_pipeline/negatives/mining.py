@@ -110,6 +110,10 @@ class Mining:
         groups = self._candidates.groups(shard.table.select(["language", "target"]).take(wanted.positives))
         anchors = shard.anchors[wanted.positives]
         minimum = kind == "easy" and self._rules.easy_method == "minimum"
+        # Once for all groups: where the corpus is not held, every look at vectors is a reading of all of it.
+        quantile = kind == "easy" and not minimum
+        vectors = self._anchors.source.take(anchors) if quantile and len(anchors) else None
+        sure = self._positive_similarities(shard, wanted.positives) if kind == "hard" and len(anchors) else None
         near = None
         if len(anchors) and (kind == "hard" or minimum):
             near = self._neighbours(anchors, groups, self._depth(shard, wanted, taken) if minimum else None, extra)
@@ -120,12 +124,10 @@ class Mining:
                 continue
             if near is not None:
                 found = Neighbours(near.similarities[some], near.rows[some])
-                sure = self._positive_similarities(shard, wanted.positives[some])
-                yield some, easy.minimum(found) if minimum else hard.guarded(found, sure, self._rules)
-            elif kind == "easy":
-                vectors = self._anchors.source.take(anchors[some])
+                yield some, easy.minimum(found) if sure is None else hard.guarded(found, sure[some], self._rules)
+            elif vectors is not None:
                 share = self._rules.easy_quantile
-                yield some, easy.quantile(self._corpus, vectors, group, queries, chance, taken, share)
+                yield some, easy.quantile(self._corpus, vectors[some], group, queries, chance, taken, share)
             else:
                 yield some, easy.random(self._corpus, group, chance)
 

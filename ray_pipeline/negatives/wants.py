@@ -42,7 +42,7 @@ class Wants:
         """Those that the limits let through; `languages` are the positives'."""
         if limits is None:
             return self
-        most = np.array([limits[language] for language in languages], np.int64)
+        most = np.array([limits.get(language, 0) for language in languages], np.int64)  # absent: none is wanted there
         return self.chosen(bins(self.chance) < most[self.positives])
 
 

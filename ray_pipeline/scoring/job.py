@@ -2,10 +2,12 @@
 
 import io
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow.csv
 
 from ray_pipeline import artifact, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.chance import Hashes
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.prompt import SHOWN
 from ray_pipeline.rawfiles import RawFile
@@ -28,7 +31,9 @@ RUN = "run.json"
 UNCHECKED = "unchecked base"
 """Among the inputs of a run: the digest of a base that was taken unseen."""
 IDS_AT_ONCE = 1 << 24
-"""Hashes of ids that are compared at a time, in 128 MiB; more ids take as many times as long."""
+"""Hashes of ids that are compared at a time, in 128 MiB."""
+IDS_OF_SHARDS = 16
+"""Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
 SCHEMA_VERSION = 1
 Format = Literal["parquet", "csv", "jsonl"]
@@ -123,19 +128,33 @@ def run(job: Job, make: Callable[[], Score]) -> Artifact:
 
 
 def repeated_ids(folder: str, rows: int, at_once: int = IDS_AT_ONCE) -> int:
-    """Of so many rows in a folder's shards, those whose id another row before them has; by 64-bit hashes of the ids."""
+    """Of so many rows in a folder's shards, those whose id another row before them has; by 64-bit hashes of the ids.
+
+    Each shard is read once; 8 bytes a row go to a local disk, of which one part after another is counted in memory.
+    """
+    urls = [storage.join(folder, name) for name in artifact.present_shards(folder)]
+    parts = max(1, -(-rows // at_once))
+    with tempfile.TemporaryDirectory(prefix="ids-") as scratch:
+        files = [Path(scratch, str(part)) for part in range(parts)]
+        for file in files:
+            file.touch()
+        for start in range(0, len(urls), IDS_OF_SHARDS):
+            for hashed in storage.for_each(_id_hashes, urls[start : start + IDS_OF_SHARDS]):
+                for part, file in enumerate(files):
+                    with file.open("ab") as out:
+                        out.write(hashed[hashed % parts == part].tobytes())
+        return sum(_repeated(np.fromfile(file, np.uint64)) for file in files)
+
+
+def _id_hashes(url: str) -> Hashes:
     from pandas.util import hash_array
 
-    parts, found = max(1, -(-rows // at_once)), 0
-    for part in range(parts):
-        hashes = []
-        for name in artifact.present_shards(folder):
-            ids = storage.read_parquet(storage.join(folder, name), ["id"]).column("id")
-            hashed = hash_array(ids.to_numpy())
-            hashes.append(hashed[hashed % parts == part])
-        every = np.concatenate(hashes)
-        found += len(every) - len(np.unique(every))
+    found: Hashes = hash_array(storage.read_parquet(url, ["id"]).column("id").to_numpy())
     return found
+
+
+def _repeated(hashes: Hashes) -> int:
+    return len(hashes) - len(np.unique(hashes))
 
 
 def _read(pieces: Mapping[str, Piece], columns: Columns, source: Source, _: list[str] | None) -> pa.Table:

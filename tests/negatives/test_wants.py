@@ -51,6 +51,16 @@ def test_a_language_s_cap_is_never_exceeded_and_nearly_met(cap: int) -> None:
         assert min(cap, wanted) - 2 <= found[language] <= min(cap, wanted)
 
 
+def test_a_language_of_which_no_positive_wants_anything_is_no_obstacle() -> None:
+    rules = Negatives(easy_per_positive=0.1, max_rows_per_language=100)
+    own = hashes([one["pair_id"] for one in ROWS[:200]])
+    unlucky = np.setdiff1d(np.arange(200), wants.wants(own, "easy", rules).positives)[:3]
+    few = pa.Table.from_pylist([ROWS[i] | {"language": "sv"} for i in unlucky.tolist()], schema=tables.PAIRS)
+    limits = wants.limits([*counted(rules), wants.count(rules, few)], rules)
+    kept = wants.wants(own[unlucky], "easy", rules).within(limits, ["sv"] * len(unlucky))
+    assert not len(kept.positives)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("cap", [None, 300])
 def test_the_share_of_negatives_is_met_with_those_that_are_there(share: float, cap: int | None) -> None:
