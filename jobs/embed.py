@@ -5,7 +5,7 @@ python jobs/embed.py jobs/recipes/demo-qc.yaml
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 
     ray job submit --runtime-env cluster/runtime_env.yaml --submission-id embed-1 -- \
-        python jobs/embed.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
+        python jobs/embed.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://my-bucket/work
 """
 
 from ray_pipeline.cli import main

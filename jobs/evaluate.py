@@ -6,7 +6,7 @@ On a cluster, from the project's folder, with recipes and data that its nodes ca
 
     ray job submit --runtime-env cluster/runtime_env.yaml --submission-id evaluate-1 -- \
         python jobs/evaluate.py jobs/recipes/my-shop.yaml runtime.address=auto \
-        --workdir s3://bucket/work --output s3://bucket/out
+        --workdir s3://my-bucket/work --output s3://my-bucket/runs/my-shop
 """
 
 from ray_pipeline.cli import main

@@ -1,7 +1,7 @@
 """A trained adapter merged into its base: one model folder that needs no adapter, written only if its scores stay.
 
     python jobs/merge.py runs/work/train/<fingerprint>/adapter --output merged/
-    python jobs/merge.py s3://bucket/work/train/<fingerprint>/adapter --output s3://bucket/merged --precision float32
+    python jobs/merge.py s3://my-bucket/work/train/<fingerprint>/adapter --output s3://my-bucket/runs/merged
 
 An adapter of a 4-bit base is merged into the same base in 16 bits, which moves the scores: by how much is measured on a
 sample of made-up pairs and printed, and beyond --tolerance nothing is written.

@@ -9,7 +9,7 @@ its options. The second runs a recipe up to the stage `score`, reusing what is f
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 
     ray job submit --runtime-env cluster/runtime_env.yaml --submission-id score-1 -- \
-        python jobs/score.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://bucket/work
+        python jobs/score.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://my-bucket/work
 """
 
 from ray_pipeline.scoring.command import main

@@ -2,7 +2,7 @@
 
     python jobs/status.py runs/work                                      # everything in a working folder
     python jobs/status.py jobs/recipes/demo-qc.yaml train.epochs=1       # the stages of a recipe
-    python jobs/status.py s3://bucket/out --workdir s3://bucket/work     # a finished run, by its output folder
+    python jobs/status.py s3://my-bucket/runs/my-shop --workdir s3://my-bucket/work   # a finished run, by its output
 
 A stage that is begun is running now or was stopped; the command that runs it goes on with the shards that are missing.
 """

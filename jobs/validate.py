@@ -1,7 +1,7 @@
 """Does everything hold that must hold of a finished run? Every file, row and sum of it is looked at.
 
     python jobs/validate.py runs/demo --workdir runs/work
-    python jobs/validate.py my-shop.yaml train.epochs=1 --workdir s3://bucket/work
+    python jobs/validate.py my-shop.yaml train.epochs=1 --workdir s3://my-bucket/work
 
 A run's output folder stands for the recipes in its report, and has its submission checked too. Exit code 0: all
 invariants hold; 1: some are violated, and each is named with file and row.

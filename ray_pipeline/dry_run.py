@@ -91,7 +91,7 @@ def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int, joint: int) 
     rows = done["mix"].manifest.rows_out if "mix" in done else footprint.training_rows(recipe, raw_rows)
     sample = [row for row in islice(_furthest(recipe, done), SAMPLE_ROWS) if row["split"] == "train"]
     each = done["encode"].manifest.extra["tokens"] / rows if "encode" in done else footprint.row_tokens(recipe, sample)
-    yield from footprint.describe(found, recipe, rows + joint, each)
+    yield from footprint.describe(found, recipe, rows + joint, each, footprint.computed_share(recipe, sample))
 
 
 def _joint_rows(recipe: Recipe, others: Mapping[str, list[Step]]) -> int:

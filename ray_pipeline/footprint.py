@@ -7,6 +7,7 @@ GPU's peak. Both are estimates; what a pass keeps was held against torch on smal
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from ray_pipeline import selection
@@ -144,8 +145,8 @@ class Memory:
         return FRAGMENTED * (self.weights + self.trained + self.activations) + RESERVE
 
 
-def memory(of: Shape, rules: Train, max_tokens: int) -> Memory:
-    """Of one worker's GPU, where prompts have up to `max_tokens`."""
+def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> Memory:
+    """Of one worker's GPU, with prompts of up to `max_tokens` and the share of them that `computed_share` gives."""
     width, per = _width(rules), WEIGHT_BYTES[rules.precision]
     zero, workers, own = settings.read(rules)["zero_optimization"], rules.workers, trained_weights(of, rules)
     stage = zero["stage"]
@@ -157,7 +158,9 @@ def memory(of: Shape, rules: Train, max_tokens: int) -> Memory:
     optimiser = own * 12 / (workers if stage >= 1 else 1)  # AdamW's two moments and a copy of the weights, float32
     state = 0 if "offload_optimizer" in zero else gradients + optimiser
     buffer = zero.get("reduce_bucket_size", BUCKET) * width if stage >= 1 else 0
-    return Memory(weights, own * width + state + buffer, activations(of, rules, pass_tokens(rules, max_tokens)))
+    return Memory(
+        weights, own * width + state + buffer, activations(of, rules, computed * pass_tokens(rules, max_tokens))
+    )
 
 
 def pass_tokens(rules: Train, max_tokens: int) -> int:
@@ -165,7 +168,7 @@ def pass_tokens(rules: Train, max_tokens: int) -> int:
     return max(rules.micro_batch_tokens or rules.micro_batch_rows * max_tokens, max_tokens)
 
 
-def activations(of: Shape, rules: Train, tokens: int) -> float:
+def activations(of: Shape, rules: Train, tokens: float) -> float:
     """Bytes that a pass over so many tokens keeps for its way back."""
     each = layer_numbers(of, rules) * _width(rules)
     if rules.gradient_checkpointing:  # each layer's input, and one layer whole
@@ -217,16 +220,30 @@ def training_rows(recipe: Recipe, raw_rows: int) -> int:
 
 def row_tokens(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
     """About how many tokens a prompt has, by the texts of some rows with `query` and `target`."""
-    made = Prompt(recipe.task, recipe.prompt)
-    lengths = [len(made.render(row["query"], row["target"], row["query"], "en")) for row in rows]
+    lengths = [len(text) for text in _prompts(recipe, rows)]
     mean = sum(lengths) / len(lengths) / CHARACTERS if lengths else recipe.prompt.max_tokens
     return min(mean, recipe.prompt.max_tokens)
 
 
-def describe(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]:
-    """What is said of a training over so many rows of `each` tokens, beforehand."""
+def computed_share(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The share of the longest of some prompts that is its own; what all begin with is computed once for a pass."""
+    texts = _prompts(recipe, rows)
+    if len(texts) < 2 or not recipe.train.shares_prefix:
+        return 1.0
+    longest = min(max(map(len, texts)), recipe.prompt.max_tokens * CHARACTERS)
+    shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(min(texts), max(texts), strict=False)))
+    return max(0.0, 1 - shared / longest)
+
+
+def _prompts(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    made = Prompt(recipe.task, recipe.prompt)
+    return [made.render(row["query"], row["target"], row["query"], "en") for row in rows]
+
+
+def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float = 1.0) -> Iterator[str]:
+    """What is said of a training over so many rows of `each` tokens, beforehand; `computed`: see `computed_share`."""
     rules = recipe.train
-    found = memory(of, rules, recipe.prompt.max_tokens)
+    found = memory(of, rules, recipe.prompt.max_tokens, computed)
     weights = of.linear_weights + of.other_weights + of.unused
     yield (
         f"train: {rules.model} in {rules.precision}, {weights / 1e9:.2f} billion weights and "
@@ -236,7 +253,9 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]
     yield (
         f"  memory of a GPU, estimated: {found.weights / GIB:.1f} GiB weights, {found.trained / GIB:.1f} adapter, "
         f"gradients and optimiser, {found.activations / GIB:.1f} a pass of "
-        f"{pass_tokens(rules, recipe.prompt.max_tokens):,} tokens; {found.total / GIB:.1f} with a reserve"
+        f"{pass_tokens(rules, recipe.prompt.max_tokens):,} tokens"
+        + (f" ({1 - computed:.0%} of them shared)" if computed < 1 else "")
+        + f"; {found.total / GIB:.1f} with a reserve"
     )
     yield (
         f"  hours, at {PEAK_SHARE[rules.precision]:.0%} of the peak: "

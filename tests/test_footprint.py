@@ -1,5 +1,6 @@
 """What a training asks of a GPU: counts held against real small models, and what makes it more or less."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +146,9 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     assert "passes of 8 rows are small for a GPU" in dry_run.describe([slow], str(tmp_path / "work"), None)
     full = variant(slow, {"train.micro_batch_tokens": 2048})
     assert "small for a GPU" not in dry_run.describe([full], str(tmp_path / "work"), None) + said
+    shared = variant(full, {"train.lora.dropout": 0.0, "train.micro_batch_tokens": 8192})
+    told = dry_run.describe([shared], str(tmp_path / "work"), None)
+    assert re.search(r"a pass of 8,192 tokens \([6-9]\d% of them shared\)", told) and "H100 does not fit" not in told
+    alone = dry_run.describe([variant(shared, {"train.share_prefix": False})], str(tmp_path / "work"), None)
+    assert "of them shared" not in alone and "H100 does not fit" in alone
     assert pipeline.STAGE_NAMES[-1] in said

@@ -4,7 +4,7 @@ The rows are those of `shop.write_shop` for the same seed and sizes, in the same
 so how they are divided into files and workers changes nothing. A run that was killed goes on with the files that are
 missing.
 
-    python -m ray_pipeline.sandbox.write_shop --rows 10000000 --output s3://bucket/shop
+    python -m ray_pipeline.sandbox.write_shop --rows 10000000 --output s3://my-bucket/work/shop
 """
 
 import io

@@ -1,7 +1,7 @@
 """The command that writes the sample shop's files: in this process, or as many shards on Ray.
 
 python -m ray_pipeline.sandbox.write_shop --folder data/shop --rows 4000 --seed 7
-python -m ray_pipeline.sandbox.write_shop --output s3://bucket/shop --rows 10000000
+python -m ray_pipeline.sandbox.write_shop --output s3://my-bucket/work/shop --rows 10000000
 """
 
 import argparse
