@@ -36,10 +36,7 @@ class Source(Protocol):
         """Unit vectors `[m, d]` of some rows."""
 
     def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
-        """Of each part of the anchors `[w, d]` with the rows `[m]` of its pool: similarities `[w, m]`.
-
-        No row is in two pools.
-        """
+        """Of each part of the anchors `[w, d]` with the rows `[m]` of its pool: similarities `[w, m]`."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +114,14 @@ class Reread:
         pool_of = np.repeat(np.arange(len(lists)), sizes)[order]
         column_of = np.concatenate([*map(np.arange, sizes), np.zeros(0, np.int64)])[order]
         for there, vectors in self.blocks():
-            places = lookup(rising, there)
-            hits = np.flatnonzero(places != NONE)
-            hits = hits[np.argsort(pool_of[places[hits]], kind="stable")]
-            for some in np.split(hits, np.flatnonzero(np.diff(pool_of[places[hits]])) + 1):
+            first, end = np.searchsorted(rising, there), np.searchsorted(rising, there, side="right")
+            hits = np.repeat(np.arange(len(there)), end - first)  # a row may be in the pools of several groups
+            places = np.concatenate([*map(np.arange, first, end), np.zeros(0, np.int64)])
+            by_pool = np.argsort(pool_of[places], kind="stable")
+            for some in np.split(by_pool, np.flatnonzero(np.diff(pool_of[places[by_pool]])) + 1):
                 if len(some):
                     number = pool_of[places[some[0]]]
-                    found[number][:, column_of[places[some]]] = parts[number] @ vectors[some].T
+                    found[number][:, column_of[places[some]]] = parts[number] @ vectors[hits[some]].T
         yield from found
 
 

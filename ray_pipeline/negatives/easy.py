@@ -3,6 +3,9 @@
 The order of the corpus is that of its texts' hashes, so that any stretch of it is a random sample of the texts.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from ray_pipeline.chance import Hashes, mixed
@@ -19,31 +22,60 @@ LISTED = 8
 TRIES = 64
 
 
-def quantile(
-    corpus: Corpus, anchors: Vectors, group: Group, queries: Hashes, chance: Hashes, taken: Taken, share: float
-) -> Offers:
-    """Of a pool of random candidates those of the lowest similarities, in random order; `anchors` `[w, d]`.
+@dataclass(frozen=True)
+class Drawn:
+    """The pools of random candidates that the wants of a group look at."""
 
-    What chance gives a want rests on its number in `chance` `[w]` alone.
-    """
+    wants: list[Rows]
+    """Of each pool, those that look at it, by place."""
+    pools: list[Rows]
+    """Rows of the corpus."""
+    sizes: Rows
+    """Of the pool of each want `[w]`."""
+    largest: int
+
+
+def drawn(corpus: Corpus, group: Group, chance: Hashes) -> Drawn:
+    """What chance gives a want rests on its number in `chance` `[w]` alone."""
     rows = _rows(corpus, group)
-    if not len(rows):
-        return _nothing(len(anchors))
+    if not len(rows) or not len(chance):
+        return Drawn([], [], np.zeros(len(chance), np.int64), 0)
     edges = np.linspace(0, len(rows), max(1, len(rows) // POOL) + 1).astype(np.int64)
-    pools = (mixed(chance) % np.uint64(len(edges) - 1)).astype(np.int64)
+    numbers = (mixed(chance) % np.uint64(len(edges) - 1)).astype(np.int64)
+    order = np.argsort(numbers, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    pools = [rows[edges[numbers[some[0]]] : edges[numbers[some[0]] + 1]] for some in parts]
+    sizes = np.diff(edges)
+    return Drawn(parts, pools, sizes[numbers], int(sizes.max()))
+
+
+def similarities(corpus: Corpus, groups: Sequence[Drawn], anchors: Sequence[Vectors]) -> Iterator[Vectors]:
+    """Of all pools of some groups, one after another, with the `anchors` `[w, d]` of each group's wants."""
+    looking = (vectors[some] for group, vectors in zip(groups, anchors, strict=True) for some in group.wants)
+    return corpus.source.products(looking, (pool for group in groups for pool in group.pools))
+
+
+def quantile(
+    corpus: Corpus,
+    group: Drawn,
+    products: Iterator[Vectors],
+    queries: Hashes,
+    chance: Hashes,
+    taken: Taken,
+    share: float,
+) -> Offers:
+    """Of each want's pool those of the lowest similarities, in random order; as many `products` are taken as pools."""
+    if not group.largest:
+        return _nothing(len(chance))
     spare = min(SPARE, taken.most)
-    width = min(int(np.diff(edges).max()), int(np.ceil(share * np.diff(edges).max())) + spare)
-    found = _nothing(len(anchors), width)
-    order = np.argsort(pools, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(pools[order])) + 1) if len(order) else []
-    chosen = [rows[edges[pools[wants[0]]] : edges[pools[wants[0]] + 1]] for wants in parts]
-    products = corpus.source.products((anchors[wants] for wants in parts), chosen)
-    for wants, pool, product in zip(parts, chosen, products, strict=True):
-        lowest, similarities = _lowest(product, width)
+    width = min(group.largest, int(np.ceil(share * group.largest)) + spare)
+    found = _nothing(len(chance), width)
+    for wants, pool, product in zip(group.wants, group.pools, products, strict=False):
+        lowest, similar = _lowest(product, width)
         found.rows[wants, : lowest.shape[1]] = pool[lowest]
-        found.similarities[wants, : lowest.shape[1]] = similarities
+        found.similarities[wants, : lowest.shape[1]] = similar
     free = (found.rows != NONE) & ~taken.holds(taken.keys(queries, found.rows))
-    fits = free & (np.cumsum(free, axis=1) <= np.ceil(share * np.diff(edges)[pools])[:, None])
+    fits = free & (np.cumsum(free, axis=1) <= np.ceil(share * group.sizes)[:, None])
     return _shuffled(Offers(found.rows, found.similarities, fits), corpus, chance)
 
 

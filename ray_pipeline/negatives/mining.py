@@ -111,13 +111,17 @@ class Mining:
         anchors = shard.anchors[wanted.positives]
         minimum = kind == "easy" and self._rules.easy_method == "minimum"
         # Once for all groups: where the corpus is not held, every look at vectors is a reading of all of it.
-        quantile = kind == "easy" and not minimum
-        vectors = self._anchors.source.take(anchors) if quantile and len(anchors) else None
+        drawn: list[easy.Drawn] = []
+        products: Iterator[Vectors] = iter(())
+        if kind == "easy" and not minimum and len(anchors):
+            vectors = self._anchors.source.take(anchors)
+            drawn = [easy.drawn(self._corpus, group, wanted.chance[group.anchors]) for group in groups]
+            products = easy.similarities(self._corpus, drawn, [vectors[group.anchors] for group in groups])
         sure = self._positive_similarities(shard, wanted.positives) if kind == "hard" and len(anchors) else None
         near = None
         if len(anchors) and (kind == "hard" or minimum):
             near = self._neighbours(anchors, groups, self._depth(shard, wanted, taken) if minimum else None, extra)
-        for group in groups:
+        for number, group in enumerate(groups):
             some = group.anchors
             queries, chance = shard.queries[wanted.positives[some]], wanted.chance[some]
             if not len(some):
@@ -125,9 +129,9 @@ class Mining:
             if near is not None:
                 found = Neighbours(near.similarities[some], near.rows[some])
                 yield some, easy.minimum(found) if sure is None else hard.guarded(found, sure[some], self._rules)
-            elif vectors is not None:
+            elif kind == "easy":
                 share = self._rules.easy_quantile
-                yield some, easy.quantile(self._corpus, vectors[some], group, queries, chance, taken, share)
+                yield some, easy.quantile(self._corpus, drawn[number], products, queries, chance, taken, share)
             else:
                 yield some, easy.random(self._corpus, group, chance)
 

@@ -8,7 +8,7 @@ import pytest
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import easy, search
 from ray_pipeline.negatives.corpus import NONE, Corpus, Reread, Rows
-from ray_pipeline.negatives.offers import Taken
+from ray_pipeline.negatives.offers import Offers, Taken
 from ray_pipeline.negatives.search import Approximate, Group, Neighbours
 from ray_pipeline.text import normalise, stable_number
 
@@ -114,27 +114,41 @@ def test_a_corpus_is_the_same_whatever_its_shards_and_whether_held(
     np.testing.assert_array_equal(whole, expected.source.take(np.arange(30)))
     near, truth = (search.exact(some, vectors(9, seed=8), 6) for some in (found, expected))
     np.testing.assert_array_equal(near.rows, truth.rows)
-    pools = [np.array([4, 2, 29]), np.array([0]), np.zeros(0, np.int64)]
-    anchors = [vectors(2, seed=4), vectors(3, seed=5), vectors(1, seed=6)]
+    pools = [np.array([4, 2, 29]), np.array([0]), np.zeros(0, np.int64), np.array([2, 4, 7])]
+    anchors = [vectors(2, seed=4), vectors(3, seed=5), vectors(1, seed=6), vectors(2, seed=7)]
     products = zip(found.source.products(anchors, pools), anchors, pools, strict=True)
     for product, part, pool in products:
         np.testing.assert_allclose(product, part @ expected.source.take(pool).T, atol=1e-6)
 
 
-def test_easy_negatives_of_many_pools_read_the_vectors_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_easy_negatives_of_many_pools_and_groups_read_the_vectors_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = {"target": (texts(600), vectors(600))}
     found = corpora.read(embeddings(tmp_path, many, 3), "target", 100)
     readings = []
     monkeypatch.setattr(Reread, "blocks", lambda own, blocks=Reread.blocks: (readings.append(own), blocks(own))[1])
     anchors, chance = vectors(50, seed=9), np.arange(50, dtype=np.uint64)
-    arguments = (anchors, Group(np.arange(50), None), chance, chance)
-    offers = [
-        easy.quantile(some, *arguments, Taken(some.forms, np.zeros(0, np.uint64), np.zeros(0, np.uint64)), 0.05)
-        for some in (found, corpora.made(*many["target"]))
+    groups = [
+        Group(np.arange(30), None),
+        Group(np.arange(30, 50), lambda rows: rows % 2 == 0),
+        Group(np.zeros(0, np.int64), None),
     ]
-    assert len(readings) == 1 and len(np.unique(offers[0].rows)) > 100
-    np.testing.assert_array_equal(offers[0].rows, offers[1].rows)
-    np.testing.assert_allclose(offers[0].similarities, offers[1].similarities, atol=1e-6)
+
+    def offers(some: Corpus) -> list[Offers]:
+        drawn = [easy.drawn(some, group, chance[group.anchors]) for group in groups]
+        products = easy.similarities(some, drawn, [anchors[group.anchors] for group in groups])
+        taken = Taken(some.forms, np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+        return [
+            easy.quantile(some, one, products, chance[group.anchors], chance[group.anchors], taken, 0.05)
+            for one, group in zip(drawn, groups, strict=True)
+        ]
+
+    reread, held = offers(found), offers(corpora.made(*many["target"]))
+    assert len(readings) == 1 and len(np.unique(reread[0].rows)) > 100 and (reread[1].rows % 2 == 0).all()
+    for one, other in zip(reread, held, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_allclose(one.similarities, other.similarities, atol=1e-6)
 
 
 def test_rows_are_found_by_text(tmp_path: Path) -> None:
