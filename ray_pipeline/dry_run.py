@@ -62,7 +62,8 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
         )
     prices = [one.usd for one in asked.values() if one.usd is not None]
     if asked and len(prices) == len(asked):
-        yield f"  Gemini in all: {_against_the_limit(sum(prices), ledger.spent(workdir), recipe.gemini.max_usd)}"
+        spent = ledger.spent(workdir, recipe.gemini)
+        yield f"  Gemini in all: {_against_the_limit(sum(prices), spent, recipe.gemini.max_usd)}"
     joint = _joint_rows(recipe, others)
     yield from (f"  {line}" for line in _training(recipe, steps, rows["train"], joint))
     if recipe.compare is not None:

@@ -107,8 +107,11 @@ def estimates(recipe: Recipe, rows: Iterable[Row], to_do: set[str], corrected: b
 
 
 def _audit(recipe: Recipe, total: int, requested: Sequence[tuple[Row, str]]) -> dict[str, Estimate]:
-    """What the audit would ask about the translations; not the second model, of which nobody knows how often."""
-    asked = audit.questions(recipe)
+    """What the audit would ask about the translations; not the second model, of which nobody knows how often.
+
+    It asks live, whatever `gemini.mode` says.
+    """
+    asked = audit.questions(recipe.model_copy(update={"gemini": recipe.gemini.model_copy(update={"mode": "live"})}))
     found = {}
     if "back" in asked:
         items = [Item(row["query"], language, row["language"]) for row, language in requested]

@@ -81,13 +81,14 @@ class Judged:
 
 
 def seen_languages(pairs: Artifact) -> set[str]:
-    """Languages of at least `SEEN_SHARE` of the original rows of the train part; fewer are wrong tags."""
+    """Languages of the train part with `SEEN_SHARE` of the original rows of its largest; fewer are wrong tags."""
     rows: Counter[str] = Counter()
     for table in pairs.tables(["part", "origin", "language"]):
         original = pc.and_(pc.equal(table.column("part"), "train"), pc.equal(table.column("origin"), "original"))
         for one in pc.value_counts(table.column("language").filter(pc.fill_null(original, False))).to_pylist():
             rows[one["values"]] += one["counts"]
-    return {language for language, count in rows.items() if count >= SEEN_SHARE * rows.total()}
+    least = SEEN_SHARE * max(rows.values(), default=0)
+    return {language for language, count in rows.items() if count >= least}
 
 
 def evaluate(
@@ -249,4 +250,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(len(rows), len(rows)), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=2)
+STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=3)

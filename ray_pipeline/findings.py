@@ -18,6 +18,7 @@ MAX_ECE = 0.1
 MAX_REJECTED = 0.2
 MIN_AUROC = 0.6
 CONTRADICTED_GAP = 0.1  # share of an origin's rows beyond that of the originals
+SELECTIONS = {"f1": "F1", "auroc": "AUROC", "average_precision": "Average precision", "loss": "Loss"}
 REMOVED_LEAK = "dev or test"  # in deduplication's reason for a leak that it removed
 
 
@@ -261,13 +262,14 @@ def _few_rows(task: TaskReport) -> Iterator[Finding]:
 
 
 def _stopping(task: TaskReport) -> Iterator[Finding]:
-    """Where training was best by what early stopping looks at: tune F1, then tune loss."""
+    """Where training was best by what early stopping looks at: the recipe's figure, then tune loss."""
     if len(task.curves) < 2:
         return
-    ranked = [(-point["tune_f1"], point["tune_loss"], i) for i, point in enumerate(task.curves)]
-    best = min(ranked)[2]
-    point = task.curves[best]
-    text = f"F1 on the tune part was highest ({point['tune_f1']:.3f}, epoch {point['epoch']:.2f}) at the"
+    figure, sign = f"tune_{task.selection}", 1 if task.selection == "loss" else -1
+    best = min((sign * point[figure], point["tune_loss"], i) for i, point in enumerate(task.curves))[2]
+    point, end = task.curves[best], "lowest" if sign > 0 else "highest"
+    text = f"{SELECTIONS[task.selection]} on the tune part was {end} ({point[figure]:.3f}, epoch {point['epoch']:.2f})"
+    text += " at the"
     if best == len(task.curves) - 1:
         yield Finding("note", "More epochs may help", f"{text} last of {len(task.curves)} evaluations.")
     elif best == 0:

@@ -138,11 +138,13 @@ class Memory:
     trained: float
     """Adapter, gradients, optimiser, DeepSpeed's buffer."""
     activations: float
+    loaded: float
+    """The whole base, as each worker loads it before ZeRO-3 shares it out, and as one reads it to check the adapter."""
 
     @property
     def total(self) -> float:
         """With what is lost between pieces, and the reserve."""
-        return FRAGMENTED * (self.weights + self.trained + self.activations) + RESERVE
+        return FRAGMENTED * max(self.weights + self.trained + self.activations, self.loaded) + RESERVE
 
 
 def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> Memory:
@@ -150,7 +152,7 @@ def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> M
     width, per = _width(rules), WEIGHT_BYTES[rules.precision]
     zero, workers, own = settings.read(rules)["zero_optimization"], rules.workers, trained_weights(of, rules)
     stage = zero["stage"]
-    weights = (of.linear_weights + of.unused) * per + of.other_weights * width
+    weights = loaded = (of.linear_weights + of.unused) * per + of.other_weights * width
     if stage == 3:  # shared out; gathered layer by layer, the next one while one is used
         resting = 0 if "offload_param" in zero else weights / workers
         weights = resting + 2 * of.linear_weights / of.layers * per
@@ -158,9 +160,8 @@ def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> M
     optimiser = own * 12 / (workers if stage >= 1 else 1)  # AdamW's two moments and a copy of the weights, float32
     state = 0 if "offload_optimizer" in zero else gradients + optimiser
     buffer = zero.get("reduce_bucket_size", BUCKET) * width if stage >= 1 else 0
-    return Memory(
-        weights, own * width + state + buffer, activations(of, rules, computed * pass_tokens(rules, max_tokens))
-    )
+    kept = activations(of, rules, computed * pass_tokens(rules, max_tokens))
+    return Memory(weights, own * width + state + buffer, kept, loaded)
 
 
 def pass_tokens(rules: Train, max_tokens: int) -> int:
@@ -255,11 +256,14 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
         f"gradients and optimiser, {found.activations / GIB:.1f} a pass of "
         f"{pass_tokens(rules, recipe.prompt.max_tokens):,} tokens"
         + (f" ({1 - computed:.0%} of them shared)" if computed < 1 else "")
+        + (f", {found.loaded / GIB:.1f} as it is loaded" if found.loaded > found.weights else "")
         + f"; {found.total / GIB:.1f} with a reserve"
     )
+    times = trainings(recipe)
     yield (
-        f"  hours, at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
-        + ", ".join(_on(gpu, of, recipe, rows * each, found) for gpu in GPUS)
+        (f"  hours of all folds, as of {times:.1f} trainings" if times > 1 else "  hours")
+        + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
+        + ", ".join(_on(gpu, of, recipe, times * rows * each, found) for gpu in GPUS)
     )
     if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:
         yield (
@@ -272,8 +276,17 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
         yield (
             f"  it will not fit runtime.accelerator_type {asked}: lower train.micro_batch_rows or "
             "train.micro_batch_tokens, set train.gradient_checkpointing true, take train.precision nf4, or share out "
-            "more by train.deepspeed zero3 or zero2_offload and more train.workers"
+            "more by train.deepspeed zero2_offload and more train.workers"
         )
+
+
+def trainings(recipe: Recipe) -> float:
+    """How many trainings on all rows the folds come to; judging rows out of fold is not counted."""
+    folds, own = recipe.train.folds, recipe.self_validation
+    found = 1.0 if folds is None else float(folds - 1)
+    if own.folds is not None:
+        found += (own.folds - 1) * (own.epochs or recipe.train.epochs) / recipe.train.epochs
+    return found
 
 
 def fits(gpu: str, needed: Memory) -> bool:

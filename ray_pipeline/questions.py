@@ -50,7 +50,7 @@ def fan_out(
     Raises StoppedError where Gemini cannot go on: what was answered is in the ledger.
     """
     recipe, workdir = context.recipe, context.workdir
-    with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir)) as held:
+    with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir, recipe.gemini)) as held:
         before = _batch(context, sources, questions, held, label)
         check_room(recipe.runtime, 1, needs(recipe.runtime))
         return before + shards.map_shards(

@@ -192,6 +192,8 @@ class Gemini(Section):
     """For one request."""
     attempts: Positive = 5
     """Tries of one request on server errors and lost connections; 429 spends none."""
+    outage_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """So long a server that has answered before may fail until the run stops; one that never has stops it at once."""
     max_usd: Annotated[float, Field(gt=0)] | None = None
     """Requests end before the working folder's answers cost more than this; needs a model with a known price."""
     price: Price | None = None
@@ -556,7 +558,8 @@ class Train(Section):
     deepspeed: str = "zero2"
     """Settings of cluster/deepspeed (zero0, zero2, zero2_offload, zero3, zero3_offload), or the path of a JSON file.
 
-    ZeRO-2 shares out gradients and optimiser, ZeRO-3 the weights too; with offload they rest in the CPU's memory.
+    ZeRO-2 shares out gradients and optimiser, ZeRO-3 the weights too, once they are loaded: the base has to fit one GPU
+    all the same. With offload they rest in the CPU's memory.
     """
     scheduler: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up."""

@@ -96,7 +96,8 @@ def _for_folds(recipe: Recipe) -> Recipe:
     would be judged, and where rows are dropped, they come after it.
     """
     epochs = recipe.self_validation.epochs or recipe.train.epochs
-    own = recipe.train.model_copy(update={"epochs": epochs, "folds": None, "start": None, "joint": False})
+    changes: dict[str, Any] = {"epochs": epochs, "folds": None, "start": None, "joint": False, "trackers": []}
+    own = recipe.train.model_copy(update=changes)
     return recipe.model_copy(update={"train": own})
 
 

@@ -15,7 +15,7 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import InputError
 from ray_pipeline.gemini import ledger
 from ray_pipeline.inspection.text import aligned
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import Gemini, Recipe
 from ray_pipeline.validation.command import REPORT, reported
 
 DONE, BEGUN, LEFT = "done", "begun", "left"
@@ -111,6 +111,7 @@ def _tell(options: argparse.Namespace) -> int:
     folders = [item.rstrip("/") for item in options.items if not _names_recipe(item)]
     if folders and len(options.items) > 1:
         raise InputError(f"{folders[0]}: name one folder alone, or recipe files (.yaml) and their values")
+    whose = Gemini()
     if folders and not storage.exists(storage.join(folders[0], REPORT)):
         workdir, lines = folders[0], of_workdir(folders[0])
         if not lines:
@@ -118,13 +119,14 @@ def _tell(options: argparse.Namespace) -> int:
         told = list(describe(workdir, lines))
     else:
         chosen, workdir = _chosen(options, folders)
+        whose = chosen[0].gemini if chosen else whose
         told = [
             line
             for title, recipe in _with_comparisons(chosen)
             for line in describe(f"{title} ({recipe.task})", of_recipe(recipe, workdir))
         ]
     print("\n".join(told))
-    print(f"all answers of Gemini in {workdir} have cost {ledger.spent(workdir):.4f} USD")
+    print(f"all answers of Gemini in {workdir} have cost {ledger.spent(workdir, whose):.4f} USD")
     return problems.DONE
 
 

@@ -56,6 +56,7 @@ def report(**changes: Any) -> TaskReport:
         audit=[("de", 1000, 900, {"label": 100})],
         audit_examples=[],
         curves=curves([0.8, 0.9, 0.85]),
+        selection="f1",
         errors=[],
         findings=[],
         stages=[],
@@ -243,6 +244,14 @@ def test_stopping(f1: list[float], title: str) -> None:
     assert "0.900" in found(title, report(curves=curves(f1))).text
     assert title not in titles(report(curves=curves(f1)[:1]))
     assert title not in titles(report())
+
+
+def test_stopping_goes_by_what_the_recipe_selects_by() -> None:
+    points = [point | {"tune_loss": 0.5 - 0.1 * i} for i, point in enumerate(curves([0.9, 0.8, 0.7]))]
+    assert (
+        "Loss on the tune part was lowest (0.300, epoch 3.00)"
+        in found("More epochs may help", report(curves=points, selection="loss")).text
+    )
 
 
 def test_warnings_come_first() -> None:

@@ -101,6 +101,7 @@ def test_what_makes_it_more_or_less() -> None:
     alone, shared = (needed(deepspeed="zero3", precision="bfloat16", workers=workers) for workers in (1, 4))
     assert shared.weights < 0.35 * alone.weights
     assert needed(deepspeed="zero3_offload", precision="bfloat16").weights < 0.2 * shared.weights
+    assert shared.total > alone.loaded == shared.loaded > 22 * GIB, "which each worker loads whole"
     assert needed(deepspeed="zero2", workers=4).trained < needed(deepspeed="zero2").trained
     assert needed(deepspeed="zero2_offload").trained < needed(deepspeed="zero2", workers=4).trained
     assert needed(lora={"rank": 64}).trained > needed().trained

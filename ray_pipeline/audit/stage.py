@@ -123,7 +123,7 @@ def quotas(recipe: Recipe, workdir: str) -> Iterator[dict[str, Any]]:
     """The quota of each model that is asked, by the model's name."""
     asked = {question.gemini.model: question.gemini for question in gemini.questions(recipe).values()}
     with ExitStack() as stack:
-        spent = ledger.spent(workdir) if asked else 0.0
+        spent = ledger.spent(workdir, recipe.gemini) if asked else 0.0
         yield {
             model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent))
             for model, one in asked.items()

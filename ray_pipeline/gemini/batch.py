@@ -109,8 +109,10 @@ def under_way(gemini: Gemini, kind: Kind, languages: Sequence[str], folder: str)
 
 
 def _records_folder(gemini: Gemini, kind: Kind, languages: Sequence[str], folder: str) -> str:
-    """Jobs of another model, other parameters or instructions have nothing to say of the items."""
-    return storage.join(folder, stable_id(gemini.model, kind, json.dumps(request_body(gemini, kind, languages, []))))
+    """Jobs of another model or server, other parameters or instructions have nothing to say of the items."""
+    return storage.join(
+        folder, stable_id(gemini.model + gemini.stands_for, kind, json.dumps(request_body(gemini, kind, languages, [])))
+    )
 
 
 @dataclass(frozen=True)

@@ -172,15 +172,26 @@ class Fanout:
         """Ask until the server answers; a request that keeps failing while others succeed has an empty answer."""
         if input_tokens(self._kind, items, self._languages) > self._gemini.tokens_per_minute:
             return Reply({}, TOO_LONG, None, 0, 0, 0, unavailable=True)  # no minute could ever let it through
-        begun = time.monotonic()
-        outcome = await self._try(session, items, cap_factor)
-        if isinstance(outcome, Reply):
-            return outcome
-        if await self._answers_others(session, ledger, begun):
-            return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
-        if outcome.reason == "refused":
-            raise GeminiError(f"{endpoint(self._gemini) or GOOGLE} refuses the request: {outcome.detail}")
-        raise GeminiError(self._unreachable(outcome.detail))
+        silent = False
+        while True:
+            begun = time.monotonic()
+            outcome = await self._try(session, items, cap_factor)
+            if isinstance(outcome, Reply):
+                return outcome
+            answers_others = await self._answers_others(session, ledger, begun)
+            if answers_others and not silent:
+                return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
+            if outcome.reason == "refused":
+                raise GeminiError(f"{endpoint(self._gemini) or GOOGLE} refuses the request: {outcome.detail}")
+            if not answers_others and time.monotonic() - self._replied_at > self._patience():
+                raise GeminiError(self._unreachable(outcome.detail))
+            silent = (
+                not answers_others
+            )  # after an outage the request has another turn, before it is taken to be at fault
+
+    def _patience(self) -> float:
+        """Seconds without an answer after which nothing is asked any more: none at all before the first."""
+        return self._gemini.outage_seconds if self._replied_at else 0.0
 
     async def _answers_others(self, session: _Session, ledger: Ledger, begun: float) -> bool:
         """Whether the server has answered anything since `begun`; if not, ask it, one worker's requests together."""

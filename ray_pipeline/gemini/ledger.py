@@ -58,8 +58,9 @@ def place(key: str) -> int:
 
 def folder(workdir: str, gemini: Gemini, kind: Kind, languages: Iterable[str] = ()) -> str:
     """Where answers of equal model, parameters, template and possible languages are kept."""
-    parameters = [gemini.model + gemini.stands_for, repr(gemini.temperature), repr(thinking.setting(gemini))]
-    return storage.join(workdir, "ledger", kind, stable_id(*parameters, str(template_version(kind)), *languages))
+    parameters = [gemini.model, repr(gemini.temperature), repr(thinking.setting(gemini))]
+    name = stable_id(*parameters, str(template_version(kind)), *languages)
+    return storage.join(workdir, "ledger", kind, f"{gemini.stands_for}-{name}" if gemini.stands_for else name)
 
 
 class Log:
@@ -157,9 +158,10 @@ class Ledger:
         self._log.close()
 
 
-def spent(workdir: str) -> float:
-    """USD of all answers in a working folder's ledgers."""
-    urls = storage.list_files(storage.join(workdir, "ledger"))
+def spent(workdir: str, gemini: Gemini) -> float:
+    """USD of all answers in a working folder's ledgers, of Gemini or of what stands for it."""
+    found = storage.list_files(storage.join(workdir, "ledger"))
+    urls = [url for url in found if storage.name(url.rpartition("/")[0]).rpartition("-")[0] == gemini.stands_for]
     closed = [url for url in urls if url.endswith(".parquet")]
     stems = tuple(url.removesuffix(".parquet") for url in closed)
     logs = [url for url in urls if url.endswith(".jsonl") and not url.startswith(stems)]

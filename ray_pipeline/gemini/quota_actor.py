@@ -191,7 +191,7 @@ def held(gemini: Gemini, workdir: str, usd: float = 0.0) -> Iterator[Any]:
     """
     import ray
 
-    file = storage.join(workdir, "ledger", "quota", f"{stable_id(gemini.model)}.json")
+    file = storage.join(workdir, "ledger", "quota", f"{stable_id(gemini.model + gemini.stands_for)}.json")
     options = ray.remote(QuotaActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
     actor = options.remote(gemini, file, uuid.uuid4().hex, usd)
     try:

@@ -67,6 +67,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         audit=audit,
         audit_examples=_audit_examples(run.artifacts["audit"]),
         curves=_curves(run.artifacts["train"]),
+        selection=run.recipe.train.selection,
         errors=evaluation.errors,
         findings=[],
         stages=[_cost(run.artifacts[name], name in run.reused) for name in run.artifacts],

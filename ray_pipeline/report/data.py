@@ -255,7 +255,9 @@ class TaskReport:
     audit_examples: list[dict[str, str]]
     """source_language, target_language, source, translation, verdict (accepted or the reason)."""
     curves: list[dict[str, float]]
-    """step, epoch, train_loss, tune_loss, tune_f1, tune_auroc – one per evaluation."""
+    """step, epoch, train_loss, tune_loss, tune_f1, tune_auroc, tune_average_precision – one per evaluation."""
+    selection: str
+    """Which of them, without `tune_`, has chosen the adapter."""
     errors: list[dict[str, str | float | int]]
     """The worst mistakes: language, query, query_en, target, label, score."""
     findings: list[Finding]

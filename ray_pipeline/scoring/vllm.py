@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline import storage
+from ray_pipeline import models, storage
 from ray_pipeline.errors import RecipeError
+from ray_pipeline.recipe import Train
 
 if TYPE_CHECKING:
     from ray_pipeline.scoring.adapters import Adapter
@@ -49,15 +50,31 @@ def check(adapters: int, gpus_per_worker: float) -> None:
         )
 
 
+def expect_decoder(rules: Train) -> None:
+    """Raise RecipeError for a base that reads in both directions, as XLM-R: it would be read as a decoder."""
+    from transformers import AutoConfig
+
+    from ray_pipeline.train import prefix
+
+    options = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
+    kind = AutoConfig.from_pretrained(models.resolve(rules.model), **options).get_text_config().model_type
+    if kind not in prefix.MODEL_TYPES:
+        raise RecipeError(
+            f"score.engine vllm reads decoders ({', '.join(sorted(prefix.MODEL_TYPES))}), and {rules.model} is "
+            f"of the kind {kind}: take engine transformers"
+        )
+
+
 class Vllm:
     """Scores of prompts by vLLM, with one adapter."""
 
     def __init__(self, adapters: "Sequence[Adapter]", device: str) -> None:
-        """Merge, and load what was merged. Raises RecipeError as `check`, ModelError where a merge moves scores."""
+        """Merge, and load what was merged. Raises RecipeError for what vLLM cannot do, ModelError where scores move."""
         check(len(adapters), 0 if device == "cpu" else 1)
         from ray_pipeline.train import model
 
         self._saved = adapters[0].saved
+        expect_decoder(self._saved.train)
         self.tokenizer = model.load_tokenizer(self._saved.train)
         with tempfile.TemporaryDirectory(prefix="merged-") as place:
             folder = str(Path(place) / "model")

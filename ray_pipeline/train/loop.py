@@ -240,6 +240,14 @@ def positive_weight(rules: Train, labels: npt.NDArray[np.float32]) -> float:
     return (len(labels) - positives) / positives
 
 
+def too_large(when: str) -> OutOfMemoryError:
+    """Out of memory before anything is trained: each worker's device has to hold the whole base."""
+    return OutOfMemoryError(
+        f"out of memory {when}: a GPU has to hold the whole base: take train.precision nf4 or int8, a smaller base, or "
+        "GPUs with more memory, and see that nothing else runs on them"
+    )
+
+
 def exhausted(when: str) -> OutOfMemoryError:
     """Out of memory, and what to turn."""
     return OutOfMemoryError(

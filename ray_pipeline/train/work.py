@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ray_pipeline import storage, threshold, tokens
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.errors import OutOfMemoryError, PipelineError, TrainingError
+from ray_pipeline.errors import OutOfMemoryError, PipelineError, StorageError, TrainingError
 from ray_pipeline.folds import Fold
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.tokens import Places
@@ -65,8 +65,8 @@ class Data:
 def work(config: dict[str, Any]) -> None:
     """One worker. What the user can mend is left for the driver: raised, it would only be tried again.
 
-    Only a lack of memory is raised as well, since it is one worker's, and the others would wait for it for ever; when
-    Ray has started all of them again, they find what was left and end.
+    Only a lack of memory or of the store is raised as well, since it may be one worker's, and the others would wait for
+    it for ever; when Ray has started all of them again, they find what was left and end.
     """
     job: Job = config["job"]
     problem = storage.join(job.folder, PROBLEM)
@@ -77,7 +77,7 @@ def work(config: dict[str, Any]) -> None:
     except PipelineError as error:
         left = {"kind": type(error).__name__, "message": str(error)}
         storage.write_bytes(problem, json.dumps(left).encode())
-        if isinstance(error, OutOfMemoryError) and job.recipe.train.workers > 1:
+        if isinstance(error, OutOfMemoryError | StorageError) and job.recipe.train.workers > 1:
             raise
 
 
@@ -110,10 +110,10 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     engine = DeepSpeedEngine(classifier, rules, steps, job.settings)
 
     def report(figures: dict[str, float], place: Path) -> None:
-        if worker.rank == 0:
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
+        if worker.rank == 0:  # what is lost of the curves is written with the next evaluation's
             board.write(made.state.history, storage.join(job.folder, board.FOLDER))
             trackers.add(tracked, made.state.history)
-        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
 
     made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report)
     torch.manual_seed(rules.seed + worker.rank)
@@ -247,9 +247,11 @@ def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
 
 def _together(attempt: Callable[[], T]) -> T:
     """What an attempt gives on this worker; if any worker meets a problem, all of them raise it, so that none waits."""
+    from ray_pipeline.train import loop
+
     found, problem = None, None
     try:
-        with _enough_memory("as the model was loaded"):
+        with _enough_memory("as the model was loaded", loop.too_large):
             found = attempt()
     except PipelineError as error:
         problem = error
@@ -260,15 +262,15 @@ def _together(attempt: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _enough_memory(when: str) -> Iterator[None]:
+def _enough_memory(when: str, said: Callable[[str], PipelineError] | None = None) -> Iterator[None]:
     import torch
 
-    from ray_pipeline.train.loop import exhausted
+    from ray_pipeline.train import loop
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise exhausted(when) from error
+        raise (said or loop.exhausted)(when) from error
 
 
 def _join_workers(recipe: Recipe) -> str:

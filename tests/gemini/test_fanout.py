@@ -77,7 +77,7 @@ OPEN: list[ExitStack] = []
 def fanout(url: str, workdir: Path | str, **settings: Any) -> Fanout:
     values = {"base_url": url, "items_per_request": 8, "concurrency": 8, **LIMITS, **settings}
     gemini = Gemini(**values)
-    held = OPEN[-1].enter_context(quota_actor.held(gemini, str(workdir), ledger.spent(str(workdir))))
+    held = OPEN[-1].enter_context(quota_actor.held(gemini, str(workdir), ledger.spent(str(workdir), gemini)))
     return Fanout(gemini, "translate", str(workdir), held)
 
 
@@ -314,6 +314,23 @@ def test_what_was_answered_before_a_failure_is_kept(server: GeminiServer, tmp_pa
     assert server.stats.answered.total() == paid + len(ITEMS) - 10
 
 
+def test_an_outage_of_some_seconds_ends_nothing_once_the_server_has_answered(
+    server: GeminiServer, tmp_path: Path
+) -> None:
+    asking = fanout(server.url, tmp_path, attempts=1, outage_seconds=60)
+    asking.answer(ITEMS[:5])
+    server.faults = Faults(error503=1)
+    back = threading.Timer(3, lambda: setattr(server, "faults", Faults()))
+    back.start()
+    answers = asking.answer(ITEMS)
+    back.join()
+    assert all(answers[item.key].text for item in ITEMS), "and no row was taken to be at fault"
+    server.faults = Faults(error503=1)
+    impatient = fanout(server.url, tmp_path / "other", attempts=1, outage_seconds=0)
+    with pytest.raises(GeminiError, match="keeps failing"):
+        impatient.answer(ITEMS)
+
+
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_a_budget_is_never_passed_and_a_larger_one_goes_on(
     server: GeminiServer, tmp_path: Path, concurrency: int
@@ -333,7 +350,7 @@ def test_a_budget_is_never_passed_and_a_larger_one_goes_on(
         short.answer(ITEMS)
     billed = (server.stats.prompt_tokens + server.stats.candidates_tokens) / 1000
     assert short.counts()["usd"] == pytest.approx(billed), "what was under way is counted, and kept"
-    assert ledger.spent(str(tmp_path)) == pytest.approx(billed)
+    assert ledger.spent(str(tmp_path), Gemini()) == pytest.approx(billed)
     assert 1 < billed < 2
     answered = server.stats.answered.total()
     assert texts(fanout(server.url, tmp_path, max_usd=50, **settings).answer(ITEMS)) == RIGHT
@@ -441,7 +458,9 @@ def test_a_row_that_the_server_will_not_have_is_refused_and_the_others_go_throug
         assert texts(answers) == RIGHT | {bad.key: None}
         everything = [Item(f"red hang {number}", "en", "de") for number in range(4)]
         assert {answer.reason for answer in asking.answer(everything).values()} == {"refused"}
-        assert ledger.spent(str(tmp_path)) == pytest.approx(asking.counts()["usd"]), "and what was asked to make sure"
+        assert ledger.spent(str(tmp_path), Gemini()) == pytest.approx(asking.counts()["usd"]), (
+            "and what was asked to make sure"
+        )
     with Choosy(DICTIONARY, key=KEY) as server:
         server.nothing = True
         with pytest.raises(GeminiError, match="refuses the request: 400 INVALID_ARGUMENT"):

@@ -149,8 +149,13 @@ def test_spending_is_summed_once_per_answer(tmp_path: Path) -> None:
             copy = (log, log.read_bytes())
             book.close()
     copy[0].write_bytes(copy[1])  # a kill between the last two steps of closing
-    assert ledger.spent(str(tmp_path)) == 2.75
-    assert ledger.spent(str(tmp_path / "none")) == 0.0
+    gemini = Gemini()
+    assert ledger.spent(str(tmp_path), gemini) == 2.75
+    assert ledger.spent(str(tmp_path / "none"), gemini) == 0.0
+    sandbox = Gemini(sandbox=True)
+    Ledger(ledger.folder(str(tmp_path), sandbox, "translate"), KEYS).append([Answer(KEYS[0], "x", usd=7.0)])
+    assert ledger.spent(str(tmp_path), gemini) == 2.75, "what was never paid counts against no budget"
+    assert ledger.spent(str(tmp_path), sandbox) == 7.0
 
 
 def test_answers_that_come_while_others_are_written_are_kept(place: str) -> None:

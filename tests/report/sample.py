@@ -248,6 +248,7 @@ def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> T
              "tune_f1": 0.9 - 0.09 / i, "tune_auroc": 0.94 - 0.12 / i}
             for i in steps
         ],
+        selection="f1",
         errors=errors(),
         findings=findings(),
         stages=stages(task),

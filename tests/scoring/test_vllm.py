@@ -19,11 +19,13 @@ from transformers import (
 
 from ray_pipeline import pipeline
 from ray_pipeline.errors import RecipeError
+from ray_pipeline.recipe import Train
 from ray_pipeline.score import STAGE
 from ray_pipeline.scoring import adapters, vllm
 from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.train import model
 
+from ..train import toy
 from . import made_adapters
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
@@ -51,6 +53,12 @@ def test_what_it_cannot_do(monkeypatch: Any, count: int, gpus: float, message: s
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(RecipeError, match=message):
         vllm.check(count, gpus)
+
+
+def test_a_base_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is of the kind xlm-roberta: take engine transformers"):
+        vllm.expect_decoder(Train(model=toy.xlm_roberta(tmp_path)))
+    vllm.expect_decoder(Train(model="sandbox://random-qwen2"))
 
 
 def test_the_engine_belongs_to_the_identity(make_recipe: Any) -> None:
