@@ -1,6 +1,7 @@
 """The experiments' matrices, their data, and what is written of their tables."""
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -82,6 +83,9 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
     assert "## Setup\n\n### Q?" in text and "Shop" not in text
     assert "| worse | 80 | 0.700 |" in text and "−0.100 (−0.150 to −0.050)" in text
     assert "tricks" not in text
+    shutil.rmtree(tmp_path / "errors")
+    report.write(tmp_path, tmp_path / "EXPERIMENTS.md")
+    assert (tmp_path / "EXPERIMENTS.md").read_text() == text, "what was run elsewhere stays"
     picture = ElementTree.fromstring((tmp_path / "experiments" / "errors.svg").read_text())
     assert "withheld languages" in "".join(picture.itertext()).lower()
 

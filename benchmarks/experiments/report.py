@@ -37,20 +37,33 @@ class Conclusion(Section):
 
 
 def write(folder: Path, file: Path = FILE) -> None:
-    """Put every experiment that has been run and looked at into a Markdown file, with a picture each beside it."""
+    """Put every experiment that has been run and looked at into a Markdown file, with a picture each beside it.
+
+    One whose table is not in the folder stays as the file has it.
+    """
     said = yaml.safe_load((HERE / "conclusions.yaml").read_text(encoding="utf-8"))
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
     parts, described = [said["preface"].strip()], set()
-    for name in NAMES:
-        table = folder / name / "ablation.parquet"
-        if name in said and table.exists():
-            rows, mine = pq.read_table(table).to_pylist(), Conclusion.model_validate(said[name])
-            picture = file.parent / "experiments" / f"{name}.svg"
+    for name in (name for name in NAMES if name in said):
+        mine, table = Conclusion.model_validate(said[name]), folder / name / "ablation.parquet"
+        if table.exists():
+            rows, picture = pq.read_table(table).to_pylist(), file.parent / "experiments" / f"{name}.svg"
             picture.write_text(drawn(rows), encoding="utf-8")
+            found = section(name, rows, mine, picture.relative_to(file.parent))
+        else:
+            found = earlier(before, name)
+        if found:
             parts += [] if mine.setup in described else [said["setups"][mine.setup].strip()]
-            parts.append(section(name, rows, mine, picture.relative_to(file.parent)))
+            parts.append(found)
             described.add(mine.setup)
     parts += [said["afterword"].strip()] if "afterword" in said else []
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def earlier(before: str, name: str) -> str:
+    """What a file holds of an experiment; empty where it holds nothing."""
+    parts = (part for part in re.split(r"^(?=#)", before, flags=re.M) if part.startswith("### "))
+    return next((part.strip() for part in parts if f"(experiments/{name}.yaml)" in part), "")
 
 
 def section(name: str, rows: Sequence[Row], said: Conclusion, picture: Path) -> str:
