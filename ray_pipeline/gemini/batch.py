@@ -303,18 +303,18 @@ class _Run:
     def _read(self, record: Record, path: Path) -> None:
         """Hand over the answers in a result, some thousands at once."""
         asked, pending = self._records.asked(record), list[tuple[Reply, list[Answer]]]()
+        found = record.display_name in self._found
+        # Asked once a job, since the ledger is read for it.
+        known = self._known_of({key for keys in asked.values() for key in keys.split()}) if found else set[str]()
         for keys, reply in replies(self._kind, path, asked):
             pending.append((reply, answers(keys, reply, self._usd_of(reply))))
             if len(pending) == REPLIES_AT_ONCE:
-                self._hand_over(record, pending)
+                self._hand_over(pending, found, known)
                 pending = []
-        self._hand_over(record, pending)
+        self._hand_over(pending, found, known)
 
-    def _hand_over(self, record: Record, pending: list[tuple[Reply, list[Answer]]]) -> None:
-        """Keep answers, and count what they cost; those that an earlier run has kept were counted then."""
-        found, known = record.display_name in self._found, set[str]()
-        if found:
-            known = self._known_of({answer.key for _, given in pending for answer in given})
+    def _hand_over(self, pending: list[tuple[Reply, list[Answer]]], found: bool, known: set[str]) -> None:
+        """Keep answers, and count what they cost; what an earlier run has kept is known, and was counted then."""
         fresh = list[Answer]()
         for reply, given in pending:
             new = [answer for answer in given if answer.key not in known]
