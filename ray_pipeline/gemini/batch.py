@@ -30,6 +30,8 @@ REPLIES_AT_ONCE = 250
 """Whose answers are handed over together."""
 FIRST_POLL_SECONDS = 2.0
 POLL_GROWTH = 1.5
+CANCEL_LOOKS = 20
+"""At a job that is to end, before it is left to a later run."""
 
 Keep = Callable[[Iterable[Answer]], None]
 Known = Callable[[set[str]], set[str]]
@@ -147,6 +149,8 @@ class _Run:
         self._price = price_of(gemini)
         self._started = clock()
         self._failures = 0
+        self._cancelled: dict[str, int] = {}
+        """Looks at each late job since it was to end."""
         self.outcome = BatchOutcome()
 
     async def fill(self, items: Iterable[Item]) -> BatchOutcome:
@@ -168,8 +172,10 @@ class _Run:
         waiting += await self._submit(items, sum(record.most_usd for record in waiting))
         self.outcome.jobs = len(waiting)
         self.outcome.requests = sum(record.requests for record in waiting)
-        delay = min(FIRST_POLL_SECONDS, self._gemini.poll_seconds)
+        delay, ending = min(FIRST_POLL_SECONDS, self._gemini.poll_seconds), set[str]()
         while waiting := [record for record in waiting if not await self._is_done(record)]:
+            if self._cancelled.keys() > ending:
+                ending, delay = set(self._cancelled), min(FIRST_POLL_SECONDS, self._gemini.poll_seconds)
             await asyncio.sleep(delay)
             delay = min(self._gemini.poll_seconds, delay * POLL_GROWTH)
 
@@ -253,10 +259,12 @@ class _Run:
 
     async def _is_done(self, record: Record) -> bool:
         """Look at a job: read it if it has ended, cancel it if it is late."""
-        name, at_deadline = str(record.job), ""
+        name = str(record.job)
         job = await self._jobs.look(name)
         if isinstance(job, Job) and job.ended is None and self._is_late(record):
-            job, at_deadline = await self._jobs.cancel(name), " at the deadline"
+            self._failures = 0
+            return await self._is_given_up(record, name)
+        at_deadline = " at the deadline" if name in self._cancelled else ""
         match job:
             case Missing():
                 return await self._end(record, "is not there any more")
@@ -269,6 +277,18 @@ class _Run:
                 return False
             case RateLimited() | Unavailable():
                 return self._no_news(record, job)
+
+    async def _is_given_up(self, record: Record, name: str) -> bool:
+        """Cancel a late job, all of them before any is waited for; one that does not end is left to a later run."""
+        if name not in self._cancelled:
+            self._cancelled[name] = 0
+            await self._jobs.cancel(name)
+        self._cancelled[name] += 1
+        if self._cancelled[name] <= CANCEL_LOOKS:
+            return False
+        self.outcome.states[record.display_name] = "was cancelled and does not end"
+        self._tell(f"{record.display_name} was cancelled and does not end: a later run reads what has come of it")
+        return True
 
     async def _is_read(self, record: Record, end: str, result: str) -> bool:
         """Keep what a job has answered."""

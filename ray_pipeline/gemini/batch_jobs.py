@@ -19,8 +19,6 @@ TRANSFER_SECONDS = 600
 MIME_TYPE = "application/jsonl"
 GONE = (403, 404)
 """How the API says that a file or job is not there; of files, it denies the permission."""
-CANCEL_LOOKS = 20
-"""At a job that was cancelled: until its end is known, which takes minutes at worst."""
 PAGE = 100
 ENDS = {
     "JOB_STATE_SUCCEEDED": "succeeded",
@@ -131,15 +129,9 @@ class Jobs:
         outcome: Any = await attempt(self._gemini, call, missing=GONE)
         return None if outcome is None else await self._not_the_key(outcome)
 
-    async def cancel(self, name: str) -> Job | Missing | RateLimited | Unavailable:
-        """Cancel a job, and wait a little for its end; it may have reached another one meanwhile."""
+    async def cancel(self, name: str) -> None:
+        """Ask for a job's end, which takes its time; it may have reached another one meanwhile."""
         await self._persist(lambda: self._client.aio.batches.cancel(name=name), missing=(400, 404))
-        for tries in range(CANCEL_LOOKS):
-            job = await self.look(name)
-            if not isinstance(job, Job) or job.ended is not None:
-                return job
-            await asyncio.sleep(self._pause(tries))
-        return Job(ENDS["JOB_STATE_CANCELLED"], None)
 
     async def discard(self, file: str) -> None:
         """Delete an uploaded file if it is still there; if that fails, the server does so two days after the upload."""

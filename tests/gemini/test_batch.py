@@ -19,7 +19,7 @@ from pydantic.alias_generators import to_camel
 
 from ray_pipeline import storage
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini import batch
+from ray_pipeline.gemini import batch, batch_jobs
 from ray_pipeline.gemini.batch import BatchOutcome
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records
 from ray_pipeline.gemini.batch_results import replies
@@ -521,6 +521,23 @@ def test_the_deadline_of_a_job_outlives_its_driver(server: GeminiServer, tmp_pat
     outcome = fill(gemini, tmp_path, kept, clock=clock, tell=told)
     assert sorted(outcome.states.values()) == ["succeeded", "was cancelled at the deadline"]
     assert outcome.answered == outcome.left == 20
+
+
+def test_a_cancelled_job_that_does_not_end_is_left_to_a_later_run(
+    server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def in_vain(jobs: Any, name: str) -> None:
+        """The server takes its time."""
+
+    server.batch_faults = BatchFaults(never_ends=1)
+    gemini = settings(server, deadline_hours=1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_jobs.Jobs, "cancel", in_vain)
+        patch.setattr(batch, "CANCEL_LOOKS", 2)
+        outcome = fill(gemini, tmp_path, kept)
+    assert list(outcome.states.values()) == ["was cancelled and does not end"] * 2 and outcome.left == 40
+    server.batch_faults = BatchFaults()
+    assert fill(gemini, tmp_path, kept).answered == 40, "what was paid for is read"
 
 
 def test_a_job_that_ended_before_the_driver_came_back_late_is_read(
