@@ -169,11 +169,23 @@ class _Run:
         self._recorded = Recorded(self._records.asked(record) for record in records)
         self._found = {record.display_name for record in waiting}
         # Which answers of found jobs are wanted is known when all items have been seen: jobs are read after that.
+        for record in waiting:
+            self._count_job(record)
         waiting += await self._submit(items, sum(record.most_usd for record in waiting))
-        self.outcome.jobs = len(waiting)
-        self.outcome.requests = sum(record.requests for record in waiting)
+        while waiting:
+            waiting = await self._after_an_end(waiting)
+
+    def _count_job(self, record: Record) -> None:
+        self.outcome.jobs += 1
+        self.outcome.requests += record.requests
+
+    async def _after_an_end(self, jobs: list[Record]) -> list[Record]:
+        """Wait until one job or more of some have ended; those that are still under way."""
         delay, ending = min(FIRST_POLL_SECONDS, self._gemini.poll_seconds), set[str]()
-        while waiting := [record for record in waiting if not await self._is_done(record)]:
+        while True:
+            left = [record for record in jobs if not await self._is_done(record)]
+            if len(left) < len(jobs):
+                return left
             if self._cancelled.keys() > ending:
                 ending, delay = set(self._cancelled), min(FIRST_POLL_SECONDS, self._gemini.poll_seconds)
             await asyncio.sleep(delay)
@@ -197,15 +209,23 @@ class _Run:
         return known
 
     async def _submit(self, items: Iterable[Item], most_usd: float) -> list[Record]:
-        """Create a job after the other while the budget allows, one file at a time."""
-        created = []
+        """Create a job after the other, one file at a time; returns those that are under way.
+
+        Where the budget does not allow the most that a job could cost on top of what all others could, these are
+        waited for: they mostly cost a fraction of it. Only then are its items left to live requests.
+        """
+        created = list[Record]()
         groups = group(self._kind, self._unrecorded(items), self._languages, self._gemini)
         while (spool := self._spool(groups)) is not None:
             worst = self._usd(spool.input_tokens, spool.output_tokens)
-            if not self._may_spend(most_usd + worst):
+            while not (allowed := self._may_spend(self.outcome.usd + most_usd + worst)) and created:
+                before, created = created, await self._after_an_end(created)
+                most_usd -= sum(record.most_usd for record in before if record not in created)
+            if not allowed:
                 self._tell(f"{len(spool.asked):,} requests are left to live ones: they could cost {worst:.2f} USD")
             elif (record := await self._create(spool, worst)) is not None:
                 created.append(record)
+                self._count_job(record)
                 most_usd += worst
             spool.path.unlink()
         return created

@@ -667,8 +667,23 @@ def test_a_budget_leaves_jobs_uncreated(server: GeminiServer, tmp_path: Path, ke
     outcome = fill(settings(server), tmp_path, kept, may_spend=may_spend)
     assert (outcome.jobs, outcome.answered, outcome.left) == (1, 20, 20)
     assert asked[1] == pytest.approx(2 * asked[0], rel=0.1), "the first is not read yet"
+    assert asked[0] < asked[2] < asked[1], "of the first, what it has cost"
     assert bill(server) < asked[0]
     assert fill(settings(server), tmp_path, kept).answered == 20, "no job has asked for them"
+
+
+def test_a_budget_for_one_job_at_a_time_lets_one_after_the_other_be_made(
+    server: GeminiServer, tmp_path: Path, kept: Kept
+) -> None:
+    asked: list[float] = []
+
+    def may_spend(usd: float) -> bool:
+        asked.append(usd)
+        return usd <= 1.5 * asked[0]
+
+    outcome = fill(settings(server), tmp_path, kept, may_spend=may_spend)
+    assert (outcome.jobs, outcome.answered, outcome.left) == (2, 40, 0)
+    assert max(asked) > 1.5 * asked[0], "both at once were too much"
 
 
 def test_a_job_or_a_result_that_is_gone(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
