@@ -268,15 +268,17 @@ def test_workers_killed_in_a_shuffle_lose_no_row(tmp_path: Path) -> None:
     late, killed = tmp_path / "late", tmp_path / "killed"
 
     def bucketed(batch: pa.Table) -> pa.Table:
-        time.sleep(0.4)
-        if batch.column("id")[0].as_py() == 12:
+        time.sleep(0.3)
+        if batch.column("id")[0].as_py() == 12 and not killed.exists():
             late.touch()
+            time.sleep(60)
         return batch.append_column(shards.BUCKET, pc.bit_wise_and(batch.column("id"), 1))
 
     def kill() -> None:
         until = time.monotonic() + 60
         while not late.exists() and time.monotonic() < until:
             time.sleep(0.02)
+        time.sleep(2)  # until whatever holds rows has some
         for title in ("ray::MapBatches", "ray::HashShuffle", "ray::_shuffle"):
             for victim in processes.named(title):
                 victim.kill()
