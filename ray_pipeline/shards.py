@@ -22,7 +22,7 @@ from ray_pipeline.text import stable_number
 
 BUCKET = "__bucket"
 SHUFFLED_BYTES = 128 << 20
-"""What a task of a shuffle divides among the buckets at a time; it takes two to three times as much memory."""
+"""What a task of a shuffle divides among the buckets at a time; Ray asks for twice as much memory for it."""
 
 
 @dataclass(frozen=True)
@@ -240,10 +240,10 @@ def grouped(dataset: Any, function: Callable[[pa.Table], pa.Table], buckets: int
     """
     from ray.data.context import ShuffleStrategy
 
-    dataset.context.shuffle_strategy = ShuffleStrategy.SHUFFLE_V2
-    dataset.context.shuffle_input_batch_bytes = SHUFFLED_BYTES
     if buckets == 1:  # nothing to bring together: one block holds all
         return dataset.repartition(1).map_batches(function, batch_size=None, batch_format="pyarrow")
+    dataset.context.shuffle_strategy = ShuffleStrategy.SHUFFLE_V2
+    dataset.context.shuffle_input_batch_bytes = SHUFFLED_BYTES
     return dataset.groupby(BUCKET, num_partitions=buckets).map_groups(function, batch_format="pyarrow")
 
 

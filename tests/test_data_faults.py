@@ -166,8 +166,10 @@ def withdrawn(bucket: str, folder: str) -> Iterator[None]:
     statement["Resource"] = f"arn:aws:s3:::{bucket}/{folder}/*"
     policy = {"Version": "2012-10-17", "Statement": [statement]}
     client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
-    yield
-    client.delete_bucket_policy(Bucket=bucket)
+    try:
+        yield
+    finally:
+        client.delete_bucket_policy(Bucket=bucket)
 
 
 @pytest.mark.parametrize("stage", STAGES)

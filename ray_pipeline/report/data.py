@@ -26,7 +26,7 @@ class Slice:
     precision: Estimate
     recall: Estimate
     seen: bool = True
-    """False where no original training row has this language (withheld by the recipe)."""
+    """False where training has next to no original row of this language (withheld by the recipe)."""
     scalars: dict[str, Estimate] = field(default_factory=dict)
     """auroc, pr_auc, log_loss, ece; empty where they were not asked for."""
     queries: int | None = None
