@@ -1,14 +1,17 @@
 """What Ray Train and DeepSpeed add to a step of training, and what a second worker takes from it.
 
     python -m benchmarks.ray_overhead [--quick] [--rows N] [--repeats N]
+    python -m benchmarks.ray_overhead --gpu BASE [--precision nf4] [--deepspeed zero2] [--rows N] [--repeats N]
 
 The same loop over the same pairs in the same order: with plain torch in this process, and with DeepSpeed ZeRO-2 under
 Ray Train with one worker and with two. Each worker has one thread, so that two cores show how two workers share a step.
 Times are from the end of a step to the end of the next, without the first few: starts, loading, evaluation and
-checkpoints are not in them. They take turns; ratios are of one turn.
+checkpoints are not in them. They take turns; ratios are of one turn. `--gpu` takes a base of real size from a folder
+(`benchmarks.gpu_pipeline` writes one of random weights) and one worker with one GPU.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -33,6 +36,7 @@ from ray_pipeline.train.model import Classifier
 Rows = Sequence[dict[str, Any]]
 MakeEngine = Callable[[Classifier, Train, int], Engine]
 STEP_ROWS, PASS_TOKENS, TUNE_ROWS = 32, 1024, 32
+GPU_STEP_ROWS = 256
 FIRST_STEPS = 3
 """What is loaded at first use is loaded in these."""
 PLAIN = "plain torch"
@@ -41,11 +45,11 @@ PLAIN = "plain torch"
 class Timed:
     """An engine that notes when each step has ended."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, device: str) -> None:
         self.model: nn.Module = engine.model
         self.ends: list[float] = []
         self.save, self.load, self.save_adapter = engine.save, engine.load, engine.save_adapter
-        self._engine, self._parts = engine, 0
+        self._engine, self._device, self._parts = engine, device, 0
 
     def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
         """See Engine."""
@@ -53,6 +57,8 @@ class Timed:
         self._parts += 1
         if self._parts == parts:
             self._parts = 0
+            if self._device != "cpu":
+                torch.cuda.synchronize()
             self.ends.append(time.perf_counter())
 
 
@@ -63,17 +69,23 @@ class Work:
     recipe: Recipe
     rows: Rows
     file: str
+    device: str = "cpu"
 
 
-def seconds(chosen: Recipe, rows: Rows, worker: loop.Worker, make: MakeEngine) -> float:
+def seconds(work: Work, worker: loop.Worker, make: MakeEngine) -> float:
     """Train for an epoch; returns the seconds of its steps without the first."""
-    torch.set_num_threads(1)
-    rules, prompt = chosen.train, Prompt(chosen.task, chosen.prompt)
+    if worker.device == "cpu":
+        torch.set_num_threads(1)
+    rules, prompt, rows = work.recipe.train, Prompt(work.recipe.task, work.recipe.prompt), work.rows
     tokenizer = model.load_tokenizer(rules)
     parts = rows[:-TUNE_ROWS], rows[-TUNE_ROWS:]
     train, tune = (batches.encode(prompt, tokenizer, list(part)) for part in parts)
-    classifier = Classifier(model.with_adapter(model.load_base(rules, "cpu"), rules))
-    timed = Timed(make(classifier, rules, batches.steps_per_epoch(len(train.ids), rules.batch_rows)))
+    fuse = settings.read(rules)["zero_optimization"]["stage"] != 3
+    base = model.for_device(model.load_base(rules, worker.device), worker.device, fuse)
+    classifier = Classifier(model.with_adapter(base, rules))
+    if rules.precision != "float32":
+        classifier.bfloat16()  # adapter too, as DeepSpeed has it
+    timed = Timed(make(classifier, rules, batches.steps_per_epoch(len(train.ids), rules.batch_rows)), worker.device)
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
         loop.Loop(timed, rules, train, tune, tokenizer.pad_token_id, worker, Path(folder), lambda *_: None).run()
     return sum(end - begin for begin, end in list(pairwise(timed.ends))[FIRST_STEPS:])
@@ -81,7 +93,10 @@ def seconds(chosen: Recipe, rows: Rows, worker: loop.Worker, make: MakeEngine) -
 
 def plain(work: Work) -> float:
     """In this process, without Ray and DeepSpeed."""
-    return seconds(work.recipe, work.rows, loop.Worker(), PlainEngine)
+    found = seconds(work, loop.Worker(device=work.device), PlainEngine)
+    gc.collect()  # loop and engine refer to each other
+    torch.cuda.empty_cache()
+    return found
 
 
 def one_of(config: dict[str, Any]) -> None:
@@ -90,10 +105,10 @@ def one_of(config: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     work: Work = config["work"]
-    warm_up.prepare("cpu")
+    warm_up.prepare(work.device)
     import deepspeed
 
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+    deepspeed.init_distributed("gloo" if work.device == "cpu" else "nccl", auto_mpi_discovery=False)
     context = ray.train.get_context()
 
     def gather(value: Any) -> list[Any]:
@@ -104,8 +119,8 @@ def one_of(config: dict[str, Any]) -> None:
     def engine(classifier: Classifier, rules: Train, steps: int) -> Engine:
         return DeepSpeedEngine(classifier, rules, steps, settings.read(rules))
 
-    worker = loop.Worker(context.get_world_rank(), context.get_world_size(), "cpu", gather)
-    found = seconds(work.recipe, work.rows, worker, engine)
+    worker = loop.Worker(context.get_world_rank(), context.get_world_size(), work.device, gather)
+    found = seconds(work, worker, engine)
     if worker.rank == 0:
         Path(work.file).write_text(json.dumps(found))
 
@@ -115,12 +130,14 @@ def on_ray(work: Work, workers: int) -> float:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    shared = replace(work, recipe=variant(work.recipe, {"train.workers": workers}))
+    shared, on_gpu = replace(work, recipe=variant(work.recipe, {"train.workers": workers})), work.device != "cpu"
     trainer = TorchTrainer(
         one_of,
         train_loop_config={"work": shared},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
+        ),
         run_config=RunConfig(storage_path=str(Path(work.file).parent)),
     )
     trainer.fit()
@@ -132,8 +149,9 @@ def measure(work: Work, repeats: int) -> dict[str, list[float]]:
     ways: dict[str, Callable[[], float]] = {
         PLAIN: lambda: plain(work),
         "Ray Train and DeepSpeed, 1 worker": lambda: on_ray(work, 1),
-        "Ray Train and DeepSpeed, 2 workers": lambda: on_ray(work, 2),
     }
+    if work.device == "cpu":
+        ways["Ray Train and DeepSpeed, 2 workers"] = lambda: on_ray(work, 2)
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -159,18 +177,26 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=640, help="training pairs (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--taxonomy", type=Path, help="categories.parquet of Shopify's product taxonomy")
+    parser.add_argument("--gpu", type=Path, metavar="BASE", help="the folder of a base, to be trained on one GPU")
+    parser.add_argument("--precision", choices=("bfloat16", "nf4"), default="nf4", help="with --gpu (%(default)s)")
+    parser.add_argument("--deepspeed", default="zero2", help="(%(default)s)")
+    parser.add_argument("--tokens", type=int, default=4096, help="of a pass with --gpu (%(default)s)")
     options = parser.parse_args()
     rows = readers.pairs(options.taxonomy, options.rows + TUNE_ROWS)
     rules = {"batch_rows": STEP_ROWS, "micro_batch_rows": 8, "micro_batch_tokens": PASS_TOKENS, "epochs": 1}
+    if options.gpu:
+        rules |= {"batch_rows": GPU_STEP_ROWS, "micro_batch_tokens": options.tokens, "precision": options.precision}
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-        name = readers.make_model(Path(folder) / "model", rows, options.quick)
-        chosen = readers.settings(name, **rules, learning_rate=1e-3, patience=1)
+        name = str(options.gpu) if options.gpu else readers.make_model(Path(folder) / "model", rows, options.quick)
+        chosen = readers.settings(name, **rules, learning_rate=1e-3, patience=1, deepspeed=options.deepspeed)
+        device = "cuda" if options.gpu and torch.cuda.is_available() else "cpu"
         runtime.start(Runtime(cpus=2))
-        found = measure(Work(chosen, rows, str(Path(folder) / "seconds.json")), options.repeats)
+        found = measure(Work(chosen, rows, str(Path(folder) / "seconds.json"), device), options.repeats)
         runtime.stop()
-    steps = options.rows // STEP_ROWS - FIRST_STEPS - 1
-    text = results.table(("way", "pairs/s", "its time over plain torch's", "target"), lines(found, steps * STEP_ROWS))
-    if not options.quick:
+    step_rows = chosen.train.batch_rows
+    steps = options.rows // step_rows - FIRST_STEPS - 1
+    text = results.table(("way", "pairs/s", "its time over plain torch's", "target"), lines(found, steps * step_rows))
+    if not (options.quick or options.gpu):
         about = f"{results.where(('ray', 'torch', 'deepspeed'))} {steps} steps of {STEP_ROWS} pairs; one thread a "
         about += f"worker; medians of {options.repeats} turns, with the range of the ratios."
         command = "```bash\npython -m benchmarks.ray_overhead\n```"

@@ -72,8 +72,13 @@ def by_language(rows: TuneRows, threshold: float) -> list[tuple[str, int, float]
     ]
 
 
-def render(recipe: Recipe, data: str, figures: dict[str, float], rows: TuneRows, threshold: float) -> str:
-    """The card as Markdown; `data` is the training set's fingerprint, `figures` those of the best evaluation."""
+def render(
+    recipe: Recipe, data: str, figures: dict[str, float], rows: TuneRows, threshold: float, difference: float
+) -> str:
+    """The card as Markdown; `data` is the training set's fingerprint, `figures` those of the best evaluation.
+
+    `difference` is what `saved.compare` gave.
+    """
     rules = recipe.train
     known = licence(rules.model, rules.revision)
     front = {
@@ -92,5 +97,6 @@ def render(recipe: Recipe, data: str, figures: dict[str, float], rows: TuneRows,
         figures=figures,
         languages=by_language(rows, threshold),
         threshold=threshold,
+        difference=difference,
     )
     return text

@@ -216,13 +216,13 @@ def _finish(job: Job, data: Data, tokenizer: Any, device: str, folder: Path, sta
     recipe, best = job.recipe, folder / "best"
     scores = np.load(best / loop.SCORES)
     saved.verify_adapter(best)
-    saved.compare(recipe.train, best, data.tune, scores, tokenizer.pad_token_id, device)
+    difference = saved.compare(recipe.train, best, data.tune, scores, tokenizer.pad_token_id, device)
     cut = threshold.choose(data.tune.labels.astype(np.int8), scores)
     ready = folder / ADAPTER
     shutil.copytree(best, ready, ignore=shutil.ignore_patterns(loop.SCORES))
     figures = state.history[state.best]
     rows = model_card.TuneRows(data.tune_languages, data.tune.labels, scores)
-    text = model_card.render(recipe, job.encoded.manifest.fingerprint, figures, rows, cut)
+    text = model_card.render(recipe, job.encoded.manifest.fingerprint, figures, rows, cut, difference)
     (ready / model_card.FILE).write_text(text, encoding="utf-8")
     card.write(str(ready), _saved(job, data, tokenizer, cut))
     storage.upload_folder(ready, storage.join(job.folder, ADAPTER))

@@ -69,7 +69,9 @@ ROWS = model_card.TuneRows(
 
 
 def render(recipe: Recipe) -> str:
-    return model_card.render(recipe, "mix-fingerprint", {"step": 4, "tune_f1": 0.875, "train_loss": 0.5}, ROWS, 0.5)
+    return model_card.render(
+        recipe, "mix-fingerprint", {"step": 4, "tune_f1": 0.875, "train_loss": 0.5}, ROWS, 0.5, 0.0123
+    )
 
 
 def test_a_card_says_what_the_adapter_is(tmp_path: Path) -> None:
@@ -81,6 +83,7 @@ def test_a_card_says_what_the_adapter_is(tmp_path: Path) -> None:
         model_card.recipe_hash(runs.make()),
         "| f1 | 0.8750 |",
         "0.5000",
+        "within\n  0.012",
         "look at its own page",
     ):
         assert part in text
