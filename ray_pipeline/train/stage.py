@@ -33,8 +33,11 @@ def _fit(context: Context, fold: Fold | None) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from ray_pipeline.train import failures
+
     recipe = context.recipe
     gpus, folder = recipe.runtime.gpus_per_worker, _place(context.folder, fold)
+    noted = storage.join(folder, RUN_NAME, "failures")
     job = work.Job(
         recipe=recipe,
         encoded=context.inputs["encode"],
@@ -61,9 +64,11 @@ def _fit(context: Context, fold: Fold | None) -> Any:
             storage_path=folder,
             failure_config=FailureConfig(max_failures=recipe.runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[failures.Leave(noted)],
         ),
     )
-    return trainer.fit()
+    with failures.told(noted, recipe.runtime.max_failures):
+        return trainer.fit()
 
 
 def run(context: Context) -> Outcome:

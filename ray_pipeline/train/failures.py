@@ -1,0 +1,82 @@
+"""Failures after which Ray Train starts its workers again: told as they come, not when the last try has failed too.
+
+Ray's controller, where they are known, is another process, perhaps on another node: it leaves each in a file beside the
+checkpoints, and the driver looks for new ones. A worker lost with its node is told like one whose code has failed.
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.train import UserCallback
+
+from ray_pipeline import storage
+from ray_pipeline.errors import StorageError
+
+LOOK_SECONDS = 10.0
+LONGEST = 300
+"""Characters of what an exception says."""
+LOG = logging.getLogger(__name__)
+
+
+class Leave(UserCallback):  # type: ignore[misc]
+    """Writes what workers failed of, one file a time, into a folder or `s3://` prefix."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._count = folder, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray."""
+        self._count += 1
+        said = "\n".join(f"worker {rank}: {described(error)}" for rank, error in sorted(worker_exceptions.items()))
+        try:
+            storage.write_bytes(storage.join(self._folder, f"{self._count:04d}.txt"), said.encode())
+        except StorageError as error:  # the store may be what failed: the training goes on without the note
+            LOG.warning("%s: a failure cannot be noted: %s", self._folder, error)
+
+
+def described(error: Exception) -> str:
+    """Kind and text of an exception; of one that quotes another's traceback, the line that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1] if lines else "without a word"
+    return f"{type(error).__name__}: {said if len(said) <= LONGEST else said[:LONGEST] + '…'}"
+
+
+@contextmanager
+def told(folder: str, tries: int) -> Iterator[None]:
+    """Tell of each failure that is left in the folder, until the work within is over; `tries` may follow the first."""
+    storage.remove_tree(folder)
+    over = threading.Event()
+
+    def tell() -> None:
+        known = 0
+        while True:
+            last = over.wait(LOOK_SECONDS)
+            try:
+                urls = sorted(storage.list_files(folder))
+                for number, url in enumerate(urls[known:], known + 1):
+                    _show(storage.read_bytes(url).decode(), number, tries)
+            except StorageError as error:
+                LOG.warning("%s: failures cannot be read: %s", folder, error)
+                return
+            known = len(urls)
+            if last:
+                return
+
+    teller = threading.Thread(target=tell, name="failures", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def _show(said: str, number: int, tries: int) -> None:
+    left = f"its workers are started again, {number} of {tries} times" if number <= tries else "no try is left"
+    first, *others = said.splitlines()
+    more = f" (and {len(others)} more)" if others else ""
+    print(f"  train: {first}{more}; {left}", file=sys.stderr, flush=True)
