@@ -1,6 +1,7 @@
 """Sheets for people: CSV and XLSX files that a spreadsheet opens, and what was filled in.
 
-A cell is text, whatever it begins with: no spreadsheet may take a query for a formula.
+A cell is text, whatever it holds: no spreadsheet may take a query for a formula, or an id for a number, of which it
+would keep fifteen digits, or a date.
 """
 
 import csv
@@ -18,6 +19,7 @@ from ray_pipeline.errors import InputError
 FORMATS = (".csv", ".xlsx")
 _DANGER = tuple("=+-@＝＋－＠\t\r\n'")
 """Begins what a spreadsheet may run; the apostrophe, which guards a cell, is guarded itself so as to be taken off."""
+_NUMBER = re.compile(r"(?=.*\d)[\d\s.,:/%eE+-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _DELIMITERS = ",;\t"
 """Spreadsheets of some countries write another one than they were given."""
@@ -83,11 +85,15 @@ def _csv(columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def _guarded(text: str) -> str:
-    return f"'{text}" if text.startswith(_DANGER) else text
+    return f"'{text}" if _in_danger(text) else text
 
 
 def _bare(text: str) -> str:
-    return text[1:] if text.startswith("'") and text[1:].startswith(_DANGER) else text
+    return text[1:] if text.startswith("'") and _in_danger(text[1:]) else text
+
+
+def _in_danger(text: str) -> bool:
+    return text.startswith(_DANGER) or _NUMBER.fullmatch(text) is not None
 
 
 def _xlsx(columns: Sequence[Column], rows: Sequence[Mapping[str, str]], guide: Sequence[str]) -> bytes:
