@@ -1,7 +1,8 @@
 """What a run leaves for people: report.html, metrics.json, submission.zip."""
 
-import io
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray_pipeline import rawfiles, storage
@@ -36,14 +37,13 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
         return []
     names = []
     for split, name in SUBMISSIONS.items():
-        chosen: dict[str, SubmissionTask] = {
-            run.recipe.task: _submission(run, split) for run, _ in runs if getattr(run.recipe.data, split)
-        }
+        chosen = {run.recipe.task: run for run, _ in runs if getattr(run.recipe.data, split)}
         if chosen:
-            buffer = io.BytesIO()
-            write_submission(buffer, chosen)
-            verify_submission(buffer, {task: [row["id"] for row in item.rows] for task, item in chosen.items()})
-            storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch) / name
+                write_submission(file, {task: _submission(run, split) for task, run in chosen.items()})
+                verify_submission(file, {task: _raw_ids(run.recipe, split) for task, run in chosen.items()})
+                storage.copy_file(file, storage.join(folder, name))
             names.append(name)
     return names
 
@@ -59,11 +59,15 @@ def _submission(run: Finished, split: str) -> SubmissionTask:
     def predicted(identity: Any) -> int | None:
         return predictions.get(f"{recipe.task}-{split}-{identity}", default)
 
-    return SubmissionTask(list(_raw_rows(recipe, split)), predicted)
+    return SubmissionTask(_raw_rows(recipe, split), predicted)
+
+
+def _raw_ids(recipe: Recipe, split: str) -> Iterator[Any]:
+    return (row["id"] for row in _raw_rows(recipe, split))
 
 
 def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
-    """The raw rows of a split in the input's order, under the competition's names of the columns."""
+    """The raw rows of a split in the input's order, under the competition's names of the columns; read anew."""
     columns = recipe.data.columns
     target = {"QC": "category_path", "QI": "item_title"}[recipe.task]
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
