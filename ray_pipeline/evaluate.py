@@ -39,6 +39,8 @@ class Evaluation:
 
     decision: Decision
     always_relevant_f1: float
+    over_always_relevant: Estimate
+    """F1 minus that, paired."""
     default_threshold_f1: Estimate
     headline: Slice
     seen_auroc: float
@@ -104,6 +106,7 @@ def evaluate(
     return Evaluation(
         decision=learnt,
         always_relevant_f1=metrics.always_relevant_f1(held.label),
+        over_always_relevant=_change(held, np.ones_like(judged.predicted), judged.predicted, how),
         default_threshold_f1=default["f1"],
         headline=_slice("holdout", judged, how),
         seen_auroc=by_name[SEEN_GROUP].scalars["auroc"].value if SEEN_GROUP in by_name else np.nan,
@@ -181,9 +184,14 @@ def _gains(raw: Scored, judged: Judged, learnt: Decision, how: Mapping[str, int]
 
 
 def _gain_of_answers(choice: str, rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -> Gain:
-    change = metrics.difference(rows.label, after, before, rows.group, **how)["f1"]
+    change = _change(rows, before, after, how)
     values = [metrics.f1_precision_recall(rows.label, one)[0] for one in (before, after)]
     return Gain(choice, "f1", values[0], values[1], change)
+
+
+def _change(rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -> Estimate:
+    """Of F1, from some answers to others to the same rows."""
+    return metrics.difference(rows.label, after, before, rows.group, **how)["f1"]
 
 
 def predict(pairs: Artifact, scores: Artifact, rows: Scored, learnt: Decision, folder: str) -> list[dict[str, Any]]:
@@ -250,4 +258,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(len(rows), len(rows)), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=3)
+STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=4)

@@ -50,16 +50,18 @@ def findings(task: TaskReport) -> list[Finding]:
 
 
 def _baseline(task: TaskReport) -> Iterator[Finding]:
-    f1, bar = task.headline.f1, task.always_relevant_f1
-    text = f"F1 is {_shown(f1)}; answering “relevant” to every row gives {bar:.3f}."
-    if not _known(f1):
+    """By the paired difference: the bar is of the same rows, and moves with them."""
+    over = task.over_always_relevant
+    text = f"F1 is {_shown(task.headline.f1)}; answering “relevant” to every row gives {task.always_relevant_f1:.3f}"
+    text += f", on the same rows a difference of {_shown(over, '+')}."
+    if not _known(over):
         yield Finding("warning", "Too few queries to judge", text)
-    elif f1.low > bar:
+    elif over.low > 0:
         yield Finding("good", "Better than “always relevant”", text)
-    elif f1.high < bar:
+    elif over.high < 0:
         yield Finding("warning", "Worse than “always relevant”", text)
     else:
-        yield Finding("warning", "Not shown to beat “always relevant”", f"{text} This lies in the interval.")
+        yield Finding("warning", "Not shown to beat “always relevant”", text)
 
 
 def _separation(task: TaskReport) -> Iterator[Finding]:
@@ -85,6 +87,8 @@ def _predicted_share(task: TaskReport) -> Iterator[Finding]:
 
 def _predicted(rows: Slice) -> float:
     """Share of rows predicted positive: true positives over precision; NaN where that is undefined."""
+    if rows.rows and rows.recall.value == 0 and math.isnan(rows.precision.value):
+        return 0.0
     if rows.rows == 0 or not rows.precision.value > 0:
         return math.nan
     return rows.recall.value * rows.positives / rows.precision.value / rows.rows

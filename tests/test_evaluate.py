@@ -80,11 +80,11 @@ def test_the_headline_is_of_holdout_only(tmp_path: Path, recipe: Recipe) -> None
     whole = found.headline
     assert (whole.f1.value, whole.precision.value, whole.recall.value) == (f1, precision, recall)
     assert (whole.rows, whole.positives) == (8, 4) and found.always_relevant_f1 == pytest.approx(2 / 3)
-    assert whole.f1.low <= f1 <= whole.f1.high
+    assert np.isnan([whole.f1.low, whole.f1.high]).all(), "eight queries say too little for an interval"
     dev = rows(None, [0] * 9, [0.99] * 9, 300, split="dev")
     more = rows("tune", [1, 0], [0.95, 0.05], 400)
     again = run(tmp_path / "2", recipe, [*tune(), *more, *holdout(), *dev])
-    assert again.headline == whole and again.scalars == found.scalars and again.languages == found.languages
+    assert repr(again.headline) == repr(whole) and again.scalars == found.scalars and again.languages == found.languages
     assert again.errors == found.errors and again.pr_curve == found.pr_curve and again.calibration == found.calibration
 
 

@@ -43,6 +43,7 @@ def report(**changes: Any) -> TaskReport:
         recipe_yaml="",
         threshold=0.4,
         always_relevant_f1=0.82,
+        over_always_relevant=around(0.08),
         default_threshold_f1=around(0.89),
         headline=rows_of("all", around(0.9)),
         scalars={"auroc": around(0.85), "ece": around(0.03)},
@@ -85,17 +86,18 @@ def test_a_sound_task_has_good_findings_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("f1", "title"),
+    ("over", "title", "level"),
     [
-        (around(0.83, 0.02), "Not shown to beat"),
-        (around(0.7), "Worse than “always"),
-        (Estimate(0.9, NAN, NAN), "Too few queries to judge"),
+        (around(0.01, 0.005), "Better than “always", "good"),  # paired, though F1's own interval holds the bar
+        (around(0.01, 0.02), "Not shown to beat", "warning"),
+        (around(-0.12), "Worse than “always", "warning"),
+        (Estimate(0.08, NAN, NAN), "Too few queries to judge", "warning"),
     ],
 )
-def test_baseline(f1: Estimate, title: str) -> None:
-    one = found(title, report(headline=rows_of("all", f1)))
-    assert one.level == "warning"
-    assert "0.820" in one.text
+def test_baseline(over: Estimate, title: str, level: str) -> None:
+    one = found(title, report(headline=rows_of("all", around(0.83, 0.02)), over_always_relevant=over))
+    assert one.level == level
+    assert "0.820" in one.text and f"{over.value:+.3f}" in one.text
 
 
 def test_predicted_share() -> None:
@@ -108,7 +110,7 @@ def test_predicted_share() -> None:
     shy = replace(eager, precision=around(0.98), recall=around(0.8))
     assert "57.1%" in found("under-predicted", report(headline=shy)).text
     silent = replace(eager, precision=Estimate(NAN, NAN, NAN), recall=Estimate(0.0, NAN, NAN))
-    assert "predicted" not in titles(report(headline=silent))
+    assert "0.0%" in found("under-predicted", report(headline=silent)).text
 
 
 def test_weak_languages_need_a_gap_and_an_interval() -> None:

@@ -54,6 +54,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         recipe_yaml=recipes.dump(run.recipe),
         threshold=evaluation.threshold,
         always_relevant_f1=evaluation.always_relevant_f1,
+        over_always_relevant=evaluation.over_always_relevant,
         default_threshold_f1=evaluation.default_threshold_f1,
         headline=evaluation.headline,
         scalars=evaluation.scalars,
@@ -70,7 +71,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         selection=run.recipe.train.selection,
         errors=evaluation.errors,
         findings=[],
-        stages=[_cost(run.artifacts[name], name in run.reused) for name in run.artifacts],
+        stages=_costs(run, other),
         prompt_example=_prompt_example(run),
         comparison=None if other is None else _compare(run, other),
         audit_quality=_audit_quality([language for language, *_ in audit], run.artifacts["audit"]),
@@ -214,6 +215,16 @@ def _audit_examples(audit: Artifact) -> list[dict[str, str]]:
     chosen = sorted(turns, key=lambda turn: turn[:3])[:MOST_EXAMPLES]
     chosen.sort(key=lambda turn: (turn[2], turn[0]))
     return [{name: row[name] or "" for name in shown} for *_, row in chosen]
+
+
+def _costs(run: Finished, other: Finished | None) -> list[StageCost]:
+    """Of the run's stages, and of those that its comparison alone has."""
+    found = [_cost(item, name in run.reused) for name, item in run.artifacts.items()]
+    if other is not None and run.recipe.compare is not None:
+        known = {item.url for item in run.artifacts.values()}
+        alone = [(name, item) for name, item in other.artifacts.items() if item.url not in known]
+        found += [replace(_cost(item, name in other.reused), compared=run.recipe.compare.name) for name, item in alone]
+    return found
 
 
 def _cost(item: Artifact, reused: bool) -> StageCost:

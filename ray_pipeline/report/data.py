@@ -130,6 +130,8 @@ class StageCost:
     reasons: dict[str, int] = field(default_factory=dict)
     """Why rows were rejected, with counts."""
     unexpected_versions: list[str] = field(default_factory=list)
+    compared: str = ""
+    """Name of the run of `compare` that alone needed it."""
     """What the server says it answered with, where that is not the recipe's model."""
 
 
@@ -232,6 +234,8 @@ class TaskReport:
     recipe_yaml: str
     threshold: float
     always_relevant_f1: float
+    over_always_relevant: Estimate
+    """F1 minus that, paired."""
     default_threshold_f1: Estimate
     """F1 on holdout at 0.5, to show what the tuned threshold is worth."""
     headline: Slice

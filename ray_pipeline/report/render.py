@@ -56,7 +56,8 @@ def merged_stages(tasks: Iterable[TaskReport]) -> list[tuple[StageCost, list[str
             first, users = found.get((cost.stage, cost.fingerprint), (cost, []))
             # The task that comes second finds the stage done; it was run for the first one all the same.
             together = replace(first, reused=first.reused and cost.reused)
-            found[cost.stage, cost.fingerprint] = (together, [*users, task.task])
+            user = f"{task.task}, {cost.compared}" if cost.compared else task.task
+            found[cost.stage, cost.fingerprint] = (together, [*users, user])
     return list(found.values())
 
 

@@ -117,6 +117,10 @@ class DeepSpeedEngine:
         """See Engine; under ZeRO-3 the weights are gathered first, else what is saved would be empty."""
         import deepspeed
 
+        if hasattr(self._engine.optimizer, "empty_partition_cache"):
+            # An evaluation leaves weights on their way for a backward pass that never comes, and none of those may be
+            # gathered; only large models fetch ahead.
+            self._engine.optimizer.empty_partition_cache()
         trained = [parameter for parameter in self._engine.module.parameters() if parameter.requires_grad]
         with deepspeed.zero.GatheredParameters(trained, modifier_rank=None):
             if torch.distributed.get_rank() == 0:

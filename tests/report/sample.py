@@ -228,6 +228,7 @@ def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> T
         recipe_yaml="name: paper\ntasks: [QC, QI]\nmodel:\n  base: google/gemma-3-12b-pt\n  bits: 4\n",
         threshold=0.423,
         always_relevant_f1=always,
+        over_always_relevant=estimate(f1 - always, 0.009),
         default_threshold_f1=estimate(f1 - 0.006, 0.008),
         headline=part("holdout", f1, 6_080, width=0.008),
         scalars=scalars(),

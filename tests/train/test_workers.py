@@ -3,8 +3,11 @@
 The stage itself loads each saved adapter into a fresh base and compares its scores with those in memory.
 """
 
+import json
 import threading
 import time
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +43,23 @@ def check(found: Artifact) -> None:
     assert not (folder / "run").exists()
 
 
+def as_of_a_large_model(folder: Path) -> str:
+    """ZeRO-3 that puts weights away and fetches them ahead, as it does with billions of them: a file of settings."""
+    settings = json.loads((resources.files("ray_pipeline.train") / "deepspeed" / "zero3.json").read_text())
+    settings["zero_optimization"] |= {
+        "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000,
+        "stage3_max_live_parameters": 100_000, "stage3_max_reuse_distance": 0,
+    }  # fmt: skip
+    path = folder / "zero3-large.json"
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
 def test_two_workers_share_out_a_model_by_zero_3(tmp_path: Path) -> None:
-    mix = runs.training_set(tmp_path)
-    check(runs.train(runs.make(deepspeed="zero3", epochs=2, learning_rate=2e-2), mix, tmp_path / "train"))
+    mix, large = runs.training_set(tmp_path), as_of_a_large_model(tmp_path)
+    check(
+        runs.train(runs.make("sandbox://base", deepspeed=large, epochs=2, learning_rate=2e-2), mix, tmp_path / "train")
+    )
 
 
 def killed_once(chosen: Recipe, mix: Artifact, folder: Path | str) -> Artifact:
@@ -132,7 +149,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, monkeypat
     mix, chosen = runs.training_set(tmp_path), runs.make()
     undisturbed = runs.train(chosen, mix, tmp_path / "one")
     with monkeypatch.context() as patch:  # as if the driver had been killed when training was over
-        patch.setattr(stage.artifact, "write_shard", stop)
+        patch.setattr(stage.artifact, "write_shard", stop(stage.artifact.write_shard))
         with pytest.raises(PipelineError, match="killed here"):
             runs.train(chosen, mix, tmp_path / "two")
     newest = damage(tmp_path / "two")
@@ -143,8 +160,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, monkeypat
         assert row == pytest.approx(expected, abs=TOLERANCE)
 
 
-def stop(*_: Any) -> None:
-    raise PipelineError("killed here")
+def stop(write: Callable[..., Any]) -> Callable[..., Any]:
+    """Writes what is encoded, and no curves."""
+
+    def writes(folder: str, *more: Any) -> Any:
+        if not folder.endswith("-encoded"):
+            raise PipelineError("killed here")
+        return write(folder, *more)
+
+    return writes
 
 
 @pytest.mark.soak
