@@ -10,10 +10,12 @@ weights learn little: what is shown is that it runs, in what time. `--tiny` take
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,9 @@ TINY_ROWS = {"train_rows": 400, "dev_rows": 100, "test_rows": 100}
 
 
 def write_base(shape: str, folder: Path, tiny: bool) -> None:
-    """A causal model of the shape in bfloat16 with random weights, and a tokenizer, unless the folder is there."""
+    """A causal model of the shape in bfloat16 with random weights, and a tokenizer, in a new folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if folder.exists():
-        return
     words = AutoTokenizer.from_pretrained(str(models.folder("base")))
     if shape == gpu.QWEN:
         words.unk_token = words.eos_token  # else Qwen2's tokenizer class adds one
@@ -43,8 +43,10 @@ def write_base(shape: str, folder: Path, tiny: bool) -> None:
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    made.save_pretrained(folder)
-    words.save_pretrained(folder)
+    half = folder.with_name(f"{folder.name}-half")
+    made.save_pretrained(half)
+    words.save_pretrained(half)
+    half.rename(folder)
 
 
 def recipe(base: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -111,8 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a small base, to see that it runs")
     parser.add_argument("--keep", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
     base, begun = options.folder / f"base-{options.shape}", time.monotonic()
-    write_base(options.shape, base, options.tiny)
+    if not base.exists():  # in a process of its own, which gives the GPU's memory back to the job
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(write_base, options.shape, base, options.tiny).result()
     written = time.monotonic() - begun
     settings = recipe(base, options)
     file = options.folder / f"{settings['name']}.yaml"
@@ -124,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("part", "rows", "seconds"), [*rows, ("the job, with the starts of Ray", "", f"{seconds:,.1f}")]
     )
     print(f"\n{text}\n\nexit code {code}", flush=True)
-    if options.keep and not code:
+    if options.keep and not code and any(stage == "train" for stage, _, _ in rows):
         about = results.where(("ray", "torch", "deepspeed", "bitsandbytes", "transformers", "peft"))
         results.keep(
             f"gpu_pipeline {settings['name']}", f"The whole pipeline: {settings['name']}", f"{about}\n\n{text}"

@@ -174,7 +174,7 @@ def main() -> None:
     """Measure, print the table and keep it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model; nothing is kept in RESULTS.md")
-    parser.add_argument("--rows", type=int, default=640, help="training pairs (%(default)s)")
+    parser.add_argument("--rows", type=int, help="training pairs (20 steps of them; 10 with --gpu)")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--taxonomy", type=Path, help="categories.parquet of Shopify's product taxonomy")
     parser.add_argument("--gpu", type=Path, metavar="BASE", help="the folder of a base, to be trained on one GPU")
@@ -182,6 +182,10 @@ def main() -> None:
     parser.add_argument("--deepspeed", default="zero2", help="(%(default)s)")
     parser.add_argument("--tokens", type=int, default=4096, help="of a pass with --gpu (%(default)s)")
     options = parser.parse_args()
+    step_rows = GPU_STEP_ROWS if options.gpu else STEP_ROWS
+    options.rows = options.rows or (10 if options.gpu else 20) * step_rows
+    if options.rows < (FIRST_STEPS + 2) * step_rows:
+        parser.error(f"--rows {options.rows} makes no step that is timed: {(FIRST_STEPS + 2) * step_rows} or more")
     rows = readers.pairs(options.taxonomy, options.rows + TUNE_ROWS)
     rules = {"batch_rows": STEP_ROWS, "micro_batch_rows": 8, "micro_batch_tokens": PASS_TOKENS, "epochs": 1}
     if options.gpu:
@@ -193,7 +197,6 @@ def main() -> None:
         runtime.start(Runtime(cpus=2))
         found = measure(Work(chosen, rows, str(Path(folder) / "seconds.json"), device), options.repeats)
         runtime.stop()
-    step_rows = chosen.train.batch_rows
     steps = options.rows // step_rows - FIRST_STEPS - 1
     text = results.table(("way", "pairs/s", "its time over plain torch's", "target"), lines(found, steps * step_rows))
     if not (options.quick or options.gpu):

@@ -11,7 +11,7 @@ from sklearn.isotonic import IsotonicRegression  # type: ignore[import-untyped, 
 Array = npt.NDArray[Any]
 Kind = Literal["none", "temperature", "isotonic"]
 
-TEMPERATURES = (0.05, 20.0)
+TEMPERATURES = (0.25, 20.0)
 _EDGE = 1e-7  # scores of exactly 0 and 1 have no log-odds
 
 

@@ -1,5 +1,6 @@
 """What a run leaves for people: report.html, metrics.json, submission.zip."""
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,12 @@ Runs = Sequence[tuple[Finished, Finished | None]]
 
 
 def write(runs: Runs, folder: str, command: str) -> list[str]:
-    """Write all outputs below a folder; returns their urls, the report first."""
+    """Write all outputs below a folder; returns their urls, the report first.
+
+    Submissions of an earlier run are removed, so that none lies beside a report of another.
+    """
+    for name in SUBMISSIONS.values():
+        storage.remove_file(storage.join(folder, name))
     tasks = [assemble.task_report(run, other) for run, other in runs]
     notices = [run.recipe.notice for run, _ in runs if run.recipe.notice]
     files = {
@@ -34,6 +40,7 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
 def _write_submissions(runs: Runs, folder: str) -> list[str]:
     """Write and read back the submissions of test and dev; two recipes of one task have none in common."""
     if len({run.recipe.task for run, _ in runs}) < len(runs):
+        print("  two recipes of one task: no submission, which has room for one of each", file=sys.stderr)
         return []
     names = []
     for split, name in SUBMISSIONS.items():

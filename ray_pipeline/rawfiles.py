@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -323,6 +324,14 @@ def _read_parquet(part: Slice, columns: Collection[str]) -> Iterator[tuple[int, 
             before += len(found)
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+        return int(value)
+    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
+
+
 def _texts_as_bytes(table: pa.Table) -> pa.Table:
     """Which some writers call them anyway: a value that is not UTF-8 then costs its row only."""
     for i, field in enumerate(table.schema):
@@ -332,7 +341,8 @@ def _texts_as_bytes(table: pa.Table) -> pa.Table:
 
 
 def _decoded(record: dict[str, Any]) -> Record:
+    """Values as JSON has them: whole numbers, which warehouses export as decimals, as such, dates as text."""
     try:
-        return {key: value.decode() if isinstance(value, bytes) else value for key, value in record.items()}
+        return {key: _plain(value) for key, value in record.items()}
     except UnicodeDecodeError as error:
         return Unreadable("invalid UTF-8", str(error)[:RAW_CHARACTERS], str(record)[:RAW_CHARACTERS])

@@ -156,7 +156,7 @@ class Gemini(Section):
 
     model: str = "gemini-3.5-flash-lite"
     base_url: str | None = None
-    """Null: GOOGLE_GEMINI_BASE_URL, else Google's own; `sandbox://` starts the local server."""
+    """Null: GOOGLE_GEMINI_BASE_URL, else Google's own; `sandbox://` starts the local server. Without credentials."""
     sandbox: bool = False
     """Set while the local server stands in for Gemini: what it answers is kept apart."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -203,6 +203,17 @@ class Gemini(Section):
     def stands_for(self) -> str:
         """Whose answers these are, for what is kept of them; empty for Gemini's."""
         return "sandbox" if self.sandbox or (self.base_url or "").startswith("sandbox://") else ""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if parts.username is not None or parts.query:
+            raise ValueError(
+                "gemini.base_url must not hold credentials, which the report would show: set GOOGLE_GEMINI_BASE_URL in "
+                "the environment"
+            )
+        return url
 
     @model_validator(mode="after")
     def _one_way_to_think(self) -> Self:
@@ -781,6 +792,15 @@ class Recipe(Section):
     """A caveat that the report shows at its top."""
     storage: Storage = Storage()
     runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_of_several(self) -> Self:
+        if self.train.workers > 1 and self.runtime.gpus_per_worker not in (0, 1):
+            raise ValueError(
+                f"runtime.gpus_per_worker {self.runtime.gpus_per_worker:g} with train.workers {self.train.workers}: "
+                "DeepSpeed takes one GPU for each of several workers: set 1, or train.workers 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -140,7 +140,7 @@ def _chosen(options: argparse.Namespace, folders: Sequence[str]) -> tuple[list[R
         return cli.recipes(options.items, options.workdir)
     _, workdir = cli.recipes([], options.workdir)
     page = storage.read_bytes(storage.join(folders[0], REPORT)).decode()
-    return reported(page, folders[0]), workdir
+    return cli.placed(reported(page, folders[0]), workdir), workdir
 
 
 def _with_comparisons(chosen: Sequence[Recipe]) -> Iterator[tuple[str, Recipe]]:

@@ -295,7 +295,10 @@ def for_each(
 
 
 def expand(pattern: str, remedy: str = "check the recipe's data section") -> list[str]:
-    """The files that a path, folder or glob names, sorted; raises InputError where there are none."""
+    """The files that a path, folder or glob names, sorted; raises InputError where there are none.
+
+    Of several, marks such as Spark's `_SUCCESS` are passed over.
+    """
     if not is_remote(pattern):
         pattern = os.path.abspath(os.path.expanduser(pattern))  # workers stand in other folders
     with _guarded(pattern, "list"):
@@ -307,6 +310,7 @@ def expand(pattern: str, remedy: str = "check the recipe's data section") -> lis
     if not _is_glob(pattern):
         matches = [pattern] if _is_file(pattern) else list_files(pattern)
     files = sorted(match for match in matches if not name(match).startswith("."))
+    files = files if len(files) < 2 else [file for file in files if not name(file).startswith("_")]
     if not files:
         raise InputError(f"{pattern}: no such file or folder, or nothing in it; {remedy}")
     return files

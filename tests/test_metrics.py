@@ -127,6 +127,10 @@ def test_few_groups_have_no_interval(groups: int) -> None:
         assert np.isnan([figure.low, figure.high]).all()
 
 
+def test_no_names_have_no_rows() -> None:
+    assert metrics.rows_by_number(np.zeros(0, np.int16), 0) == []
+
+
 def test_undefined_figures_are_nan_and_quiet() -> None:
     zeros, groups = np.zeros(24, dtype=np.int8), np.arange(24)
     with warnings.catch_warnings():

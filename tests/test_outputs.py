@@ -1,10 +1,14 @@
 """The submission: the input's rows in the input's order, under the competition's names."""
 
+import datetime
 import json
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_pipeline import outputs, rawfiles, tables
@@ -63,6 +67,26 @@ def test_a_rejected_row_stops_the_submission_unless_the_recipe_says_what_it_gets
     chosen = csv_recipe.model_copy(update={"data": csv_recipe.data.model_copy(update={"rejected_prediction": 1})})
     outputs._write_submissions([(run(tmp_path / "2", chosen, {"10": 0, "30": 0}), None)], str(tmp_path / "out"))
     assert [row["prediction"] for row in submitted(tmp_path / "out")] == [0, 0, 1]
+
+
+def test_ids_of_a_warehouse_which_are_no_numbers_of_json(tmp_path: Path, make_recipe: Any) -> None:
+    path, day = tmp_path / "test.parquet", datetime.date(2026, 1, 2)
+    pq.write_table(
+        pa.table(
+            {
+                "id": pa.array([Decimal(7), Decimal(10**30)], pa.decimal128(38, 0)),
+                "language": ["en", "en"],
+                "origin_query": pa.array([day, day]),
+                "category_path": pa.array([Decimal("1.5")] * 2, pa.decimal128(5, 1)),
+            }
+        ),
+        path,
+    )
+    finished = run(tmp_path, make_recipe(data__test=[str(path)]), {"7": 1, str(10**30): 0})
+    outputs._write_submissions([(finished, None)], str(tmp_path / "out"))
+    rows = submitted(tmp_path / "out")
+    assert [(row["id"], row["prediction"]) for row in rows] == [(7, 1), (10**30, 0)]
+    assert (rows[0]["origin_query"], rows[0]["category_path"]) == ("2026-01-02", "1.5")
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, make_recipe: Any) -> None:

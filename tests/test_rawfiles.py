@@ -247,6 +247,14 @@ def test_an_unknown_ending_is_refused_unless_the_format_is_named(write: Write, n
     assert read(path, "jsonl") == [(1, {"id": 1})]
 
 
+def test_marks_in_a_folder_are_passed_over(write: Write, tmp_path: Path) -> None:
+    file = write("a.jsonl", b'{"id": 1}\n')
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "b.jsonl").write_bytes(b'{"id": 2}\n')
+    found = rawfiles.find("train", [str(tmp_path)], "auto")
+    assert [one.url for one in found] == [str(file), str(tmp_path / "b.jsonl")]
+
+
 def test_globs_and_folders_give_sorted_files_each_once(write: Write, tmp_path: Path) -> None:
     for name in ("in/b.txt", "in/a.txt", "in/deep/c.txt", "in/.hidden.txt", "in/d.csv"):
         write(name, b"{}")

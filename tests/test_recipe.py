@@ -263,7 +263,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         ("mix.max_rows_per_origin={translated: 5}", lambda r: r.mix.max_rows_per_origin == {"translated": 5}),
         ("data.columns.id=null", lambda r: r.data.columns.id is None),
         ("embed.prompt='query: '", lambda r: r.embed.prompt == "query: "),
-        ("gemini.base_url=http://localhost:1/?a=b", lambda r: r.gemini.base_url == "http://localhost:1/?a=b"),
+        ("gemini.base_url=http://localhost:1/a=b", lambda r: r.gemini.base_url == "http://localhost:1/a=b"),
     ],
 )
 def test_overrides(write: Callable[..., Path], override: str, value: Callable[[Recipe], bool]) -> None:
@@ -379,6 +379,9 @@ def test_passes_by_tokens_can_be_as_many_as_rows(make_recipe: Make) -> None:
         ({"train__answers": [" yes", " yes"]}, "train.answers must be two different words"),
         ({"train__answers": [" yes"]}, "at least 2 items"),
         ({"train__head": "regression"}, "'classification' or 'yes_no'"),
+        ({"train__workers": 2, "runtime__gpus_per_worker": 0.5}, "one GPU for each of several workers"),
+        ({"gemini__base_url": "https://me:word@example.com/v1"}, "must not hold credentials"),
+        ({"gemini__base_url": "https://example.com/v1?key=word"}, "must not hold credentials"),
     ],
 )
 def test_training_that_cannot_work(make_recipe: Make, changes: dict[str, Any], words: str) -> None:

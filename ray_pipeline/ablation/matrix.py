@@ -108,7 +108,7 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
         mine = [one for one in plain if one.task == task]
         used = list(seeds or [0])
         lines = [Line(one.name, _seeded(one, {}, used, SEEDED, one.name, workdir)) for one in mine]
-        studies.append(Study(task, task, lines, mine[0].name, used))
+        studies.append(Study("+".join([task, *(one.name for one in mine)]), task, lines, mine[0].name, used))
     repeated = [study.name for study in studies if [one.name for one in studies].count(study.name) > 1]
     if repeated:
         raise RecipeError(f"two matrices are named {repeated[0]}: give each its own `name`")

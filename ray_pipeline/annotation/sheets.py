@@ -1,7 +1,8 @@
 """Sheets for people: CSV and XLSX files that a spreadsheet opens, and what was filled in.
 
 A cell is text, whatever it holds: no spreadsheet may take a query for a formula, or an id for a number, of which it
-would keep fifteen digits, or a date.
+would keep fifteen digits, or a date. In CSV an apostrophe guards what begins like a formula, or holds a digit and no
+more than one word, as `dec 15` does.
 """
 
 import csv
@@ -17,9 +18,11 @@ from ray_pipeline import storage
 from ray_pipeline.errors import InputError
 
 FORMATS = (".csv", ".xlsx")
+GUIDE = "guide"
+"""Name of the second page of a sheet that was made as XLSX."""
 _DANGER = tuple("=+-@＝＋－＠\t\r\n'")
 """Begins what a spreadsheet may run; the apostrophe, which guards a cell, is guarded itself so as to be taken off."""
-_NUMBER = re.compile(r"(?=.*\d)[\d\s.,:/%eE+-]+")
+_WORD = re.compile(r"[^\W\d_]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _DELIMITERS = ",;\t"
 """Spreadsheets of some countries write another one than they were given."""
@@ -93,7 +96,7 @@ def _bare(text: str) -> str:
 
 
 def _in_danger(text: str) -> bool:
-    return text.startswith(_DANGER) or _NUMBER.fullmatch(text) is not None
+    return text.startswith(_DANGER) or (any(map(str.isdigit, text)) and len(_WORD.findall(text)) < 2)
 
 
 def _xlsx(columns: Sequence[Column], rows: Sequence[Mapping[str, str]], guide: Sequence[str]) -> bytes:
@@ -113,7 +116,7 @@ def _xlsx(columns: Sequence[Column], rows: Sequence[Mapping[str, str]], guide: S
     sheet.freeze_panes = "B2"
     sheet.protection.sheet = True  # without a password: against slips, such as sorting one column only
     sheet.protection.formatColumns = sheet.protection.formatRows = False
-    page = book.create_sheet("guide")
+    page = book.create_sheet(GUIDE)
     page.column_dimensions["A"].width = 110
     for number, line in enumerate(guide, start=1):
         _put(page.cell(number, 1), line)
@@ -186,4 +189,5 @@ def _read_xlsx(url: str, data: bytes) -> list[list[str]]:
     except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError) as error:
         raise InputError(f"{url}: is no XLSX file ({error}); save it from the spreadsheet again") from error
     rows = book.worksheets[0].iter_rows(values_only=True)
-    return [["" if cell is None else str(cell) for cell in row] for row in rows]
+    bare = str if GUIDE in book.sheetnames else lambda cell: _bare(str(cell))  # else it was saved from a CSV
+    return [["" if cell is None else bare(cell) for cell in row] for row in rows]

@@ -50,10 +50,21 @@ def entries(folder: str, file: str) -> list[Entry]:
     for url in storage.list_files(folder):
         parts = url.removeprefix(folder.rstrip("/") + "/").split("/")
         if len(parts) == 2 and parts[1] == file:
-            figures = json.loads(storage.read_bytes(url))
+            figures = _ours(url, "tasks" if file == METRICS else "studies")
+            if figures is None:
+                continue
             page = "report.html" if file == METRICS else "ablation.html"
             found.append(Entry(parts[0], f"{parts[0]}/{page}", figures.get("created") or "", figures))
     return sorted(found, key=lambda one: (one.created, one.name), reverse=True)
+
+
+def _ours(url: str, part: str) -> dict[str, Any] | None:
+    """The figures in a file; null where it is not one of ours."""
+    try:
+        found = json.loads(storage.read_bytes(url))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and part in found else None
 
 
 def page(runs: list[Entry], studies: list[Entry]) -> str:

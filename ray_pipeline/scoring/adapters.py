@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_pipeline import storage
-from ray_pipeline.errors import ModelError
+from ray_pipeline.errors import ModelError, OutOfMemoryError
 from ray_pipeline.train import card
 from ray_pipeline.train.card import Saved
 
@@ -124,8 +124,11 @@ class Members:
                 self._classifier.model.load_adapter(
                     str(folder), adapter_name=name, torch_device=device, autocast_adapter_dtype=False
                 )
-        except torch.OutOfMemoryError:
-            raise
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{adapter.url}: its base {adapter.saved.train.model} does not fit the memory of the device: take one "
+                "with more, fewer workers for each GPU, or an adapter whose base is quantised (train.precision nf4)"
+            ) from error
         except (RuntimeError, ValueError, OSError) as error:  # what torch and peft say of shapes, names and files
             raise ModelError(
                 f"{adapter.url}: cannot be put on its base {adapter.saved.train.model}: {error}; "

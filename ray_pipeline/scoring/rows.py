@@ -61,14 +61,9 @@ class Piece:
 
 
 def find(paths: Sequence[str]) -> list[RawFile]:
-    """The files that paths, folders and globs name; marks such as `_SUCCESS` in a folder are passed over."""
-    files = [url for path in paths for url in _expanded(path)]
+    """The files that paths, folders and globs name."""
+    files = [url for path in paths for url in storage.expand(path, "check --input")]
     return rawfiles.find("input", list(dict.fromkeys(files)), "auto")
-
-
-def _expanded(path: str) -> list[str]:
-    found = storage.expand(path, "check --input")
-    return found if len(found) == 1 else [url for url in found if not storage.name(url).startswith("_")]
 
 
 def columns(file: RawFile, task: str, chosen: Mapping[str, str], needed: Sequence[str] = ()) -> Columns:

@@ -145,7 +145,7 @@ def within_memory(score: Score, order: Rows, window_rows: int) -> tuple[Scores, 
     """Scores `[n]`, and which rows do not fit the memory even alone: their scores are NaN.
 
     So many rows are tried at a time, in this order `[n]`; where a batch does not fit, half of them, in batches half as
-    large. Raises ModelError where no row fits: then it is not the rows that are too long.
+    large. Raises ModelError where none of several rows fits: then it is not the rows that are too long.
     """
     found, unfit = np.full(len(order), np.nan, np.float32), np.zeros(len(order), np.bool_)
     waiting = [(order[start : start + window_rows], 1) for start in range(0, len(order), window_rows)]
@@ -159,7 +159,7 @@ def within_memory(score: Score, order: Rows, window_rows: int) -> tuple[Scores, 
         else:
             half = len(rows) // 2
             waiting += [(rows[:half], 2 * smaller), (rows[half:], 2 * smaller)]
-    if len(order) and unfit.all():
+    if len(order) > 1 and unfit.all():
         raise ModelError(
             f"out of memory: none of {len(order)} rows fits, not even alone: take a device with more memory, "
             "fewer workers for each GPU, or an adapter whose base is quantised (train.precision nf4)"

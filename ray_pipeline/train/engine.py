@@ -126,6 +126,16 @@ class DeepSpeedEngine:
             if torch.distributed.get_rank() == 0:
                 self._engine.module.model.save_pretrained(str(folder), safe_serialization=True)
 
+    def release(self) -> None:
+        """Let go of the weights when training is over: under ZeRO-3 DeepSpeed never does, and the GPU stays full."""
+        from deepspeed.runtime.zero import parameter_offload
+
+        parameter_offload.FWD_MODULE_STACK.clear()
+        for parameter in self._engine.module.parameters():
+            if hasattr(parameter, "ds_tensor"):
+                for held in (parameter.ds_tensor, parameter):
+                    held.data = held.data.new_empty(0)
+
 
 def make_deterministic() -> None:
     """Let torch take operations that give the same bits each time, where it has them; it warns of the others."""

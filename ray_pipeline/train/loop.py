@@ -251,9 +251,10 @@ def too_large(when: str) -> OutOfMemoryError:
 def exhausted(when: str) -> OutOfMemoryError:
     """Out of memory, and what to turn."""
     return OutOfMemoryError(
-        f"out of memory {when}: lower train.micro_batch_rows (the result stays the same), set "
-        "train.gradient_checkpointing true, lower prompt.max_tokens, take train.precision nf4, or share out more by "
-        "train.deepspeed zero3 or zero2_offload and more train.workers"
+        f"out of memory {when}: lower train.micro_batch_tokens, or train.micro_batch_rows where that is null (the "
+        "result stays the same), set train.gradient_checkpointing true, lower prompt.max_tokens, take train.precision "
+        "nf4 unless it is, or share out more by train.deepspeed zero2_offload, or zero3 in 16 bits, and more "
+        "train.workers"
     )
 
 

@@ -85,7 +85,7 @@ def _train(job: Job) -> None:
     device = _join_workers(job.recipe)
     tokenizer, data = _together(lambda: _data(job.recipe, job.encoded, job.dropped, job.fold, job.joint))
     with tempfile.TemporaryDirectory() as folder:
-        with _enough_memory("as training began"):
+        with _enough_memory("outside its passes, as it began, evaluated or saved"):
             state = _learn(job, data, tokenizer, device, Path(folder))
         _free_memory()
         if _rank() == 0:
@@ -121,7 +121,9 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
         opened = trackers.opened(job.recipe, job.fingerprint, folder, job.folder)
         tracked = _together(lambda: stack.enter_context(opened) if worker.rank == 0 else [])
         _go_on(made)
-        return made.run()
+        state = made.run()
+    engine.release()
+    return state
 
 
 def _adapted(job: Job, device: str, folder: Path) -> Any:

@@ -48,7 +48,7 @@ def _validate(options: argparse.Namespace) -> int:
         chosen, workdir = cli.recipes(options.items, options.workdir)
     else:
         _, workdir = cli.recipes([], options.workdir)
-        chosen = reported(storage.read_bytes(storage.join(output, REPORT)).decode(), output)
+        chosen = cli.placed(reported(storage.read_bytes(storage.join(output, REPORT)).decode(), output), workdir)
     if not chosen:
         raise InputError("no recipe is named; see --help")
     checks = check(chosen, workdir, output)

@@ -37,6 +37,15 @@ def test_runs_of_before_lack_some_figures(tmp_path: Path) -> None:
     assert "old – 0.500 QC 0.500 0.400 – 1.000 – 0.100" in text
 
 
+@pytest.mark.parametrize("text", ["", "[1]", '{"loss": 0.3}'])
+def test_another_tool_s_figures_are_passed_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.json").write_text(text)
+    leave(tmp_path, "mine", 0.8)
+    page = Page(Path(index.write(str(tmp_path))).read_text())
+    assert set(page.values("href")) == {"mine/report.html"}
+
+
 def test_it_is_refreshed_only_where_it_is(tmp_path: Path) -> None:
     leave(tmp_path, "one", 0.8)
     index.refresh(str(tmp_path / "one"))

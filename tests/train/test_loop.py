@@ -212,7 +212,10 @@ class Narrow(torch.nn.Module):
 def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path: Path) -> None:
     made, engine, _ = make(tmp_path, toy.rules())
     engine.model = Narrow()
-    with pytest.raises(OutOfMemoryError, match=r"over 4 rows of \d+ tokens: lower train\.micro_batch_rows") as caught:
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"over 4 rows of \d+ tokens: lower train\.micro_batch_tokens, or train\.micro_batch_rows",
+    ) as caught:
         made.run()
     for knob in ("gradient_checkpointing", "max_tokens", "nf4", "zero3"):
         assert knob in str(caught.value)
