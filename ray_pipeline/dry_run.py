@@ -67,7 +67,7 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
     joint = _joint_rows(recipe, others)
     yield from (f"  {line}" for line in _training(recipe, steps, rows["train"], joint))
     if recipe.compare is not None:
-        yield f"  then again {recipe.compare.name}, sharing every artifact that agrees:"
+        yield f"  then again {recipe.compare.name}, sharing every artifact that agrees; what it adds is not above:"
         other = recipes.variant(recipe, recipe.compare.set)
         yield from (f"    {_status(step)}" for step in pipeline.plan(other, workdir, until))
 
@@ -77,7 +77,7 @@ def _against_the_limit(price: float, spent: float, limit: float | None) -> str:
     if limit is None:
         return f"{price:.4f} USD{before}; no gemini.max_usd is set, so nothing would stop it at more"
     enough = "is enough" if spent + price <= limit else "would stop it before its end: raise it or ask for less"
-    return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}"
+    return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}, as far as this recipe goes"
 
 
 def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int, joint: int) -> Iterator[str]:

@@ -28,6 +28,8 @@ PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.27, "int8": 0.15, "nf4": 0.2}
 """Of the bf16 peak, what training makes of all tokens of short prompts. In bfloat16 and nf4 as measured for Gemma-3 12B
 on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes take several times
 as long. The others are assumed."""
+UNSHARED = 52 / 28
+"""Times as long where the prefix is computed for each row: of those prompts' 52 tokens, 28 were their own."""
 CHARACTERS = 3.5
 """Assumed: of a token, over all languages."""
 POSITIVE_SHARE = 2 / 3
@@ -203,17 +205,19 @@ def hours(of: Shape, rules: Train, tokens: float, teraflops: float) -> float:
     """Of one epoch over so many tokens on the recipe's workers, each with a GPU of this peak in bf16.
 
     Two operations per weight and token forward and two on the way back, whose gradients stop at the frozen weights;
-    with gradient checkpointing the way forward is gone twice.
+    with gradient checkpointing the way forward is gone twice. What shares no prefix computes all of its tokens.
     """
     ways = 6 if rules.gradient_checkpointing else 4
     work = tokens * (ways * of.linear_weights + 6 * trained_weights(of, rules))
+    work *= 1 if rules.shares_prefix else UNSHARED
     return work / (rules.workers * teraflops * 1e12 * PEAK_SHARE[rules.precision]) / 3600
 
 
 def training_rows(recipe: Recipe, raw_rows: int) -> int:
     """About how many rows the training set will have: caps of the mix and what audit and dedupe drop left out."""
-    originals = raw_rows * (1 - recipe.split.holdout)
-    translated = sum(selection.wanted(recipe.translate, language) for language in recipe.translate.languages)
+    originals = raw_rows * (1 - recipe.split.holdout - recipe.split.tune)
+    wanted = (selection.wanted(recipe.translate, language) for language in recipe.translate.languages)
+    translated = sum(min(rows, originals) for rows in wanted)
     rules = recipe.negatives
     mined = rules.easy_per_positive + rules.hard_per_positive + rules.random_per_positive
     return round((originals + translated) * (1 + mined * POSITIVE_SHARE))

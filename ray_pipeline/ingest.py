@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from ray_pipeline import artifact, rawfiles, shards, storage, tables
 from ray_pipeline.artifact import Counts
 from ray_pipeline.chance import hashes
-from ray_pipeline.errors import InputError
+from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -235,10 +235,21 @@ def run(context: Context) -> Outcome:
     dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
         _parsed, fn_args=(recipe, parts, folder, buckets), batch_size=1, batch_format="pyarrow"
     )
-    shards.shuffle(
+    made = shards.shuffle(
         dataset, lambda table, name: _without_repeated_ids(table, name, folder, names), buckets=buckets, label="ingest"
     )
+    _expect_all(folder, artifact.total(made).rows_out)
     return _account(context)
+
+
+def _expect_all(folder: str, made: int) -> None:
+    """Raise StorageError where rows that nodes have written are not to be seen from here."""
+    there = artifact.total(artifact.counts_of(folder, artifact.present_shards(folder))).rows_out
+    if there != made:
+        raise StorageError(
+            f"{folder}: {made} rows were written by the nodes, and {there} are there: the working folder must be one "
+            "that all of them reach, a shared file system or s3://: name it by --workdir"
+        )
 
 
 def _account(context: Context) -> Outcome:

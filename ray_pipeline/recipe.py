@@ -555,7 +555,8 @@ class Train(Section):
     share_prefix: bool | None = None
     """Compute the tokens that all prompts begin with once per pass instead of once per row. The gradient is the same
     as long as `lora.dropout` is 0; with dropout, one mask for those tokens serves all rows of a pass. Null: where it is
-    the same. Never done with gradient checkpointing and for models that it was not tested with."""
+    the same, and not under ZeRO-3, which would gather the weights once more for it. Never done with gradient
+    checkpointing and for models that it was not tested with."""
     warmup_share: Share = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -650,8 +651,12 @@ class Train(Section):
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether what prompts begin with is computed once per pass."""
-        wanted = self.lora.dropout == 0 if self.share_prefix is None else self.share_prefix
+        """Whether what prompts begin with is computed once per pass.
+
+        Under ZeRO-3 only if asked for: it would gather the weights once more for it, and keep them on the way back.
+        """
+        usual = self.lora.dropout == 0 and self.zero_stage < 3
+        wanted = usual if self.share_prefix is None else self.share_prefix
         return wanted and not self.gradient_checkpointing
 
 

@@ -109,10 +109,12 @@ def test_what_makes_it_more_or_less() -> None:
 
 def test_time_goes_with_tokens_weights_and_gpus() -> None:
     def hours(of: Shape = GEMMA, tokens: float = 1e9, **changes: Any) -> float:
-        return footprint.hours(of, Train.model_validate({"precision": "bfloat16"} | changes), tokens, 989)
+        rules = {"precision": "bfloat16", "lora": {"dropout": 0.0}} | changes
+        return footprint.hours(of, Train.model_validate(rules), tokens, 989)
 
     assert hours(tokens=2e9) == pytest.approx(2 * hours()) and hours(workers=4) == pytest.approx(hours() / 4)
     assert hours(QWEN) > hours() and hours(gradient_checkpointing=True) > 1.4 * hours()
+    assert hours(lora={"dropout": 0.05}) == pytest.approx(footprint.UNSHARED * hours()), "each row's prefix by itself"
     a_second = 1e9 / hours() / 3600
     assert 989e12 * footprint.PEAK_SHARE["bfloat16"] == pytest.approx(
         a_second * (4 * GEMMA.linear_weights + 6 * footprint.trained_weights(GEMMA, Train(precision="bfloat16")))

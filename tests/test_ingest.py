@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ray_pipeline import artifact, ingest, rawfiles, storage, tables
-from ray_pipeline.errors import InputError
+from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.ingest import Rejection, pair
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context
@@ -283,3 +283,8 @@ def test_counts_of_columns_are_over_readable_rows(tmp_path: Path, make_recipe: M
     (tmp_path / "a.txt").write_text('{broken\n{"id": 1}\n{"id": 2, "label": 1}\n')
     [file] = rawfiles.find("train", [str(tmp_path)], "auto")
     assert ingest._parse(rawfiles.numbered_slices([file])[0], make_recipe())[2] == Counter(id=2, label=1)
+
+
+def test_rows_that_another_node_keeps_to_itself_are_missed(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"3 rows were written by the nodes, and 0 are there: .*--workdir"):
+        ingest._expect_all(str(tmp_path), 3)

@@ -180,7 +180,8 @@ def test_with_dropout_the_rows_share_their_mask_for_these_tokens() -> None:
         ({"lora": {"dropout": 0.1}, "share_prefix": True}, True),
         ({"share_prefix": False}, False),
         ({"share_prefix": True, "gradient_checkpointing": True}, False),
-        ({"deepspeed": "zero3"}, True),
+        ({"deepspeed": "zero3"}, False),
+        ({"deepspeed": "zero3", "share_prefix": True}, True),
     ],
 )
 def test_where_training_shares(changes: dict[str, Any], shares: bool) -> None:
