@@ -20,6 +20,7 @@ LOCAL, REMOTE = ".claim", "claim.json"
 RENEWAL_SECONDS = 5.0
 WATCH_SECONDS = 4 * RENEWAL_SECONDS
 """A note that does not change for so long is a dead writer's."""
+SETTLE_SECONDS = 1.0
 
 
 @contextmanager
@@ -70,6 +71,10 @@ def _note(folder: str) -> Iterator[None]:
                 write(count)
 
     write(0)
+    time.sleep(SETTLE_SECONDS)  # of two that saw no note and wrote theirs at once, the later one's stands
+    now = json.loads(_read(url) or b'{"run": null, "holder": "unknown"}')
+    if now["run"] != mine:
+        raise _refused(folder, now["holder"])
     renewing = threading.Thread(target=renew, daemon=True)
     renewing.start()
     try:

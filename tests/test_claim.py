@@ -27,6 +27,7 @@ with claim.held(sys.argv[1]):
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "RENEWAL_SECONDS", 0.2)
     monkeypatch.setattr(claim, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(claim, "SETTLE_SECONDS", 0.1)
 
 
 def test_a_second_writer_is_refused_until_the_first_has_ended(place: str) -> None:
@@ -63,6 +64,20 @@ def test_a_note_that_nobody_renews_is_taken_over(s3_bucket: str) -> None:
     storage.write_bytes(storage.join(folder, claim.REMOTE), b'{"holder": "process 1 on gone"}')
     with claim.held(folder):
         assert b"gone" not in storage.read_bytes(storage.join(folder, claim.REMOTE))
+
+
+def test_of_two_that_write_their_notes_at_once_one_goes_on(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, write = f"s3://{s3_bucket}/both", storage.write_bytes
+
+    def overtaken(url: str, data: bytes) -> None:
+        write(url, data)
+        monkeypatch.setattr(storage, "write_bytes", write)
+        write(url, b'{"holder": "process 2 on quicker", "run": "other", "count": 0}')
+
+    monkeypatch.setattr(storage, "write_bytes", overtaken)
+    with pytest.raises(StoppedError, match="process 2 on quicker"), claim.held(folder):
+        raise AssertionError("two at once")
+    assert b"quicker" in storage.read_bytes(storage.join(folder, claim.REMOTE))
 
 
 def test_a_claim_outlives_a_renewal_that_failed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
