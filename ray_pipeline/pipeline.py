@@ -31,6 +31,7 @@ from ray_pipeline import (
 )
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.audit import similarity
 from ray_pipeline.audit.gemini import questions as audit_questions
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini.client import api_key
@@ -152,6 +153,9 @@ def _expect_models(recipe: Recipe, pending: set[str]) -> None:
         models.expect(recipe.train.model, recipe.train.revision, "train.model", here)
     if "embed" in pending and recipe.negatives.wanted:
         models.expect(recipe.embed.model, recipe.embed.revision, "embed.model", here)
+    if "audit" in pending and similarity.wanted(recipe):
+        judge = similarity.model_of(recipe)
+        models.expect(judge.name, judge.revision, similarity.field_of(recipe), here)
     if "translate" in pending and local is not None:
         models.expect(local.model, local.revision, "translate.local.model", here)
 

@@ -162,8 +162,11 @@ def _in_a_bucket(url: str) -> Iterator[None]:
 
 
 def expect_folder(url: str) -> None:
-    """Make a local folder that is to be written into later; raises StorageError now where that cannot be."""
+    """Make a folder that is to be written into later; raises StorageError now where that cannot be."""
     if is_remote(url):
+        tried = join(url, f".tried-{uuid.uuid4().hex}")
+        write_bytes(tried, b"")
+        remove_file(tried)
         return
     with _guarded(url, "write"):
         Path(url).mkdir(parents=True, exist_ok=True)

@@ -658,3 +658,11 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path, below: 
         storage.expect_folder(f"{tmp_path}/file{below}")
     storage.expect_folder(f"{tmp_path}/new/folder")
     assert list((tmp_path / "new/folder").iterdir()) == []
+
+
+def test_a_bucket_that_cannot_be_written_is_said_at_once(s3_bucket: str) -> None:
+    with pytest.raises(StorageError, match="cannot write it"):
+        storage.expect_folder("s3://no-such-bucket/runs")
+    folder = f"s3://{s3_bucket}/tried-before-work"
+    storage.expect_folder(folder)
+    assert s3.connect(folder).find(folder) == []

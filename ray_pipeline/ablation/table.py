@@ -60,7 +60,7 @@ class Row:
     def verdict(self) -> tuple[str, str]:
         """A style and words for the difference, by the corrected p."""
         if self.whole is None:
-            return "loss", "failed"
+            return ("loss", "failed") if self.problems else ("unclear", "no rows in common")
         if self.baseline:
             return "unclear", "baseline"
         if self.whole.difference is None or math.isnan(self.whole.p_holm):

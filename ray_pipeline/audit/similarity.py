@@ -29,6 +29,11 @@ def wanted(recipe: Recipe) -> bool:
     return rules.min_similarity is not None or (rules.back_translate_share > 0 and rules.back_measure == "meaning")
 
 
+def field_of(recipe: Recipe) -> str:
+    """The recipe's field that names it."""
+    return "audit.similarity_model" if recipe.audit.similarity_model else "embed.model"
+
+
 def model_of(recipe: Recipe) -> Model:
     """The model that the recipe compares meanings by."""
     if recipe.audit.similarity_model is not None:
@@ -54,8 +59,7 @@ class Meaning:
         try:
             self._model = SentenceTransformer(models.resolve(model.name), revision=model.revision, device=device)
         except (OSError, ValueError) as error:
-            field = "audit.similarity_model" if recipe.audit.similarity_model else "embed.model"
-            raise ModelError(f"{field} {model.name}: cannot be loaded: {error}") from error
+            raise ModelError(f"{field_of(recipe)} {model.name}: cannot be loaded: {error}") from error
         self._turn = threading.Lock()  # a tokenizer cannot serve two threads
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> list[float]:
