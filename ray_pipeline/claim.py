@@ -21,6 +21,7 @@ RENEWAL_SECONDS = 5.0
 WATCH_SECONDS = 4 * RENEWAL_SECONDS
 """A note that does not change for so long is a dead writer's."""
 SETTLE_SECONDS = 1.0
+"""By then, of two that saw no note and wrote theirs at once, the later one's stands."""
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def _note(folder: str) -> Iterator[None]:
                 write(count)
 
     write(0)
-    time.sleep(SETTLE_SECONDS)  # of two that saw no note and wrote theirs at once, the later one's stands
+    time.sleep(SETTLE_SECONDS)
     now = json.loads(_read(url) or b'{"run": null, "holder": "unknown"}')
     if now["run"] != mine:
         raise _refused(folder, now["holder"])

@@ -86,7 +86,7 @@ def _predicted_share(task: TaskReport) -> Iterator[Finding]:
 
 
 def _predicted(rows: Slice) -> float:
-    """Share of rows predicted positive: true positives over precision; NaN where that is undefined."""
+    """Share of rows predicted positive: true positives over precision; NaN where that is unknown, 0 where none is."""
     if rows.rows and rows.recall.value == 0 and math.isnan(rows.precision.value):
         return 0.0
     if rows.rows == 0 or not rows.precision.value > 0:

@@ -238,13 +238,11 @@ def run(context: Context) -> Outcome:
     made = shards.shuffle(
         dataset, lambda table, name: _without_repeated_ids(table, name, folder, names), buckets=buckets, label="ingest"
     )
-    _expect_all(folder, artifact.total(made).rows_out)
-    return _account(context)
+    return _account(context, artifact.total(made).rows_out)
 
 
-def _expect_all(folder: str, made: int) -> None:
+def _expect_all(folder: str, made: int, there: int) -> None:
     """Raise StorageError where rows that nodes have written are not to be seen from here."""
-    there = artifact.total(artifact.counts_of(folder, artifact.present_shards(folder))).rows_out
     if there != made:
         raise StorageError(
             f"{folder}: {made} rows were written by the nodes, and {there} are there: the working folder must be one "
@@ -252,8 +250,8 @@ def _expect_all(folder: str, made: int) -> None:
         )
 
 
-def _account(context: Context) -> Outcome:
-    """Count what was written, and stop where a split is empty, one-sided or has too many bad rows."""
+def _account(context: Context, made: int) -> Outcome:
+    """Count what is there of the rows made, and stop where a split is empty, one-sided or has too many bad rows."""
     folder = context.folder
     tally = Tally()
     for name in artifact.present_shards(folder):
@@ -261,6 +259,7 @@ def _account(context: Context) -> Outcome:
         for row in table.group_by(table.column_names).aggregate([([], "count_all")]).to_pylist():
             tally.kept[row["split"], row["label"]] += row["count_all"]
             tally.languages[row["language"]] += row["count_all"]
+    _expect_all(folder, made, tally.kept.total())
     for url in storage.list_files(storage.join(folder, "rejected")):
         table = storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"])
         for key in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():

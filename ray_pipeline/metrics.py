@@ -18,7 +18,8 @@ RATES = ("f1", "precision", "recall")
 MIN_GROUPS = 20
 """Below this many groups the bounds are NaN: a bootstrap of so few claims more than it knows.
 
-Of queries with a row each, its 95 % interval of F1 holds the truth 38 times of 100 with 5, 84 with 20.
+Of queries with a row each, nine of ten answered well, its 95 % interval of F1 held the truth in 41 % of 400 draws with
+5 queries, in 87 % with 20.
 """
 _CELLS = 4_000_000  # bootstrap weights held at once: 32 MB
 

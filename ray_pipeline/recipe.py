@@ -151,6 +151,11 @@ class Price(Section):
     batch_output: Annotated[float, Field(ge=0)] | None = None
 
 
+def _holds_credentials(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.username is not None or bool(parts.query)
+
+
 class Gemini(Section):
     """How Gemini is spoken to; model, temperature and thinking decide what it answers, the rest how fast."""
 
@@ -207,8 +212,7 @@ class Gemini(Section):
     @field_validator("base_url")
     @classmethod
     def _no_secret(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "")
-        if parts.username is not None or parts.query:
+        if _holds_credentials(url or ""):
             raise ValueError(
                 "gemini.base_url must not hold credentials, which the report would show: set GOOGLE_GEMINI_BASE_URL in "
                 "the environment"
@@ -717,7 +721,7 @@ class Storage(Section):
         parts = urlsplit(url or "http://none")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("storage.endpoint_url must be a url such as https://s3.example.com")
-        if parts.username is not None or parts.query:
+        if _holds_credentials(url or ""):
             raise ValueError("storage.endpoint_url must not hold credentials: they come from the environment")
         return url
 

@@ -127,7 +127,7 @@ class DeepSpeedEngine:
                 self._engine.module.model.save_pretrained(str(folder), safe_serialization=True)
 
     def release(self) -> None:
-        """Let go of the weights when training is over: under ZeRO-3 DeepSpeed never does, and the GPU stays full."""
+        """Let go of the weights when training is over: under ZeRO-3, DeepSpeed keeps the model in a list of its own."""
         from deepspeed.runtime.zero import parameter_offload
 
         parameter_offload.FWD_MODULE_STACK.clear()

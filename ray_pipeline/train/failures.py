@@ -56,7 +56,7 @@ def told(folder: str, tries: int) -> Iterator[None]:
         while True:
             last = over.wait(LOOK_SECONDS)
             try:
-                urls = sorted(storage.list_files(folder))
+                urls = storage.list_files(folder)
                 for number, url in enumerate(urls[known:], known + 1):
                     _show(storage.read_bytes(url).decode(), number, tries)
             except StorageError as error:
