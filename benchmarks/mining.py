@@ -1,11 +1,13 @@
 """Mining of negatives on given vectors, against sentence-transformers' miner and a bare search of faiss.
 
     python -m benchmarks.mining [--quick] [--memory-only]
+    python -m benchmarks.mining --gpu
 
 All see the same vectors, of a made-up category tree, and make the same number of negatives: one per query, the nearest
 of fifty neighbours within the same band. Clocks start when the vectors are in memory; to build the corpus is a figure
 of its own, to build an approximate index is not: it counts. Every figure is a median over repeats that take turns. A
-full run has 100,000 vectors too, and the memory of a worker with a million, and keeps its result in RESULTS.md.
+full run has 100,000 vectors too, and the memory of a worker with a million, and keeps its result in RESULTS.md. `--gpu`
+wants faiss-gpu and a GPU: the exact search among 100,000 vectors there, against faiss alone there and on the CPU cores.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from benchmarks.fanout import Report
 from ray_pipeline import artifact, tables
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.negatives import corpus as corpora
-from ray_pipeline.negatives import mining
+from ray_pipeline.negatives import mining, search
 from ray_pipeline.negatives.corpus import Corpus, Vectors
 from ray_pipeline.negatives.mining import Mining
 from ray_pipeline.recipe import Negatives
@@ -240,6 +242,33 @@ def check(ours: pa.Table, theirs: Mapping[str, str], there: Shop) -> None:
         raise PipelineError(f"{len(found)} negatives, {len(theirs)} of sentence-transformers; {differ} differ")
 
 
+def on_gpu(report: Report, rows: int = 100_000, queries: int = 20_000, repeats: int = 3) -> None:
+    """The exact search with a GPU at hand; its neighbours must be those of faiss on the CPU."""
+    import faiss
+
+    there = shop(rows)
+    targets = corpora.made(there.targets, there.target_vectors)
+    anchors, vectors = there.query_vectors[:queries], targets.source.take(np.arange(rows))
+    metric, resources = faiss.METRIC_INNER_PRODUCT, faiss.StandardGpuResources()
+    work: dict[str, Callable[[], Any]] = {
+        "cpu": lambda: faiss.knn(anchors, vectors, NEIGHBOURS, metric=metric),
+        "bare": lambda: faiss.knn_gpu(resources, anchors, vectors, NEIGHBOURS, metric=metric),
+        "exact": lambda: search.exact(targets, anchors, NEIGHBOURS),
+    }
+    work["bare"]()  # libraries are loaded
+    seconds, found = take_turns(work, repeats)
+    similarities, true = found["exact"].similarities, found["cpu"][0]
+    size = f"{queries:,} queries, {rows:,} x {DIMENSION}"
+    report.add(f"{size}, {NEIGHBOURS} neighbours on a GPU: seconds", f"{min(seconds['exact']):.2f}")
+    report.add("  seconds of faiss alone: on the GPU, on the CPU cores", f"{min(seconds['bare']):.2f}, "
+               f"{min(seconds['cpu']):.2f}")  # fmt: skip
+    report.add("  time over faiss alone on the GPU", ratios(seconds, "exact", "bare")[1])
+    report.add("  times as fast as faiss alone on the CPU cores", ratios(seconds, "cpu", "exact")[1])
+    report.add("  largest difference of a similarity from the CPU's", f"{np.abs(similarities - true).max():.1e}")
+    same = np.mean([len(np.intersect1d(*rows)) for rows in zip(found["exact"].rows, found["cpu"][1], strict=True)])
+    report.add("  neighbours that are the CPU's too", f"{same / NEIGHBOURS:.4%}")
+
+
 def memory(report: Report) -> None:
     """Peak memory of a worker that mines, over the matrix in float32, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="mining-") as folder:
@@ -291,12 +320,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20,000 vectors only; less than three minutes")
     parser.add_argument("--memory-only", action="store_true", help="only the memory of a worker; nothing is kept")
+    parser.add_argument("--gpu", action="store_true", help="only the exact search on a GPU")
     parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "ROWS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.worker[0], int(options.worker[1]))
         return
     report = Report()
+    if options.gpu:
+        on_gpu(report)
+        text = results.table(("figure", "value", "target"), report.rows)
+        about = results.where(("torch", "numpy"))
+        command = "```bash\npython -m benchmarks.mining --gpu\n```"
+        results.keep("mining_gpu", "Exact search on a GPU", f"{about}\n\n{command}\n\n{text}")
+        print(f"\n{text}")
+        return
     if not options.memory_only:
         compare(report, 20_000, 3, "" if options.quick else "_20000")
     if not options.quick:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,18 @@ def _compare(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:
 
     anchors, block = np.ascontiguousarray(anchors), np.ascontiguousarray(block)
     if k <= GPU_NEIGHBOURS and faiss.get_num_gpus():
-        resources = faiss.StandardGpuResources()
-        return faiss.knn_gpu(resources, anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return faiss.knn_gpu(_gpu(), anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
     # By itself it compares a few hundred anchors one by one, which takes five times as long as a product of matrices.
     faiss.cvar.distance_compute_blas_threshold = MATRIX_ANCHORS
     return faiss.knn(anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+@cache
+def _gpu() -> Any:
+    """Scratch memory on this worker's GPU, asked for once."""
+    import faiss
+
+    return faiss.StandardGpuResources()
 
 
 def _in_order(similarities: Vectors, rows: Rows) -> Neighbours:

@@ -1,6 +1,7 @@
 """What turns losses into steps: plain torch on one device, or DeepSpeed ZeRO over several workers."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +88,8 @@ class DeepSpeedEngine:
 
         optimiser, schedule = optimiser_and_schedule(model, rules, steps)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._rules, self._micro = rules, 0
+        self._rules, self._micro, self._step = rules, 0, ExitStack()
+        self._shares_out = given["zero_optimization"]["stage"] > 0
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=trained,
@@ -98,12 +100,21 @@ class DeepSpeedEngine:
         self.model = self._engine
 
     def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
-        """See Engine; every worker must have as many parts."""
+        """See Engine; every worker must have as many parts.
+
+        The workers add up their gradients once a step: an adapter's are few enough to be kept whole until then, and
+        to share out each of its hundreds of tensors after every pass is what would take time.
+        """
         parts = parts or self._rules.accumulation
-        self._micro = self._micro % parts + 1
-        self._engine.set_gradient_accumulation_boundary(self._micro == parts)
+        if self._shares_out and not self._micro:
+            self._step.enter_context(self._engine.coalesce_grad_reduction())
+        self._micro = (self._micro + 1) % parts
+        self._engine.set_gradient_accumulation_boundary(not self._micro)
         self._engine.backward(loss / parts, scale_wrt_gas=False)
-        self._engine.step()
+        if not self._micro:
+            self._step.close()
+            self._engine.set_gradient_accumulation_boundary(True)  # closing puts back what was set before the step
+            self._engine.step()
 
     def save(self, folder: Path) -> None:
         """See Engine."""
