@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -57,6 +57,21 @@ class Shard:
     """Row of each anchor in its corpus."""
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What some wants get."""
+
+    wanted: Wants
+    want: Rows
+    """Of each target that is proposed, whose it is, by place among the wants `[t]`, rising."""
+    rows: Rows
+    """The target in the corpus `[t]`."""
+    similarities: Vectors
+    """Of the target and the anchor `[t]`."""
+    refused: Mapping[str, Rows]
+    """The wants, by place, that get nothing, by reason."""
+
+
 class Mining:
     """Makes proposals for the positives of a shard of pairs, which holds all rows of their queries."""
 
@@ -100,8 +115,14 @@ class Mining:
             blind = rows[wanted.positives] == NONE
             yield _refused(shard.table.take(wanted.positives[blind]), origin, reason)
             wanted = wanted.chosen(~blind)
-        for some, found in self._offered(kind, shard, wanted, taken, extra):
-            yield from self._proposed(kind, shard, wanted.chosen(some), found, taken)
+        offered = self._offered(kind, shard, wanted, taken, extra)
+        settled = [self._settled(kind, wanted.chosen(some), shard, found, taken) for some, found in offered]
+        if kind == "random":
+            settled = self._measured(shard, settled)
+        for one in settled:
+            yield self._offer(kind, shard, one)
+            for reason, these in one.refused.items():
+                yield _refused(shard.table.take(one.wanted.positives[these]), origin, reason)
 
     def _offered(
         self, kind: str, shard: Shard, wanted: Wants, taken: Taken, extra: Counter[str]
@@ -166,44 +187,51 @@ class Mining:
         queries = self._anchors.source.take(shard.anchors[positives])
         return _dots(queries, self._corpus.source.take(shard.targets[positives]))
 
-    def _proposed(self, kind: str, shard: Shard, wanted: Wants, found: Offers, taken: Taken) -> Iterator[pa.Table]:
-        """What the wants get of what they are offered, and those that get nothing."""
+    def _settled(self, kind: str, wanted: Wants, shard: Shard, found: Offers, taken: Taken) -> Settled:
+        """What the wants get of what they are offered; known from now on as taken."""
         queries = shard.queries[wanted.positives]
         keys = taken.keys(queries, found.rows)
         free = found.fits.copy()
         free[free] = ~taken.holds(keys[free])
-        capped = kind == "easy" and self._rules.easy_method == "quantile"
         if kind == "hard":
             free = hard.skipped(free, self._rules.hard_skip_top)
-        listed = offers.lists(keys, free, easy.LISTED) if capped else offers.settled(keys, free)
+        listed = offers.lists(keys, free, easy.LISTED) if self._capped(kind) else offers.settled(keys, free)
         lost = np.flatnonzero(~listed.any(axis=1))
         masked = taken.holds(keys[lost])
         want, column = np.nonzero(listed)
         taken.add(queries[want], keys[want, column])
-        rows, similarities = found.rows[want, column], found.similarities[want, column]
-        if kind == "random":
-            vectors = self._anchors.source.take(shard.anchors[wanted.positives[want]])
-            similarities = _dots(vectors, self._corpus.source.take(rows))
-        lengths = listed.sum(axis=1)
-        some = wanted.chosen(lengths > 0)
-        pairs = shard.table.take(some.positives)
-        chance = some.chance if capped else None
-        yield self._offer(pairs, wants.origin(kind), rows, similarities, lengths[lengths > 0], chance)
         there = found.rows[lost] != NONE
         in_vain = there.any(axis=1) & ~(there & ~masked).any(axis=1)
-        for reason, these in ((MASKED, lost[in_vain]), (NOT_FOUND, lost[~in_vain])):
-            yield _refused(shard.table.take(wanted.positives[these]), wants.origin(kind), reason)
+        return Settled(
+            wanted, want, found.rows[want, column], found.similarities[want, column],
+            {MASKED: lost[in_vain], NOT_FOUND: lost[~in_vain]},
+        )  # fmt: skip
 
-    def _offer(
-        self, pairs: pa.Table, origin: str, rows: Rows, similarities: Vectors, lengths: Rows, chance: Hashes | None
-    ) -> pa.Table:
-        """So many targets as `lengths` says proposed to each pair; to be accepted where it has the chance of a want."""
-        ends = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    def _measured(self, shard: Shard, settled: Sequence[Settled]) -> list[Settled]:
+        """With the similarities of what was drawn unseen; each corpus is looked at once for all groups."""
+        if not settled:
+            return []
+        anchors = np.concatenate([shard.anchors[one.wanted.positives[one.want]] for one in settled])
+        rows = np.concatenate([one.rows for one in settled])
+        found = _dots(self._anchors.source.take(anchors), self._corpus.source.take(rows))
+        ends = np.cumsum([len(one.rows) for one in settled])
+        return [replace(one, similarities=part) for one, part in zip(settled, np.split(found, ends[:-1]), strict=True)]
+
+    def _capped(self, kind: str) -> bool:
+        """Whether of several targets that are proposed the first is accepted that does not yet serve too often."""
+        return kind == "easy" and self._rules.easy_method == "quantile"
+
+    def _offer(self, kind: str, shard: Shard, settled: Settled) -> pa.Table:
+        """The targets proposed to each pair; where they serve only so often, with the chance of its want."""
+        lengths = np.bincount(settled.want, minlength=len(settled.wanted.positives))
+        some, rows = settled.wanted.chosen(lengths > 0), settled.rows
+        ends = pa.array(np.append(0, np.cumsum(lengths[lengths > 0])), pa.int32())
         texts = self._corpus.texts.take(pa.array(rows))
-        listed = dict(zip(LISTS, (rows, self._corpus.ids[rows], texts, similarities), strict=True))
+        listed = dict(zip(LISTS, (rows, self._corpus.ids[rows], texts, settled.similarities), strict=True))
+        pairs, origin = shard.table.take(some.positives), wants.origin(kind)
         changes = {name: pa.ListArray.from_arrays(ends, pa.array(values)) for name, values in listed.items()}
-        changes |= {"origin": pa.repeat(origin, len(pairs)), "want": None if chance is None else pa.array(chance)}
-        return _proposals(pairs, {name: values for name, values in changes.items() if values is not None})
+        changes |= {"origin": pa.repeat(origin, len(pairs))}
+        return _proposals(pairs, changes | ({"want": pa.array(some.chance)} if self._capped(kind) else {}))
 
 
 def accept(proposals: Iterable[pa.Table], cap: int) -> Accepted:

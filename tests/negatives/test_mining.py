@@ -1,6 +1,7 @@
 """What a shard of pairs makes: negatives against brute force, known positives, too few candidates, and every method."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from ray_pipeline import tables
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import mining
 from ray_pipeline.negatives.candidates import Candidates
-from ray_pipeline.negatives.corpus import Corpus
+from ray_pipeline.negatives.corpus import Corpus, Reread
 from ray_pipeline.negatives.mining import Mining
 from ray_pipeline.recipe import Negatives
 from ray_pipeline.text import normalise, stable_id
 
-from .corpora import corpus, row, texts, unit, vectors
+from .corpora import corpus, embeddings, row, texts, unit, vectors
 
 Rows = list[dict[str, Any]]
 WIDE: dict[str, Any] = {"hard_min_similarity": -1.0, "hard_max_similarity": 1.0, "hard_top_k": 300}
@@ -388,6 +389,21 @@ def test_candidates_by_language(kind: str, method: str, candidates: str) -> None
     for one in made:
         there = int(one["target"].split()[1]) in speaks[one["language"]]
         assert there == (candidates == "same_language")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_corpus_that_is_not_held_is_read_twice_however_many_languages_there_are(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, readings = embeddings(tmp_path, {"target": (texts(60), vectors(60))}, 3), []
+    monkeypatch.setattr(Reread, "blocks", lambda own, blocks=Reread.blocks: (readings.append(own), blocks(own))[1])
+    rows = [row(100 + i, i, language=("fr", "de", "es")[i % 3]) for i in range(30)]
+    rules = {f"{kind}_per_positive": 2, "easy_quantile": 0.2, "candidates": "same_language", **WIDE}
+    made, _ = mine([*rows, *SPOKEN], corpora.read(item, "target", 10), **rules)
+    assert len(readings) == 2  # the anchors, and what they are compared with
+    held, _ = mine([*rows, *SPOKEN], corpus(60), **rules)
+    assert len({one["language"] for one in made}) == 3
+    assert [{**one, "similarity": pytest.approx(one["similarity"], abs=1e-6)} for one in held] == made
 
 
 @pytest.mark.parametrize("kind", KINDS)
