@@ -26,6 +26,7 @@ from benchmarks.fanout import Report
 from benchmarks.mining import ratios, take_turns
 from benchmarks.storage import Peaks, peaks
 from ray_pipeline import runtime, tables
+from ray_pipeline.decision import Decision
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import job, rows
@@ -70,7 +71,7 @@ def ours(source: Path, output: Path, workers: int) -> float:
     """Score the files by the job; returns the seconds to the first batch."""
     note, files = output.with_suffix(".first"), rows.find([str(source)])
     started = time.time()
-    wanted = job.Job(files, COLUMNS, "lengths", THRESHOLD, str(output), workers=workers)
+    wanted = job.Job(files, COLUMNS, "lengths", Decision(THRESHOLD), str(output), workers=workers)
     job.run(wanted, partial(Lengths, note))
     return float(note.read_text()) - started
 
@@ -86,6 +87,8 @@ def plain_loop(source: Path, output: Path) -> None:
                 "id": batch.column("id").cast(pa.string()),
                 "language": pa.nulls(batch.num_rows, pa.string()),
                 "score": found.scores,
+                "probability": found.scores,
+                "threshold": np.full(batch.num_rows, THRESHOLD, np.float32),
                 "prediction": (found.scores >= THRESHOLD).astype(np.int8),
                 "truncated": found.truncated,
                 "adapter": ["lengths"] * batch.num_rows,

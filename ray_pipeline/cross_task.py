@@ -17,8 +17,9 @@ from ray_pipeline.errors import RecipeError
 from ray_pipeline.recipe import Recipe, Split, Train
 from ray_pipeline.train import card
 
-START, JOINT = "start", "joint"
-"""The other task's training, and its encoded training set, among the inputs of a training."""
+START, JOINT, VERDICTS = "start", "joint", "joint_self_validation"
+"""The other task's training, its encoded training set, and what its self-validation drops of that, among the inputs of
+a training."""
 TASKS = ("QC", "QI")
 
 
@@ -41,7 +42,8 @@ def by_recipe(rules: Train) -> bool:
 
 def taken(rules: Train) -> dict[str, str]:
     """The stages of the other task's recipe whose artifacts a training reads, by the names of its inputs."""
-    return ({START: "train"} if by_recipe(rules) else {}) | ({JOINT: "encode"} if rules.joint else {})
+    joint = {JOINT: "encode", VERDICTS: "self_validation"} if rules.joint else {}
+    return ({START: "train"} if by_recipe(rules) else {}) | joint
 
 
 def paired(chosen: Sequence[Recipe]) -> list[Recipe]:

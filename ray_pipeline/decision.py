@@ -34,7 +34,11 @@ class Decision:
         """The threshold of each row: float32 `[n]`."""
         if self.by == "task":
             return np.full(len(rows), self.threshold, np.float32)
-        known, column = {one.name: one.threshold for one in self.own}, _column(rows, self.by)
+        return self.own_thresholds(_column(rows, self.by))
+
+    def own_thresholds(self, column: Coded) -> Array:
+        """The thresholds of rows with these languages or categories, the task's for one not known: float32 `[n]`."""
+        known = {one.name: one.threshold for one in self.own}
         values = np.array([known.get(name, self.threshold) for name in column.names], np.float32)
         return values[column.codes]
 

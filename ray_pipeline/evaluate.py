@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 EVALUATION = "evaluation.json"
 WORST = 40
-SEEN_SHARE = 0.01
+SEEN_SHARE, SEEN_ROWS = 0.01, 1000
 MOST_SLICES = 40
 """Of one breakdown: the largest; the rest is one slice, OTHERS."""
 OTHERS = "all others"
@@ -83,13 +83,16 @@ class Judged:
 
 
 def seen_languages(pairs: Artifact) -> set[str]:
-    """Languages of the train part with `SEEN_SHARE` of the original rows of its largest; fewer are wrong tags."""
+    """Languages of the train part with `SEEN_SHARE` of the original rows of its largest, or `SEEN_ROWS` of them.
+
+    Fewer are wrong tags, or too few to learn from.
+    """
     rows: Counter[str] = Counter()
     for table in pairs.tables(["part", "origin", "language"]):
         original = pc.and_(pc.equal(table.column("part"), "train"), pc.equal(table.column("origin"), "original"))
         for one in pc.value_counts(table.column("language").filter(pc.fill_null(original, False))).to_pylist():
             rows[one["values"]] += one["counts"]
-    least = SEEN_SHARE * max(rows.values(), default=0)
+    least = min(SEEN_SHARE * max(rows.values(), default=0), SEEN_ROWS)
     return {language for language, count in rows.items() if count >= least}
 
 
@@ -258,4 +261,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(len(rows), len(rows)), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=4)
+STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=5)

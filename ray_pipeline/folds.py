@@ -54,6 +54,16 @@ def of(rules: Train) -> list[Fold]:
     return [Fold(number, count, rules.seed) for number in range(count)]
 
 
+def fingerprint(training: str, fold: Fold | None) -> str:
+    """Of the adapter that a training of this fingerprint makes of a fold, or without any."""
+    return "-".join([training, *([fold.name] if fold else [])])
+
+
+def fingerprints(training: str, rules: Train) -> list[str]:
+    """Of all adapters that a training makes."""
+    return [fingerprint(training, fold) for fold in of(rules)] or [training]
+
+
 def adapters(rules: Train) -> list[str]:
     """Where a training's adapters lie within its artifact: one, or one of each fold."""
     return [f"{fold.name}/{ADAPTER}" for fold in of(rules)] or [ADAPTER]

@@ -13,6 +13,7 @@ from ray_pipeline.report.data import Estimate, Slice
 from ray_pipeline.sums import SCALARS, Sums, bins_of, distinct
 
 Array = npt.NDArray[Any]
+ECE = SCALARS.index("ece")
 
 RATES = ("f1", "precision", "recall")
 MIN_GROUPS = 20
@@ -93,7 +94,7 @@ def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, s
 
     `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` strings or integer codes.
     ECE: `sums.ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
-    resampling adds noise to each bin, so that its interval leans upwards.
+    resampling adds noise to each bin, and the samples are moved back by what that adds in their mean.
     With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are.
     Samples see scores by `sums.LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
     """
@@ -103,7 +104,9 @@ def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, s
         return _estimates(SCALARS, found.exact, _none(SCALARS), count)
     chosen = block_weights(len(found.columns), draws, seed)
     drawn, whole = found.figures(chosen), found.figures(np.ones((1, len(found.columns))))
-    return _estimates(SCALARS, found.exact, drawn + (found.exact - whole[0]), count)
+    moved = _moved(drawn, whole[0], found.exact)
+    moved[:, ECE] = np.maximum(moved[:, ECE], 0)
+    return _estimates(SCALARS, found.exact, moved, count)
 
 
 def scalar_difference(
@@ -118,7 +121,16 @@ def scalar_difference(
     chosen = block_weights(len(both[0].columns), draws, seed)
     once = np.ones((1, len(both[0].columns)))
     drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, once))
-    return _estimates(SCALARS, value, drawn + (value - whole[0]), count)
+    return _estimates(SCALARS, value, _moved(drawn, whole[0], value), count)
+
+
+def _moved(drawn: Array, whole: Array, exact: Array) -> Array:
+    """Samples `[draws, 4]` moved from where all rows have them by ranks to where they have them exactly; ECE's mean is
+    moved there, since its samples lie above.
+    """
+    moved: Array = drawn + (exact - whole)
+    moved[:, ECE] += exact[ECE] - moved[:, ECE].mean()
+    return moved
 
 
 def slice_of(

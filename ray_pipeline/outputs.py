@@ -1,4 +1,4 @@
-"""What a run leaves for people: report.html, metrics.json, submission.zip."""
+"""What a run leaves for people: report.html, metrics.json, decisions, submission.zip."""
 
 import sys
 import tempfile
@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_pipeline import rawfiles, storage
+from ray_pipeline import evaluate, folds, rawfiles, storage
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report import assemble
 from ray_pipeline.report.assemble import Finished
 from ray_pipeline.report.render import render
+from ray_pipeline.scoring import decided
+from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.submission import SubmissionTask, verify_submission, write_submission
 
 SUBMISSIONS = {"test": "submission.zip", "dev": "submission_dev.zip"}
@@ -28,13 +30,20 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
         storage.remove_file(storage.join(folder, name))
     tasks = [assemble.task_report(run, other) for run, other in runs]
     notices = [run.recipe.notice for run, _ in runs if run.recipe.notice]
-    files = {
+    decisions = {f"decision-{run.recipe.name}.json": decided.dumps(_decided(run)) for run, _ in runs}
+    files = decisions | {
         "report.html": render(assemble.report(tasks, command, notices)).encode(),
         "metrics.json": assemble.metrics_json(tasks).encode(),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
-    return [storage.join(folder, name) for name in [*files, *_write_submissions(runs, folder)]]
+    names = ["report.html", "metrics.json", *decisions]
+    return [storage.join(folder, name) for name in [*names, *_write_submissions(runs, folder)]]
+
+
+def _decided(run: Finished) -> Decided:
+    adapters = folds.fingerprints(run.artifacts["train"].manifest.fingerprint, run.recipe.train)
+    return Decided(run.recipe.task, adapters, evaluate.load(run.artifacts["evaluate"]).decision)
 
 
 def _write_submissions(runs: Runs, folder: str) -> list[str]:

@@ -87,6 +87,20 @@ def connect(url: str) -> Any:
     return fsspec.core.url_to_fs(url, use_listings_cache=False, **chosen)[0]
 
 
+def pyarrow_client() -> Any:
+    """Pyarrow's own client by the settings of the environment; it pickles without keys, which each process finds."""
+    from pyarrow import fs
+
+    variables = options(os.environ, patient=False)
+    return fs.S3FileSystem(
+        endpoint_override=variables.get("endpoint_url"),
+        region=variables.get("client_kwargs", {}).get("region_name"),
+        anonymous=variables["anon"],
+        force_virtual_addressing=os.environ.get(ADDRESSING_VARIABLE) == "virtual",
+        connect_timeout=CONNECT_SECONDS,
+    )
+
+
 def listing(url: str, recursive: bool) -> dict[str, int]:
     """Bytes of the objects in or below a folder, by url; raises OSError without a number.
 
@@ -94,17 +108,9 @@ def listing(url: str, recursive: bool) -> dict[str, int]:
     """
     from pyarrow import fs
 
-    variables = options(os.environ, patient=False)
-    peer = fs.S3FileSystem(
-        endpoint_override=variables.get("endpoint_url"),
-        region=variables.get("client_kwargs", {}).get("region_name"),
-        anonymous=variables["anon"],
-        force_virtual_addressing=os.environ.get(ADDRESSING_VARIABLE) == "virtual",
-        connect_timeout=CONNECT_SECONDS,
-    )
     scheme, _, path = url.partition("://")
     selector = fs.FileSelector(path.rstrip("/"), recursive=recursive, allow_not_found=True)
-    return {f"{scheme}://{info.path}": info.size for info in peer.get_file_info(selector) if info.is_file}
+    return {f"{scheme}://{info.path}": info.size for info in pyarrow_client().get_file_info(selector) if info.is_file}
 
 
 def is_s3(url: str) -> bool:

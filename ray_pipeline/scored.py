@@ -163,10 +163,11 @@ def _narrow(table: pa.Table, task: str) -> pa.Table:
     length = np.searchsorted(np.array(LENGTHS), characters, side="right").astype(np.int8)
     kept = table.select(["split", "part", "language", "origin", "label", "group_id", "score"])
     kept = kept.append_column("length", pa.array(length))
-    return kept.append_column("category", _first_levels(table.column("target"), task))
+    return kept.append_column("category", first_levels(table.column("target"), task))
 
 
-def _first_levels(targets: pa.ChunkedArray, task: str) -> pa.Array:
+def first_levels(targets: pa.ChunkedArray, task: str) -> pa.Array:
+    """The top category of each target; of a task whose targets are no category paths the empty string, `[n]`."""
     if task != "QC":
         return pa.repeat("", len(targets))
     encoded = targets.combine_chunks().dictionary_encode()

@@ -111,8 +111,10 @@ SCORED_PAIRS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # of the input, or its file's number and the row's line
         pa.field("language", pa.string()),  # of the input
-        pa.field("score", pa.float32(), nullable=False),  # probability of relevance
-        pa.field("prediction", pa.int8(), nullable=False),  # 1: score at least the threshold
+        pa.field("score", pa.float32(), nullable=False),  # what the model gives, from 0 to 1
+        pa.field("probability", pa.float32(), nullable=False),  # the score, calibrated by the decision if one is named
+        pa.field("threshold", pa.float32(), nullable=False),  # the row's
+        pa.field("prediction", pa.int8(), nullable=False),  # 1 where probability >= threshold
         pa.field("truncated", pa.bool_(), nullable=False),
         pa.field("adapter", pa.string(), nullable=False),  # fingerprint of its training; of several, joined by +
     ]

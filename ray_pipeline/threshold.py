@@ -11,6 +11,9 @@ from ray_pipeline.errors import InputError
 
 Array = npt.NDArray[Any]
 
+ROUNDS = 20
+"""More than it takes: each round squares the distance to the best."""
+
 
 def choose(labels: Array, scores: Array) -> float:
     """The threshold that maximises the positive class's F1 over all cut points.
@@ -22,15 +25,33 @@ def choose(labels: Array, scores: Array) -> float:
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     _check(labels, scores)
+    points = _points(labels, scores)
+    # F1 = 2 TP / (predicted + true positives); its division is correctly rounded, so ties are exact.
+    f1 = 2 * points.hits / (points.predicted + points.hits[-1])
+    return _nearest(points.cuts[f1 == f1.max()], 0.5)
+
+
+@dataclass(frozen=True)
+class _Points:
+    """All cuts of some rows, the highest first, `[k]` each; the last one predicts every row as positive."""
+
+    cuts: Array
+    predicted: Array
+    """Rows from the cut on."""
+    hits: Array
+    """Those of them that are positive."""
+
+
+def _points(labels: Array, scores: Array) -> _Points:
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(labels[order], dtype=np.int64)
-    # Positions after which a lower score starts; the last one predicts every row as positive.
+    # Positions after which a lower score starts.
     ends = np.append(np.flatnonzero(ranked[:-1] != ranked[1:]), len(ranked) - 1)
-    # F1 = 2 TP / (predicted + true positives); its division is correctly rounded, so ties are exact.
-    f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
-    cuts = _cuts(ranked[ends])
-    best = cuts[f1 == f1.max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
+    return _Points(_cuts(ranked[ends]), ends + 1, hits[ends])
+
+
+def _nearest(cuts: Array, to: float) -> float:
+    return float(cuts[np.argmin(np.abs(cuts - to))])
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,7 @@ class Own:
     rows: int
     """Of tune."""
     best: float | None
-    """What its rows alone would choose; null where they are too few or of one class."""
+    """What its rows would choose for the F1 of all; null where they are too few or of one class."""
     threshold: float
     """What counts: between `best` and the task's."""
 
@@ -51,21 +72,50 @@ def by_group(
 ) -> list[Own]:
     """The threshold of each name, drawn from its own best one towards the `task`'s.
 
-    `labels [n]` and `scores [n]` as for `choose`; `places [n]` say which of the `names` a row is of. The own best one
-    weighs `rows / (rows + shrinkage)`, the task's the rest: the fewer rows, the less a chance optimum counts. A name
-    with fewer than `min_rows` rows or one class only has the task's. Thresholds are in the precision of the scores.
+    The own ones are best for the F1 of all rows together, not each for the F1 of its own: there a weak language would
+    answer "relevant" to nearly everything, and its false positives count among all. `labels [n]` and `scores [n]` as
+    for `choose`; `places [n]` say which of the `names` a row is of. The own best one weighs `rows / (rows +
+    shrinkage)`, the task's the rest: the fewer rows, the less a chance optimum counts. A name with fewer than
+    `min_rows` rows or one class only has the task's. Thresholds are in the precision of the scores.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
-    found = []
-    for place, name in enumerate(names):
-        mine = places == place
-        rows, positives = int(mine.sum()), int((labels[mine] == 1).sum())
-        if rows < min_rows or positives in (0, rows):
-            found.append(Own(name, rows, None, task))
-            continue
-        best, share = choose(labels[mine], scores[mine]), rows / (rows + shrinkage)
-        found.append(Own(name, rows, best, float(scores.dtype.type(share * best + (1 - share) * task))))
-    return found
+    rows = np.bincount(places, minlength=len(names))
+    positives = np.bincount(places[labels == 1], minlength=len(names))
+    judged = np.flatnonzero((rows >= min_rows) & (positives > 0) & (positives < rows))
+    best = _best_together(labels, scores, places, judged.tolist(), task)
+
+    def own(place: int) -> Own:
+        if place not in best:
+            return Own(names[place], int(rows[place]), None, task)
+        share = rows[place] / (rows[place] + shrinkage)
+        drawn = float(scores.dtype.type(share * best[place] + (1 - share) * task))
+        return Own(names[place], int(rows[place]), best[place], drawn)
+
+    return [own(place) for place in range(len(names))]
+
+
+def _best_together(labels: Array, scores: Array, places: Array, judged: Sequence[int], task: float) -> dict[int, float]:
+    """The cuts of some groups by which the F1 of all rows is greatest, where the other groups have the task's.
+
+    A ratio is greatest where its numerator less that ratio times its denominator is, which each group can maximise by
+    itself (Dinkelbach, On Nonlinear Fractional Programming, 1967): F1 = 2 TP / (predicted + positives).
+    """
+    rest, positives = ~np.isin(places, judged), int((labels == 1).sum())
+    at_task = rest & (scores >= task)
+    points = {place: _points(labels[places == place], scores[places == place]) for place in judged}
+    cuts, ratio = dict.fromkeys(judged, task), 0.0
+    for _ in range(ROUNDS):
+        hits, predicted = int((labels[at_task] == 1).sum()), int(at_task.sum())
+        for place, some in points.items():
+            worth = 2 * some.hits - ratio * some.predicted
+            chosen = np.flatnonzero(worth == worth.max())
+            cuts[place] = _nearest(some.cuts[chosen], task)
+            at = int(np.flatnonzero(some.cuts == cuts[place])[0])
+            hits, predicted = hits + int(some.hits[at]), predicted + int(some.predicted[at])
+        if (better := 2 * hits / (predicted + positives)) <= ratio:
+            break
+        ratio = better
+    return cuts
 
 
 def _cuts(distinct: Array) -> Array:

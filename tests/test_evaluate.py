@@ -94,13 +94,17 @@ def test_the_default_threshold_is_one_half(tmp_path: Path, recipe: Recipe) -> No
     assert found.default_threshold_f1.value == f1_precision_recall(labels, scores >= 0.5)[0] != found.headline.f1.value
 
 
-def test_a_language_with_few_training_rows_does_not_count_as_seen(tmp_path: Path) -> None:
+def test_a_language_with_few_training_rows_does_not_count_as_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = train(en=990, fr=9, pl=10)  # 1 % of the largest is 9.9
     trained += [made.pair(20_000 + i, part="train", language="de", origin="translated") for i in range(500)]
     trained += [made.pair(30_000 + i, part="holdout", language="pt") for i in range(500)]
     trained += [made.pair(40_000 + i, part=None, split="dev", label=None, language="ja") for i in range(500)]
     pairs = made.finished(tmp_path, "dedupe", trained, tables.PAIRS, shards=3)
     assert evaluate.seen_languages(pairs) == {"en", "pl"}
+    monkeypatch.setattr(evaluate, "SEEN_ROWS", 9)
+    assert evaluate.seen_languages(pairs) == {"en", "pl", "fr"}
     languages = [f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrstuvw"]
     pairs = made.finished(tmp_path / "2", "dedupe", train(**dict.fromkeys(languages, 3)), tables.PAIRS)
     assert evaluate.seen_languages(pairs) == set(languages), "however many there are"

@@ -160,6 +160,15 @@ def test_scalars_agree_with_scikit_learn() -> None:
     assert width(figures["log_loss"]) == pytest.approx(3.92 * loss.std() / 200**0.5, rel=0.25)
 
 
+def test_the_interval_of_ece_holds_its_value() -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(10):
+        scores = generator.beta(2, 2, 1000)
+        labels = (generator.random(1000) < scores).astype(int)
+        found = metrics.scalars(labels, scores, np.arange(1000), draws=300)["ece"]
+        assert 0 <= found.low < found.value < found.high
+
+
 def test_ece_by_hand() -> None:
     # Bin 12 of 15 holds .82 and .84 with one positive of two; bin 1 holds .1, negative.
     labels, scores = np.array([1, 0, 0]), np.array([0.82, 0.84, 0.1])

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import cli, dry_run, pipeline, recipe, storage, tables
+from ray_pipeline import RelevanceModel, cli, dry_run, pipeline, recipe, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.text import normalise
+from ray_pipeline.train import ADAPTER
 from ray_pipeline.validation import command
 
 
@@ -170,6 +171,18 @@ def test_outputs_are_a_report_metrics_and_submissions(finished: dict[str, Any]) 
     assert [row["id"] for row in rows] == [row["id"] for row in raw]
     assert [row["origin_query"] for row in rows] == [row["origin_query"] for row in raw]
     assert {row["prediction"] for row in rows} <= {0, 1}
+
+
+def test_an_adapter_with_the_run_s_decision_answers_as_the_run_did(finished: dict[str, Any]) -> None:
+    file = finished["folder"] / "out" / f"decision-{finished['recipe'].name}.json"
+    loaded = RelevanceModel.load(storage.join(artifact(finished, "train").url, ADAPTER), device="cpu", decision=file)
+    pairs = {row["pair_id"]: row for row in artifact(finished, "dedupe").read().to_pylist()}
+    answered = [row for row in artifact(finished, "evaluate").read().to_pylist() if row["split"] == "test"][:200]
+    some = [pairs[row["pair_id"]] for row in answered]
+    texts = {"queries": "query", "targets": "target", "languages": "language"}
+    asked = {name: [row[column] for row in some] for name, column in texts.items()}
+    np.testing.assert_allclose(loaded.probability(**asked), [row["probability"] for row in answered], atol=1e-5)
+    assert loaded.predict(**asked).tolist() == [row["prediction"] for row in answered]
 
 
 def test_no_file_of_a_run_holds_the_key(finished: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The threshold against brute force."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score  # type: ignore[import-untyped, unused-ignore]
@@ -61,6 +63,30 @@ def test_all_positive_may_be_best() -> None:
 def test_errors_say_what_to_do(labels: list[int], scores: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose(np.array(labels, dtype=np.int8), np.array(scores))
+
+
+def test_cuts_of_groups_are_the_best_for_all_rows_together() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        labels, places = generator.integers(0, 2, 24).astype(np.int8), generator.integers(0, 3, 24)
+        scores = (generator.integers(0, 8, 24) / 8 + labels * 0.1).astype(np.float32)
+        task = choose(labels, scores)
+        found = by_group(labels, scores, places, ["a", "b", "c"], task, min_rows=1, shrinkage=0)
+        reached = f1_score(labels, scores >= np.array([one.threshold for one in found], np.float32)[places])
+        levels = [np.unique(scores[places == place]) if found[place].best is not None else [task] for place in range(3)]
+        possible = (f1_score(labels, scores >= np.array(cuts)[places]) for cuts in itertools.product(*levels))
+        assert reached == pytest.approx(max(possible), abs=1e-12)
+
+
+def test_a_weak_group_does_not_answer_relevant_always_where_scores_are_calibrated() -> None:
+    generator = np.random.default_rng(1)
+    odds = np.concatenate([generator.normal(2, 3, 4000), generator.normal(-1.5, 0.7, 4000)])
+    scores = (1 / (1 + np.exp(-odds))).astype(np.float32)
+    labels, places = (generator.random(8000) < scores).astype(np.int8), np.repeat([0, 1], 4000)
+    task = choose(labels, scores)
+    found = by_group(labels, scores, places, ["strong", "weak"], task, min_rows=100, shrinkage=400)
+    assert choose(labels[places == 1], scores[places == 1]) < 0.2 < task - 0.1  # by its own F1 nearly all are relevant
+    assert abs(found[1].threshold - task) < 0.1
 
 
 def test_groups_are_drawn_towards_the_task() -> None:

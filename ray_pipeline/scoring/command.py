@@ -9,9 +9,12 @@ from typing import NoReturn, get_args
 
 from ray_pipeline import cli, problems, runtime, storage
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.decision import Decision
+from ray_pipeline.errors import InputError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Engine, Runtime
-from ray_pipeline.scoring import adapters, job, relevance, rows, vllm
+from ray_pipeline.scoring import adapters, decided, job, relevance, rows, vllm
+from ray_pipeline.scoring.adapters import Adapter
 from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.train import card
 
@@ -49,7 +52,15 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--output", required=True, metavar="FOLDER", help="folder or s3:// url of the shards; another run's is refused")
     add("--columns", nargs="+", type=_column, default=[], metavar="WHAT=COLUMN",
         help=f"which column holds what: {', '.join(rows.COLUMNS)}")  # fmt: skip
-    add("--threshold", type=float, help="a row is relevant from this score on (the adapter's own, else 0.5)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--threshold", type=float, help="a row is relevant from this score on (the adapter's own, else 0.5)"
+    )
+    how.add_argument(
+        "--decision",
+        metavar="FILE",
+        help="decision-<recipe>.json of the run that made the adapters: its calibration and thresholds",
+    )
     add("--base", help="the adapter's base model, where it is kept elsewhere than at training")
     add(
         "--unchecked-base",
@@ -61,6 +72,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
         choices=("parquet", "csv", "jsonl"),
         default="parquet",
         help="also write each shard as (%(default)s)",
+    )
+    add(
+        "--max-rejected-share",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="of the rows; with more the job fails, and keeps what is scored (%(default)s)",
     )
     add(
         "--engine",
@@ -97,36 +115,58 @@ def _score(options: argparse.Namespace) -> int:
         vllm.check(len(options.adapter), options.gpus_per_worker)
     chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
     first = chosen[0].saved
+    _check_apart(options.input, options.output)
     files = rows.find(options.input)
-    columns = rows.columns(files[0], first.task, dict(options.columns), Prompt(first.task, first.prompt).optional)
-    threshold = relevance.threshold(chosen) if options.threshold is None else options.threshold
+    decision = _decision(options, chosen)
+    needed = [*Prompt(first.task, first.prompt).optional, *(["language"] if decision.by == "language" else [])]
+    columns = rows.columns(files, first.task, dict(options.columns), needed)
     where = Runtime(
         address=options.address, gpus_per_worker=options.gpus_per_worker, cpus_per_worker=options.cpus_per_worker
     )
     wanted = job.Job(
-        files, columns, relevance.fingerprint(chosen), threshold, _full(options.output), options.format,
+        files, columns, relevance.fingerprint(chosen), decision, _full(options.output), options.format,
         options.shard_rows, options.workers, where,
         card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None, options.engine,
+        options.max_rejected_share,
     )  # fmt: skip
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
     batches = Batches(options.batch_rows, options.batch_tokens)
     found = job.run(wanted, partial(Scorer, chosen, device, batches, options.engine))
-    print(_account(found, threshold))
+    print(_account(found, decision))
     return problems.DONE
+
+
+def _check_apart(inputs: Sequence[str], output: str) -> None:
+    for path in inputs:
+        if _full(output).startswith(_full(path).rstrip("/") + "/"):
+            raise InputError(
+                f"{output}: lies in the input {path}, where a second run would read it: name another --output"
+            )
+
+
+def _decision(options: argparse.Namespace, chosen: Sequence[Adapter]) -> Decision:
+    if options.decision:
+        return decided.read(_full(options.decision), chosen)
+    return Decision(relevance.threshold(chosen) if options.threshold is None else options.threshold)
+
+
+def _besides(decision: Decision) -> str:
+    own = "" if decision.by == "task" else f", or by {decision.by.replace('_', ' ')}"
+    return own + ("" if decision.calibration.kind == "none" else f", calibrated by {decision.calibration.kind}")
 
 
 def _full(url: str) -> str:
     return url if storage.is_remote(url) else os.path.abspath(os.path.expanduser(url))
 
 
-def _account(found: Artifact, threshold: float) -> str:
+def _account(found: Artifact, decision: Decision) -> str:
     manifest = found.manifest
     lines = [f"{manifest.rows_in} rows in, {manifest.rows_out} scored, {manifest.rows_rejected} rejected"]
     lines += [f"  {reason}: {count}" for reason, count in manifest.reasons.items()]
     lines += [
         f"{manifest.extra['truncated']} prompts were cut, {manifest.extra['repeated']} rows had an equal one scored; "
-        f"relevant from {threshold:.4f} on; {manifest.seconds:.1f} s",
+        f"relevant from {decision.threshold:.4f} on{_besides(decision)}; {manifest.seconds:.1f} s",
         found.url,
     ]
     if repeated := manifest.extra.get("repeated_ids"):

@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from ray_pipeline import artifact, runtime, shards, storage, tables
+from ray_pipeline import artifact, claim, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.chance import Hashes
+from ray_pipeline.decision import Decision
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.prompt import SHOWN
 from ray_pipeline.rawfiles import RawFile
 from ray_pipeline.recipe import Engine, Runtime
-from ray_pipeline.scoring import rows
+from ray_pipeline.scoring import decided, rows
 from ray_pipeline.scoring.rows import Columns, Piece
 from ray_pipeline.scoring.scorer import Scored
 from ray_pipeline.shards import Result, Source
@@ -35,7 +36,7 @@ IDS_AT_ONCE = 1 << 24
 IDS_OF_SHARDS = 16
 """Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Format = Literal["parquet", "csv", "jsonl"]
 Score = Callable[[list[dict[str, Any]]], Scored]
 
@@ -48,7 +49,7 @@ class Job:
     columns: Columns
     adapter: str
     """Fingerprint of what scores."""
-    threshold: float
+    decision: Decision
     output: str
     format: Format = "parquet"
     shard_rows: int = 50_000
@@ -58,28 +59,35 @@ class Job:
     unchecked_base: str | None = None
     """Digest of a base that nothing but the user's word says to be the adapter's."""
     engine: Engine = "transformers"
+    max_rejected_share: float = 0.05
+    """With more, the job ends without a manifest; no part of what the shards are."""
 
     @property
     def config(self) -> dict[str, Any]:
         """What decides the shards' content, besides files and adapter."""
-        names = ("threshold", "format", "shard_rows")
         engine = {} if self.engine == "transformers" else {"engine": self.engine}
-        return {"columns": asdict(self.columns)} | {name: getattr(self, name) for name in names} | engine
+        own = {} if self.decision == Decision(self.decision.threshold) else {"decision": asdict(self.decision)}
+        rest = {"threshold": self.decision.threshold, "format": self.format, "shard_rows": self.shard_rows}
+        return {"columns": asdict(self.columns)} | rest | engine | own
 
 
 class Work:
     """Scores a table of `rows.CHECKED`; a row that is refused keeps its reason."""
 
-    def __init__(self, make: Callable[[], Score], adapter: str, threshold: float) -> None:
-        self._score, self._adapter, self._threshold = make(), adapter, np.float32(threshold)
+    def __init__(self, make: Callable[[], Score], adapter: str, decision: Decision) -> None:
+        self._score, self._adapter, self._decision = make(), adapter, decision
 
     def __call__(self, table: pa.Table) -> Result:
         sound = table.filter(table.column("reason").is_null())
         found = self._score(sound.select(SHOWN).to_pylist())
         one = pa.array([self._adapter], pa.string())
+        spoken, targets = (sound.column(name).to_pylist() for name in ("language", "target"))
+        answers = decided.answers(self._decision, found.scores, spoken, targets)
         columns = {
             "score": found.scores,
-            "prediction": (found.scores >= self._threshold).astype(np.int8),
+            "probability": answers.probabilities,
+            "threshold": answers.thresholds,
+            "prediction": answers.predictions,
             "truncated": found.truncated,
             "adapter": one.take(pa.array(np.zeros(sound.num_rows, np.int8))),
         }
@@ -95,8 +103,14 @@ class Work:
 def run(job: Job, make: Callable[[], Score]) -> Artifact:
     """Score what is not scored yet, `make()` on each worker being what scores; Ray must be up.
 
-    Raises InputError for an output folder that holds another run's shards, or the input, and for files without rows.
+    Raises InputError for an output folder that holds another run's shards, or the input, for files without rows or of
+    other columns, and for more rejected rows than the job allows; StoppedError while another run writes there.
     """
+    with claim.held(job.output):
+        return _run(job, make)
+
+
+def _run(job: Job, make: Callable[[], Score]) -> Artifact:
     started = time.monotonic()
     files = [file.url for file in job.files]
     hashes = storage.for_each(storage.content_hash, files)
@@ -107,12 +121,12 @@ def run(job: Job, make: Callable[[], Score]) -> Artifact:
     if finished is not None:
         return finished
     runtime.check_room(job.runtime)
-    pieces = rows.pieces(job.files, job.shard_rows)
+    pieces = rows.pieces(job.files, job.shard_rows, job.columns)
     if not pieces:
         raise InputError(f"{', '.join(files[:3])}: holds no rows; check --input")
     counts = shards.map_shards(
         [Source(name, piece.part.file.url, piece.rows or 0) for name, piece in pieces.items()],
-        partial(Work, make, job.adapter, job.threshold),
+        partial(Work, make, job.adapter, job.decision),
         job.output,
         tables.SCORED_PAIRS,
         workers=runtime.worker_count(job.workers, job.runtime.cpus_per_worker, job.runtime.gpus_per_worker),
@@ -122,9 +136,22 @@ def run(job: Job, make: Callable[[], Score]) -> Artifact:
         read=partial(_read, pieces, job.columns),
         write=partial(_write, job.format),
     )
+    _check_rejected(job, counts)
     extra = {name: int(counts.extra.get(name, 0)) for name in ("truncated", "repeated")}
     extra["repeated_ids"] = repeated_ids(job.output, counts.rows_out) if job.columns.id else 0
     return artifact.commit(job.output, STAGE, job.config, inputs, counts, time.monotonic() - started, extra)
+
+
+def _check_rejected(job: Job, counts: Counts) -> None:
+    """A job that has refused most of its rows must not look like one that is done."""
+    if counts.rows_rejected <= job.max_rejected_share * counts.rows_in:
+        return
+    why = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.reasons.items()))
+    raise InputError(
+        f"{job.output}: {counts.rows_rejected} of {counts.rows_in} rows were rejected ({why}), more than "
+        f"--max-rejected-share {job.max_rejected_share:g} allows; look at its folder rejected, then mend the input, or "
+        "run the same command with a higher share: what is scored is kept"
+    )
 
 
 def repeated_ids(folder: str, rows: int, at_once: int = IDS_AT_ONCE) -> int:
@@ -183,7 +210,8 @@ def _claim(job: Job, inputs: Mapping[str, str]) -> None:
     """Make the output folder this run's; raises InputError if it is another's, naming both."""
     if any(file.url.startswith(job.output.rstrip("/") + "/") for file in job.files):
         raise InputError(f"{job.output}: holds the input, too: name another --output")
-    mine, url = {"version": SCHEMA_VERSION, "config": job.config, "inputs": dict(inputs)}, storage.join(job.output, RUN)
+    run, url = {"version": SCHEMA_VERSION, "config": job.config, "inputs": dict(inputs)}, storage.join(job.output, RUN)
+    mine = json.loads(json.dumps(run))  # as it is read back
     try:
         theirs = json.loads(storage.read_bytes(url))
     except FileNotFoundError:

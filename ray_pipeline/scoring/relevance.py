@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError, ModelError
-from ray_pipeline.scoring import adapters
+from ray_pipeline.scoring import adapters, decided
 from ray_pipeline.scoring.adapters import Adapter
 from ray_pipeline.scoring.scorer import Batches, Scorer
 
 DEFAULT_THRESHOLD = 0.5
+ROWS_AT_ONCE = 50_000
+"""Whose tokens are held."""
 Folder = str | os.PathLike[str]
 Texts = Iterable[str]
 
@@ -20,11 +24,12 @@ Texts = Iterable[str]
 class RelevanceModel:
     """Scores pairs of a query and a target with one adapter, or with the mean of several on one base."""
 
-    def __init__(self, chosen: Sequence[Adapter], scorer: Scorer) -> None:
+    def __init__(self, chosen: Sequence[Adapter], scorer: Scorer, decision: Decision | None = None) -> None:
         """See `load`."""
         self._adapters, self._scorer = chosen, scorer
+        self._decision = decision or Decision(threshold(chosen))
         self.task = chosen[0].saved.task
-        self.threshold = threshold(chosen)
+        self.threshold = self._decision.threshold
         self.fingerprint = fingerprint(chosen)
 
     @classmethod
@@ -35,17 +40,21 @@ class RelevanceModel:
         batch_rows: int = 64,
         base: str | None = None,
         check_base: bool = True,
+        decision: Folder | None = None,
     ) -> Self:
         """Load an adapter, or several to average, from local folders or `s3://` urls.
 
         `device` is a torch device or `auto`: the GPU if there is one. `base` names the base where it is kept elsewhere
         than at training; `check_base` false takes one that cannot be told to be the same, such as a folder in place of
-        a hub model. Raises ModelError for a folder without an adapter, a device that is not there, a base that is
-        another than the training's, and adapters that differ in task, base, head, precision or prompt.
+        a hub model. `decision` is the file `decision-<recipe>.json` of the run that made the adapters: `predict` and
+        `probability` then follow its calibration and thresholds. Raises ModelError for a folder without an adapter, a
+        device that is not there, a base that is another than the training's, adapters that differ in task, base, head,
+        precision or prompt, and a decision about others; InputError for a decision that cannot be read.
         """
         folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
         chosen = adapters.read([os.fspath(one) for one in folders], base, check_base)
-        return cls(chosen, Scorer(chosen, _device(device), Batches(batch_rows)))
+        own = None if decision is None else decided.read(os.fspath(decision), chosen)
+        return cls(chosen, Scorer(chosen, _device(device), Batches(batch_rows)), own)
 
     def score(
         self, queries: Texts, targets: Texts, queries_en: Texts | None = None, languages: Texts | None = None
@@ -56,14 +65,20 @@ class RelevanceModel:
         prompt shows them. Raises InputError for lengths that differ and for what is not text or empty, ModelError for a
         score that is not finite.
         """
-        rows = self._rows(queries, targets, queries_en, languages)
+        return self._scores(self._rows(queries, targets, queries_en, languages))
+
+    def _scores(self, rows: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
         if not rows:
             return np.zeros(0, np.float32)
+        parts = [self._part(rows[start : start + ROWS_AT_ONCE], start) for start in range(0, len(rows), ROWS_AT_ONCE)]
+        return np.concatenate(parts)
+
+    def _part(self, rows: list[dict[str, Any]], start: int) -> npt.NDArray[np.float32]:
         scored = self._scorer(rows)
         for number, reason in enumerate(scored.reasons):
             if reason is not None:
                 raise ModelError(
-                    f"row {number} ({rows[number]['query']!r}): {reason}; look at its text and the adapter"
+                    f"row {start + number} ({rows[number]['query']!r}): {reason}; look at its text and the adapter"
                 )
         return scored.scores
 
@@ -75,12 +90,24 @@ class RelevanceModel:
         threshold: float | None = None,
         languages: Texts | None = None,
     ) -> npt.NDArray[np.int8]:
-        """Whether pairs are relevant, 0 or 1 `[n]` int8: where the score is at least the threshold, see `score`.
+        """Whether pairs are relevant, 0 or 1 `[n]` int8: where the probability is at least the threshold.
 
-        `threshold` null: the adapter's own, chosen on the tune part; 0.5 if it has none.
+        `threshold` null: the decision's, by language or category where it has such; else the adapter's own, chosen on
+        the tune part; 0.5 if it has none. Raises as `score`, and InputError where thresholds go by language and no
+        `languages` are given.
         """
-        cut = self.threshold if threshold is None else threshold
-        return (self.score(queries, targets, queries_en, languages) >= np.float32(cut)).astype(np.int8)
+        decision = self._decision if threshold is None else replace(self._decision, threshold=threshold, by="task")
+        if decision.by == "language" and languages is None:
+            raise InputError("languages: this decision's thresholds go by language: give a code for each query")
+        rows = self._rows(queries, targets, queries_en, languages)
+        spoken, read = [row.get("language") for row in rows], [row["target"] for row in rows]
+        return decided.answers(decision, self._scores(rows), spoken, read).predictions
+
+    def probability(
+        self, queries: Texts, targets: Texts, queries_en: Texts | None = None, languages: Texts | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Scores as the decision calibrates them, `[n]` float32; the scores themselves without a calibration."""
+        return self._decision.calibration.apply(self.score(queries, targets, queries_en, languages))
 
     def _rows(
         self, queries: Texts, targets: Texts, queries_en: Texts | None, languages: Texts | None

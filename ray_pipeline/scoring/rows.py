@@ -1,7 +1,9 @@
 """Rows to score: raw files of any size cut into pieces, and a piece read as a checked table, column by column."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -66,13 +68,16 @@ def find(paths: Sequence[str]) -> list[RawFile]:
     return rawfiles.find("input", list(dict.fromkeys(files)), "auto")
 
 
-def columns(file: RawFile, task: str, chosen: Mapping[str, str], needed: Sequence[str] = ()) -> Columns:
-    """The columns that were chosen, else those of the usual names that a file has.
+def columns(files: Sequence[RawFile], task: str, chosen: Mapping[str, str], needed: Sequence[str] = ()) -> Columns:
+    """The columns that were chosen, else those of the usual names that the first file with any rows has.
 
     Raises InputError where query, target or what else is `needed` of a row is in none.
     """
-    there, found = _names(file), dict(chosen)
-    usual = {"query": ("query", "origin_query"), "target": ("target", submission.TARGET_KEYS[task])}
+    file, there = next(((one, names) for one in files if (names := _names(one))), (files[0], set[str]()))
+    found, usual = (
+        dict(chosen),
+        {"query": ("query", "origin_query"), "target": ("target", submission.TARGET_KEYS[task])},
+    )
     for name in COLUMNS:
         column = next((column for column in usual.get(name, (name,)) if column in there), None)
         if column is not None:
@@ -91,27 +96,40 @@ def _names(file: RawFile) -> set[str]:
     return {name for _, record in first if not isinstance(record, Unreadable) for name in record}
 
 
-def pieces(files: Sequence[RawFile], rows: int) -> dict[str, Piece]:
+def pieces(files: Sequence[RawFile], rows: int, columns: Columns) -> dict[str, Piece]:
     """Pieces of at most so many rows by the names of their shards, in the order of the input.
 
-    Parquet is cut by its footer alone; JSON Lines and CSV are read once to see where their rows end.
+    Parquet is cut by its footer alone; JSON Lines and CSV are read once to see where their rows end. Raises InputError
+    for a Parquet file that lacks one of the columns, or has an `id` or `language` that the others are read without.
     """
-    cut = storage.for_each(lambda file: _pieces(file, rows), files, lambda file: file.url)
+    cut = storage.for_each(lambda file: _pieces(file, rows, columns), files, lambda file: file.url)
     found = [piece for some in cut for piece in some]
     return {f"part-{number:06d}.parquet": piece for number, piece in enumerate(found)}
 
 
-def _pieces(file: RawFile, rows: int) -> list[Piece]:
+def _pieces(file: RawFile, rows: int, columns: Columns) -> list[Piece]:
     if file.format != "parquet":
         return [Piece(part) for part in rawfiles.cut(file, rows)]
     found, before = [], 0
     with storage.open_parquet(file.url, rawfiles.REMEDY) as parquet:
+        if parquet.metadata.num_rows:
+            _check_alike(file, set(parquet.schema_arrow.names), columns)
         for group in range(parquet.num_row_groups):
             count = parquet.metadata.row_group(group).num_rows
             part = Slice(file, group, group + 1, before)
             found += [Piece(part, skip, min(rows, count - skip)) for skip in range(0, count, rows)]
             before += count
     return found
+
+
+def _check_alike(file: RawFile, there: set[str], columns: Columns) -> None:
+    _check_columns(file, there, columns.named.values())
+    for name in ("id", "language"):
+        if name in there and getattr(columns, name) is None:
+            raise InputError(
+                f"{file.url}: has a column {name!r}, which the first file lacks: score files of other columns by "
+                "themselves"
+            )
 
 
 def read(piece: Piece, columns: Columns) -> pa.Table:
@@ -190,7 +208,15 @@ def _value(name: str, value: Any) -> tuple[str | None, str | None]:
             return None, "invalid UTF-8"
     if isinstance(value, dict | list):
         return None, f"{name} is not text"
+    if isinstance(value, float | Decimal):  # a column of ids becomes floats where one is missing
+        return _number(value), None
     return (None if value is None else str(value)), None
+
+
+def _number(value: float | Decimal) -> str | None:
+    if math.isnan(value):
+        return None
+    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
 
 
 def _read_lines(piece: Piece, columns: Columns) -> pa.Table:

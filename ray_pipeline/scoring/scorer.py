@@ -1,5 +1,6 @@
 """Probabilities of rows: prompts encoded, equal ones scored once, adapters averaged, what does not fit halved."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -82,13 +83,19 @@ class Scorer:
         """The scores of several adapters are averaged; engine vllm takes one, and makes batches of its own."""
         saved = adapters[0].saved
         self._prompt = Prompt(saved.task, saved.prompt)
+        self._one_at_a_time = threading.Lock()
         self._engine = Vllm(adapters, device) if engine == "vllm" else Transformers(adapters, device, batches)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Scored:
         """Scores of rows with `query`, `target` and, where the prompt shows it, `query_en`.
 
-        Raises ModelError where not a single row fits the memory.
+        Raises ModelError where not a single row fits the memory. Threads wait for one another: one adapter at a time is
+        active on the base that they share.
         """
+        with self._one_at_a_time:
+            return self._scored(rows)
+
+    def _scored(self, rows: list[dict[str, Any]]) -> Scored:
         encoded = self._prompt.encode(self._engine.tokenizer, rows)
         prompts = [tuple(prompt.ids) for prompt in encoded]
         heads = {tuple(prompt.ids): prompt.head for prompt in encoded}

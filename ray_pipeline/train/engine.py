@@ -89,7 +89,6 @@ class DeepSpeedEngine:
         optimiser, schedule = optimiser_and_schedule(model, rules, steps)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._rules, self._micro, self._step = rules, 0, ExitStack()
-        self._shares_out = given["zero_optimization"]["stage"] > 0
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=trained,
@@ -98,15 +97,18 @@ class DeepSpeedEngine:
             config=given,
         )
         self.model = self._engine
+        width, summed = self._engine.get_data_types()
+        # What is added up on each worker is as wide as the model; other settings want DeepSpeed's own, wider sums.
+        self._once = hasattr(self._engine.optimizer, "_coalesce_grad_reduction") and width == summed
 
     def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
         """See Engine; every worker must have as many parts.
 
-        The workers add up their gradients once a step: an adapter's are few enough to be kept whole until then, and
-        to share out each of its hundreds of tensors after every pass is what would take time.
+        Where DeepSpeed can, the workers add up their gradients once a step: an adapter's are few enough to be kept
+        whole until then, and to share out each of its hundreds of tensors after every pass is what would take time.
         """
         parts = parts or self._rules.accumulation
-        if self._shares_out and not self._micro:
+        if self._once and not self._micro:
             self._step.enter_context(self._engine.coalesce_grad_reduction())
         self._micro = (self._micro + 1) % parts
         self._engine.set_gradient_accumulation_boundary(not self._micro)
@@ -114,6 +116,7 @@ class DeepSpeedEngine:
         if not self._micro:
             self._step.close()
             self._engine.set_gradient_accumulation_boundary(True)  # closing puts back what was set before the step
+        if not (self._once and self._micro):  # within its passes DeepSpeed takes no step
             self._engine.step()
 
     def save(self, folder: Path) -> None:

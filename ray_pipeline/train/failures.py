@@ -5,6 +5,8 @@ checkpoints, and the driver looks for new ones. A worker lost with its node is t
 """
 
 import logging
+import math
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,9 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray.train import UserCallback
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
 
-from ray_pipeline import storage
-from ray_pipeline.errors import StorageError
+from ray_pipeline import runtime, storage
+from ray_pipeline.errors import PipelineError, StorageError
+from ray_pipeline.recipe import Recipe
 
 LOOK_SECONDS = 10.0
 LONGEST = 300
@@ -73,6 +79,31 @@ def told(folder: str, tries: int) -> Iterator[None]:
     finally:
         over.set()
         teller.join()
+
+
+def starts(wait_seconds: float) -> int:
+    """How often Ray may try to start the workers until so long is over; it gives up each try after a time of its own.
+
+    Ray counts over a whole training, so that the waits for several lost nodes share the time.
+    """
+    limit = os.environ.get(constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR)
+    return math.ceil(wait_seconds / float(limit or constants.DEFAULT_WORKER_GROUP_START_TIMEOUT_S))
+
+
+@contextmanager
+def no_room_told(recipe: Recipe) -> Iterator[None]:
+    """Say as a PipelineError that the nodes which the workers need have not come in time."""
+    try:
+        yield
+    except ControllerError as error:
+        if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise
+        each = ", ".join(f"{name} {amount:g}" for name, amount in runtime.model_worker(recipe.runtime).items())
+        raise PipelineError(
+            f"the cluster has had no room for {recipe.train.workers} × {each} in {recipe.runtime.wait_seconds:g} s "
+            "(runtime.wait_seconds) of this training: look at `ray status` for nodes that were lost or do not come and "
+            "for what other jobs hold, ask for less, or wait longer; the same command goes on from the last checkpoint"
+        ) from error
 
 
 def _show(said: str, number: int, tries: int) -> None:

@@ -42,7 +42,8 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
     """Merge an adapter's folder or `s3://` url into its base and write the model, as safetensors, with its tokenizer.
 
     The precision is bfloat16, or float32 for an adapter that was trained so; the tolerance that precision's rounding.
-    Raises ModelError where a score moves further, StorageError where the output is not empty.
+    Raises ModelError where a score moves further, or the adapter's weights are not all put on; StorageError where the
+    output is not empty. That the base is the training's is `scoring.adapters.read`'s to say.
     """
     import torch
 
@@ -59,9 +60,10 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
         folder = storage.local_folder(adapter, Path(place) / "adapter")
         made = Path(place) / "merged"
         saved.verify_adapter(folder)
-        before = loop.score(
-            model.load_adapter(found.train, folder, device), prompts, tokenizer.pad_token_id, device, BATCH_ROWS
-        )
+        apart = model.load_adapter(found.train, folder, device)
+        saved.check_whole(apart.model, folder, found.train.model)
+        before = loop.score(apart, prompts, tokenizer.pad_token_id, device, BATCH_ROWS)
+        del apart  # the device may have no room for the base twice
         _write(found, folder, chosen, made)
         tokenizer.save_pretrained(made)
         alone = found.train.model_copy(update={"model": str(made), "revision": None, "precision": chosen})

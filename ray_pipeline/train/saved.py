@@ -1,6 +1,7 @@
 """Whether a saved adapter can be used: finite, moved, and on a fresh base the scores that it had in memory."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
 from ray_pipeline.train.batches import Examples
 
+WEIGHTS = "adapter_model.safetensors"
 SAMPLE_ROWS = 64
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.05, "nf4": 0.05}
 """Of probabilities. A 16-bit forward rounds each layer's output to 8 bits, and differs with the batch a row is in."""
@@ -19,12 +21,26 @@ def verify_adapter(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    weights = load_file(folder / "adapter_model.safetensors")
+    weights = load_file(folder / WEIGHTS)
     moved = [name for name, weight in weights.items() if "lora_B" in name and bool(weight.any())]
     broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
     if broken or not moved:
         what = f"{broken[0]} is not finite" if broken else "no weight has moved from where it started"
         raise ModelError(f"{folder}: the saved adapter cannot be used: {what}; lower train.learning_rate and run again")
+
+
+def check_whole(put_on: Any, folder: Path, base: str) -> None:
+    """Raise ModelError unless the model that was made of a base has just the folder's weights: peft skips others."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(folder / WEIGHTS), "pt") as file:
+        odd = sorted(set(get_peft_model_state_dict(put_on)) ^ set(file.keys()))
+    if odd:
+        raise ModelError(
+            f"{folder}: does not fit its base {base}: {len(odd)} weights are in one of the two only, the first is "
+            f"{odd[0]}; put the adapter's own base there, or train it again"
+        )
 
 
 def compare(

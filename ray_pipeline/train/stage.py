@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, claim, cross_task, errors, folds, models, runtime, storage, tables
+from ray_pipeline import artifact, claim, cross_task, errors, folds, models, runtime, s3, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.folds import Fold
 from ray_pipeline.recipe import Recipe
@@ -20,6 +20,11 @@ RUN_NAME = "run"
 CURVES = "part-{:05d}.parquet"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of a run's checkpoints."""
+CHECKPOINT = "checkpoint_"
+"""Begins the name of a checkpoint's folder beside it."""
+PATIENCE_SECONDS = 4 * 3600
+"""How long workers wait for each other: the others stand by while one downloads a large base for the first time. That a
+worker is dead does not wait for it: Ray notices by itself."""
 LOG = logging.getLogger(__name__)
 
 
@@ -41,19 +46,21 @@ def _fit(context: Context, fold: Fold | None) -> Any:
     job = work.Job(
         recipe=recipe,
         encoded=context.inputs["encode"],
-        dropped=_dropped(context),
+        dropped=_dropped(context) | _dropped(context, cross_task.VERDICTS),
         settings=settings.read(recipe.train),
         folder=folder,
         base=card.base_digest(recipe.train.model, recipe.train.revision),
-        fingerprint="-".join([storage.name(context.folder), *([fold.name] if fold else [])]),
+        fingerprint=folds.fingerprint(storage.name(context.folder), fold),
         fold=fold,
         start=_start(context),
         joint=context.inputs.get(cross_task.JOINT),
+        left=_checkpoints(storage.join(folder, RUN_NAME)),
     )
+    filesystem, path = _for_ray(folder)
     trainer = TorchTrainer(
         work.work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=PATIENCE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=recipe.train.workers,
             use_gpu=bool(gpus),
@@ -61,14 +68,23 @@ def _fit(context: Context, fold: Fold | None) -> Any:
         ),
         run_config=RunConfig(
             name=RUN_NAME,
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=recipe.runtime.max_failures),
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(
+                max_failures=recipe.runtime.max_failures,
+                controller_failure_limit=failures.starts(recipe.runtime.wait_seconds) - 1,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[failures.Leave(noted)],
         ),
     )
-    with failures.told(noted, recipe.runtime.max_failures):
+    with failures.told(noted, recipe.runtime.max_failures), failures.no_room_told(recipe):
         return trainer.fit()
+
+
+def _for_ray(folder: str) -> tuple[Any, str]:
+    """(file system, path in it) of a folder as Ray Train takes them; of S3 by our own settings, which a url lacks."""
+    return (s3.pyarrow_client(), folder.partition("://")[2]) if s3.is_s3(folder) else (None, folder)
 
 
 def run(context: Context) -> Outcome:
@@ -86,7 +102,8 @@ def run(context: Context) -> Outcome:
     rows = encoded.manifest.rows_out - len(dropped)
     extra = {"training_rows": _training_rows(encoded) - len(dropped), "damaged_checkpoints": damaged}
     if cross_task.JOINT in context.inputs:
-        extra["joint_rows"] = _training_rows(context.inputs[cross_task.JOINT])
+        left_out = _dropped(context, cross_task.VERDICTS)
+        extra["joint_rows"] = _training_rows(context.inputs[cross_task.JOINT]) - len(left_out)
     return Outcome(Counts(rows, rows), extra | _figures(context.folder))
 
 
@@ -111,9 +128,9 @@ def _figures(folder: str) -> dict[str, float]:
     return {"evaluations": curves.num_rows, "padding_waste": round(1 - tokens / padded, 4)}
 
 
-def _dropped(context: Context) -> frozenset[str]:
-    """Ids of the rows that the self-validation leaves out, if there is one."""
-    verdicts = context.inputs.get("self_validation")
+def _dropped(context: Context, name: str = "self_validation") -> frozenset[str]:
+    """Ids of the rows that a self-validation, this task's or the other's, leaves out, if there is one."""
+    verdicts = context.inputs.get(name)
     rejected = verdicts.rejected() if verdicts is not None else None
     return frozenset(rejected.column("pair_id").to_pylist()) if rejected is not None else frozenset()
 
@@ -138,15 +155,22 @@ def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[st
 
 
 def _forget_if_unreadable(run: str) -> None:
-    """Begin anew where Ray's own list of checkpoints was only half written, by which no checkpoint can be found."""
+    """Drop Ray's own list of checkpoints where it was only half written: a worker finds them without it."""
     url = storage.join(run, SNAPSHOT)
     try:
         json.loads(storage.read_bytes(url))
     except FileNotFoundError:
         return
     except ValueError:
-        LOG.warning("%s: is damaged, so training begins anew", url)
-        storage.remove_tree(run)
+        LOG.warning("%s: is damaged, so training goes on from the newest whole checkpoint beside it", url)
+        storage.remove_file(url)
+
+
+def _checkpoints(run: str) -> tuple[str, ...]:
+    """Urls of all checkpoints in a run's folder, the newest first: their names begin with the time."""
+    beginning = storage.join(run, CHECKPOINT)
+    files = [file.removeprefix(beginning) for file in storage.list_files(run) if file.startswith(beginning)]
+    return tuple(beginning + name for name in sorted({file.split("/")[0] for file in files}, reverse=True))
 
 
 def _raise_problem(folder: str) -> None:

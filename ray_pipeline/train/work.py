@@ -4,7 +4,7 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class Job:
     encoded: Artifact
     """The training set as token ids."""
     dropped: frozenset[str]
-    """Ids of rows that are left out."""
+    """Ids of rows that are left out, of either task."""
     settings: settings.Settings
     """DeepSpeed's."""
     folder: str
@@ -51,6 +51,8 @@ class Job:
     """Url of the adapter that it begins with; null: an empty one."""
     joint: Artifact | None = None
     """The other task's encoded training set, whose train part is learnt from, too."""
+    left: tuple[str, ...] = ()
+    """Urls of an earlier run's checkpoints, the newest first, for where Ray's list of them is lost."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     with ExitStack() as stack:
         opened = trackers.opened(job.recipe, job.fingerprint, folder, job.folder)
         tracked = _together(lambda: stack.enter_context(opened) if worker.rank == 0 else [])
-        _go_on(made)
+        _go_on(made, job.left, folder)
         state = made.run()
     engine.release()
     return state
@@ -146,21 +148,47 @@ def _free_memory() -> None:
     torch.cuda.empty_cache()  # does nothing without a GPU
 
 
-def _go_on(made: Any) -> None:
-    """Let the loop go on from the newest checkpoint that is whole on every worker, if there is any."""
+def _go_on(made: Any, left: Sequence[str], place: Path) -> None:
+    """Let the loop go on from the newest checkpoint that is whole on every worker, if there is any.
+
+    Where none of Ray's list is, those `left` are tried; the one found is reported again, so that the list has it.
+    """
     import ray.train
 
-    if ray.train.get_checkpoint() is None:
-        return
+    reported = ray.train.get_all_reported_checkpoints() if ray.train.get_checkpoint() is not None else []
     damaged = []
-    for kept in reversed(ray.train.get_all_reported_checkpoints()):
+    for kept in reversed(reported):
         with kept.checkpoint.as_directory() as folder:
-            fault = next(filter(None, _gather(checkpoint.fault(Path(folder)))), None)
+            fault = _fault(Path(folder))
             if fault is None:
                 made.resume(Path(folder))
                 break
             damaged.append(f"{storage.name(kept.checkpoint.path)}: {fault}")
+    else:
+        known = {storage.name(kept.checkpoint.path) for kept in reported}
+        for url in left:  # one that Ray never listed may well be half written, so it is passed over without a word
+            if storage.name(url) not in known and _taken_up(made, url, place / "left"):
+                break
     made.state.damaged += damaged
+
+
+def _taken_up(made: Any, url: str, copy: Path) -> bool:
+    """Let the loop go on from an earlier run's checkpoint if it is whole on every worker, and report it."""
+    import ray.train
+
+    shutil.rmtree(copy, ignore_errors=True)
+    folder = storage.local_folder(url, copy)
+    if _fault(folder) is not None:
+        return False
+    made.resume(folder)
+    whole = ray.train.Checkpoint.from_directory(str(folder)) if _rank() == 0 else None
+    ray.train.report(made.state.history[-1], checkpoint=whole)
+    return True
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint on the first worker that finds it so."""
+    return next(filter(None, _gather(checkpoint.fault(folder))), None)
 
 
 def _data(

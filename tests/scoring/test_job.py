@@ -16,11 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_pipeline import RelevanceModel, artifact, storage, tables
-from ray_pipeline.errors import InputError
-from ray_pipeline.scoring import command, rows
+from ray_pipeline.calibration import Calibration
+from ray_pipeline.decision import Decision
+from ray_pipeline.errors import InputError, ModelError
+from ray_pipeline.scoring import command, decided, rows
+from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.scoring.job import Job, Work, repeated_ids, run
 from ray_pipeline.scoring.rows import Columns
 from ray_pipeline.scoring.scorer import NOT_FINITE, Scored
+from ray_pipeline.threshold import Own
 from ray_pipeline.train import loop
 
 from .made_adapters import adapter
@@ -55,7 +59,9 @@ def pairs(folder: Path, count: int = 40) -> str:
 
 
 def job(folder: str, output: str, **changes: Any) -> Job:
-    made = Job(rows.find([folder]), Columns("query", "target", "id"), "f1", 0.2, output, shard_rows=10, workers=1)
+    made = Job(
+        rows.find([folder]), Columns("query", "target", "id"), "f1", Decision(0.2), output, shard_rows=10, workers=1
+    )
     return replace(made, **changes)
 
 
@@ -76,7 +82,9 @@ def test_a_table_becomes_scores_and_rejected_rows() -> None:
         }
         for i, text in enumerate(texts)
     ]
-    result = Work(lambda: Lengths(Path(os.devnull)), "f1", 0.2)(pa.Table.from_pylist(found, schema=rows.CHECKED))
+    result = Work(lambda: Lengths(Path(os.devnull)), "f1", Decision(0.2))(
+        pa.Table.from_pylist(found, schema=rows.CHECKED)
+    )
     assert result.table.schema == tables.SCORED_PAIRS
     assert result.table.select(["id", "prediction", "adapter"]).to_pylist() == [
         {"id": "0", "prediction": 0, "adapter": "f1"}, {"id": "3", "prediction": 1, "adapter": "f1"},
@@ -119,7 +127,10 @@ def test_a_folder_of_another_run_is_refused_and_both_are_named(ray_up: None, tmp
     run(job(folder, output), make)
     refusals: dict[str, dict[str, Any]] = {
         "its adapter is f1, this run's is f2": {"adapter": "f2"},
-        "its threshold is 0.2, this run's is 0.3": {"threshold": 0.3},
+        "its threshold is 0.2, this run's is 0.3": {"decision": Decision(0.3)},
+        "its decision is none, this run's is .*temperature": {
+            "decision": Decision(0.2, Calibration("temperature", 2.0))
+        },
         "its format is parquet, this run's is csv": {"format": "csv"},
         "its input unchecked base is none, this run's is b1": {"unchecked_base": "b1"},
         "its columns is .*'id': 'id'.*'id': None": {"columns": Columns("query", "target")},
@@ -149,6 +160,10 @@ def test_the_command_scores_as_the_model_in_a_notebook_does(
     arguments = ["--adapter", saved, "--input", str(tmp_path / "*.jsonl"), "--output", str(tmp_path / "out")]
     arguments += ["--columns", "query=search", "target=title", "id=key", "language=lang"]
     arguments += ["--shard-rows", "12", "--format", "csv"]
+    assert command.run("test", arguments) == 1
+    assert "2 of 32 rows were rejected (broken JSON: 1, empty target: 1), more than" in capsys.readouterr().err
+    assert not (tmp_path / "out" / artifact.MANIFEST).exists()
+    arguments += ["--max-rejected-share", "0.1"]
     assert command.run("test", arguments) == 0
     said = capsys.readouterr().out
     assert "32 rows in, 30 scored, 2 rejected" in said and "empty target: 1" in said and "broken JSON: 1" in said
@@ -171,6 +186,69 @@ def test_the_command_scores_as_the_model_in_a_notebook_does(
     assert "warning: 1 rows carry an id that another row has, too; every row was scored" in said
     assert command.run("test", [*arguments, "--threshold", "0.9"]) == 1
     assert "its threshold is 0.4, this run's is 0.9" in capsys.readouterr().err
+
+
+def test_the_command_follows_a_run_s_decision_as_the_model_in_a_notebook_does(
+    ray_up: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = adapter(tmp_path / "adapter", seed=1, threshold=0.4)
+    queries, targets = [f"shoe {i}" for i in range(20)], [f"a {i % 3},b" for i in range(20)]
+    scores = RelevanceModel.load(saved, device="cpu").score(queries, targets)
+    task, own = float(np.quantile(scores, 0.3)), float(np.quantile(scores, 0.8))
+    softer = Calibration("isotonic", steps=[(0.0, 0.1), (1.0, 0.8)])
+    cuts = softer.apply(np.array([task, own], np.float32)).tolist()
+    chosen = Decision(cuts[0], softer, "language", [Own("fr", 10, cuts[1], cuts[1])])
+    file = tmp_path / "decision-shop.json"
+    file.write_bytes(decided.dumps(Decided("QC", ["f1"], chosen)))
+    languages = ["fr-CA" if i % 2 else "xx" for i in range(20)]
+    expected = (scores >= np.where(np.arange(20) % 2, own, task).astype(np.float32)).astype(int).tolist()
+    rows_in = zip(queries, targets, languages, strict=True)
+    lines = [json.dumps({"query": query, "target": target, "lang": code}) for query, target, code in rows_in]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    arguments = ["--adapter", saved, "--input", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "out")]
+    arguments += ["--decision", str(file)]
+    assert command.run("test", arguments) == 1
+    assert "has no column 'language'" in capsys.readouterr().err
+    assert command.run("test", [*arguments, "--columns", "language=lang"]) == 0
+    assert ", or by language, calibrated by isotonic;" in capsys.readouterr().out
+    assert command.run("test", [*arguments, "--columns", "language=lang"]) == 0  # as a second call finds it
+    found = artifact.load(str(tmp_path / "out"))
+    assert found is not None
+    table = found.read()
+    assert table.column("prediction").to_pylist() == expected and 0 < sum(expected) < 20
+    np.testing.assert_allclose(table.column("score"), scores, atol=1e-6)
+    np.testing.assert_allclose(table.column("probability"), softer.apply(scores), atol=1e-6)
+    np.testing.assert_allclose(table.column("threshold"), np.where(np.arange(20) % 2, cuts[1], cuts[0]), atol=1e-6)
+    loaded = RelevanceModel.load(saved, device="cpu", decision=file)
+    assert loaded.predict(queries, targets, languages=languages).tolist() == expected
+    np.testing.assert_allclose(loaded.probability(queries, targets), softer.apply(scores), atol=1e-6)
+    assert loaded.predict(queries, targets, threshold=0.99).sum() == 0
+    with pytest.raises(InputError, match="thresholds go by language"):
+        loaded.predict(queries, targets)
+
+
+def test_a_decision_about_other_scores_or_none_is_refused(tmp_path: Path) -> None:
+    saved, file = adapter(tmp_path / "adapter", seed=1), tmp_path / "decision-shop.json"
+    with pytest.raises(InputError, match=r"decision-shop.json: is not there"):
+        RelevanceModel.load(saved, device="cpu", decision=file)
+    file.write_text('{"task": "QC", "adapters": ["f1"], "decision": {}}')
+    with pytest.raises(InputError, match=r"decision.threshold: Field required"):
+        RelevanceModel.load(saved, device="cpu", decision=file)
+    file.write_bytes(decided.dumps(Decided("QC", ["f7", "f8"], Decision(0.5))))
+    with pytest.raises(ModelError, match="was decided for the scores of f7, f8, not of f1"):
+        RelevanceModel.load(saved, device="cpu", decision=file)
+
+
+def test_an_output_within_the_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--adapter", adapter(tmp_path / "adapter"), "--input", pairs(tmp_path / "in")]
+    assert command.run("test", [*arguments, "--output", str(tmp_path / "in" / "scores")]) == 1
+    assert "lies in the input" in capsys.readouterr().err
+
+
+def test_answers_by_top_category() -> None:
+    chosen = Decision(0.5, by="top_category", own=[Own("home", 30, 0.9, 0.8)])
+    found = decided.answers(chosen, np.array([0.7, 0.7], np.float32), [None, None], ["home,tables", "sports,balls"])
+    assert found.predictions.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("at_once", [1000, 7])
@@ -202,7 +280,7 @@ def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
     monkeypatch.setattr(loop, "score", small)
     texts = ["x", "a table of oak", "very long " * 60, "a green table of oak"]
     found = [{"file": "f", "line": i, "id": str(i), "query": text, "target": "a"} for i, text in enumerate(texts)]
-    result = Work(lambda: scorer, "f0", 0.5)(pa.Table.from_pylist(found, schema=rows.CHECKED))
+    result = Work(lambda: scorer, "f0", Decision(0.5))(pa.Table.from_pylist(found, schema=rows.CHECKED))
     assert result.rejected is not None
     assert dict(zip(*result.rejected.select(["id", "reason"]).to_pydict().values(), strict=True)) == {
         "0": NOT_FINITE, "2": "out of memory",

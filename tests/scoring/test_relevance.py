@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from ray_pipeline import RelevanceModel, models, recipe, storage
 from ray_pipeline.errors import InputError, ModelError
 from ray_pipeline.prompt import Prompt
+from ray_pipeline.scoring import relevance
 from ray_pipeline.train import card, loop, model
 
 from . import made_adapters
@@ -180,6 +182,15 @@ def test_a_score_that_is_not_finite_is_not_returned(tmp_path: Path) -> None:
     save_file({name: weight * float("nan") for name, weight in load_file(path).items()}, path)
     with pytest.raises(ModelError, match="row 0 .*not finite"):
         RelevanceModel.load(broken, device="cpu").score(["a"], ["b"])
+
+
+def test_threads_and_many_rows_get_the_scores_of_one(folder: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = RelevanceModel.load([folder, other], device="cpu")
+    expected = both.score(QUERIES, TARGETS)
+    monkeypatch.setattr(relevance, "ROWS_AT_ONCE", 3)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: both.score(QUERIES, TARGETS), range(12)))
+    np.testing.assert_allclose(found, [expected] * 12, atol=1e-6)
 
 
 def test_a_gpu_that_is_not_there_is_named(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

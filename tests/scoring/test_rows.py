@@ -1,6 +1,7 @@
 """Raw files cut into pieces: every row once and in order, whatever the format; what is wrong with a row is said."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def write(folder: Path, format: str, pairs: list[dict[str, Any]] = PAIRS, **opti
 
 
 def read(path: str, size: int, columns: Columns = COLUMNS) -> list[pa.Table]:
-    return [rows.read(piece, columns) for piece in rows.pieces(rows.find([path]), size).values()]
+    return [rows.read(piece, columns) for piece in rows.pieces(rows.find([path]), size, columns).values()]
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
@@ -58,7 +59,7 @@ def test_pieces_are_named_in_the_order_of_the_files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write(tmp_path / name, "jsonl", [{"q": name, "t": str(i)} for i in range(3)])
     (tmp_path / "a" / "_SUCCESS").touch()
-    pieces = rows.pieces(rows.find([str(tmp_path / "b"), str(tmp_path / "a")]), 2)
+    pieces = rows.pieces(rows.find([str(tmp_path / "b"), str(tmp_path / "a")]), 2, Columns("q", "t"))
     assert list(pieces) == [f"part-{i:06d}.parquet" for i in range(4)]
     table = pa.concat_tables(rows.read(piece, Columns("q", "t")) for piece in pieces.values())
     assert table.column("query").to_pylist() == ["b"] * 3 + ["a"] * 3
@@ -95,6 +96,18 @@ def test_what_is_wrong_with_a_row_of_parquet_is_said(tmp_path: Path) -> None:
     assert found.column("reason").to_pylist()[0] == "target is not text"
 
 
+def test_whole_numbers_are_written_without_a_point(tmp_path: Path) -> None:
+    columns = {"q": ["a", "b", "c", "d"], "t": ["x"] * 4, "f": [12345.0, 1.5, float("nan"), None]}
+    table = pa.table(
+        columns | {"d": pa.array([Decimal("7.00"), Decimal("0.50"), None, Decimal(1)], pa.decimal128(9, 2))}
+    )
+    pq.write_table(table, tmp_path / "numbers.parquet")
+    (found,) = read(str(tmp_path / "numbers.parquet"), 100, Columns("q", "t", "f"))
+    assert found.column("id").to_pylist() == ["12345", "1.5", None, None]
+    (found,) = read(str(tmp_path / "numbers.parquet"), 100, Columns("q", "t", "d"))
+    assert found.column("id").to_pylist() == ["7", "0.50", None, "1"]
+
+
 def test_a_row_of_csv_with_too_many_fields_costs_itself_only(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text('q,t\nred,a\nred,a,b\n"two\nlines",c\n')
@@ -105,16 +118,37 @@ def test_a_row_of_csv_with_too_many_fields_costs_itself_only(tmp_path: Path) -> 
 
 def test_the_usual_columns_are_found(tmp_path: Path) -> None:
     (file,) = rows.find([write(tmp_path, "jsonl", [{"origin_query": "a", "category_path": "b", "id": 1}])])
-    assert rows.columns(file, "QC", {}) == Columns("origin_query", "category_path", "id")
-    assert rows.columns(file, "QI", {"target": "id"}) == Columns("origin_query", "id", "id")
+    assert rows.columns([file], "QC", {}) == Columns("origin_query", "category_path", "id")
+    assert rows.columns([file], "QI", {"target": "id"}) == Columns("origin_query", "id", "id")
     with pytest.raises(InputError, match="no column 'other'"):
-        rows.columns(file, "QC", {"language": "other"})
+        rows.columns([file], "QC", {"language": "other"})
     with pytest.raises(InputError, match=r"no column 'target', only \['category_path', 'id', 'origin_query'\]"):
-        rows.columns(file, "QI", {})
+        rows.columns([file], "QI", {})
     with pytest.raises(InputError, match="no column 'query_en'"):
-        rows.columns(file, "QC", {}, ["query_en"])
+        rows.columns([file], "QC", {}, ["query_en"])
     with pytest.raises(InputError, match="no column 'language'"):
-        rows.columns(file, "QC", {}, ["language"])
+        rows.columns([file], "QC", {}, ["language"])
+
+
+def test_columns_are_those_of_the_first_file_with_rows_and_files_without_them_are_refused(tmp_path: Path) -> None:
+    good = {"query": "a", "target": "b", "id": "1"}
+    (tmp_path / "0.csv").write_text("query,target,id\n")
+    (tmp_path / "1.csv").write_text("query,target,id\na,b,1\n")
+    found = rows.columns(rows.find([str(tmp_path / "0.csv"), str(tmp_path / "1.csv")]), "QC", {})
+    assert found == Columns("query", "target", "id")
+    for name, pair, said in (
+        ("lacks.parquet", {"query": "a", "target": "b", "ID": "1"}, "lacks.parquet: has no column 'id'"),
+        (
+            "more.parquet",
+            good | {"language": "fr"},
+            "more.parquet: has a column 'language', which the first file lacks",
+        ),
+    ):
+        paths = [str(tmp_path / "good.parquet"), str(tmp_path / name)]
+        for path, one in zip(paths, (good, pair), strict=True):
+            pq.write_table(pa.Table.from_pylist([one]), path)
+        with pytest.raises(InputError, match=said):
+            rows.pieces(rows.find(paths), 10, found)
 
 
 def test_records_need_not_have_all_columns(tmp_path: Path) -> None:
@@ -136,4 +170,4 @@ def test_files_without_rows(format: str, tmp_path: Path) -> None:
     path.write_bytes(b"q,t\n" if format == "csv" else b"")
     if format == "parquet":
         pq.write_table(pa.table({"q": pa.array([], pa.string())}), path)
-    assert rows.pieces(rows.find([str(path)]), 10) == {}
+    assert rows.pieces(rows.find([str(path)]), 10, Columns("query", "target")) == {}
