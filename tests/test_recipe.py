@@ -396,9 +396,9 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 
 @pytest.mark.parametrize("task", ["qc", "qi"])
-def test_the_paper_s_recipes_name_its_model(task: str) -> None:
+def test_the_paper_s_recipes_name_the_model_that_replaced_its_own(task: str) -> None:
     found = recipe.read(Path(__file__).parents[1] / "jobs" / "recipes" / f"paper-{task}.yaml", environment={})
-    assert found.gemini.model == "gemini-2.5-flash"
+    assert found.gemini.model == "gemini-3.5-flash-lite"
 
 
 @pytest.mark.parametrize(

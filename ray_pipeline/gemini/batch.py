@@ -15,12 +15,13 @@ from itertools import islice
 from pathlib import Path
 
 from ray_pipeline import storage
+from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini.batch_jobs import Job, Jobs
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records, request_key
-from ray_pipeline.gemini.batch_results import answers, replies
+from ray_pipeline.gemini.batch_results import Lines, answers, replies
 from ray_pipeline.gemini.client import Missing, RateLimited, Reply, Unavailable, output_cap, request_body
 from ray_pipeline.gemini.ledger import Answer
-from ray_pipeline.gemini.prices import price_of
+from ray_pipeline.gemini.prices import Price, price_of
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.requests import group, input_tokens
 from ray_pipeline.recipe import Gemini
@@ -154,7 +155,7 @@ class _Run:
         self.outcome = BatchOutcome()
 
     async def fill(self, items: Iterable[Item]) -> BatchOutcome:
-        self._jobs = Jobs(self._gemini)
+        self._jobs = Jobs(self._gemini, self._tell)
         try:
             with tempfile.TemporaryDirectory(prefix="gemini-batch-") as folder:
                 self._folder = Path(folder)
@@ -217,7 +218,7 @@ class _Run:
         created = list[Record]()
         groups = group(self._kind, self._unrecorded(items), self._languages, self._gemini)
         while (spool := self._spool(groups)) is not None:
-            worst = self._usd(spool.input_tokens, spool.output_tokens)
+            worst = _usd(self._price, spool.input_tokens, spool.output_tokens)
             while not (allowed := self._may_spend(self.outcome.usd + most_usd + worst)) and created:
                 before, created = created, await self._after_an_end(created)
                 most_usd -= sum(record.most_usd for record in before if record not in created)
@@ -316,19 +317,24 @@ class _Run:
         match await self._jobs.fetch(result, path):
             case None:
                 self._failures = 0
-                self._read(record, path)
-                return await self._end(record, end)
+                lines = self._read(record, path)
+                if lines.unread and not lines.replies and not lines.errors and end.startswith("succeeded"):
+                    raise GeminiError(
+                        f"{record.display_name}: of {lines.unread:,} lines in its result {result} none can be read; "
+                        f"the same command reads it again; to have all asked anew, delete its record in {self._url}"
+                    )
+                return await self._end(record, end, lines.faults())
             case Missing():
                 return await self._end(record, f"{end}, but its result is not there any more")
             case RateLimited() | Unavailable() as outcome:
                 return self._no_news(record, outcome)
 
-    async def _end(self, record: Record, end: str) -> bool:
+    async def _end(self, record: Record, end: str, faults: str = "") -> bool:
         """Remember that nothing more will come of a job."""
         await self._jobs.discard(record.input)
         self._records.save(replace(record, ended=end))
         self.outcome.states[record.display_name] = end
-        self._tell(f"{record.display_name} {end}")
+        self._tell(f"{record.display_name} {end}" + (f", {faults}" if faults else ""))
         return True
 
     def _no_news(self, record: Record, outcome: RateLimited | Unavailable) -> bool:
@@ -340,18 +346,19 @@ class _Run:
             raise self._jobs.unreachable(outcome)
         return False
 
-    def _read(self, record: Record, path: Path) -> None:
-        """Hand over the answers in a result, some thousands at once."""
-        asked, pending = self._records.asked(record), list[tuple[Reply, list[Answer]]]()
+    def _read(self, record: Record, path: Path) -> Lines:
+        """Hand over the answers in a result, some thousands at once; returns what its lines were."""
+        asked, pending, lines = self._records.asked(record), list[tuple[Reply, list[Answer]]](), Lines()
         found = record.display_name in self._found
         # Asked once a job, since the ledger is read for it.
         known = self._known_of({key for keys in asked.values() for key in keys.split()}) if found else set[str]()
-        for keys, reply in replies(self._kind, path, asked):
+        for keys, reply in replies(self._kind, path, asked, lines):
             pending.append((reply, answers(keys, reply, self._usd_of(reply))))
             if len(pending) == REPLIES_AT_ONCE:
                 self._hand_over(pending, found, known)
                 pending = []
         self._hand_over(pending, found, known)
+        return lines
 
     def _hand_over(self, pending: list[tuple[Reply, list[Answer]]], found: bool, known: set[str]) -> None:
         """Keep answers, and count what they cost; what an earlier run has kept is known, and was counted then."""
@@ -379,11 +386,13 @@ class _Run:
         outcome.wasted_usd += 0.0 if new else usd
 
     def _usd_of(self, reply: Reply) -> float:
-        return self._usd(reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
-
-    def _usd(self, read: int, written: int, thought: int = 0, cached: int = 0) -> float:
-        """The price of some tokens; 0 where it is unknown."""
-        return (self._price.usd(read, written, thought, cached, batch=True) or 0.0) if self._price else 0.0
+        price = price_of(self._gemini, reply.model_version)
+        return _usd(price, reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
 
     def _is_late(self, record: Record) -> bool:
         return self._clock() >= record.started + self._gemini.deadline_hours * 3600
+
+
+def _usd(price: Price | None, read: int, written: int, thought: int = 0, cached: int = 0) -> float:
+    """The price of some tokens; 0 where it is unknown."""
+    return (price.usd(read, written, thought, cached, batch=True) or 0.0) if price else 0.0

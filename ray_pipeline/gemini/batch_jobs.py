@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import Any, TypeVar
 
 from ray_pipeline import storage
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini.client import Missing, RateLimited, Unavailable, attempt, connect, disconnect, endpoint
+from ray_pipeline.gemini.client import (
+    LONGEST_REFUSAL_SECONDS,
+    Missing,
+    RateLimited,
+    Unavailable,
+    attempt,
+    connect,
+    disconnect,
+    endpoint,
+)
 from ray_pipeline.recipe import Gemini
 
 T = TypeVar("T")
@@ -43,11 +53,12 @@ class Job:
 class Jobs:
     """The batch jobs of a project, through a client of one event loop, made at the first call; close it there.
 
-    Every call raises GeminiError where repeating it is of no use (key, model, malformed request).
+    Every call raises GeminiError where repeating it is of no use (key, model, malformed request). `tell` is given lines
+    for a log.
     """
 
-    def __init__(self, gemini: Gemini) -> None:
-        self._gemini = gemini
+    def __init__(self, gemini: Gemini, tell: Callable[[str], None]) -> None:
+        self._gemini, self._tell = gemini, tell
         self._connected: Any = None
 
     @property
@@ -144,18 +155,31 @@ class Jobs:
         return outcome
 
     async def _persist(self, call: Callable[[], Awaitable[T]], missing: Collection[int] = ()) -> T | Missing:
-        failures = 0
+        failures, refused = 0, None
         while True:
             outcome = await attempt(self._gemini, call(), missing)
             if not isinstance(outcome, RateLimited | Unavailable):
                 return outcome
+            if isinstance(outcome, RateLimited):
+                refused = self._refused(outcome, refused)
             failures += isinstance(outcome, Unavailable)
             await self._rest(failures, outcome)
+
+    def _refused(self, outcome: RateLimited, since: float | None) -> float:
+        """When a call was first answered 429, which is told; raises GeminiError if that is too long ago."""
+        now = time.monotonic()
+        if since is None:
+            self._tell("the server answers 429 when asked about batch jobs: waiting, up to an hour")
+            return now
+        if now - since > LONGEST_REFUSAL_SECONDS:
+            raise self.unreachable(outcome)
+        return since
 
     async def _rest(self, failures: int, outcome: RateLimited | Unavailable) -> None:
         """Wait before another try; raises GeminiError after too many failures."""
         if isinstance(outcome, RateLimited):
-            await asyncio.sleep(self._gemini.poll_seconds if outcome.seconds is None else outcome.seconds)
+            seconds = self._gemini.poll_seconds if outcome.seconds is None else outcome.seconds
+            await asyncio.sleep(min(seconds, LONGEST_REFUSAL_SECONDS))
             return
         if failures >= self._gemini.attempts:
             raise self.unreachable(outcome)

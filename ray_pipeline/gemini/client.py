@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import thinking
@@ -29,6 +30,11 @@ SANDBOX_KEY = "sandbox-key"
 """The sandbox's server's, which is no secret: workers have it wherever they are, and never send it the user's own."""
 OUTPUT_TOKENS_PER_ITEM = 100
 """Cap of the answer, besides twice the text's own; doubled, then tripled, where it was reached."""
+LONGEST_REFUSAL_SECONDS = 3600.0
+"""After so long with nothing but 429, waiting is given up: credit may be spent, or the project blocked."""
+NO_PROXY_VARIABLES = ("no_proxy", "NO_PROXY")
+RETRIED_CODES = (408, 409, 499)
+"""Status codes below 500 by which the server says that it gave a request up."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Reply:
     answers: dict[str, str]
     """By item key."""
     reason: str
-    """Why items are missing: `blocked: SAFETY`, `cut short`, `malformed answer`."""
+    """Why items are missing: `blocked: SAFETY`, `stopped: RECITATION`, `cut short`, `malformed answer`."""
     model_version: str | None
     input_tokens: int
     output_tokens: int
@@ -128,13 +134,28 @@ def connect(gemini: Gemini) -> Any:
     from google import genai
     from google.genai import types
 
+    address = endpoint(gemini)
+    if gemini.stands_for and address is not None:
+        _pass_by_proxy(address)
     options = types.HttpOptions(
-        base_url=endpoint(gemini),
+        base_url=address,
         timeout=int(gemini.timeout_seconds * 1000),
         # Without this the client sleeps and sends again by itself, unseen by the quota.
         retry_options=types.HttpRetryOptions(attempts=1),
     )
-    return genai.Client(api_key=api_key(gemini), http_options=options)
+    # Else GOOGLE_GENAI_USE_VERTEXAI in the environment would have another API asked, by other addresses.
+    return genai.Client(vertexai=False, api_key=api_key(gemini), http_options=options)
+
+
+def _pass_by_proxy(address: str) -> None:
+    """Have this process reach a local server directly, whatever proxy the environment names."""
+    host = urlsplit(address).hostname or ""
+    listed = {name: os.environ[name] for name in NO_PROXY_VARIABLES if os.environ.get(name)}
+    for name in NO_PROXY_VARIABLES:
+        hosts = listed.get(name) or next(iter(listed.values()), "")  # of the two, one hides the other
+        if not {host, "*"} & {one.strip() for one in hosts.split(",")}:
+            hosts = ",".join(filter(None, (hosts, host)))
+        os.environ[name] = hosts
 
 
 async def disconnect(client: Any) -> None:
@@ -165,6 +186,11 @@ class Client:
         if isinstance(outcome, RateLimited | Unavailable):
             return outcome
         response = Response.model_validate(outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
+        if response.account_restricted:
+            raise GeminiError(
+                f"{endpoint(self._gemini) or GOOGLE} has restricted the account, for its policy of prohibited use: see "
+                "the project's page at Google; what was answered is kept: the same command goes on from there"
+            )
         return read_reply(self._kind, response, {item.key for item in items})
 
 
@@ -246,7 +272,7 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
                 "the project's quota; what was answered is kept and not asked again"
             ) from error
         return RateLimited(_retry_delay(error.details))
-    if error.code >= 500 or error.code == 408:
+    if error.code >= 500 or error.code in RETRIED_CODES:
         reason: Literal["timed out", "server error"] = "timed out" if error.code in (408, 504) else "server error"
         return Unavailable(f"{error.code} {error.status}", reason)
     where = endpoint(gemini) or GOOGLE
@@ -263,7 +289,7 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
 def output_cap(gemini: Gemini, items: Sequence[Item], factor: int = 1) -> int:
     """Output tokens that a request may have, thinking included, which counts against the cap."""
     answers = sum(OUTPUT_TOKENS_PER_ITEM + 2 * estimate_tokens(item.text) for item in items)
-    return min(65_536, answers * factor + thinking.room(gemini))
+    return min(65_536, (answers + thinking.room(gemini)) * factor)
 
 
 def _day_is_spent(details: Any) -> bool:

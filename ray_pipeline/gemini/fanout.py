@@ -13,7 +13,17 @@ from anyio.from_thread import BlockingPortalProvider
 
 from ray_pipeline.errors import GeminiError, StorageError
 from ray_pipeline.gemini import thinking
-from ray_pipeline.gemini.client import GOOGLE, Client, RateLimited, Reply, Unavailable, Usage, endpoint, output_cap
+from ray_pipeline.gemini.client import (
+    GOOGLE,
+    LONGEST_REFUSAL_SECONDS,
+    Client,
+    RateLimited,
+    Reply,
+    Unavailable,
+    Usage,
+    endpoint,
+    output_cap,
+)
 from ray_pipeline.gemini.ledger import FLUSH_SECONDS, Answer, Ledger, folder
 from ray_pipeline.gemini.permits import Permits, Stopped
 from ray_pipeline.gemini.prices import price_of
@@ -28,8 +38,6 @@ TOO_LONG = "too long for gemini.tokens_per_minute"
 HARMLESS = Item("shoes", "en", "de")
 """Asked about when nothing else is answered any more: is it the server that fails, or these items?"""
 DEFAULT_PAUSE_SECONDS = 5.0
-LONGEST_REFUSAL_SECONDS = 3600.0
-"""After so long with nothing but 429, waiting is given up: credit may be spent, or the project blocked."""
 LATENCY_SECONDS = 5.0
 """Requests that start within this time may be under way at once, where the recipe does not say how many."""
 CALIBRATION_TOKENS = 1000.0
@@ -143,7 +151,10 @@ class Fanout:
                 self._quota.stop.remote(GeminiError(str(error)))
 
     async def _resolve(self, session: _Session, ledger: Ledger, items: list[Item], tries: int = 0) -> None:
-        """Ask about some items, then about those left, in halves, until a lone item without an answer is refused."""
+        """Ask about some items, then about those left, in halves, until a lone item without an answer is refused.
+
+        Items that got no answer because the model thought too long are asked about once more before, with more room.
+        """
         async with session.slots:
             reply = await self._ask(session, ledger, items, cap_factor=1 + tries)
         usd = self._usd(reply)
@@ -163,6 +174,8 @@ class Fanout:
                 self.skip(1)
             else:
                 await self._resolve(session, ledger, left, tries + 1)
+        elif tries == 0 and _only_thought(reply):
+            await self._resolve(session, ledger, left, tries=1)
         elif left:
             middle = (len(left) + 1) // 2
             for half in filter(None, (left[:middle], left[middle:])):
@@ -249,10 +262,11 @@ class Fanout:
         self._quota.settle.remote(permit, tokens, usd, len(reply.answers))
 
     def _usd(self, reply: Reply) -> float:
-        if self._price is None:
+        price = price_of(self._gemini, reply.model_version)
+        if price is None:
             return 0.0
         tokens = (reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
-        return self._price.usd(*tokens) or 0.0
+        return price.usd(*tokens) or 0.0
 
     def _most_usd(self, tokens: int, items: Sequence[Item], cap_factor: int) -> float:
         """What a request costs at most: the answer is as long as it may be."""
@@ -283,6 +297,11 @@ class Fanout:
             "cached_tokens": usage.cached_tokens, "usd": usage.usd, "answers_usd": usage.answers_usd,
             **{VERSION + name: float(count) for name, count in usage.versions.items()},
         }  # fmt: skip
+
+
+def _only_thought(reply: Reply) -> bool:
+    """Whether thinking has taken up the whole cap: more room may help, fewer items hardly would."""
+    return not reply.answers and reply.reason == "cut short" and reply.thinking_tokens > 0
 
 
 async def _flush_often(session: _Session, ledger: Ledger) -> None:

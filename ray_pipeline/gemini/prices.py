@@ -56,11 +56,12 @@ def _price(row: dict[str, str]) -> Price:
     return Price(given, answered, thinking, cached, batch_input, batch_output, row["source"], row["date"])
 
 
-def price_of(gemini: Gemini) -> Price | None:
-    """The recipe's own price, else the table's; null where neither knows the model."""
+def price_of(gemini: Gemini, version: str | None = None) -> Price | None:
+    """The recipe's own price, else the table's, of the version that answered if it has a row; null if unknown."""
     own = gemini.price
     if own is None:
-        return table(datetime.date.today()).get(gemini.model.removeprefix("models/"))
+        known = table(datetime.date.today())
+        return known.get(version or "") or known.get(gemini.model.removeprefix("models/"))
     thinking = own.output if own.thinking is None else own.thinking
     cached = own.input if own.cached is None else own.cached
     return Price(own.input, own.output, thinking, cached, own.batch_input, own.batch_output, "recipe", "")

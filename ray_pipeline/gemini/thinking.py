@@ -4,6 +4,7 @@ Thinking is billed as output and counts against the cap of an answer. Budgets an
 thinking (ai.google.dev/gemini-api/docs/thinking).
 """
 
+import re
 from typing import Any
 
 from ray_pipeline.recipe import Gemini
@@ -14,12 +15,12 @@ LEAST: dict[str, int | str | None] = {
     "gemini-2.0": None,
     "gemini-2.5-pro": 128,
     "gemini-2.5": 0,
-    "gemini-3-pro": "low",
-    "gemini-3.1-pro": "low",
-    "gemini-3.8-flash": "low",
-    "gemini-3": "minimal",
 }
-"""By the longest beginning of a model's name: a budget in tokens, a level, or null for a model that does not think."""
+"""Up to 2.5, by the longest beginning of a model's name: a budget in tokens, or null for one that does not think."""
+LEVELLED = re.compile(r"gemini-([3-9]|[1-9]\d)\b")
+"""Models that take levels, and not all of them a budget of 0."""
+MINIMAL = re.compile(r"gemini-(3-flash|3\.1-flash-lite|3\.5-flash|3\.5-flash-lite|3\.6-flash)(-preview.*|-\d+)?")
+"""Those of them that know the least level; the others refuse it."""
 TOKENS = {"minimal": 1024, "low": 4096}
 """Room for thinking at a level."""
 
@@ -29,6 +30,8 @@ def setting(gemini: Gemini) -> int | str | None:
     if gemini.thinking_level is not None or gemini.thinking_budget is not None:
         return gemini.thinking_level if gemini.thinking_budget is None else gemini.thinking_budget
     name = gemini.model.removeprefix("models/")
+    if LEVELLED.match(name):
+        return "minimal" if MINIMAL.fullmatch(name) else "low"
     known = [start for start in LEAST if name.startswith(start)]
     return LEAST[max(known, key=len)] if known else None
 

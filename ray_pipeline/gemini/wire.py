@@ -3,6 +3,13 @@
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+BLOCKED = ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII")
+"""Why an answer ends where asking again is of no use; other ends may be of this answer alone."""
+UNEXPLAINED = ("OTHER", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED")
+"""Why a prompt is not answered, where asking again may be of use."""
+RESTRICTED = "PUP_LIMITED_DISABLED"
+"""Why no answer to this account goes on."""
+
 
 class _Wire(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore", frozen=True)
@@ -58,24 +65,36 @@ class Response(_Wire):
 
     @property
     def missing_reason(self) -> str:
-        """Why items may be missing: `blocked: SAFETY`, `cut short`, `malformed answer`."""
-        if self.prompt_feedback.block_reason:
-            return f"blocked: {self.prompt_feedback.block_reason}"
+        """Why items may be missing: `blocked: SAFETY`, `stopped: OTHER`, `cut short`, `malformed answer`."""
+        if reason := self.prompt_feedback.block_reason:
+            return f"{'stopped' if reason in UNEXPLAINED else 'blocked'}: {reason}"
         match self._first.finish_reason:
             case "MAX_TOKENS":
                 return "cut short"
             case None | "STOP":
                 return "malformed answer"
             case other:
-                return f"blocked: {other}"
+                return f"{'blocked' if other in BLOCKED else 'stopped'}: {other}"
+
+    @property
+    def account_restricted(self) -> bool:
+        """Whether it is the account that gets no answers."""
+        return self._first.finish_reason == RESTRICTED
 
     @property
     def _first(self) -> Candidate:
         return self.candidates[0] if self.candidates else Candidate()
 
 
-class Line(_Wire):
-    """A line of a batch job's result: a request's key, and the response to it unless it failed."""
+class Failure(_Wire):
+    """Why a request of a batch job has no response."""
 
-    key: str
+    code: int | str = "unknown"
+
+
+class Line(_Wire):
+    """A line of a batch job's result: a request's key, and the response to it or why there is none."""
+
+    key: str = ""
     response: Response | None = None
+    error: Failure | None = None

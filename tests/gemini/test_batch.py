@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import batch, batch_jobs
 from ray_pipeline.gemini.batch import BatchOutcome
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records
-from ray_pipeline.gemini.batch_results import replies
+from ray_pipeline.gemini.batch_results import Lines, replies
 from ray_pipeline.gemini.client import Client, Reply, request_body
 from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prices import price_of
@@ -214,7 +215,13 @@ def test_nothing_to_ask(server: GeminiServer, tmp_path: Path, kept: Kept, monkey
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"thinking_budget": -1}, {"thinking_budget": 50, "temperature": 1.0}, {"thinking_level": "low"}]
+    "changes",
+    [
+        {},
+        {"model": "gemini-2.5-flash", "thinking_budget": -1},
+        {"model": "gemini-2.5-flash", "thinking_budget": 50, "temperature": 1.0},
+        {"thinking_level": "low"},
+    ],
 )
 def test_a_line_asks_what_a_live_request_does(changes: dict[str, Any]) -> None:
     sent: list[bytes] = []
@@ -425,6 +432,28 @@ def test_lines_with_errors_and_missing_lines_are_left(server: GeminiServer, tmp_
     again = fill(gemini, tmp_path, kept)
     assert (again.items, again.answered, again.jobs) == (outcome.left, 0, 0), "they are for live requests now"
     assert server.stats.batch_jobs == 8
+    assert any(re.search(r" succeeded, \d lines with errors \(\d × 500\)$", line) for line in kept.told)
+
+
+def test_a_result_of_which_nothing_can_be_read_is_an_error_and_read_again(
+    server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gemini, fetch = settings(server, batch_requests=10), batch_jobs.Jobs.fetch
+
+    async def of_a_newer_api(jobs: Any, file: str, path: Path) -> Any:
+        outcome = await fetch(jobs, file, path)
+        path.write_bytes(path.read_bytes().replace(b'"key"', b'"metadata"'))
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_jobs.Jobs, "fetch", of_a_newer_api)
+        with pytest.raises(
+            GeminiError, match=r"of 10 lines in its result files/\S+ none can be read; the same command"
+        ):
+            fill(gemini, tmp_path, kept)
+    assert [record.ended for record in records_in(tmp_path)] == [None]
+    assert fill(gemini, tmp_path, kept).answered == 40
+    assert kept.texts() == RIGHT and once(server)
 
 
 @pytest.mark.parametrize("fault", ["truncated", "invalid_json", "empty_max_tokens"])
@@ -592,6 +621,17 @@ def test_a_server_that_errs_now_and_then_is_asked_again(server: GeminiServer, tm
     assert server.stats.batch_jobs == 10 and once(server)
 
 
+def test_429_without_end_is_told_once_and_given_up(
+    server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_jobs, "LONGEST_REFUSAL_SECONDS", 0.3)
+    server.batch_faults = BatchFaults(control429=1, retry_seconds=0.05)
+    with pytest.raises(GeminiError, match=r"keeps failing when asked about batch jobs \(last: 429\)"):
+        fill(settings(server), tmp_path, kept)
+    assert kept.told == ["the server answers 429 when asked about batch jobs: waiting, up to an hour"]
+    assert server.stats.control_requests > 2
+
+
 def test_a_job_created_unseen_is_found(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
     server.batch_faults = BatchFaults(create_lost=1)
     assert fill(settings(server), tmp_path, kept).left == 0
@@ -741,7 +781,10 @@ def test_a_result_is_read_by_key_whatever_else_it_holds(tmp_path: Path) -> None:
         + line("r5", "e", usageMetadata={"promptTokenCount": 7, "promptTokensDetails": []})
     )
     asked = {"r1": "a b", "r2": "c", "r3": "d", "r4": "e", "r5": "e f"}
-    found = [(keys, reply.answers) for keys, reply in replies("translate", path, asked)]
+    lines = Lines()
+    found = [(keys, reply.answers) for keys, reply in replies("translate", path, asked, lines)]
+    assert (lines.replies, lines.errors, lines.unread) == (3, {"13": 1}, 4)
+    assert lines.faults() == "1 line with errors (1 × 13), 4 lines that cannot be read"
     assert found == [(["c"], {"c": "C"}), (["a", "b"], {"b": "B", "a": "A"}), (["e", "f"], {"e": "E"})]
 
 

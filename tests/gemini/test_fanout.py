@@ -20,18 +20,19 @@ from typing import Any
 import pytest
 import ray
 import ray.cloudpickle
+from aiohttp import web
 
 from ray_pipeline import audit, storage
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import ledger, quota_actor
-from ray_pipeline.gemini.fanout import Fanout, account
+from ray_pipeline.gemini.fanout import SINGLE_TRIES, Fanout, account
 from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.recipe import Audit, Gemini
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
 from ray_pipeline.sandbox.gemini_server import GeminiServer
-from ray_pipeline.sandbox.gemini_wire import ApiError
+from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, candidate, usage
 
 pytestmark = pytest.mark.usefixtures("ray_up", "opened")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
@@ -477,6 +478,50 @@ class Choosy(GeminiServer):
         if self.nothing or b"hang" in await request.read():
             raise ApiError(400, "INVALID_ARGUMENT", "Request contains an invalid argument.")
         return await super()._respond(request, number)
+
+
+class Pondering(GeminiServer):
+    """Thinks before it answers, and has no room left for the answer under a low cap."""
+
+    thoughts = 2500
+
+    async def _respond(self, request: Any, number: int) -> Any:
+        body = GenerateRequest.model_validate_json(await request.read())
+        cap = body.config.max_output_tokens or 0
+        if cap > self.thoughts:
+            return await super()._respond(request, number)
+        return web.json_response({"candidates": [candidate("", "MAX_TOKENS")], "usageMetadata": usage(10, 0, cap)})
+
+
+def test_thinking_that_takes_all_the_room_gets_more_before_the_group_is_halved(tmp_path: Path) -> None:
+    with Pondering(DICTIONARY, key=KEY) as server:
+        assert texts(fanout(server.url, tmp_path).answer(ITEMS[:8])) == {key: RIGHT[key] for key in list(RIGHT)[:8]}
+        assert server.stats.requests == 2
+        assert texts(fanout(server.url, tmp_path).answer(ITEMS[8:9])) == {ITEMS[8].key: RIGHT[ITEMS[8].key]}
+
+
+class Reciting(GeminiServer):
+    """Ends every answer for a reason that is not the content's."""
+
+    async def _respond(self, request: Any, number: int) -> Any:
+        return web.json_response({"candidates": [candidate("", "RECITATION")], "usageMetadata": usage(10, 0, 0)})
+
+
+def test_an_answer_that_ends_for_another_reason_is_tried_again_and_not_recorded(tmp_path: Path) -> None:
+    with Reciting(DICTIONARY, key=KEY) as server:
+        answers = fanout(server.url, tmp_path).answer(ITEMS[:1])
+        assert [answer.reason for answer in answers.values()] == ["stopped: RECITATION"]
+        assert server.stats.requests == SINGLE_TRIES
+    with GeminiServer(DICTIONARY, key=KEY) as server:
+        assert fanout(server.url, tmp_path).answer(ITEMS[:1])[ITEMS[0].key].text, "another run asks again"
+
+
+def test_dollars_are_those_of_the_model_that_answered(server: GeminiServer, tmp_path: Path) -> None:
+    server.model_version = "gemini-3.5-flash"
+    asking = fanout(server.url, tmp_path, model="gemini-2.5-flash")
+    asking.answer(ITEMS[:8])
+    counts = asking.counts()
+    assert counts["usd"] == pytest.approx((counts["input_tokens"] * 1.5 + counts["output_tokens"] * 9) / 1e6)
 
 
 class Hanging(GeminiServer):

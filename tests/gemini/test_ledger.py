@@ -198,7 +198,8 @@ def test_the_folder_holds_what_changes_an_answer() -> None:
     others = [
         ledger.folder("/w", Gemini(model="gemini-3"), "translate"),
         ledger.folder("/w", Gemini(temperature=0.5), "translate"),
-        ledger.folder("/w", Gemini(thinking_budget=-1), "translate"),
+        ledger.folder("/w", Gemini(model="gemini-2.5-flash"), "translate"),
+        ledger.folder("/w", Gemini(model="gemini-2.5-flash", thinking_budget=-1), "translate"),
         ledger.folder("/w", Gemini(thinking_level="low"), "translate"),
         ledger.folder("/w", Gemini(), "detect_language"),
         ledger.folder("/w", Gemini(), "detect_language", ["en", "de"]),

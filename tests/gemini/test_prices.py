@@ -38,6 +38,15 @@ def test_an_unknown_model_has_no_price_and_a_recipe_may_give_one() -> None:
         assert given.usd(1e6, 1e6, batch=True) is None, "what the recipe does not say is not guessed"
 
 
+def test_an_answer_costs_what_the_version_that_gave_it_does() -> None:
+    gemini = Gemini(model="gemini-2.5-flash")
+    price, dearer, same = (price_of(gemini, version) for version in (None, "gemini-3.5-flash", "gemini-2.5-flash-001"))
+    assert price and dearer and (price.output, dearer.output) == (2.5, 9.0)
+    assert same == price, "a version without a row costs what the model does"
+    own = price_of(Gemini(price=Price(input=1.0, output=8.0)), "gemini-3.5-flash")
+    assert own and own.output == 8.0
+
+
 def test_a_price_that_ends_is_followed_by_the_next() -> None:
     before, after = (table(datetime.date(*day))["gemini-3.8-flash"] for day in ((2026, 12, 31), (2027, 1, 1)))
     assert (after.input, after.output) == (2 * before.input, 2 * before.output)

@@ -15,8 +15,11 @@ from ray_pipeline.recipe import Gemini
     ("model", "least"),
     [
         ("gemini-2.5-flash", 0), ("gemini-2.5-flash-lite", 0), ("gemini-2.5-pro", 128), ("gemini-2.0-flash", None),
-        ("gemini-3.5-flash-lite", "minimal"), ("models/gemini-3.8-flash", "low"), ("gemini-3.1-pro-preview", "low"),
-        ("another", None),
+        ("gemini-3-flash-preview", "minimal"), ("gemini-3.1-flash-lite", "minimal"), ("gemini-3.5-flash", "minimal"),
+        ("gemini-3.5-flash-lite", "minimal"), ("models/gemini-3.5-flash-lite-001", "minimal"),
+        ("gemini-3.6-flash", "minimal"), ("gemini-3.7-flash", "low"), ("models/gemini-3.8-flash", "low"),
+        ("gemini-3.1-pro-preview", "low"), ("gemini-4-hydrogen", "low"), ("gemini-12", "low"),
+        ("another", None), ("gemini-flash-latest", None), ("gemini-1.5-flash", None),
     ],
 )  # fmt: skip
 def test_as_little_as_the_model_allows(model: str, least: int | str | None) -> None:
@@ -26,6 +29,11 @@ def test_as_little_as_the_model_allows(model: str, least: int | str | None) -> N
 def test_the_recipe_decides() -> None:
     assert thinking.setting(Gemini(thinking_level="high")) == "high"
     assert thinking.setting(Gemini(model="gemini-2.5-pro", thinking_budget=-1)) == -1
+
+
+def test_no_budget_is_made_up_for_a_model_that_takes_levels() -> None:
+    assert thinking.config(Gemini(model="models/gemini-3.5-flash-lite")).thinking_budget is None
+    assert thinking.config(Gemini(model="models/gemini-3.5-flash-lite", thinking_budget=512)).thinking_budget == 512
 
 
 def test_the_answer_s_cap_has_room_for_it() -> None:
