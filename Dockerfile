@@ -2,6 +2,8 @@
 #   docker build -t ray-pipeline .
 #   docker build -t ray-pipeline-vllm --target vllm .        for score.engine vllm
 #   docker build -t ray-pipeline --build-arg RAY_IMAGE=rayproject/ray:2.60.0-py311-cpu --build-arg FAISS=cpu .
+# The torch that pip takes is built for CUDA 13, whatever the base has: GPU nodes need NVIDIA's driver 580 or newer.
+# For an older driver: --build-arg TORCH_INDEX=<address of an index of PyTorch's builds for CUDA 12>
 ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cu128
 
 # What is to be installed: the list changes more rarely than the code, so that its layer is kept.
@@ -16,6 +18,12 @@ COPY --chown=ray:users ray_pipeline ray_pipeline
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir wheels .
 
 FROM ${RAY_IMAGE} AS app
+# DeepSpeed compiles an operation at the first training on CPUs; Ray's images without CUDA have no compiler.
+USER 0
+# hadolint ignore=DL3008
+RUN command -v c++ > /dev/null \
+    || { apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }
+USER 1000
 # An index of PyTorch's builds for another CUDA, or for none; empty: the one that pip uses.
 ARG TORCH_INDEX=""
 WORKDIR /home/ray/app

@@ -1,7 +1,11 @@
 """A local language detector: lingua, over the languages that may occur."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import Any, Protocol
+
+_UNTOLD = {("sr", "LATIN")}
+"""Scripts in which lingua does not look for a language that it knows in another."""
 
 
 class Detector(Protocol):
@@ -11,15 +15,18 @@ class Detector(Protocol):
         """(ISO 639-1 code, probability), best first."""
 
 
-def unknown(languages: Iterable[str]) -> list[str]:
-    """Those of some languages that lingua cannot tell."""
-    return [code for code in dict.fromkeys(languages) if code not in _known()]
+def unknown(languages: Iterable[str], scripts: Collection[str] = ()) -> list[str]:
+    """Those of some languages that lingua cannot tell, at all or in one of some scripts."""
+    missing = {code for code, script in _UNTOLD if script in scripts}
+    return [code for code in dict.fromkeys(languages) if code not in _known() or code in missing]
 
 
+@cache
 def _known() -> dict[str, Any]:
     from lingua import Language
 
-    return {language.iso_code_639_1.name.lower(): language for language in Language.all()}
+    found = {language.iso_code_639_1.name.lower(): language for language in Language.all()}
+    return found | {"no": found["nb"]}  # Norwegian without saying which: nearly always Bokmål
 
 
 class Lingua:
@@ -29,10 +36,13 @@ class Lingua:
         from lingua import LanguageDetectorBuilder
 
         known = _known()
-        chosen = [known[code] for code in dict.fromkeys(languages) if code in known]
-        self._detector = LanguageDetectorBuilder.from_languages(*chosen).build() if chosen else None
+        self._codes: dict[Any, str] = {}
+        for code in languages:
+            if code in known:
+                self._codes.setdefault(known[code], code)
+        self._detector = LanguageDetectorBuilder.from_languages(*self._codes).build() if self._codes else None
 
     def confidences(self, text: str) -> Sequence[tuple[str, float]]:
         """(ISO 639-1 code, probability), best first; empty if it can tell none of its languages."""
         values = self._detector.compute_language_confidence_values(text) if self._detector else []
-        return [(value.language.iso_code_639_1.name.lower(), value.value) for value in values]
+        return [(self._codes[value.language], value.value) for value in values]

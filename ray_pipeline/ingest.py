@@ -1,5 +1,6 @@
 """Raw files to pairs: every record validated, normalised, or rejected with file, line, field and reason."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.chance import hashes
 from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import Columns, Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code, normalise, stable_id
 
@@ -30,6 +31,8 @@ WITHOUT_PLACE = (
 SPLITS = ("train", "dev", "test")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """As text, since that is what CSV holds."""
+LANGUAGE_COLUMN = Columns().language
+"""Files need not have it: a recipe that names another means one that is there."""
 ROW_BYTES = 200
 """About what a raw row takes; only the number of shards rests on it."""
 
@@ -173,6 +176,8 @@ def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None
     wanted = {"columns.query": names.query, "columns.target": recipe.target_column, "columns.id": names.id}
     if file.split == "train":
         wanted["columns.label"] = names.label
+    if names.language != LANGUAGE_COLUMN:
+        wanted["columns.language"] = names.language
     for key, column in wanted.items():
         if column and not columns[column]:
             there = rawfiles.column_names(file) if file.format == "parquet" else columns
@@ -266,6 +271,7 @@ def _account(context: Context, made: int) -> Outcome:
             alike = table.filter((pc.field("split") == key["split"]) & (pc.field("reason") == key["reason"]))
             tally.refuse(alike.slice(0, 1).to_pylist()[0], key["count_all"])
     check(context.recipe, tally, storage.join(folder, "rejected"))
+    _say_untagged(context.recipe, tally)
     kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
     counts = Counts(kept.total() + refused.total(), kept.total(), dict(tally.reasons()))
     extra = {"splits": kept, "rejected_by_split": refused, "languages": tally.languages}
@@ -289,7 +295,16 @@ def preview(recipe: Recipe) -> Tally:
                     columns.update(record.keys())
         _check_columns(file, columns, recipe)
     check(recipe, tally)
+    _say_untagged(recipe, tally)
     return tally
+
+
+def _say_untagged(recipe: Recipe, tally: Tally) -> None:
+    """Say so where the recipe expects language tags and no row has one."""
+    column = recipe.data.columns.language
+    if column and set(tally.languages) == {language_code(None)}:
+        remedy = "name the column in data.columns.language, or set that to null if there is none"
+        print(f"  ingest: no row has a language in the column {column!r}; {remedy}", file=sys.stderr, flush=True)
 
 
 def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:

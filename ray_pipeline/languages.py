@@ -1,6 +1,6 @@
 """Correction of language tags: script and a local detector decide the clear cases, Gemini the rest (paper, step 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray_pipeline.gemini.fanout import Fanout
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import Languages, Recipe
-from ray_pipeline.scripts import SCRIPT_LANGUAGES, scripts
+from ray_pipeline.scripts import SCRIPTS, SHARED, scripts
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import language_code
@@ -26,31 +26,50 @@ STRAY = 0.01
 
 
 def detector(rules: Languages) -> Detector:
-    """The local detector over the recipe's candidates; raises RecipeError for one that it does not know."""
-    if missing := unknown(rules.candidates):
-        raise RecipeError(f"languages.candidates: {missing} cannot be told by the local detector: use ISO 639-1 codes")
+    """The local detector over those candidates that it knows; raises RecipeError where nobody could tell the others."""
+    own = {code for code in rules.candidates for script in SCRIPTS.get(code, ()) if _settled([script], rules) == code}
+    if not rules.gemini and (missing := [code for code in unknown(rules.candidates) if code not in own]):
+        raise RecipeError(
+            f"languages.candidates: {', '.join(missing)} cannot be told by script or local detector: set "
+            "languages.gemini true to ask Gemini, or languages.correct false to leave tags as they are"
+        )
     return Lingua(rules.candidates)
 
 
 def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | None:
     """The language of a query where that is clear; null where it is not.
 
-    A native script settles it. In Latin script the detector decides when it is sure and the query long enough; where
-    it agrees with the tag, the tag stands.
+    A script in which one candidate is written settles it. Else the detector decides when it is sure, the query long
+    enough and no candidate of that script unknown to it; where it agrees with the tag, the tag stands.
     """
     found = scripts(text)
     if not found:
         return tag if tag in rules.candidates else UNDETERMINED
-    for script, _ in found.most_common():
-        language = SCRIPT_LANGUAGES.get(script)
-        if language in rules.candidates:
-            return language
-    if found.most_common(1)[0][0] == "CJK":
+    ranked = [script for script, _ in found.most_common()]
+    if language := _settled(ranked, rules):
+        return language
+    if ranked[0] == "CJK":
         return tag if tag in ("ja", "zh") else None
-    best, confidence = detector.confidences(text)[0]
-    if best == tag or (confidence >= rules.min_confidence and len(text) >= rules.min_characters):
+    best, confidence = next(iter(detector.confidences(text)), (None, 0.0))
+    if best == tag:
         return best
+    sure = confidence >= rules.min_confidence and len(text) >= rules.min_characters
+    return best if sure and not unknown(_written_in(ranked, rules), ranked) else None
+
+
+def _settled(ranked: Iterable[str], rules: Languages) -> str | None:
+    """The one candidate that is written in the first of some scripts that tells any; null where there are several."""
+    for script in ranked:
+        # Han alone is Chinese, Japanese or Korean, whichever of them is a candidate.
+        written = [] if script in SHARED or script == "CJK" else _written_in([script], rules)
+        if written:
+            return written[0] if len(written) == 1 and written[0] in SCRIPTS else None
     return None
+
+
+def _written_in(some: Collection[str], rules: Languages) -> list[str]:
+    """Candidates that are written in one of some scripts, or may be, where theirs is not known."""
+    return [code for code in dict.fromkeys(rules.candidates) if SCRIPTS.get(code, set(some)) & set(some)]
 
 
 def expect_candidates(rules: Languages, tags: Mapping[str, int]) -> None:
@@ -174,4 +193,4 @@ def _keep() -> shards.Work:
     return shards.Result
 
 
-STAGE = Stage("languages", ("ingest",), config, run)
+STAGE = Stage("languages", ("ingest",), config, run, schema_version=2)

@@ -34,7 +34,7 @@ FIELDS = {
             "submitterPodTemplate"},
     "cluster": {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec",
                 "workerGroupSpecs"},
-    "autoscaler": {"version", "idleTimeoutSeconds", "resources"},
+    "autoscaler": {"version", "idleTimeoutSeconds", "resources", "securityContext"},
     "head": {"rayStartParams", "template"},
     "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
 }  # fmt: skip
@@ -99,6 +99,7 @@ def test_only_fields_of_the_resource_are_used(job: dict[str, Any]) -> None:
 
 def test_the_cluster_is_made_for_the_job_and_removed_after_it(job: dict[str, Any]) -> None:
     cluster = job["rayClusterSpec"]
+    assert job["backoffLimit"] == 1, "a retry deletes the logs of what went wrong"
     assert job["shutdownAfterJobFinishes"] and job["ttlSecondsAfterFinished"] > 0
     assert cluster["authOptions"] == {"mode": "token"} and cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["enableInTreeAutoscaling"] and all(g["minReplicas"] == 0 for g in cluster["workerGroupSpecs"])
@@ -116,10 +117,30 @@ def test_every_pod_fits_its_machine_and_runs_without_rights(job: dict[str, Any])
         assert asked["cpu"] <= cpus - 1 and asked["memory"] <= 0.9 * gib, "the node's own daemons need some"
         assert asked["nvidia.com/gpu"] == gpus, group
         assert pod["restartPolicy"] == "Never" and pod["serviceAccountName"] == "ray-pipeline"
-        assert pod["securityContext"]["runAsNonRoot"]
         shared = next(volume for volume in pod["volumes"] if volume["name"] == "shared-memory")["emptyDir"]
         assert shared["medium"] == "Memory" and quantity(shared["sizeLimit"]) <= 0.5 * asked["memory"]
         assert {"name": "shared-memory", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+
+
+def test_no_container_has_rights(job: dict[str, Any]) -> None:
+    bare = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    for _, pod in [*pods(job), ("submitter", job["submitterPodTemplate"]["spec"])]:
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 1000
+        assert [container["securityContext"] for container in pod["containers"]] == [bare]
+    assert job["rayClusterSpec"]["autoscalerOptions"]["securityContext"] == bare
+
+
+def test_what_cannot_be_spared_is_on_demand_and_nothing_is_moved_to_save_nodes(job: dict[str, Any]) -> None:
+    cluster = job["rayClusterSpec"]
+    for one in (
+        job["submitterPodTemplate"],
+        *(g["template"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])),
+    ):
+        assert one["metadata"]["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
+    bought = {group: pod["nodeSelector"]["karpenter.sh/capacity-type"] for group, pod in pods(job)}
+    assert bought.pop("head") == "on-demand"
+    alone = any("g6e.48xlarge" in pod["nodeSelector"].values() for _, pod in pods(job))
+    assert set(bought.values()) == {"on-demand" if alone else "spot"}
 
 
 def test_secrets_are_named_and_not_written(rendered: dict[str, Any], job: dict[str, Any]) -> None:

@@ -198,6 +198,37 @@ def test_a_column_that_no_row_has_stops_and_says_how_to_map_it(
     assert file.url in str(caught.value)
 
 
+def columns_of(folder: Path, recipe: Recipe) -> None:
+    """Check the columns of a file that has the competition's."""
+    (folder / "a.txt").write_text(json.dumps(QI))
+    [file] = rawfiles.find("train", [str(folder)], "auto")
+    *_, columns = ingest._parse(rawfiles.numbered_slices([file])[0], recipe)
+    ingest._check_columns(file, columns, recipe)
+
+
+def test_a_language_column_that_the_recipe_names_must_be_there(tmp_path: Path, make_recipe: Make) -> None:
+    for name in ("language", None):
+        columns_of(tmp_path, make_recipe("QI", data__columns__language=name))
+    with pytest.raises(InputError, match=r"column 'lang'.*data.columns.language in the recipe"):
+        columns_of(tmp_path, make_recipe("QI", data__columns__language="lang"))
+
+
+def test_rows_without_any_language_are_spoken_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_recipe: Make
+) -> None:
+    untagged = [{name: value for name, value in QI.items() if name != "language"} | {"label": i} for i in (0, 1)]
+    lines = [json.dumps(row | {"id": i}) for i, row in enumerate(untagged)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    place = {"data__train": [str(tmp_path / "a.txt")], "data__dev": [], "data__test": []}
+    ingest.preview(make_recipe("QI", **place, data__columns__language=None))
+    assert not capsys.readouterr().err
+    ingest.preview(make_recipe("QI", **place))
+    assert capsys.readouterr().err.count("ingest: no row has a language in the column 'language'") == 1
+    (tmp_path / "a.txt").write_text("\n".join([*lines, json.dumps(QI | {"id": 9})]))
+    ingest.preview(make_recipe("QI", **place))
+    assert not capsys.readouterr().err
+
+
 def test_the_first_row_of_an_id_stays_and_the_others_are_refused(tmp_path: Path, make_recipe: Make) -> None:
     recipe = make_recipe("QI")
     rows = [

@@ -63,6 +63,46 @@ def test_a_script_whose_language_is_no_candidate_goes_to_the_detector() -> None:
 
 
 @pytest.mark.parametrize(
+    ("candidates", "text", "tag", "best", "expected"),
+    [
+        (["en", "ru"], "чехол", "en", None, "ru"),  # one candidate is written so
+        (["en", "km"], "ទូរស័ព្ទ", "en", None, "km"),
+        (["ar", "fa", "ur"], "قاب گوشی موبایل", "fa", "fa", "fa"),
+        (["ar", "fa", "ur"], "قاب گوشی موبایل", "ar", "fa", "fa"),
+        (["ru", "uk"], "червоні кросівки", "uk", "uk", "uk"),
+        (["ru", "uk"], "чохол", "en", "uk", None),  # too short
+        (["en", "el"], "50 µF capacitor", "en", "en", "en"),  # a unit is no Greek
+        (["ar", "ps"], "قاب گوشی موبایل", "ps", "ar", None),  # the detector does not know Pashto
+        (["es", "gl"], "zapatos de muller", "gl", "es", None),
+        (["es", "gl"], "zapatos de muller", "es", "es", "es"),
+        (["ko", "es", "gl"], "무선 이어폰", "es", None, "ko"),
+        (["en", "sr"], "patike za trčanje", "sr", "en", None),  # which it looks for in Cyrillic only
+        (["en", "hmn"], "무선 이어폰", "en", "en", "en"),  # nobody knows what it is written in
+        (["gl"], "zapatos de muller", "und", None, None),
+    ],
+)
+def test_a_script_of_several_candidates_or_of_one_that_the_detector_does_not_know_settles_nothing(
+    candidates: list[str], text: str, tag: str, best: str | None, expected: str | None
+) -> None:
+    local = Fixed((best, 0.99)) if best else Lingua(["gl"]) if candidates == ["gl"] else Fixed()
+    assert decide(text, tag, Languages(candidates=candidates), local) == expected
+
+
+def test_what_the_detector_does_not_know_is_left_to_gemini_or_refused_with_what_works() -> None:
+    rules = Languages(candidates=["en", "no", "gl", "km", "ar", "ps"])
+    assert {code for code, _ in languages.detector(rules).confidences("sko")} == {"en", "no", "ar"}
+    with pytest.raises(RecipeError, match=r"gl, ps cannot be told .*gemini true .*correct false"):
+        languages.detector(rules.model_copy(update={"gemini": False}))
+    languages.detector(Languages(candidates=["en", "no", "km", "sr"], gemini=False))
+
+
+def test_norwegian_is_told_by_either_code() -> None:
+    for code in ("no", "nb"):
+        found = Lingua(["en", code]).confidences("røde sko til kvinner med høye hæler")
+        assert found[0][0] == code and found[0][1] > 0.9
+
+
+@pytest.mark.parametrize(
     ("text", "tag", "best", "confidence", "expected"),
     [
         ("zapatos", "en", "es", 0.9, "es"),

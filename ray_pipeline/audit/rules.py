@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline.detector import Detector
-from ray_pipeline.scripts import SCRIPTS, scripts
+from ray_pipeline.scripts import SCRIPTS, SHARED, scripts
 from ray_pipeline.text import normalise
 
 LETTER_WEIGHT = 2.0
@@ -106,7 +106,7 @@ def _codes_lost(row: Row) -> str | None:
 
 def _brands_lost(row: Row, brands: Collection[str]) -> str | None:
     """Names in the text that the translation lacks, where it is written in the letters that they are written in."""
-    if not brands or row["target_language"] in SCRIPTS:
+    if not brands or _own(row) != {"LATIN"}:
         return None
     text = _folded(row["text"])
     return _lost([brand for brand, pattern in _patterns(tuple(brands)) if pattern.search(text)], row["translation"])
@@ -129,12 +129,13 @@ def _copied(row: Row) -> bool:
     """Only where the text is in none of the target's scripts: German says "jeans" for "jeans", Korean does not."""
     if normalise(row["text"]) != normalise(row["translation"]):
         return False
-    found = set(scripts(row["text"]))
-    return bool(found) and not found & _own(row)
+    found, own = set(scripts(row["text"])), _own(row)
+    return bool(found and own) and not found & own
 
 
 def _own(row: Row) -> set[str]:
-    return SCRIPTS.get(row["target_language"], {"LATIN"})
+    """The scripts of the target language; none where they are not known, and then no rule goes by them."""
+    return SCRIPTS.get(row["target_language"], set())
 
 
 def _length(row: Row, rules: recipes.Audit) -> str | None:
@@ -153,7 +154,9 @@ def _words_dropped(row: Row) -> str | None:
 def _wrong_script(row: Row) -> str | None:
     """No letter of the target language's script, or some of another language's own."""
     found, own = set(scripts(row["translation"])), _own(row)
-    foreign = (found - own - {"LATIN"}) & set().union(*SCRIPTS.values())
+    if not own:
+        return None
+    foreign = (found - own - SHARED) & set().union(*SCRIPTS.values())
     return " and ".join(sorted(foreign or found)).lower() if found and (foreign or not found & own) else None
 
 
@@ -163,7 +166,7 @@ def _wrong_language(row: Row, rules: recipes.Audit, detector: Detector) -> str |
     Words of the source that stand in the translation (brands, model numbers) speak for no language; if there are no
     others, the text was copied, and all of it is looked at.
     """
-    if row["target_language"] in SCRIPTS:
+    if _own(row) != {"LATIN"}:
         return None
     own = set(normalise(row["text"]).split())
     words = normalise(row["translation"]).split()
