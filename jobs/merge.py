@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from ray_pipeline import problems
+from ray_pipeline.scoring import adapters
 from ray_pipeline.train.merge import merge
 
 
@@ -25,6 +26,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> int:
+        adapters.read([options.adapter])  # whose base must be the one of the training
         done = merge(options.adapter, options.output, options.precision, options.tolerance)
         print(f"largest change of a probability over {done.rows} pairs: {done.max_abs_difference:.2g}")
         print(options.output)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ray_pipeline import cross_task, outputs, pipeline, problems, recipe, runtime, s3, storage
+from ray_pipeline import cross_task, models, outputs, pipeline, problems, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
@@ -94,11 +94,24 @@ def _read(files: Sequence[str], overrides: Sequence[str], workdir: str) -> list[
 
 
 def placed(chosen: Sequence[Recipe], workdir: str) -> list[Recipe]:
-    """Recipes whose store can be reached from here on, whose sample shop, if they name it, is written, and which have
-    those of the other task from which they take something.
+    """Recipes whose store can be reached from here on, whose sample shop, if they name it, is written, whose folders of
+    models are full paths, and which have those of the other task from which they take something.
     """
     _reach_storage(chosen)
-    return cross_task.paired([serving.with_shop(item, workdir) for item in chosen])
+    return cross_task.paired([_with_full_paths(serving.with_shop(item, workdir)) for item in chosen])
+
+
+def _with_full_paths(item: Recipe) -> Recipe:
+    """The recipe, with the other task's and what it compares itself with, with full paths of its folders of models."""
+    sections = {name: getattr(item, name) for name in ("train", "embed")}
+    full = {name: one.model_copy(update={"model": models.placed(one.model)}) for name, one in sections.items()}
+    compare = item.compare
+    if compare is not None:
+        keys = {f"{name}.model" for name in sections}
+        changes = {key: models.placed(value) if key in keys else value for key, value in compare.set.items()}
+        compare = compare.model_copy(update={"set": changes})
+    other = item.other and _with_full_paths(item.other)
+    return item.model_copy(update=full | {"compare": compare, "other": other})
 
 
 def _reach_storage(chosen: Sequence[Recipe]) -> None:

@@ -29,7 +29,7 @@ from ray_pipeline.train import trackers
 
 TAKEN = {
     cross_task.START: "its training starts from the other task's adapter",
-    cross_task.JOINT: "its training learns from the other task's rows, too",
+    cross_task.VERDICTS: "its training learns from the other task's rows, too",
 }
 SAMPLE_ROWS = 1000
 """Whose texts tell how long prompts are."""
@@ -37,21 +37,25 @@ SAMPLE_ROWS = 1000
 
 def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
     """The plan of some recipes in words."""
-    return "\n".join(line for recipe in chosen for line in _lines(recipe, workdir, until))
+    plans = [pipeline.plan(recipe, workdir, until) for recipe in chosen]
+    counted = {step.fingerprint for steps in plans for step in steps if step.stage is train.STAGE}
+    told = (_lines(recipe, steps, workdir, until, counted) for recipe, steps in zip(chosen, plans, strict=True))
+    return "\n".join(line for lines in told for line in lines)
 
 
-def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
+def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | None, counted: set[str]) -> Iterator[str]:
+    """`counted`: fingerprints of the trainings whose hours are said elsewhere; those said here are added."""
     yield f"{recipe.name} ({recipe.task})"
-    steps = pipeline.plan(recipe, workdir, until)
     trackers.check(recipe.train)
     rows, refused = _rows(recipe, steps[0].finished)
     yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in ingest.SPLITS)
     yield from (f"  {line}" for line in refused)
     yield from (f"  {_status(step)}" for step in steps)
     others = pipeline.other_plans(recipe, workdir) if any(step.stage is train.STAGE for step in steps) else {}
-    for name, found in others.items():
-        yield f"  {TAKEN[name]}:"
-        yield from (f"    {_status(step)}" for step in found)
+    for name, why in TAKEN.items():
+        if name in others:
+            yield f"  {why}:"
+            yield from (f"    {_status(step)}" for step in others[name])
     asked = estimates(recipe, steps)
     for name, one in asked.items():
         price = "unknown price" if one.usd is None else f"{one.usd:.4f} USD"
@@ -66,6 +70,7 @@ def _lines(recipe: Recipe, workdir: str, until: str | None) -> Iterator[str]:
         yield f"  Gemini in all: {_against_the_limit(sum(prices), spent, recipe.gemini.max_usd)}"
     joint = _joint_rows(recipe, others)
     yield from (f"  {line}" for line in _training(recipe, steps, rows["train"], joint))
+    yield from (f"  {line}" for line in _donor(recipe, others.get(cross_task.START, []), counted))
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees; what it adds is not above:"
         other = recipes.variant(recipe, recipe.compare.set)
@@ -93,6 +98,16 @@ def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int, joint: int) 
     sample = [row for row in islice(_furthest(recipe, done), SAMPLE_ROWS) if row["split"] == "train"]
     each = done["encode"].manifest.extra["tokens"] / rows if "encode" in done else footprint.row_tokens(recipe, sample)
     yield from footprint.describe(found, recipe, rows + joint, each, footprint.computed_share(recipe, sample))
+
+
+def _donor(recipe: Recipe, steps: Sequence[Step], counted: set[str]) -> Iterator[str]:
+    """Memory and hours of the other task's training that this one starts from, unless they are said elsewhere."""
+    if recipe.other is None or not steps or steps[-1].fingerprint in counted:
+        return
+    counted.add(steps[-1].fingerprint)
+    rows, _ = _rows(recipe.other, steps[0].finished)
+    found = list(_training(recipe.other, steps, rows["train"], 0))
+    yield from ([f"of {recipe.other.name}, to start from:", *found] if found else [])
 
 
 def _joint_rows(recipe: Recipe, others: Mapping[str, list[Step]]) -> int:

@@ -1,6 +1,6 @@
 """What a training asks of a GPU, worked out before anything is loaded: memory and hours. Pure arithmetic.
 
-Memory is what weights take in the recipe's precision, adapter, gradients and AdamW as DeepSpeed shares them out, what
+Memory is what weights take in the recipe's precision, adapter, gradients, AdamW as DeepSpeed shares it out, what
 one pass over its largest batch keeps for the way back, and a reserve. Time is operations over an assumed share of the
 GPU's peak. Both are estimates; what a pass keeps was held against torch on small models (tests/test_footprint.py).
 """
@@ -158,12 +158,12 @@ def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> M
     if stage == 3:  # shared out; gathered layer by layer, the next one while one is used
         resting = 0 if "offload_param" in zero else weights / workers
         weights = resting + 2 * of.linear_weights / of.layers * per
-    gradients = own * width / (workers if stage >= 2 else 1)
+    gradients = own * width  # whole on each worker until a step ends, see engine.DeepSpeedEngine.learn
     optimiser = own * 12 / (workers if stage >= 1 else 1)  # AdamW's two moments and a copy of the weights, float32
-    state = 0 if "offload_optimizer" in zero else gradients + optimiser
+    state = 0 if "offload_optimizer" in zero else optimiser
     buffer = zero.get("reduce_bucket_size", BUCKET) * width if stage >= 1 else 0
     kept = activations(of, rules, computed * pass_tokens(rules, max_tokens))
-    return Memory(weights, own * width + state + buffer, kept, loaded)
+    return Memory(weights, own * width + gradients + state + buffer, kept, loaded)
 
 
 def pass_tokens(rules: Train, max_tokens: int) -> int:

@@ -40,6 +40,12 @@ def resolve(name: str) -> str:
     return str(path)
 
 
+def placed(name: str) -> str:
+    """The name, of a local folder its full path: Ray Train's workers stand in other folders than the command."""
+    found = Path(name).expanduser()
+    return os.path.abspath(found) if found.is_dir() else name
+
+
 def expect(name: str, revision: str | None, field: str, here: bool) -> None:
     """Raise ModelError, before anything is spent, for a model that the Hugging Face hub does not know or give.
 

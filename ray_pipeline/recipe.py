@@ -574,8 +574,8 @@ class Train(Section):
     deepspeed: str = "zero2"
     """Settings of cluster/deepspeed (zero0, zero2, zero2_offload, zero3, zero3_offload), or the path of a JSON file.
 
-    ZeRO-2 shares out gradients and optimiser, ZeRO-3 the weights too, once they are loaded: the base has to fit one GPU
-    all the same. With offload they rest in the CPU's memory.
+    ZeRO-2 shares out the optimiser, ZeRO-3 the weights too, once they are loaded: the base has to fit one GPU all the
+    same. With offload they rest in the CPU's memory. Gradients are whole on each GPU until a step ends.
     """
     scheduler: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up."""

@@ -63,6 +63,16 @@ def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
+def test_a_model_s_folder_is_named_in_full(make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    chosen = make_recipe(train__model="own", embed__model="./own", compare={"set": {"train.model": "own", "name": "x"}})
+    (found,) = cli.placed([chosen], str(tmp_path / "work"))
+    assert found.compare is not None
+    names = (found.train.model, found.embed.model, found.compare.set["train.model"])
+    assert names == (str(tmp_path / "own"),) * 3 and found.compare.set["name"] == "x"
+
+
 def test_an_output_that_cannot_be_written_stops_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pipeline import cli, cross_task, folds, ingest, pipeline, recipe, split, tables
+from ray_pipeline import cli, cross_task, dry_run, folds, ingest, pipeline, recipe, split, tables
 from ray_pipeline.errors import ModelError, RecipeError
 from ray_pipeline.recipe import Recipe, Split, Train, variant
 from ray_pipeline.stage import Context
@@ -89,6 +89,24 @@ def test_the_other_training_is_part_of_the_identity_and_planned(tmp_path: Path) 
     own = pipeline.plan(qi, workdir, "train")
     assert training.inputs[cross_task.START] == donor[-1].fingerprint == own[-1].fingerprint
     assert pipeline.other_plans(qc, workdir) == {}
+    hours = f"of {qi.name}, to start from:"
+    assert hours in dry_run.describe([started], workdir, None)
+    assert hours not in dry_run.describe([started, qi], workdir, None), "it is that recipe's own training"
+    said = dry_run.describe([started, variant(started, {"train.seed": 5})], workdir, None)
+    assert said.count(hours) == 1, "one training serves both"
+
+
+def test_what_the_other_s_self_validation_drops_is_part_of_a_joint_training(tmp_path: Path) -> None:
+    files = ["jobs/recipes/demo-qc.yaml", "jobs/recipes/demo-qi.yaml", "sandbox.train_rows=60", "sandbox.dev_rows=9",
+             "sandbox.test_rows=9"]  # fmt: skip
+    (qc, qi), workdir = cli.recipes(files, str(tmp_path))
+    trainings = []
+    for other in (qi, variant(qi, {"self_validation.folds": 2})):
+        joint = cross_task.paired([variant(qc, {"train.joint": True}), other])[0]
+        training = next(step for step in pipeline.plan(joint, workdir) if step.stage.name == "train")
+        assert training.inputs[cross_task.VERDICTS] == pipeline.plan(other, workdir, "self_validation")[-1].fingerprint
+        trainings.append(training.fingerprint)
+    assert len(set(trainings)) == 2
 
 
 @pytest.mark.parametrize(
@@ -203,6 +221,10 @@ def test_rows_of_the_other_task_are_learnt_from_and_never_chosen_by(make_recipe:
 def test_a_joint_training_says_how_many_rows_it_took(make_recipe: Make, tmp_path: Path) -> None:
     chosen, own, other = both_tasks(make_recipe, tmp_path)
     place = str(tmp_path / "train")
-    outcome = stage.run(Context(chosen, {"encode": own, cross_task.JOINT: other}, place, place, {}))
-    assert (outcome.extra["training_rows"], outcome.extra["joint_rows"]) == (64, 40)
-    assert sum(card.read(f"{place}/{ADAPTER}").labels.values()) == 104
+    row = {"language": "en", "origin": "original", "label": 0, "score": 0.99, "contradicted": True, "reason": "odd"}
+    odd = [row | {"pair_id": f"QI-train-{number}"} for number in (2, 4, 6)]
+    verdicts = made.finished(tmp_path / "qi", "self_validation", [], tables.VERDICTS, refused=odd)
+    inputs = {"encode": own, cross_task.JOINT: other, cross_task.VERDICTS: verdicts}
+    outcome = stage.run(Context(chosen, inputs, place, place, {}))
+    assert (outcome.extra["training_rows"], outcome.extra["joint_rows"]) == (64, 37)
+    assert sum(card.read(f"{place}/{ADAPTER}").labels.values()) == 101, "what its self-validation drops is left out"

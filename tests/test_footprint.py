@@ -104,6 +104,9 @@ def test_what_makes_it_more_or_less() -> None:
     assert shared.total > alone.loaded == shared.loaded > 22 * GIB, "which each worker loads whole"
     assert needed(deepspeed="zero2", workers=4).trained < needed(deepspeed="zero2").trained
     assert needed(deepspeed="zero2_offload").trained < needed(deepspeed="zero2", workers=4).trained
+    adapter = footprint.trained_weights(GEMMA, Train())
+    offloaded = needed(deepspeed="zero2_offload", workers=4).trained
+    assert offloaded > 4 * adapter, "weights and gradients, whole, two bytes each"
     assert needed(lora={"rank": 64}).trained > needed().trained
 
 

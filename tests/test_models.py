@@ -68,6 +68,17 @@ def test_a_folder_needs_no_hub(tmp_path: Path) -> None:
     models.expect("sandbox://base", None, "train.model", here=True)
 
 
+def test_a_folder_is_named_in_full_and_is_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert models.placed("own") == str(tmp_path / "own") == models.placed("./own")
+    assert models.identity("own", None) == models.identity(models.placed("own"), None)
+    assert [models.placed(name) for name in ("owner/model", "sandbox://base", "./none")] == [
+        "owner/model", "sandbox://base", "./none",
+    ]  # fmt: skip
+
+
 def test_a_hub_that_is_not_reached_matters_where_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="cannot be reached"):

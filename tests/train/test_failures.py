@@ -17,6 +17,16 @@ def test_the_line_that_says_what_happened() -> None:
     assert failures.described(RuntimeError()) == "RuntimeError: without a word"
 
 
+@pytest.mark.parametrize(("wait", "each", "times"), [(1200, None, 20), (1, None, 1), (90, "60", 2), (3, "1", 3)])
+def test_how_often_workers_are_started(
+    wait: float, each: str | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", raising=False)
+    if each is not None:
+        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", each)
+    assert failures.starts(wait) == times
+
+
 def fail(config: dict[str, Any]) -> None:
     """The first try is killed as by the system, the second fails of its own code."""
     mark = Path(config["mark"])

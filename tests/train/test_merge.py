@@ -1,6 +1,8 @@
 """An adapter merged into its base: the same scores without it, or nothing is written."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,27 @@ def test_an_adapter_that_is_not_finite_is_not_merged(tmp_path: Path) -> None:
     save_file(weights | {name: torch.full_like(weights[name], float("nan"))}, file)
     with pytest.raises(ModelError, match="is not finite"):
         merge(str(kept), str(tmp_path / "merged"))
+
+
+def test_an_adapter_that_lacks_weights_is_not_merged(tmp_path: Path) -> None:
+    kept = adapter(tmp_path / "adapter")
+    file = kept / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "lora_B" in name)
+    save_file({other: weight for other, weight in weights.items() if other != name}, file)
+    with pytest.raises(ModelError, match=rf"does not fit its base .*: 1 weights are in one .* {name}"):
+        merge(str(kept), str(tmp_path / "merged"))
+
+
+def test_the_job_refuses_another_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, output = adapter(tmp_path / "adapter"), tmp_path / "merged"
+    card.write(str(kept), card.read(str(kept)).model_copy(update={"base": "another"}))
+    monkeypatch.setattr(sys, "argv", ["merge.py", str(kept), "--output", str(output)])
+    job = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "merge.py"))
+    assert job["main"]() == 1 and "was trained on the base another" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:

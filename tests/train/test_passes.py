@@ -65,6 +65,20 @@ CASES = list(itertools.product(["random-llama", "random-gemma3"], ["zero2", "zer
 FIRST, *OTHERS = CASES
 
 
+def own_settings(folder: Path, stage: int) -> str:
+    """A file of settings by which gradients are added up in float32."""
+    path = folder / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": "fp32"}}))
+    return str(path)
+
+
+@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.soak) for stage in (2, 3))])
+def test_gradients_may_be_added_up_in_more_bits(tmp_path: Path, stage: int) -> None:
+    rules = {"deepspeed": own_settings(tmp_path, stage), "precision": "bfloat16", "micro_batch_rows": 2}
+    found = losses(tmp_path, 2, "random-llama", **rules, **PLAIN)
+    assert found[2] < found[0]
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "head"), [FIRST, *(pytest.param(*case, marks=pytest.mark.soak) for case in OTHERS)]
 )

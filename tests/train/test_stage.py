@@ -1,5 +1,6 @@
 """What of a recipe makes another adapter, and which adapters are refused."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ray_pipeline import models
-from ray_pipeline.errors import ModelError
+from ray_pipeline.errors import ModelError, PipelineError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.train import saved as saved_adapter
 from ray_pipeline.train import stage
 from ray_pipeline.train.engine import PlainEngine
 from ray_pipeline.train.model import pad
 
-from . import toy
+from . import runs, toy
 
 
 def saved(folder: Path, steps: int) -> Path:
@@ -92,3 +93,34 @@ def test_a_hub_model_goes_by_its_name_and_revision(make_recipe: Any) -> None:
         for revision in (None, "main", "v2")
     }
     assert found == {"a/b@main", "a/b@v2"}
+
+
+def test_only_a_damaged_list_of_checkpoints_is_dropped(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("checkpoint_2026-01-02_03", "checkpoint_2026-01-02_04", "other"):
+        (run / name).mkdir(parents=True)
+        (run / name / "seal-0.json").write_text("{}")
+    whole = json.dumps({"checkpoint_results": []})
+    for text, kept in ((whole, True), (whole[:9], False)):
+        (run / stage.SNAPSHOT).write_text(text)
+        stage._forget_if_unreadable(str(run))
+        assert (run / stage.SNAPSHOT).exists() == kept
+    assert stage._checkpoints(str(run)) == tuple(f"{run}/checkpoint_2026-01-02_0{number}" for number in (4, 3))
+
+
+def test_a_bucket_is_reached_by_our_own_settings(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-9")
+    filesystem, path = stage._for_ray("s3://bucket/work/train/f0")
+    assert (path, filesystem.region) == ("bucket/work/train/f0", "eu-west-9")
+    assert stage._for_ray("/work/train/f0") == (None, "/work/train/f0")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_up")
+def test_workers_that_find_no_node_are_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(stage.runtime, "check_room", lambda *_: None)  # the node is lost later than that
+    chosen = runs.make(workers=8, batch_rows=16)
+    chosen = chosen.model_copy(update={"runtime": chosen.runtime.model_copy(update={"wait_seconds": 2})})
+    with pytest.raises(PipelineError, match=r"no room for 8 × CPU 0\.5 in 2 s \(runtime\.wait_seconds\)"):
+        runs.train(chosen, runs.training_set(tmp_path), tmp_path / "train")

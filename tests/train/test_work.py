@@ -1,6 +1,7 @@
 """What one worker does on its own: which rows it trains on, and which training sets it refuses."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ray_pipeline import tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import ModelError, TrainingError
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.train import loop, saved, work
+from ray_pipeline.train import checkpoint, loop, saved, work
 from ray_pipeline.train.engine import PlainEngine
 
 from .. import made
@@ -94,3 +95,25 @@ def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, An
     (tmp_path / "adapter_config.json").write_text((best / "adapter_config.json").read_text())
     with pytest.raises(ModelError, match=r"on a fresh base.*otherwise than in training"):
         saved.compare(runs.make().train, tmp_path, found.tune, scores, tokenizer.pad_token_id, "cpu")
+
+
+def test_without_ray_s_list_the_newest_whole_checkpoint_is_taken_up_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
+
+    left = [tmp_path / f"checkpoint_{number}" for number in (3, 2, 1)]
+    for folder in left:
+        folder.mkdir()
+        (folder / "weights").write_text("whole")
+        checkpoint.seal(folder, 0, 1)
+    (left[0] / "weights").write_text("half")
+    resumed: list[Path] = []
+    reported: list[Path] = []
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.train, "report", lambda _, checkpoint: reported.append(Path(checkpoint.path)))
+    monkeypatch.setattr(work, "_gather", lambda value: [value])
+    monkeypatch.setattr(work, "_rank", lambda: 0)
+    made = SimpleNamespace(state=loop.State(history=[{"step": 1}]), resume=resumed.append)
+    work._go_on(made, [str(folder) for folder in left], tmp_path)
+    assert resumed == reported == [left[1]] and made.state.damaged == []

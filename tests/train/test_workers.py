@@ -160,6 +160,23 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, monkeypat
         assert row == pytest.approx(expected, abs=TOLERANCE)
 
 
+@pytest.mark.soak
+def test_checkpoints_outlive_ray_s_list_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mix, chosen = runs.training_set(tmp_path), runs.make(workers=1, epochs=2)
+    with monkeypatch.context() as patch:  # as if the driver had been killed when training was over
+        patch.setattr(stage.artifact, "write_shard", stop(stage.artifact.write_shard))
+        with pytest.raises(PipelineError, match="killed here"):
+            runs.train(chosen, mix, tmp_path / "two")
+    folder = tmp_path / "two"
+    snapshot = folder / "run" / stage.SNAPSHOT
+    snapshot.write_text(snapshot.read_text()[:99])
+    before = damage(folder).parent / min(folder.glob("run/checkpoint_2*")).name  # the newest is not whole, either
+    history = json.loads((before / "state-0.json").read_text())["history"]
+    found = runs.train(chosen, mix, folder)
+    assert runs.curves(found)[:1] == history and len(runs.curves(found)) == 2
+    assert found.manifest.extra["damaged_checkpoints"] == []
+
+
 def stop(write: Callable[..., Any]) -> Callable[..., Any]:
     """Writes what is encoded, and no curves."""
 
