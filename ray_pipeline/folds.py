@@ -56,7 +56,7 @@ def of(rules: Train) -> list[Fold]:
 
 def fingerprint(training: str, fold: Fold | None) -> str:
     """Of the adapter that a training of this fingerprint makes of a fold, or without any."""
-    return "-".join([training, *([fold.name] if fold else [])])
+    return f"{training}-{fold.name}" if fold else training
 
 
 def fingerprints(training: str, rules: Train) -> list[str]:

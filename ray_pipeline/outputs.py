@@ -30,15 +30,13 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
         storage.remove_file(storage.join(folder, name))
     tasks = [assemble.task_report(run, other) for run, other in runs]
     notices = [run.recipe.notice for run, _ in runs if run.recipe.notice]
-    decisions = {f"decision-{run.recipe.name}.json": decided.dumps(_decided(run)) for run, _ in runs}
-    files = decisions | {
+    files = {
         "report.html": render(assemble.report(tasks, command, notices)).encode(),
         "metrics.json": assemble.metrics_json(tasks).encode(),
-    }
+    } | {f"decision-{run.recipe.name}.json": decided.dumps(_decided(run)) for run, _ in runs}
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
-    names = ["report.html", "metrics.json", *decisions]
-    return [storage.join(folder, name) for name in [*names, *_write_submissions(runs, folder)]]
+    return [storage.join(folder, name) for name in [*files, *_write_submissions(runs, folder)]]
 
 
 def _decided(run: Finished) -> Decided:

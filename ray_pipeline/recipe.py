@@ -108,7 +108,7 @@ class Languages(Section):
     min_confidence: Share = 0.65
     """The local detector decides a row only at this confidence or above; the rest goes to Gemini, or keeps its tag."""
     min_characters: Count = 6
-    """Shorter queries in Latin script are never decided locally."""
+    """Shorter queries in a script that several candidates share are never decided locally."""
     gemini: bool = True
     """Ask Gemini where the local detector disagrees with the tag without being sure."""
 

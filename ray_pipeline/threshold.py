@@ -12,7 +12,7 @@ from ray_pipeline.errors import InputError
 Array = npt.NDArray[Any]
 
 ROUNDS = 20
-"""More than it takes: each round squares the distance to the best."""
+"""More than it takes: it ends by itself where a round gains nothing."""
 
 
 def choose(labels: Array, scores: Array) -> float:
@@ -28,7 +28,7 @@ def choose(labels: Array, scores: Array) -> float:
     points = _points(labels, scores)
     # F1 = 2 TP / (predicted + true positives); its division is correctly rounded, so ties are exact.
     f1 = 2 * points.hits / (points.predicted + points.hits[-1])
-    return _nearest(points.cuts[f1 == f1.max()], 0.5)
+    return float(points.cuts[_best(f1, points.cuts, 0.5)])
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def _points(labels: Array, scores: Array) -> _Points:
     return _Points(_cuts(ranked[ends]), ends + 1, hits[ends])
 
 
-def _nearest(cuts: Array, to: float) -> float:
-    return float(cuts[np.argmin(np.abs(cuts - to))])
+def _best(worth: Array, cuts: Array, to: float) -> int:
+    """The place of the best cut `[k]` by its worth `[k]`; among equally good ones, of the nearest to a value."""
+    places = np.flatnonzero(worth == worth.max())
+    return int(places[np.argmin(np.abs(cuts[places] - to))])
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,15 @@ def _best_together(labels: Array, scores: Array, places: Array, judged: Sequence
     A ratio is greatest where its numerator less that ratio times its denominator is, which each group can maximise by
     itself (Dinkelbach, On Nonlinear Fractional Programming, 1967): F1 = 2 TP / (predicted + positives).
     """
-    rest, positives = ~np.isin(places, judged), int((labels == 1).sum())
-    at_task = rest & (scores >= task)
+    others = ~np.isin(places, judged) & (scores >= task)
+    fixed, positives = (int((labels[others] == 1).sum()), int(others.sum())), int((labels == 1).sum())
     points = {place: _points(labels[places == place], scores[places == place]) for place in judged}
     cuts, ratio = dict.fromkeys(judged, task), 0.0
     for _ in range(ROUNDS):
-        hits, predicted = int((labels[at_task] == 1).sum()), int(at_task.sum())
+        hits, predicted = fixed
         for place, some in points.items():
-            worth = 2 * some.hits - ratio * some.predicted
-            chosen = np.flatnonzero(worth == worth.max())
-            cuts[place] = _nearest(some.cuts[chosen], task)
-            at = int(np.flatnonzero(some.cuts == cuts[place])[0])
+            at = _best(2 * some.hits - ratio * some.predicted, some.cuts, task)
+            cuts[place] = float(some.cuts[at])
             hits, predicted = hits + int(some.hits[at]), predicted + int(some.predicted[at])
         if (better := 2 * hits / (predicted + positives)) <= ratio:
             break

@@ -10,15 +10,13 @@ from ray_pipeline import storage
 from ray_pipeline.errors import ModelError, OutOfMemoryError
 from ray_pipeline.train import card
 from ray_pipeline.train.card import Saved
+from ray_pipeline.train.saved import FIRST
 
 if TYPE_CHECKING:
     from ray_pipeline.train.model import Classifier
 
-WEIGHTS = "adapter_model.safetensors"
 MANNER = ("head", "answers", "precision")
 """Fields of `train` that decide how a base is loaded and read; of those that there are."""
-FIRST = "default"
-"""What peft calls the adapter that it wraps a base with."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Members:
     def _add(self, name: str, adapter: Adapter, folder: Path, device: str) -> None:
         import torch
 
-        from ray_pipeline.train import model
+        from ray_pipeline.train import model, saved
 
         try:
             if name == FIRST:
@@ -134,21 +132,7 @@ class Members:
                 f"{adapter.url}: cannot be put on its base {adapter.saved.train.model}: {error}; "
                 "name the adapter's own base, or train it again"
             ) from error
-        self._check_whole(name, adapter, folder)
-
-    def _check_whole(self, name: str, adapter: Adapter, folder: Path) -> None:
-        """Peft passes over weights that the file lacks, and over those that the base has no place for."""
-        from peft import get_peft_model_state_dict
-        from safetensors import safe_open
-
-        wanted = set(get_peft_model_state_dict(self._classifier.model, adapter_name=name))
-        with safe_open(str(folder / WEIGHTS), "pt") as file:
-            odd = sorted(wanted ^ set(file.keys()))
-        if odd:
-            raise ModelError(
-                f"{adapter.url}: does not fit its base {adapter.saved.train.model}: {len(odd)} weights are in one of "
-                f"the two only, the first is {odd[0]}; name the adapter's own base, or train it again"
-            )
+        saved.check_whole(self._classifier.model, name, folder, adapter.url, adapter.saved.train.model)
 
     def __iter__(self) -> "Iterator[Classifier]":
         """The classifier with each adapter active in turn."""

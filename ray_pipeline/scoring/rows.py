@@ -74,10 +74,8 @@ def columns(files: Sequence[RawFile], task: str, chosen: Mapping[str, str], need
     Raises InputError where query, target or what else is `needed` of a row is in none.
     """
     file, there = next(((one, names) for one in files if (names := _names(one))), (files[0], set[str]()))
-    found, usual = (
-        dict(chosen),
-        {"query": ("query", "origin_query"), "target": ("target", submission.TARGET_KEYS[task])},
-    )
+    usual = {"query": ("query", "origin_query"), "target": ("target", submission.TARGET_KEYS[task])}
+    found = dict(chosen)
     for name in COLUMNS:
         column = next((column for column in usual.get(name, (name,)) if column in there), None)
         if column is not None:

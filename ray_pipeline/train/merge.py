@@ -61,7 +61,7 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
         made = Path(place) / "merged"
         saved.verify_adapter(folder)
         apart = model.load_adapter(found.train, folder, device)
-        saved.check_whole(apart.model, folder, found.train.model)
+        saved.check_whole(apart.model, saved.FIRST, folder, adapter, found.train.model)
         before = loop.score(apart, prompts, tokenizer.pad_token_id, device, BATCH_ROWS)
         del apart  # the device may have no room for the base twice
         _write(found, folder, chosen, made)

@@ -11,6 +11,8 @@ from ray_pipeline.recipe import Train
 from ray_pipeline.train.batches import Examples
 
 WEIGHTS = "adapter_model.safetensors"
+FIRST = "default"
+"""What peft calls the adapter that it wraps a base with."""
 SAMPLE_ROWS = 64
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.05, "nf4": 0.05}
 """Of probabilities. A 16-bit forward rounds each layer's output to 8 bits, and differs with the batch a row is in."""
@@ -29,17 +31,20 @@ def verify_adapter(folder: Path) -> None:
         raise ModelError(f"{folder}: the saved adapter cannot be used: {what}; lower train.learning_rate and run again")
 
 
-def check_whole(put_on: Any, folder: Path, base: str) -> None:
-    """Raise ModelError unless the model that was made of a base has just the folder's weights: peft skips others."""
+def check_whole(put_on: Any, name: str, folder: Path, url: str, base: str) -> None:
+    """Raise ModelError unless a model's adapter of that name has just the weights in the folder: peft skips others.
+
+    `url` and `base` are where the adapter comes from and what it was put on, for the message.
+    """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(str(folder / WEIGHTS), "pt") as file:
-        odd = sorted(set(get_peft_model_state_dict(put_on)) ^ set(file.keys()))
+        odd = sorted(set(get_peft_model_state_dict(put_on, adapter_name=name)) ^ set(file.keys()))
     if odd:
         raise ModelError(
-            f"{folder}: does not fit its base {base}: {len(odd)} weights are in one of the two only, the first is "
-            f"{odd[0]}; put the adapter's own base there, or train it again"
+            f"{url}: does not fit its base {base}: {len(odd)} weights are in one of the two only, the first is "
+            f"{odd[0]}; name the adapter's own base, or train it again"
         )
 
 
