@@ -3,7 +3,7 @@
 #   docker build -t ray-pipeline-vllm --target vllm .        for score.engine vllm
 #   docker build -t ray-pipeline --build-arg RAY_IMAGE=rayproject/ray:2.60.0-py311-cpu --build-arg FAISS=cpu .
 # The torch that pip takes is built for CUDA 13, whatever the base has: GPU nodes need NVIDIA's driver 580 or newer.
-# For an older driver: --build-arg TORCH_INDEX=<address of an index of PyTorch's builds for CUDA 12>
+# For an older driver: --build-arg TORCH_INDEX=<address of an index of PyTorch's builds for CUDA 12.9>
 ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cu128
 
 # What is to be installed: the list changes more rarely than the code, so that its layer is kept.
