@@ -1,0 +1,90 @@
+"""Sections of the raw data: where it is, its languages, its parts."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ray_pipeline.recipe.section import Count, LanguageCode, Positive, Section, Share
+
+
+class Columns(Section):
+    """Which column of the raw files holds what; the defaults are the competition's."""
+
+    id: str | None = "id"
+    """Unique within a split; null: the row's position in the input is used."""
+    language: str | None = "language"
+    """Null: every row starts as `und`, and the languages stage decides."""
+    query: str = "origin_query"
+    target: str | None = None
+    """Null: `category_path` for QC, `item_title` for QI."""
+    label: str = "label"
+    task: str | None = "task"
+    """A column that, where present, must name the recipe's task."""
+
+
+class Data(Section):
+    """The raw files: paths, globs or folders, local, `s3://`, or `sandbox://shop/…` (the sample shop)."""
+
+    train: list[str] = Field(min_length=1)
+    """Labelled rows."""
+    dev: list[str] = []
+    """Rows to predict for the submission; labels, where present, are used for evaluation only."""
+    test: list[str] = []
+    """As dev."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    """`auto`: by the file's ending; `.txt` and `.json` are JSON Lines."""
+    columns: Columns = Columns()
+    max_rejected_share: Share = 0.05
+    """The run stops when a larger share of a split's rows is rejected."""
+    rejected_prediction: Literal[0, 1] | None = None
+    """What the submission says of dev and test rows that were rejected; null: such a row stops the submission."""
+
+
+class Sandbox(Section):
+    """The size of the sample shop, for recipes that name `sandbox://shop/…`."""
+
+    seed: int = 7
+    train_rows: Positive = 4000
+    dev_rows: Positive = 400
+    test_rows: Positive = 400
+
+
+class Languages(Section):
+    """Correction of language tags (paper, step 1)."""
+
+    candidates: list[LanguageCode] = Field(
+        default=["en", "fr", "es", "ko", "pt", "ja", "de", "it", "pl", "ar", "th", "id", "vi"], min_length=1
+    )
+    """The languages that a query can be in; ISO 639-1."""
+    correct: bool = True
+    """False: tags are only normalised (`vn` to `vi`)."""
+    min_confidence: Share = 0.65
+    """The local detector decides a row only at this confidence or above; the rest goes to Gemini, or keeps its tag."""
+    min_characters: Count = 6
+    """Shorter queries in a script that several candidates share are never decided locally."""
+    gemini: bool = True
+    """Ask Gemini where the local detector disagrees with the tag without being sure."""
+
+
+class Split(Section):
+    """The three parts of the labelled rows: train, tune, holdout; made once, by group."""
+
+    tune: Share = 0.1
+    """Share of groups for early stopping, threshold and calibration."""
+    holdout: Share = 0.1
+    """Share of groups for the headline; looked at by nothing else."""
+    by: Literal["query", "branch"] = "query"
+    """`branch` (QC): also no branch of the category tree is in two parts; rows that would cross are dropped."""
+    branch_levels: Positive = 2
+    """How many first levels of a path make its branch."""
+    withhold: list[LanguageCode] = []
+    """Languages whose labelled rows are kept from training and tune, and evaluated on holdout as if unseen."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Self:
+        if self.tune + self.holdout >= 1:
+            raise ValueError("split.tune and split.holdout together must be below 1, or no row is left for training")
+        if self.tune == 0 or self.holdout == 0:
+            raise ValueError("split.tune and split.holdout must both be above 0: threshold and headline need them")
+        return self

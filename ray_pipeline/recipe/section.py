@@ -1,0 +1,42 @@
+"""What the sections of a recipe share: their base, and the kinds of values."""
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ray_pipeline.text import ISO_639_1, LANGUAGE_ALIASES
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _language(code: Any) -> str:
+    """A code that a language tag of the data can be brought to; raises ValueError for any other."""
+    if code is False:
+        raise ValueError('YAML reads no as false: write "no"')
+    if isinstance(code, str) and code in LANGUAGE_ALIASES:
+        raise ValueError(f"{code!r} is not that language's ISO 639-1 code: write {LANGUAGE_ALIASES[code]}")
+    if not isinstance(code, str) or not (code in ISO_639_1 or re.fullmatch("[a-z]{3}", code)):
+        raise ValueError(f"{code!r} is no ISO 639-1 code: write such as de or ja")
+    return code
+
+
+LanguageCode = Annotated[str, BeforeValidator(_language)]
+Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
+"""Where a training row comes from."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether a url carries a user's name, or a query, where keys may stand."""
+    parts = urlsplit(url)
+    return parts.username is not None or bool(parts.query)

@@ -1,0 +1,162 @@
+"""Sections of the training set: duplicates, vectors, negatives, the mix, the rows that models contradict."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ray_pipeline.recipe.section import Count, LanguageCode, OpenShare, Origin, Positive, Section, Share
+
+
+class Dedupe(Section):
+    """Exact duplicates of the normalised (query, target), and what to do where their labels disagree."""
+
+    conflicts: Literal["drop", "majority", "first"] = "majority"
+    """A tie of `majority` is dropped."""
+    remove_leaks: bool = False
+    """Drop training rows whose normalised (query, target) stands in dev or test; counted in any case."""
+    near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of training rows with the same normalised target, only the first of those whose queries share so much stays:
+    Jaccard similarity of what three characters in a row they have. 0.8 finds plurals and typing errors of longer
+    queries. Training rows that resemble a row of tune, holdout, dev or test so much are counted as near leaks, and
+    dropped with `remove_leaks`. Null: not looked for."""
+
+
+class Embed(Section):
+    """The sentence-transformers model for mining; code that comes with a model is never run."""
+
+    model: str = "intfloat/multilingual-e5-large"
+    """Hub name, local folder, or `sandbox://embedder`."""
+    revision: str | None = None
+    """Of a hub model: pins it."""
+    prompt: str = ""
+    """Put before each target. E5 wants `passage: ` here and `query: ` before queries; BGE-M3 wants nothing."""
+    query_prompt: str = ""
+    """Put before each query, where queries are embedded."""
+    normalise: bool = True
+    """Every vector is brought to length 1."""
+    dimension: Positive | None = None
+    """Only so many values of each vector are kept, the first ones, for a model that was trained so (Matryoshka)."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the model computes in; `float16` needs a GPU. Vectors are kept in float16 in any case."""
+    max_tokens: Positive | None = None
+    """Longer texts are cut; null: at the model's own limit."""
+
+
+class Negatives(Section):
+    """Negatives mined by cosine similarity to the positive target (paper, step 4), or to the query.
+
+    A target that the same normalised query stands with anywhere in train is never its negative.
+    """
+
+    easy_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    """Easy negatives wanted per positive training row; 0.1 makes one for every tenth."""
+    hard_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    random_per_positive: Annotated[float, Field(ge=0)] = 0.0
+    """Drawn without a look at similarity: a control."""
+    max_rows_per_language: Positive | None = None
+    """Negatives of all kinds wanted for the positives of one language, at most."""
+    negative_share: OpenShare | None = None
+    """Share of label 0 in train that mining may bring about: fewer are wanted where it would be more. Null: any."""
+    anchor: Literal["target", "query"] = "target"
+    """What similarities are to: the positive's target (paper), or its query, which is then embedded too."""
+    candidates: Literal["any", "same_language", "other_language"] = "any"
+    """Of the positive's language, or not: a target has the languages of all rows of train that it stands in."""
+    branch: Literal["any", "same", "other"] = "any"
+    """QC: only targets of the positive target's branch of the category tree, or only of other branches."""
+    branch_levels: Positive = 1
+    """Targets that agree in so many levels from the top are of one branch."""
+    easy_method: Literal["quantile", "minimum"] = "quantile"
+    """`minimum` takes the very lowest (paper), which are the same few outliers for everyone, without a cap."""
+    easy_quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Of 128 candidates by chance, an easy negative is one of this share with the lowest similarities."""
+    easy_max_per_target: Positive = 20
+    """No target serves more often than this as an easy negative of the whole corpus."""
+    hard_min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.3
+    hard_max_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Above it a near match is taken for a false negative and left alone."""
+    hard_margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    """With `anchor: query`: a negative's similarity is below that of the positive target by this at least."""
+    hard_relative_margin: Share | None = None
+    """As `hard_margin`, as a share of the absolute similarity of the positive target."""
+    hard_skip_top: Count = 0
+    """So many of the nearest that would do are passed over: they may be relevant after all."""
+    hard_top_k: Positive = 50
+    """Neighbours looked at per positive, itself among them where the anchor is the target."""
+    index: Literal["exact", "ivf", "hnsw"] = "exact"
+    """How neighbours are found: by comparing all, or by an approximation of faiss, its recall measured and stated."""
+    index_recall: OpenShare = 0.99
+    """What an approximation is set to reach on a sample of the corpus: the share of the true neighbours."""
+    corpus_rows_at_once: Positive | None = None
+    """A worker holds no more vectors than this and reads them again for each of its shards; null: it holds all.
+
+    Changes memory and time, not what is found.
+    """
+    seed: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any are to be mined."""
+        return self.easy_per_positive > 0 or self.hard_per_positive > 0 or self.random_per_positive > 0
+
+    @model_validator(mode="after")
+    def _band(self) -> Self:
+        if self.hard_min_similarity >= self.hard_max_similarity:
+            raise ValueError("negatives.hard_min_similarity must be below negatives.hard_max_similarity")
+        if self.hard_skip_top >= self.hard_top_k:
+            raise ValueError("negatives.hard_skip_top must be below negatives.hard_top_k: nothing would be left")
+        return self
+
+    @model_validator(mode="after")
+    def _margins(self) -> Self:
+        if self.anchor == "target" and (self.hard_margin, self.hard_relative_margin) != (None, None):
+            raise ValueError(
+                "negatives.hard_margin and negatives.hard_relative_margin need negatives.anchor query: a margin is "
+                "kept from the similarity of query and positive target, and a target's similarity to itself is 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _index(self) -> Self:
+        if self.index != "exact" and (self.candidates, self.branch, self.corpus_rows_at_once) != ("any", "any", None):
+            raise ValueError(
+                f"negatives.index {self.index} holds and searches the whole corpus: set negatives.index exact, or "
+                "leave out negatives.candidates, negatives.branch and negatives.corpus_rows_at_once"
+            )
+        return self
+
+
+class Mix(Section):
+    """The training set: caps and shares per origin and language, class ratio; in this order, until all are met."""
+
+    max_rows_per_origin: dict[Origin, Count] = {}
+    max_share_per_origin: dict[Origin, OpenShare] = {}
+    """Of all training rows; rows of the origin are dropped until it has no more."""
+    max_rows_per_language: Positive | dict[LanguageCode, Count] | None = None
+    """One number for all languages, or one for each that has a cap."""
+    max_share_per_language: dict[LanguageCode, OpenShare] = {}
+    positive_share: OpenShare | None = None
+    """Rows of the larger class are dropped until this share is met; null leaves the classes as they are."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        for name in ("max_share_per_origin", "max_share_per_language"):
+            if sum(getattr(self, name).values()) >= 1:
+                raise ValueError(f"mix.{name}: the shares must leave something for the rest: their sum is below 1")
+        return self
+
+
+class SelfValidation(Section):
+    """Training rows that models trained without them contradict: found by folds, then dropped or counted."""
+
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Trainings on all folds but one, each judging the one left out; null: no such filter."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """A row is contradicted where its fold's model gives the other label at least this probability."""
+    drop: bool = True
+    """Leave such rows out of training; otherwise they are counted and kept."""
+    origins: list[Origin] = ["original", "translated", "easy_negative", "hard_negative", "random_negative"]
+    """Rows of other origins are trusted."""
+    epochs: Positive | None = None
+    """Of the folds' trainings; null: as many as train.epochs."""
+    seed: int = 0
