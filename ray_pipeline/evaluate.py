@@ -68,18 +68,21 @@ class Judged:
     """Labelled rows by rising probability, with their answers."""
 
     rows: Scored
+    """With probabilities."""
+    raw: Array
+    """The scores before calibration, which may have made some equal: what AUROC and PR-AUC look at, `[n]`."""
     predicted: Array
     """0 or 1, `[n]`."""
 
     @classmethod
     def of(cls, rows: Scored, chosen: Decision) -> "Judged":
         """Rows by rising score, as a decision judges them."""
-        rows = chosen.calibrated(rows)
-        return cls(rows, (rows.score >= chosen.thresholds(rows)).astype(np.int8))
+        likely = chosen.calibrated(rows)
+        return cls(likely, rows.score, (likely.score >= chosen.thresholds(likely)).astype(np.int8))
 
     def at(self, chosen: Array) -> "Judged":
         """The rows of a mask or of places."""
-        return Judged(self.rows.at(chosen), self.predicted[chosen])
+        return Judged(self.rows.at(chosen), self.raw[chosen], self.predicted[chosen])
 
 
 def seen_languages(pairs: Artifact) -> set[str]:
@@ -125,14 +128,17 @@ def evaluate(
 
 def _slice(name: str, judged: Judged, how: Mapping[str, int], seen: bool = True) -> Slice:
     rows = judged.rows
-    return metrics.slice_of(name, rows.label, judged.predicted, rows.group, scores=rows.score, seen=seen, **how)
+    return metrics.slice_of(
+        name, rows.label, judged.predicted, rows.group, scores=rows.score, order=judged.raw, seen=seen, **how
+    )
 
 
 def _slices(judged: Judged, column: Coded, how: Mapping[str, int], seen: set[str] | None = None) -> list[Slice]:
     rows = judged.rows
     return metrics.slices(
-        rows.label, judged.predicted, rows.group, column.codes, names=column.names, scores=rows.score, seen=seen, **how
-    )
+        rows.label, judged.predicted, rows.group, column.codes,
+        names=column.names, scores=rows.score, order=judged.raw, seen=seen, **how,
+    )  # fmt: skip
 
 
 def _groups(held: Judged, rows: Scored, seen: set[str], learnt: Decision, how: Mapping[str, int]) -> list[Slice]:
@@ -261,4 +267,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(len(rows), len(rows)), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=5)
+STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=6)

@@ -89,17 +89,20 @@ def mcnemar(labels: Array, first: Array, second: Array) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def scalars(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def scalars(
+    labels: Array, scores: Array, groups: Array, *, order: Array | None = None, draws: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
     """`auroc`, `pr_auc` (average precision), `log_loss` (nats) and `ece` with intervals as in `estimate`.
 
-    `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` strings or integer codes.
+    `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` strings or integer codes. The first two
+    figures look at `order [n]` where it is given, such as the scores before a calibration that made some of them equal.
     ECE: `sums.ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
     resampling adds noise to each bin, and the samples are moved back by what that adds in their mean.
     With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are.
     Samples see scores by `sums.LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
     """
     numbers, count = resample.codes(groups)
-    found = Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed))
+    found = Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed), order)
     if count < MIN_GROUPS:
         return _estimates(SCALARS, found.exact, _none(SCALARS), count)
     chosen = block_weights(len(found.columns), draws, seed)
@@ -140,6 +143,7 @@ def slice_of(
     groups: Array,
     *,
     scores: Array | None = None,
+    order: Array | None = None,
     seen: bool = True,
     draws: int = 1000,
     seed: int = 0,
@@ -147,7 +151,7 @@ def slice_of(
     """One `Slice` of the given rows; arrays `[n]` as for `estimate`. With `scores` it has the figures of `scalars`."""
     numbers, queries = resample.codes(groups)
     figures = estimate(labels, predictions, numbers, draws=draws, seed=seed)
-    more = {} if scores is None else scalars(labels, scores, numbers, draws=draws, seed=seed)
+    more = {} if scores is None else scalars(labels, scores, numbers, order=order, draws=draws, seed=seed)
     positives = int(np.sum(labels, dtype=np.int64))
     return Slice(name=name, rows=len(labels), positives=positives, seen=seen, **figures, scalars=more, queries=queries)
 
@@ -160,6 +164,7 @@ def slices(
     *,
     names: Sequence[str] | None = None,
     scores: Array | None = None,
+    order: Array | None = None,
     seen: Collection[str] | None = None,
     draws: int = 1000,
     seed: int = 0,
@@ -170,13 +175,13 @@ def slices(
     that training has seen; None means all of them. Other arrays `[n]` as for `slice_of`.
     """
     known, numbers = (names, categories) if names is not None else np.unique(categories, return_inverse=True)
-    found = []
+    found, optional = [], {"scores": scores, "order": order}
     for name, chosen in zip(known, rows_by_number(numbers, len(known)), strict=True):
         if len(chosen):
             own = [np.asarray(column)[chosen] for column in (labels, predictions, groups)]
-            figures = None if scores is None else np.asarray(scores)[chosen]
+            more = {key: np.asarray(column)[chosen] for key, column in optional.items() if column is not None}
             is_seen = seen is None or str(name) in seen
-            found.append(slice_of(str(name), *own, scores=figures, seen=is_seen, draws=draws, seed=seed))
+            found.append(slice_of(str(name), *own, **more, seen=is_seen, draws=draws, seed=seed))
     return found
 
 

@@ -31,9 +31,12 @@ class Sums:
     levels: int
 
     @classmethod
-    def of(cls, labels: Array, scores: Array, blocks: Array, count: int) -> "Sums":
-        """Sums of `labels [n]` and `scores [n]` over the blocks `[n]`, of which there are so many."""
-        values, places = distinct(scores)
+    def of(cls, labels: Array, scores: Array, blocks: Array, count: int, order: Array | None = None) -> "Sums":
+        """Sums of `labels [n]` and `scores [n]` over the blocks `[n]`, of which there are so many.
+
+        AUROC and average precision look at `order [n]` where it is given: scores before a calibration made some equal.
+        """
+        values, places = distinct(scores if order is None else order)
         width, positive = len(values), labels == 1
         by_value = [_spread(0, places[chosen], None, 1, width) for chosen in (positive, ~positive)]
         loss = -np.log(np.clip(np.where(positive, scores, 1 - scores), LOSS_FLOOR, 1.0), dtype=np.float64)

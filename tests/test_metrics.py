@@ -252,6 +252,18 @@ def test_blocks_of_groups_and_levels_of_scores_leave_intervals_as_they_are(monke
         assert coarse[name].low == pytest.approx(plain[name].low, abs=0.2 * width(plain[name]))
 
 
+def test_areas_look_at_the_scores_before_a_calibration_that_makes_some_equal() -> None:
+    labels, scores, groups = scored(12)
+    stairs = np.round(scores * 4) / 4  # as isotonic regression leaves them
+    (found,) = metrics.slices(
+        labels, stairs >= 0.5, groups, np.zeros(600, int), names=["a"], scores=stairs, order=scores
+    )
+    raw, alone = metrics.scalars(labels, scores, groups), metrics.scalars(labels, stairs, groups)
+    for name, source in {"auroc": raw, "pr_auc": raw, "log_loss": alone, "ece": alone}.items():
+        assert found.scalars[name] == source[name]
+    assert raw["auroc"] != alone["auroc"]
+
+
 def test_a_difference_of_scalars_is_paired() -> None:
     labels, scores, groups = scored(11)
     worse = np.clip(scores + np.random.default_rng(1).normal(0, 0.1, len(scores)), 0, 1)
