@@ -1,6 +1,7 @@
 """The classifier: a base model with one of two heads, its LoRA adapter, its precision. Imports no Ray, no DeepSpeed."""
 
 import re
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import fused, lora, prefix
+from ray_pipeline.train import fused, lora, narrow, prefix
 from ray_pipeline.train.batches import Prompts
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -44,6 +45,9 @@ class Classifier(nn.Module):
     An encoder (XLM-R) is read where its own head reads it.
     """
 
+    narrows = True
+    """Whether the last layer is computed at that token only, for models that this was tested with."""
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -55,7 +59,10 @@ class Classifier(nn.Module):
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether the tokens that all rows begin with can be computed once."""
+        """Whether the tokens that all rows begin with can be computed once.
+
+        Not where layers are computed again on the way back, when what a pass set up for them is gone.
+        """
         base = self.base
         checkpointing = self.training and any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
         return prefix.shareable(base.config.get_text_config()) and not checkpointing
@@ -72,11 +79,13 @@ class Classifier(nn.Module):
         if hasattr(self.base, ENCODER_HEAD):
             read: torch.Tensor = self.base(input_ids=input_ids, attention_mask=attention_mask).logits
             return read.squeeze(-1).float()
-        if not (shared and self.shares_prefix):
-            return self._logits(input_ids, attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0), None)
+        known = self.shares_prefix
+        if not (shared and known):
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+            return self._logits(input_ids, attention_mask, positions, None, known and self.narrows)
         past = past if past is not None else self.read_prefix(input_ids[0, :shared])
         positions = (attention_mask.cumsum(-1) - 1)[:, shared:]
-        return self._logits(input_ids[:, shared:], attention_mask, positions, past)
+        return self._logits(input_ids[:, shared:], attention_mask, positions, past, self.narrows)
 
     def read_prefix(self, ids: torch.Tensor) -> Any:
         """Keys and values of tokens `[p]` int64, good for as long as the weights stay as they are."""
@@ -86,12 +95,17 @@ class Classifier(nn.Module):
         """Keys and values of the tokens `[q, t]` int64 of queries, behind the `past` of `read_prefix`."""
         return prefix.read_on(_decoder(self.base), ids, past)
 
-    def _logits(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any) -> torch.Tensor:
+    def _logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any, narrows: bool
+    ) -> torch.Tensor:
         """`ids` and `positions` `[n, t]` of what comes after `past`, `mask` `[n, p + t]` of both."""
-        hidden = _decoder(self.base)(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=past is not None
-        ).last_hidden_state
         last = (mask[:, -ids.shape[1] :] * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
+        decoder = _decoder(self.base)
+        with narrow.narrowed(decoder, last) if narrows else nullcontext():
+            hidden = decoder(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past,
+                use_cache=past is not None,
+            ).last_hidden_state  # fmt: skip
         found = getattr(self.base, HEAD if hasattr(self.base, HEAD) else VOCABULARY)(
             hidden[torch.arange(len(hidden), device=hidden.device), last]
         ).float()

@@ -1,0 +1,48 @@
+"""The last layer, computed where the head reads and nowhere else: what it makes of other tokens, nobody looks at.
+
+Its keys and values are those of all tokens; queries, and what follows the attention, those of the token that is read.
+Exact, gradients too. It spares most of one layer: an eighth of a model of eight layers, a fiftieth of Gemma-3 12B.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def narrowed(decoder: Any, places: torch.Tensor) -> Iterator[None]:
+    """Let the last layer of a decoder, one of `prefix.MODEL_TYPES`, be right at one token of each row, `places [n]`.
+
+    Not for layers that are computed again on the way back.
+    """
+    last = decoder.layers[-1]
+    with ExitStack() as stack:
+        for part in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp):
+            stack.enter_context(_only_at(part, places))
+        yield
+
+
+@contextmanager
+def _only_at(part: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
+    """Let a module that takes states `[n, t, d]` one by one see one of each row; its other results are zero."""
+    rows = torch.arange(len(places), device=places.device)
+    width = 0
+
+    def gather(module: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        nonlocal width
+        width = args[0].shape[1]
+        return (args[0][rows, places],)
+
+    def spread(module: Any, args: Any, made: torch.Tensor) -> torch.Tensor:
+        whole = made.new_zeros(len(rows), width, made.shape[-1])
+        whole[rows, places] = made
+        return whole
+
+    before, after = part.register_forward_pre_hook(gather), part.register_forward_hook(spread)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
