@@ -52,10 +52,12 @@ class Side:
         )
 
     def ours(
-        self, rows: Rows, share: bool = True, by_length: bool = True, merged: bool = True, tokens: int | None = None
-    ) -> Scores:
+        self, rows: Rows, share: bool = True, by_length: bool = True, merged: bool = True, narrow: bool = True,
+        tokens: int | None = None,
+    ) -> Scores:  # fmt: skip
         """The scorer as the stage `score` calls it, or without some of it."""
         classifier = self.merged if merged else self.applied
+        classifier.narrows = narrow
         encoded = [one.ids for one in self.prompt.encode(self.tokenizer, list(rows))]
         if not by_length:
             return self._unsorted(classifier, encoded, share)
@@ -162,7 +164,8 @@ def main() -> None:
             "without the shared prefix": lambda rows: side.ours(rows, share=False),
             "without sorting by length": lambda rows: side.ours(rows, by_length=False),
             "with the adapter applied, not merged": lambda rows: side.ours(rows, merged=False),
-            "without any of it": lambda rows: side.ours(rows, share=False, by_length=False, merged=False),
+            "with all of the last layer": lambda rows: side.ours(rows, narrow=False),
+            "without any of it": lambda rows: side.ours(rows, share=False, by_length=False, merged=False, narrow=False),
         }
         if options.tokens:
             ways[f"batches of {options.tokens} tokens"] = lambda rows: side.ours(rows, tokens=options.tokens)
