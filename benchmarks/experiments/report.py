@@ -19,7 +19,7 @@ from ray_pipeline.report.svg import WIDTH, drawing, text
 
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
-NAMES = ("translation", "errors", "negatives", "sources", "tricks", "precision", "shop-errors")
+NAMES = ("translation", "errors", "negatives", "bands", "sources", "tricks", "precision", "shop-errors")
 HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
 Row = Mapping[str, Any]
 
