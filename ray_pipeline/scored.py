@@ -35,11 +35,8 @@ class Coded:
     @classmethod
     def of(cls, texts: pa.ChunkedArray) -> "Coded":
         """A column of strings; null becomes the empty string."""
-        encoded = pc.fill_null(texts, "").combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
-        rank = np.argsort(np.argsort(np.array(names, dtype=object))) if names else np.empty(0, np.int64)
-        small = np.int16 if len(names) < 1 << 15 else np.int32
-        return cls(sorted(names), rank.astype(small)[encoded.indices.to_numpy()])
+        names, codes = _coded(texts)
+        return cls(names.to_pylist(), codes)
 
     def among(self, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Which rows have one of these values: `[n]`."""
@@ -108,7 +105,7 @@ def read(pairs: Artifact, scores: Artifact, task: str) -> Scored:
         length=Coded(LENGTH_NAMES, table.column("length").to_numpy()),
         category=Coded.of(table.column("category")),
         label=table.column("label").fill_null(-1).to_numpy(),
-        group=Coded.of(table.column("group_id")).codes,
+        group=_coded(table.column("group_id"))[1],
         score=table.column("score").to_numpy(),
     )
 
@@ -155,6 +152,18 @@ def _looking_up(pairs: Artifact, columns: list[str]) -> Callable[[str, pa.Array]
 def _taken(table: pa.Table, ids: pa.Array) -> pa.Table | None:
     places = pc.index_in(ids, value_set=table.column("pair_id").combine_chunks())
     return None if places.null_count else table.take(places)
+
+
+def _coded(texts: pa.ChunkedArray) -> tuple[pa.Array, Array]:
+    """The distinct values of a column of strings, sorted, and each row's place among them, `[n]`.
+
+    Many values, such as the names of all queries, become no Python strings, and may be more than 2 GiB.
+    """
+    encoded = pc.fill_null(texts.cast(pa.large_string()), "").combine_chunks().dictionary_encode()
+    order = pc.array_sort_indices(encoded.dictionary)
+    rank = np.empty(len(order), np.int16 if len(order) < 1 << 15 else np.int32)
+    rank[order.to_numpy()] = np.arange(len(order))
+    return encoded.dictionary.take(order), rank[encoded.indices.to_numpy()]
 
 
 def _narrow(table: pa.Table, task: str) -> pa.Table:
