@@ -205,7 +205,7 @@ def test_a_worker_that_lacks_memory_ends_all_and_names_the_knobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage.work, "work", one_lacks_memory)
-    with pytest.raises(OutOfMemoryError, match=r"lower train\.micro_batch_rows"):
+    with pytest.raises(OutOfMemoryError, match=r"lower train\.micro_batch_tokens"):
         runs.train(runs.make(), runs.training_set(tmp_path), tmp_path / "train")
 
 
