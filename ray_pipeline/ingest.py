@@ -2,8 +2,9 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """As text, since that is what CSV holds."""
 LANGUAGE_COLUMN = Columns().language
 """Files need not have it: a recipe that names another means one that is there."""
-ROW_BYTES = 200
-"""About what a raw row takes; only the number of shards rests on it."""
+PIECE_ROWS = 50_000
+"""Of a slice that are Python objects at a time."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,17 @@ def _label(value: Any) -> int | Rejection | None:
     return Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1") if label is None else label
 
 
-def _parse(part: Slice, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
-    """(pairs, rejected rows, how often each wanted column was there) of a slice."""
-    pairs, refused = list[dict[str, Any]](), list[dict[str, Any]]()
-    shapes: Counter[tuple[str, ...]] = Counter()
+def _rows(part: Slice, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """The records of a slice as rows of `tables.PAIRS`, or of `tables.REJECTED_INPUT`, which have a reason.
+
+    Raises InputError for a file that lacks a column, unless it is of JSON Lines: see `_check_lines`.
+    """
+    unchecked = part.file.format != "jsonl"
     for row, record in rawfiles.records(part, recipe.raw_columns):
-        if not isinstance(record, Unreadable):
-            shapes[tuple(record)] += 1
-        made = _made(part.file, row, record, recipe)
-        (refused if "reason" in made else pairs).append(made)
-    columns: Counter[str] = Counter()
-    for names, rows in shapes.items():
-        columns.update(dict.fromkeys(names, rows))
-    return pairs, refused, columns
+        if unchecked and not isinstance(record, Unreadable):
+            _check_columns(part.file, record, recipe)
+            unchecked = False
+        yield _made(part.file, row, record, recipe)
 
 
 def _made(file: RawFile, row: int, record: rawfiles.Record, recipe: Recipe) -> dict[str, Any]:
@@ -155,36 +154,55 @@ def _refused(file: RawFile, row: int, field: str | None, reason: str, detail: st
     }
 
 
-def _parsed(batch: pa.Table, recipe: Recipe, parts: list[Slice], folder: str, buckets: int) -> pa.Table:
-    """Parse a slice on a Ray worker; pairs travel on, rejected rows are written at once."""
+def _parsed(batch: pa.Table, recipe: Recipe, parts: list[Slice], folder: str, buckets: int) -> Iterator[pa.Table]:
+    """Parse a slice on a Ray worker, piece by piece; pairs travel on, rejected rows are written at once."""
     number = batch.column("id")[0].as_py()
-    part = parts[number]
-    pairs, refused, columns = _parse(part, recipe)
-    _check_columns(part.file, columns, recipe)
-    if refused:
-        table = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
-        storage.write_parquet(storage.join(folder, "rejected", f"parse-{number:05d}.parquet"), table)
-    numbers = hashes([row["pair_id"] for row in pairs]) % np.uint64(buckets)
-    table = pa.Table.from_pylist(pairs, schema=tables.PAIRS)
-    return table.append_column(shards.BUCKET, pa.array(numbers.astype(np.int64)))
+    rows = _rows(parts[number], recipe)
+    for piece in count():
+        some = list(islice(rows, PIECE_ROWS))
+        if piece and not some:  # of a slice without rows a table without rows travels on, for its columns
+            return
+        if refused := [row for row in some if "reason" in row]:
+            table = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
+            storage.write_parquet(storage.join(folder, "rejected", f"parse-{number:05d}-{piece:05d}.parquet"), table)
+        pairs = [row for row in some if "reason" not in row]
+        numbers = hashes([row["pair_id"] for row in pairs]) % np.uint64(buckets)
+        table = pa.Table.from_pylist(pairs, schema=tables.PAIRS)
+        yield table.append_column(shards.BUCKET, pa.array(numbers.astype(np.int64)))
 
 
-def _check_columns(file: RawFile, columns: Counter[str], recipe: Recipe) -> None:
-    if not sum(columns.values()):
-        return
+def _wanted(recipe: Recipe, split: str) -> dict[str, str]:
+    """The columns that a split must have, by their keys of the recipe's data section."""
     names = recipe.data.columns
     wanted = {"columns.query": names.query, "columns.target": recipe.target_column, "columns.id": names.id}
-    if file.split == "train":
+    if split == "train":
         wanted["columns.label"] = names.label
     if names.language != LANGUAGE_COLUMN:
         wanted["columns.language"] = names.language
-    for key, column in wanted.items():
-        if column and not columns[column]:
-            there = rawfiles.column_names(file) if file.format == "parquet" else columns
+    return {key: column for key, column in wanted.items() if column}
+
+
+def _check_columns(file: RawFile, there: Collection[str], recipe: Recipe) -> None:
+    """Raise InputError where a file, or others of its split with it, lacks a column."""
+    for key, column in _wanted(recipe, file.split).items():
+        if column not in there:
+            names = rawfiles.column_names(file) if file.format == "parquet" else there
             raise InputError(
-                f"{file.url}: no row has the column {column!r}, only {sorted(there)}; "
+                f"{file.url}: no row has the column {column!r}, only {sorted(names)}; "
                 f"map it with data.{key} in the recipe"
             )
+
+
+def _check_lines(files: Sequence[RawFile], recipe: Recipe) -> None:
+    """Raise InputError where no JSON Lines of a split have a column; some may lack it, as many writers omit nulls."""
+    for split in SPLITS:
+        mine = [file for file in files if file.split == split and file.format == "jsonl"]
+        records = chain.from_iterable(rawfiles.records(rawfiles.whole(file)) for file in mine)
+        wanted, seen = set(_wanted(recipe, split).values()), set[str]()
+        while not wanted <= seen and (found := next(records, None)):
+            seen.update(() if isinstance(found[1], Unreadable) else found[1])
+        if seen:
+            _check_columns(mine[0], seen, recipe)
 
 
 def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[tuple[str, int], str]) -> Counts:
@@ -212,7 +230,7 @@ def _files(recipe: Recipe) -> list[RawFile]:
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity: the columns, and the content of every raw file in order."""
     found = _files(recipe)
-    hashes = storage.for_each(storage.content_hash, [file.url for file in found])
+    hashes = storage.for_each(storage.hash_once, [file.url for file in found])
     files = [[file.split, file.number, file.format, digest] for file, digest in zip(found, hashes, strict=True)]
     return {
         "task": recipe.task,
@@ -229,11 +247,12 @@ def run(context: Context) -> Outcome:
     storage.remove_tree(context.folder)  # shards of a shuffle are whole together or not at all
     recipe = context.recipe
     files = _files(recipe)
+    _check_lines(files, recipe)
     parts = rawfiles.numbered_slices(files)
     if not parts:
         raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check the recipe's data section")
-    bytes_in = sum(storage.for_each(storage.size, [file.url for file in files]))
-    buckets = max(1, round(bytes_in / ROW_BYTES / recipe.runtime.shard_rows))
+    rows = sum(storage.for_each(rawfiles.rows_about, files, lambda file: file.url))
+    buckets = max(1, round(rows / recipe.runtime.shard_rows))
     names = {(file.split, file.number): file.url for file in files}
     folder = context.folder
     # Tasks rather than actors: a pool that holds every CPU would starve the shuffle behind it.
@@ -281,19 +300,15 @@ def _account(context: Context, made: int) -> Outcome:
 def preview(recipe: Recipe) -> Tally:
     """What single rows of the raw files tell, repeated ids aside, without writing; raises InputError as a run would."""
     tally = Tally()
-    for file in _files(recipe):
-        columns: Counter[str] = Counter()
-        for part in rawfiles.numbered_slices([file]):
-            for row, record in rawfiles.records(part, recipe.raw_columns):
-                made = _made(part.file, row, record, recipe)
-                if "reason" in made:
-                    tally.refuse(made)
-                else:
-                    tally.kept[file.split, made["label"]] += 1
-                    tally.languages[made["language"]] += 1
-                if not isinstance(record, Unreadable):
-                    columns.update(record.keys())
-        _check_columns(file, columns, recipe)
+    files = _files(recipe)
+    _check_lines(files, recipe)
+    for part in rawfiles.numbered_slices(files):
+        for row in _rows(part, recipe):
+            if "reason" in row:
+                tally.refuse(row)
+            else:
+                tally.kept[row["split"], row["label"]] += 1
+                tally.languages[row["language"]] += 1
     check(recipe, tally)
     _say_untagged(recipe, tally)
     return tally
@@ -354,4 +369,4 @@ def _whereabouts(example: str, where: str | None) -> str:
     return f"; the first: {example}" + (f"; all are in {where}" if where else "")
 
 
-STAGE = Stage("ingest", (), config, run, schema_version=3)
+STAGE = Stage("ingest", (), config, run, schema_version=4)

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -13,7 +14,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ray_pipeline import storage
+from ray_pipeline import storage, tsv
 from ray_pipeline.errors import InputError
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
@@ -28,6 +29,8 @@ BATCH_ROWS = 8192
 """Of a Parquet file that are Python objects at a time."""
 RAW_CHARACTERS = 300
 ROW_BITS = 40
+ROW_BYTES = 200
+"""About what a row of text takes."""
 REMEDY = "replace the file, or take it out of the input"
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 SIGNATURES = {
@@ -95,13 +98,18 @@ def slices(file: RawFile) -> list[Slice]:
         with storage.open_parquet(file.url, REMEDY) as parquet:
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         return [Slice(file, i, i + 1, sum(groups[:i])) for i in range(len(groups))]
-    size = storage.size(file.url)
-    if size <= SLICE_BYTES:
-        return [Slice(file, 0, size)]
+    part = whole(file)
+    if part.end <= SLICE_BYTES:
+        return [part]
     if file.format != "jsonl":
         return cut(file, SLICE_RECORDS)
-    starts = range(0, size, SLICE_BYTES)
-    return [Slice(file, start, min(start + SLICE_BYTES, size)) for start in starts]
+    starts = range(0, part.end, SLICE_BYTES)
+    return [Slice(file, start, min(start + SLICE_BYTES, part.end)) for start in starts]
+
+
+def whole(file: RawFile) -> Slice:
+    """All of a file of lines as one slice."""
+    return Slice(file, 0, storage.size(file.url))
 
 
 def count_rows(part: Slice) -> int:
@@ -149,28 +157,18 @@ def _jsonl_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
 
 def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
     """(bytes, lines) of a file after its header, after every so many records, and after all."""
-    at = number = 0
+    at = lines = 0
     with storage.open_read(file.url) as raw:
         _expect_text(raw, file)
-
-        def lines() -> Iterator[str]:
-            nonlocal at
-            for line in text:
-                at += len(line)
-                yield line
-
         # One character a byte: what separates records is ASCII, whatever stands between.
         text = io.TextIOWrapper(raw, encoding="latin-1", newline="")
-        reader = csv.reader(lines(), delimiter=_delimiter(file))
         try:
-            for number, _ in enumerate(reader):
+            for number, (at, lines, _) in enumerate(_csv_rows(text, file)):
                 if number % rows == 0:
-                    yield at, reader.line_num
-        except csv.Error as error:
-            raise _not_csv(file, reader.line_num, error) from error
+                    yield at, lines
         finally:
             text.detach()
-    yield at, reader.line_num
+    yield at, lines
 
 
 def records(part: Slice, columns: Collection[str] = ()) -> Iterator[tuple[int, Record]]:
@@ -181,6 +179,14 @@ def records(part: Slice, columns: Collection[str] = ()) -> Iterator[tuple[int, R
     if part.file.format == "parquet":
         return _read_parquet(part, columns)
     return {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv}[part.file.format](part)
+
+
+def rows_about(file: RawFile) -> float:
+    """Rows of a file: of Parquet as its footer says, of text about so many by its bytes."""
+    if file.format != "parquet":
+        return storage.size(file.url) / ROW_BYTES
+    with storage.open_parquet(file.url, REMEDY) as parquet:
+        return float(parquet.metadata.num_rows)
 
 
 def column_names(file: RawFile) -> list[str]:
@@ -241,7 +247,7 @@ def _parse_json(line: bytes) -> Record:
         return Unreadable("broken JSON", "a line must be a JSON object", raw)
     if b"\\u" in line and _HALF_CHARACTER.search(line) and not _is_unicode(value):
         return Unreadable("invalid Unicode", r"a \u escape names half of a character", raw)
-    return value
+    return {key: plain(one) for key, one in value.items()}
 
 
 def _is_unicode(value: Mapping[str, Any]) -> bool:
@@ -259,7 +265,7 @@ def _read_csv(part: Slice) -> Iterator[tuple[int, Record]]:
             yield from _csv_records(file, part.file, None, 0)
             return
         with _csv_text(file) as text:
-            names = next(csv.reader(text, delimiter=_delimiter(part.file)))
+            *_, names = next(_csv_rows(text, part.file))
         file.seek(part.start)
         yield from _csv_records(io.BytesIO(file.read(part.end - part.start)), part.file, names, part.first_row)
 
@@ -279,37 +285,50 @@ def _csv_records(
 ) -> Iterator[tuple[int, Record]]:
     """(line of the file, record) of a source that so many lines come before; `names` null: it begins with them."""
     with _csv_text(source) as text:
-        reader = csv.DictReader(text, names, delimiter=_delimiter(file))
-        while True:
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise _not_csv(file, before + reader.reader.line_num, error) from error
-            yield before + reader.line_num, _checked_csv(record)
+        for _, line, fields in _csv_rows(text, file, names, before):
+            if names is None:
+                names = fields
+            elif fields:
+                yield before + line, _checked_csv(names, fields)
 
 
-def _delimiter(file: RawFile) -> str:
-    return "\t" if file.format == "tsv" else ","
+def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None, before: int = 0) -> Iterator[tsv.Row]:
+    """The rows of a text that so many lines of the file come before."""
+    if file.format == "tsv":
+        return tsv.rows(text, len(names) if names else None)
+    return _comma_separated(text, file, before)
 
 
-def _not_csv(file: RawFile, line: int, error: csv.Error) -> InputError:
-    return InputError(
-        f"{file.url}, line {line}: is not {_delimiter(file)!r}-separated text ({error}); mend the line: is a quotation "
-        "mark left open there or before?"
-    )
+def _comma_separated(text: Iterable[str], file: RawFile, before: int) -> Iterator[tsv.Row]:
+    at = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal at
+        for line in text:
+            at += len(line)
+            yield line
+
+    reader = csv.reader(lines())
+    try:
+        for fields in reader:
+            yield at, reader.line_num, fields
+    except csv.Error as error:
+        raise InputError(
+            f"{file.url}, line {before + reader.line_num}: is not ','-separated text ({error}); mend the line: is a "
+            "quotation mark left open there or before?"
+        ) from error
 
 
-def _checked_csv(record: dict[str | None, Any]) -> Record:
-    raw = json.dumps({str(k): v for k, v in record.items()}, ensure_ascii=True)[:RAW_CHARACTERS]
-    if None in record or None in record.values():
-        names = len(record) - (None in record)
-        fields = names + len(record.get(None, ())) - list(record.values()).count(None)
-        return Unreadable("wrong number of fields", f"the row has {fields}, the header {names}", raw)
-    if any("\udc80" <= c <= "\udcff" for value in record.values() for c in value):
-        return Unreadable("invalid UTF-8", "a field holds bytes that are not UTF-8: save it as UTF-8", raw)
-    return {str(key): value for key, value in record.items()}
+def _checked_csv(names: list[str], fields: list[str]) -> Record:
+    if len(fields) != len(names):
+        return _unreadable("wrong number of fields", f"the row has {len(fields)}, the header {len(names)}", fields)
+    if any("\udc80" <= c <= "\udcff" for field in fields for c in field):
+        return _unreadable("invalid UTF-8", "a field holds bytes that are not UTF-8: save it as UTF-8", fields)
+    return dict(zip(names, fields, strict=True))
+
+
+def _unreadable(reason: str, detail: str, fields: list[str]) -> Unreadable:
+    return Unreadable(reason, detail, json.dumps(fields)[:RAW_CHARACTERS])
 
 
 def _read_parquet(part: Slice, columns: Collection[str]) -> Iterator[tuple[int, Record]]:
@@ -324,12 +343,22 @@ def _read_parquet(part: Slice, columns: Collection[str]) -> Iterator[tuple[int, 
             before += len(found)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: bytes and dates as text, a whole number as such however stored, what is no number null.
+
+    A column of ids becomes floats where one is missing, and warehouses export whole numbers as decimals.
+    """
+    if value is None or isinstance(value, str | int | list | dict):
+        return value
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+    if not isinstance(value, float | Decimal):
+        return str(value)
+    if math.isnan(value):
+        return None
+    if math.isfinite(value) and value == int(value):
         return int(value)
-    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
+    return value if isinstance(value, float) else str(value)
 
 
 def _texts_as_bytes(table: pa.Table) -> pa.Table:
@@ -341,8 +370,7 @@ def _texts_as_bytes(table: pa.Table) -> pa.Table:
 
 
 def _decoded(record: dict[str, Any]) -> Record:
-    """Values as JSON has them: whole numbers, which warehouses export as decimals, as such, dates as text."""
     try:
-        return {key: _plain(value) for key, value in record.items()}
+        return {key: plain(value) for key, value in record.items()}
     except UnicodeDecodeError as error:
         return Unreadable("invalid UTF-8", str(error)[:RAW_CHARACTERS], str(record)[:RAW_CHARACTERS])

@@ -20,7 +20,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
@@ -300,32 +301,74 @@ def for_each(
 def expand(pattern: str, remedy: str = "check the recipe's data section") -> list[str]:
     """The files that a path, folder or glob names, sorted; raises InputError where there are none.
 
-    Of several, marks such as Spark's `_SUCCESS` are passed over.
+    A folder stands for the files below it, also one that a glob names. Hidden folders such as Spark's `_temporary` are
+    passed over, and of several files marks such as `_SUCCESS`.
     """
     if not is_remote(pattern):
         pattern = os.path.abspath(os.path.expanduser(pattern))  # workers stand in other folders
-    with _guarded(pattern, "list"):
-        if is_remote(pattern):
-            matches = _matches(pattern) if _is_glob(pattern) else []
-        else:
-            path = Path(pattern)
-            matches = [str(p) for p in Path(path.anchor or ".").glob(_relative(path))] if _is_glob(pattern) else []
-    if not _is_glob(pattern):
-        matches = [pattern] if _is_file(pattern) else list_files(pattern)
-    files = sorted(match for match in matches if not name(match).startswith("."))
+    if _is_file(pattern):  # whatever signs its name has
+        return [pattern]
+    root, found = pattern, list_files(pattern)
+    if not found and _is_glob(pattern):
+        root = _named_in_full(pattern)
+        with _guarded(pattern, "list"):
+            found = _matches(pattern) if is_remote(pattern) else _local_matches(pattern)
+    files = sorted({url for url in found if not _is_hidden(url.removeprefix(root))})
     files = files if len(files) < 2 else [file for file in files if not name(file).startswith("_")]
     if not files:
         raise InputError(f"{pattern}: no such file or folder, or nothing in it; {remedy}")
     return files
 
 
+def _is_hidden(path: str) -> bool:
+    """Whether a file, or a folder on the way to it, is none of the data; `_lang=de` is a value's own folder."""
+    *folders, file = path.split("/")
+    marked = any(part.startswith("_") and "=" not in part for part in folders)
+    return marked or any(part.startswith(".") for part in [*folders, file])
+
+
+def _named_in_full(pattern: str) -> str:
+    """The deepest folder that a glob names without signs."""
+    return re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+
+
+def _local_matches(pattern: str) -> list[str]:
+    """The files that a glob names, and those in folders that it names."""
+    found = Path("/").glob(pattern.lstrip("/"))
+    return [url for match in found for url in (list_files(str(match)) if match.is_dir() else [str(match)])]
+
+
 def _matches(pattern: str) -> list[str]:
-    """Urls of the objects that a glob names, from one listing of the deepest folder that it names in full."""
-    fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]
-    folder = fixed.rpartition("/")[0]
+    """Urls of the objects that a glob names, and of those in folders that it names.
+
+    By one listing of the deepest folder that it names in full, and of what is in folders directly there.
+    """
+    folder = _named_in_full(pattern)
+    rest = pattern.removeprefix(f"{folder}/")
     wanted = re.compile(glob_translate(pattern))
-    recursive = "/" in pattern.removeprefix(f"{folder}/")
-    return [url for url in _found(folder, recursive) if wanted.fullmatch(url)]
+    if "/" in rest or "**" in rest:
+        below = re.compile(glob_translate(join(pattern, "**")))
+        return [url for url in _found(folder, recursive=True) if wanted.fullmatch(url) or below.fullmatch(url)]
+    there = {url: is_folder for url, is_folder in _level(folder).items() if wanted.fullmatch(url)}
+    return [file for url, is_folder in there.items() for file in (list_files(url) if is_folder else [url])]
+
+
+def _level(url: str) -> dict[str, bool]:
+    """What lies directly in a folder of an object store: urls, and whether each is a folder."""
+    from pyarrow import fs
+
+    scheme, _, path = url.partition("://")
+    try:
+        if s3.is_s3(url):
+            found = s3.pyarrow_client().get_file_info(fs.FileSelector(path, allow_not_found=True))
+            return {f"{scheme}://{info.path}": not info.is_file for info in found}
+    except OSError:  # as of `_found`
+        pass
+    try:
+        entries = s3.connect(url).ls(url, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {f"{scheme}://{entry['name'].rstrip('/')}": entry["type"] == "directory" for entry in entries}
 
 
 def remove_tree(url: str) -> None:
@@ -383,6 +426,20 @@ def content_hash(url: str) -> str:
     return digest.hexdigest()
 
 
+def hash_once(url: str) -> str:
+    """As `content_hash`, of a local file once in this process as long as its size and time of change stay."""
+    if is_remote(url):
+        return content_hash(url)
+    with _guarded(url, "look at"):
+        status = os.stat(url)
+    return _known_hash(url, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _known_hash(url: str, size: int, changed: int) -> str:
+    return content_hash(url)
+
+
 @contextmanager
 def locked(path: str, note: str) -> Iterator[str | None]:
     """Lock a local file for as long as the block runs, with a note in it; gives another's note if it is locked."""
@@ -403,10 +460,6 @@ def locked(path: str, note: str) -> Iterator[str | None]:
 
 def _is_glob(pattern: str) -> bool:
     return any(sign in pattern for sign in "*?[")
-
-
-def _relative(path: Path) -> str:
-    return str(PurePosixPath(path).relative_to(path.anchor)) if path.anchor else str(path)
 
 
 def _is_file(url: str) -> bool:

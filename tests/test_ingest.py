@@ -1,12 +1,12 @@
 """Records to pairs: the competition's format, every reason to refuse one, identity."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_pipeline import artifact, ingest, rawfiles, storage, tables
@@ -142,8 +142,8 @@ def test_queries_equal_after_normalisation_are_one_group(make_recipe: Make, othe
 
 def parsed(path: Path, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     files = rawfiles.find("train", [str(path)], "auto")
-    parts = [ingest._parse(part, recipe) for part in rawfiles.numbered_slices(files)]
-    return [row for pairs, _, _ in parts for row in pairs], [row for _, refused, _ in parts for row in refused]
+    rows = [row for part in rawfiles.numbered_slices(files) for row in ingest._rows(part, recipe)]
+    return [row for row in rows if "reason" not in row], [row for row in rows if "reason" in row]
 
 
 @pytest.mark.parametrize("size", [50, 1 << 20])
@@ -186,31 +186,56 @@ def test_refused_records_of_odd_text_can_be_written(tmp_path: Path, make_recipe:
         ("label", "columns.label"),
     ],
 )
+@pytest.mark.parametrize("format", ["jsonl", "csv", "tsv", "parquet"])
 def test_a_column_that_no_row_has_stops_and_says_how_to_map_it(
-    tmp_path: Path, make_recipe: Make, missing: str, key: str
+    tmp_path: Path, make_recipe: Make, missing: str, key: str, format: str
 ) -> None:
-    recipe = make_recipe("QI")
-    (tmp_path / "a.txt").write_text(json.dumps({name: value for name, value in QI.items() if name != missing}))
-    [file] = rawfiles.find("train", [str(tmp_path)], "auto")
-    *_, columns = ingest._parse(rawfiles.numbered_slices([file])[0], recipe)
-    with pytest.raises(InputError, match=f"column '{missing}'.*data.{key} in the recipe") as caught:
-        ingest._check_columns(file, columns, recipe)
-    assert file.url in str(caught.value)
+    path = tmp_path / f"a.{format}"
+    write(path, {name: value for name, value in QI.items() if name != missing})
+    recipe = make_recipe("QI", data__train=[str(path)], data__dev=[], data__test=[])
+    there = "label" if missing == "id" else "id"
+    with pytest.raises(InputError, match=f"column '{missing}', only .*'{there}'.*data.{key} in the recipe") as caught:
+        ingest.preview(recipe)
+    assert str(path) in str(caught.value)
 
 
-def columns_of(folder: Path, recipe: Recipe) -> None:
-    """Check the columns of a file that has the competition's."""
-    (folder / "a.txt").write_text(json.dumps(QI))
-    [file] = rawfiles.find("train", [str(folder)], "auto")
-    *_, columns = ingest._parse(rawfiles.numbered_slices([file])[0], recipe)
-    ingest._check_columns(file, columns, recipe)
+def write(path: Path, *rows: dict[str, Any]) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        lines = [list(rows[0]), *(map(str, row.values()) for row in rows)]
+        path.write_text("\n".join({".csv": ",", ".tsv": "\t"}[path.suffix].join(line) for line in lines))
 
 
-def test_a_language_column_that_the_recipe_names_must_be_there(tmp_path: Path, make_recipe: Make) -> None:
-    for name in ("language", None):
-        columns_of(tmp_path, make_recipe("QI", data__columns__language=name))
-    with pytest.raises(InputError, match=r"column 'lang'.*data.columns.language in the recipe"):
-        columns_of(tmp_path, make_recipe("QI", data__columns__language="lang"))
+def test_json_lines_are_judged_by_all_of_their_split(tmp_path: Path, make_recipe: Make) -> None:
+    named = QI | {"lang": "de"}
+    (tmp_path / "a.jsonl").write_text("{broken")
+    write(tmp_path / "b.jsonl", QI | {"id": 1}, QI | {"id": 2})
+    write(tmp_path / "c.jsonl", QI | {"id": 3}, named | {"label": 1})
+    place = {"data__train": [str(tmp_path)], "data__columns__language": "lang", "data__max_rejected_share": 0.5}
+    tally = ingest.preview(make_recipe("QI", data__dev=[], data__test=[], **place))
+    assert (tally.kept.total(), tally.languages["de"]) == (4, 1)
+    with pytest.raises(InputError, match=r"b\.jsonl: no row has the column 'lang'.*data\.columns\.language"):
+        ingest.preview(make_recipe("QI", data__dev=[str(tmp_path / "b.jsonl")], data__test=[], **place))
+
+
+def test_a_slice_is_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Make) -> None:
+    monkeypatch.setattr(ingest, "PIECE_ROWS", 2)
+    write(tmp_path / "a.parquet", *(QI | {"id": i, "label": "9" if i in (1, 4) else "1"} for i in range(5)))
+    (tmp_path / "none.jsonl").touch()
+    parts = rawfiles.numbered_slices(rawfiles.find("train", [str(tmp_path)], "auto"))
+
+    def pieces(number: int) -> list[pa.Table]:
+        return list(ingest._parsed(pa.table({"id": [number]}), make_recipe("QI"), parts, str(tmp_path / "out"), 3))
+
+    assert [table.column("pair_id").to_pylist() for table in pieces(0)] == [
+        ["QI-train-0"], ["QI-train-2", "QI-train-3"], [],
+    ]  # fmt: skip
+    refused = [storage.read_parquet(url).to_pylist() for url in storage.list_files(str(tmp_path / "out/rejected"))]
+    assert [[row["line"] for row in rows] for rows in refused] == [[2], [5]]
+    assert [(table.num_rows, table.schema) for table in pieces(1)] == [(0, pieces(0)[0].schema)]
 
 
 def test_rows_without_any_language_are_spoken_of(
@@ -295,6 +320,18 @@ def test_an_unusable_input_stops(
         account(tmp_path, make_recipe("QI", data__max_rejected_share=0.2), labels, refused)
 
 
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, make_recipe: Make) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text("{}")
+    recipe = make_recipe(data__train=[str(path)])
+    first = ingest.config(recipe)
+    before = storage._known_hash.cache_info()
+    assert ingest.config(recipe) == first
+    assert storage._known_hash.cache_info().misses == before.misses
+    path.write_text("{ }")
+    assert ingest.config(recipe) != first
+
+
 def test_identity_is_the_content_and_the_columns_not_the_place(tmp_path: Path, make_recipe: Make) -> None:
     def config(name: str, content: str, **changes: Any) -> str:
         path = tmp_path / name / "train.txt"
@@ -308,12 +345,6 @@ def test_identity_is_the_content_and_the_columns_not_the_place(tmp_path: Path, m
     assert (
         len({base, config("c", "{ }"), config("a", "{}", data__columns__query="q"), config("a", "{}", task="QI")}) == 4
     )
-
-
-def test_counts_of_columns_are_over_readable_rows(tmp_path: Path, make_recipe: Make) -> None:
-    (tmp_path / "a.txt").write_text('{broken\n{"id": 1}\n{"id": 2, "label": 1}\n')
-    [file] = rawfiles.find("train", [str(tmp_path)], "auto")
-    assert ingest._parse(rawfiles.numbered_slices([file])[0], make_recipe())[2] == Counter(id=2, label=1)
 
 
 def test_rows_that_another_node_keeps_to_itself_are_missed(tmp_path: Path) -> None:

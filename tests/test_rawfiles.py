@@ -196,6 +196,37 @@ def test_a_large_csv_is_cut_between_its_records(write: Write, monkeypatch: pytes
     assert [row for row, _ in whole] == [4, 5, 7, 8, 9, 10] and set(reasons(whole)) == {8, 9}
 
 
+def test_a_large_tsv_is_cut_between_its_records(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'id\tq\tl\n1\t"é shoes\t1\n2\t"a\nb"\t0\n\n3\tkettle\t1\n4\t"nike" air\t1\n5\tscreen 24"\t1\n6\t"x\ty"\t0\n'
+    path = write("a.tsv", b"\xef\xbb\xbf" + text.encode())
+    whole = read(path)
+    assert [tuple(record.values()) for _, record in whole if not isinstance(record, Unreadable)] == [
+        ("1", '"é shoes', "1"), ("2", "a\nb", "0"), ("3", "kettle", "1"), ("4", '"nike" air', "1"),
+        ("5", 'screen 24"', "1"), ("6", "x\ty", "0"),
+    ]  # fmt: skip
+    assert [row for row, _ in whole] == [2, 4, 6, 7, 8, 9]
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
+    for rows in range(1, 8):
+        monkeypatch.setattr(rawfiles, "SLICE_RECORDS", rows)
+        assert len(rawfiles.slices(file)) == -(-7 // rows)
+        assert read(path) == whole
+
+
+def test_numbers_are_whole_where_they_can_be_and_what_is_none_is_null(write: Write, tmp_path: Path) -> None:
+    found = {"a": 1, "b": 1.5, "c": None, "d": True, "e": "NaN"}
+    assert read(write("a.jsonl", b'{"a": 1.0, "b": 1.5, "c": NaN, "d": true, "e": "NaN"}')) == [(1, found)]
+    columns = {"a": [1.0], "b": [1.5], "c": [float("nan")], "d": [True], "e": ["NaN"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [(1, found)]
+
+
+def test_parquet_says_its_rows_and_text_about_how_many(write: Write, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": range(5000)}), tmp_path / "a.parquet")
+    write("b.csv", b"x" * 1000)
+    assert [rawfiles.rows_about(file) for file in rawfiles.find("train", [str(tmp_path)], "auto")] == [5000, 5]
+
+
 def test_parquet_row_groups_are_slices_with_running_row_numbers(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": i, "query": None if i == 3 else f"q{i}"} for i in range(10)]
     path = tmp_path / "a.parquet"

@@ -192,6 +192,32 @@ def test_expand(place: str) -> None:
             storage.expand(storage.join(place, nothing))
 
 
+def test_folders_stand_for_their_files_and_hidden_ones_are_no_input(place: str) -> None:
+    names = [  # as Spark, Dask, Delta and notebooks leave them
+        "a.parquet", "clicks [2024].parquet", "data [1]/b.parquet", "day1.parquet/part-0.parquet",
+        "day2.parquet/_lang=de/part-0.parquet",
+    ]  # fmt: skip
+    hidden = [
+        "day1.parquet/_SUCCESS", "day2.parquet/_temporary/0/part-0.parquet", "_delta_log/0.json",
+        ".ipynb_checkpoints/a.parquet",
+    ]  # fmt: skip
+    for name in [*names, *hidden]:
+        storage.write_bytes(storage.join(place, name), b"x")
+    expected = {
+        "day*.parquet": names[3:],
+        "day*/*.parquet": names[3:4],
+        "day?.parquet/**": names[3:],
+        "clicks [2024].parquet": names[1:2],
+        "data [1]": names[2:3],
+        "day2.parquet/_temporary": hidden[1:2],
+        ".ipynb_checkpoints/*": hidden[3:],
+        **dict.fromkeys(("", "*", "**", "**/*", "**/*.parquet"), names),
+    }
+    for pattern, wanted in expected.items():
+        found = storage.expand(storage.join(place, pattern) if pattern else place)
+        assert [url.removeprefix(f"{place}/") for url in found] == wanted, pattern
+
+
 def test_expand_knows_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train.txt").write_text("x")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,9 +1,7 @@
 """Rows to score: raw files of any size cut into pieces, and a piece read as a checked table, column by column."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -90,7 +88,7 @@ def _names(file: RawFile) -> set[str]:
     if file.format == "parquet":
         with storage.open_parquet(file.url, rawfiles.REMEDY) as parquet:
             return set(parquet.schema_arrow.names)
-    first = islice(rawfiles.records(Slice(file, 0, storage.size(file.url))), LOOKED_AT)
+    first = islice(rawfiles.records(rawfiles.whole(file)), LOOKED_AT)
     return {name for _, record in first if not isinstance(record, Unreadable) for name in record}
 
 
@@ -199,22 +197,13 @@ def _as_text(name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Ar
 
 def _value(name: str, value: Any) -> tuple[str | None, str | None]:
     """(text, None) or (None, why it is no text)."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode(), None
-        except UnicodeDecodeError:
-            return None, "invalid UTF-8"
     if isinstance(value, dict | list):
         return None, f"{name} is not text"
-    if isinstance(value, float | Decimal):  # a column of ids becomes floats where one is missing
-        return _number(value), None
+    try:
+        value = rawfiles.plain(value)
+    except UnicodeDecodeError:
+        return None, "invalid UTF-8"
     return (None if value is None else str(value)), None
-
-
-def _number(value: float | Decimal) -> str | None:
-    if math.isnan(value):
-        return None
-    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
 
 
 def _read_lines(piece: Piece, columns: Columns) -> pa.Table:
