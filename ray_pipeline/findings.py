@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ray_pipeline.report.data import Difference, Estimate, Finding, Slice, TaskReport
+from ray_pipeline.report.data import Comparison, Difference, Estimate, Finding, Slice, TaskReport
 
 SEEN_GROUP = "seen languages"
 """Names, in `TaskReport.groups` and `Comparison.differences`, of what the transfer findings compare."""
@@ -74,14 +74,15 @@ def _separation(task: TaskReport) -> Iterator[Finding]:
 def _predicted_share(task: TaskReport) -> Iterator[Finding]:
     whole = task.headline
     predicted, true = _predicted(whole), whole.positives / max(whole.rows, 1)
+    chance = _by_chance(whole, predicted)
     text = f"{predicted:.1%} of the rows are predicted relevant, {true:.1%} are."
-    if predicted - true > SHARE_GAP:
+    if predicted - true > max(SHARE_GAP, chance):
         text += f" Precision is {_shown(whole.precision)}; a threshold above {task.threshold:.3f} may raise it."
         yield Finding("warning", "Positives are over-predicted", text)
-    elif true - predicted > SHARE_GAP:
+    elif true - predicted > max(SHARE_GAP, chance):
         text += f" Recall is {_shown(whole.recall)}; a threshold below {task.threshold:.3f} raises it."
         yield Finding("warning", "Positives are under-predicted", text)
-    elif not math.isnan(predicted):
+    elif abs(predicted - true) <= SHARE_GAP:
         yield Finding("good", "Positives are predicted about as often as they occur", text)
 
 
@@ -94,9 +95,16 @@ def _predicted(rows: Slice) -> float:
     return rows.recall.value * rows.positives / rows.precision.value / rows.rows
 
 
+def _by_chance(rows: Slice, predicted: float) -> float:
+    """How far the predicted share may lie from the true one, at 95 %, with as many errors of either kind expected."""
+    errors = rows.rows * predicted + (1 - 2 * rows.recall.value) * rows.positives  # false positives and negatives
+    return 1.96 * math.sqrt(max(errors, 0)) / max(rows.rows, 1)
+
+
 def _weak_languages(task: TaskReport) -> Iterator[Finding]:
     whole = task.headline.f1.value
-    weak = [one for one in task.languages if one.f1.value <= whole - WEAK_GAP and one.f1.high < whole]
+    judged = [one for one in task.languages if not one.one_class]
+    weak = [one for one in judged if one.f1.value <= whole - WEAK_GAP and one.f1.high < whole]
     if weak:
         figures = "; ".join(
             f"{one.name} {_shown(one.f1)}{'' if one.seen else ', not trained on'}, "
@@ -110,6 +118,8 @@ def _weak_languages(task: TaskReport) -> Iterator[Finding]:
 def _transfer(task: TaskReport) -> Iterator[Finding]:
     groups = {one.name: one for one in task.groups}
     if SEEN_GROUP not in groups or WITHHELD_GROUP not in groups:
+        return
+    if groups[SEEN_GROUP].one_class or groups[WITHHELD_GROUP].one_class:
         return
     seen, withheld = groups[SEEN_GROUP].f1, groups[WITHHELD_GROUP].f1
     gap = _gap(seen, withheld)
@@ -139,16 +149,24 @@ def _gap(first: Estimate, second: Estimate) -> Estimate:
 def _comparison(task: TaskReport) -> Iterator[Finding]:
     if task.comparison is None or not task.comparison.differences:
         return
-    name, there = task.comparison.name, task.comparison.training_rows
+    name = task.comparison.name
     whole = _whole(task.comparison.differences)
     withheld = [one for one in task.comparison.differences if one.name == WITHHELD_GROUP and one is not whole]
-    here = task.comparison.own_training_rows
-    sizes = "" if here is None else f" Training rows: {here:,} here, {there:,} there."
     for one in [whole, *withheld]:
         where = "" if one is whole else f" in {WITHHELD_GROUP}"
         level, verdict = _verdict(one.f1)
-        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows.{sizes}"
+        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows, of one training "
+        text += f"each; another seed may move it as much.{_sizes(task.joint_rows, task.comparison)}"
         yield Finding(level, f"{verdict} {name}{where}", text)
+
+
+def _sizes(joint_rows: int, other: Comparison) -> str:
+    """What either was trained on."""
+    if other.own_training_rows is None:
+        return ""
+    sizes = ((other.own_training_rows, joint_rows, "here"), (other.training_rows, other.joint_rows, "there"))
+    found = [f"{own:,}{f' + {more:,} of the other task' if more else ''} {place}" for own, more, place in sizes]
+    return f" Training rows: {', '.join(found)}."
 
 
 def _whole(differences: list[Difference]) -> Difference:
@@ -188,13 +206,19 @@ def _hard_negatives(task: TaskReport) -> Iterator[Finding]:
 
 
 def _calibration(task: TaskReport) -> Iterator[Finding]:
-    ece = task.scalars.get("ece")
-    if ece is not None and ece.value > MAX_ECE:
+    ece, noise = task.scalars.get("ece"), _calibrated_ece(task.calibration)
+    if ece is not None and ece.value - noise > MAX_ECE:
         text = (
-            f"The scores miss the true share of relevant rows by {_shown(ece)} on average (ECE): rank by "
-            "them, do not read them as probabilities."
+            f"The scores miss the true share of relevant rows by {_shown(ece)} on average (ECE), where calibrated ones "
+            f"would by {noise:.3f}: rank by them, do not read them as probabilities."
         )
         yield Finding("warning", "Scores are not calibrated", text)
+
+
+def _calibrated_ece(bins: Sequence[tuple[float, float, int]]) -> float:
+    """What calibrated scores would show by chance: the mean deviation of each bin's share of relevant rows."""
+    spread = sum(math.sqrt(2 / math.pi * rows * score * (1 - score)) for score, _, rows in bins)
+    return spread / max(sum(rows for *_, rows in bins), 1)
 
 
 def _choices(task: TaskReport) -> Iterator[Finding]:
@@ -258,27 +282,46 @@ def _versions(task: TaskReport) -> Iterator[Finding]:
 
 
 def _few_rows(task: TaskReport) -> Iterator[Finding]:
-    few = [one for one in task.languages if one.rows < MIN_ROWS or not one.f1.high - one.f1.low <= MAX_WIDTH]
+    few = [one for one in task.languages if one.one_class or one.rows < MIN_ROWS or not _narrow(one.f1)]
     if few:
-        figures = "; ".join(f"{one.name} {one.rows:,} rows, F1 {_shown(one.f1)}" for one in few)
-        text = f"Under {MIN_ROWS} rows, or an F1 interval wider than {MAX_WIDTH}: {figures}."
+        figures = "; ".join(
+            f"{one.name} {one.rows:,} rows, {'one class only' if one.one_class else f'F1 {_shown(one.f1)}'}"
+            for one in few
+        )
+        text = f"Under {MIN_ROWS} rows, rows of one class, or an F1 interval wider than {MAX_WIDTH}: {figures}."
         yield Finding("note", f"Too few rows to say much on: {_names(few)}", text)
 
 
+def _narrow(f1: Estimate) -> bool:
+    return f1.high - f1.low <= MAX_WIDTH
+
+
 def _stopping(task: TaskReport) -> Iterator[Finding]:
-    """Where training was best by what early stopping looks at: the recipe's figure, then tune loss."""
-    if len(task.curves) < 2:
-        return
-    figure, sign = f"tune_{task.selection}", 1 if task.selection == "loss" else -1
-    best = min((sign * point[figure], point["tune_loss"], i) for i, point in enumerate(task.curves))[2]
-    point, end = task.curves[best], "lowest" if sign > 0 else "highest"
-    text = f"{SELECTIONS[task.selection]} on the tune part was {end} ({point[figure]:.3f}, epoch {point['epoch']:.2f})"
-    text += " at the"
-    if best == len(task.curves) - 1:
-        yield Finding("note", "More epochs may help", f"{text} last of {len(task.curves)} evaluations.")
-    elif best == 0:
-        text += f" first of {len(task.curves)} evaluations: lower the learning rate, or evaluate more often."
+    """Where training, or that of most folds, was best by what early stopping looks at."""
+    trainings = task.folds or [task.curves]
+    best = [(_best(curve, task.selection), len(curve) - 1) for curve in trainings if len(curve) > 1]
+    at_last, at_first = sum(place == last for place, last in best), sum(place == 0 for place, _ in best)
+    if 2 * at_last > len(trainings):
+        yield Finding("note", "More epochs may help", f"{_best_at('last', at_last, task)}.")
+    elif 2 * at_first > len(trainings):
+        text = f"{_best_at('first', at_first, task)}: lower the learning rate, or evaluate more often."
         yield Finding("warning", "Training got worse after its first evaluation", text)
+
+
+def _best(curve: Sequence[Mapping[str, float]], selection: str) -> int:
+    """The evaluation that early stopping takes: by the recipe's figure, then by the loss."""
+    sign = 1 if selection == "loss" else -1
+    return min((sign * point[f"tune_{selection}"], point["tune_loss"], i) for i, point in enumerate(curve))[2]
+
+
+def _best_at(place: str, trainings: int, task: TaskReport) -> str:
+    figure, end = SELECTIONS[task.selection], "lowest" if task.selection == "loss" else "highest"
+    if task.folds:
+        where = f"evaluation in {trainings} of {len(task.folds)} folds"
+        return f"{figure} on the rows that a fold leaves out was {end} at the {place} {where}"
+    point = task.curves[_best(task.curves, task.selection)]
+    value = f"{point[f'tune_{task.selection}']:.3f}, epoch {point['epoch']:.2f}"
+    return f"{figure} on the tune part was {end} ({value}) at the {place} of {len(task.curves)} evaluations"
 
 
 def _known(figure: Estimate) -> bool:

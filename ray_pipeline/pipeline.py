@@ -108,31 +108,49 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     """Run what is not finished of a recipe; returns all its artifacts."""
     steps = plan(recipe, workdir, until)
     done: dict[str, Artifact] = {}
-    other = _of_other_task(recipe, steps, workdir, show)
+    others = _of_other_task(recipe, steps, workdir, show)
+    taken = {name: run.artifacts[stage] for name, (stage, run) in others.items() if stage in run.artifacts}
     pending = [step for step in steps if step.finished is None]
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
-            _expect_key(recipe, {step.stage.name for step in pending})
-            _expect_models(recipe, {step.stage.name for step in pending})
-            trackers.check(recipe.train)
+            _expect(recipe, {step.stage.name for step in pending})
             runtime.start(recipe.runtime)
             _expect_room(recipe, {step.stage.name for step in pending})
         for step in steps:
-            found = step.finished or _run(step, served, workdir, done | other)
+            found = step.finished or _run(step, served, workdir, done | taken)
             done[step.stage.name] = found
             show(_line(found, "reused" if step.finished else f"{found.manifest.seconds:.1f} s"))
-    return Finished(recipe, done, frozenset(step.stage.name for step in steps if step.finished))
+    reused = frozenset(step.stage.name for step in steps if step.finished)
+    return Finished(recipe, done, reused, [run for _, run in others.values()])
 
 
-def _of_other_task(recipe: Recipe, steps: list[Step], workdir: str, show: Callable[[str], None]) -> dict[str, Artifact]:
-    """What a training which is to be run takes from the other task's recipe, made if it is not there."""
-    found: dict[str, Artifact] = {}
-    wanted = {name for step in steps if step.finished is None for name in step.inputs}
+def _of_other_task(
+    recipe: Recipe, steps: list[Step], workdir: str, show: Callable[[str], None]
+) -> dict[str, tuple[str, Finished]]:
+    """What a training takes from the other task's recipe, up to which stage, by the name that it has there.
+
+    It is made if it is not there and the training is to be run; for one that is there, it is what is left of it.
+    """
+    found = {}
     for name, stage in cross_task.taken(recipe.train).items():
-        if recipe.other is not None and name in wanted:
+        users = [step for step in steps if name in step.inputs]
+        if recipe.other is None or not users:
+            continue
+        if any(step.finished is None for step in users):
             show(f"{recipe.name}: {name}, from {recipe.other.name} ({recipe.other.task})")
-            found[name] = execute(recipe.other, workdir, stage, show).artifacts[stage]
+            found[name] = stage, execute(recipe.other, workdir, stage, show)
+        else:
+            there = {step.stage.name: step.finished for step in plan(recipe.other, workdir, stage) if step.finished}
+            found[name] = stage, Finished(recipe.other, there, frozenset(there))
     return found
+
+
+def _expect(recipe: Recipe, pending: set[str]) -> None:
+    """Raise before any work what stages would find missing after hours: a key, a model, a tracker."""
+    _expect_key(recipe, pending)
+    _expect_models(recipe, pending)
+    if "train" in pending:
+        trackers.check(recipe.train)
 
 
 def _expect_key(recipe: Recipe, pending: set[str]) -> None:
@@ -149,7 +167,7 @@ def _expect_key(recipe: Recipe, pending: set[str]) -> None:
 def _expect_models(recipe: Recipe, pending: set[str]) -> None:
     """Raise ModelError before any work if a model that a stage will load cannot be had."""
     here, local = recipe.runtime.address == "local", recipe.translate.local
-    if pending & {"self_validation", "train", "score"}:
+    if pending & {"encode", "self_validation", "train", "score"}:
         models.expect(recipe.train.model, recipe.train.revision, "train.model", here)
     if "embed" in pending and recipe.negatives.wanted:
         models.expect(recipe.embed.model, recipe.embed.revision, "embed.model", here)
@@ -201,15 +219,18 @@ def _line(item: Artifact, note: str) -> str:
 def run(
     chosen: list[Recipe], workdir: str, until: str | None = None, show: Callable[[str], None] = print
 ) -> list[tuple[Finished, Finished | None]]:
-    """Run recipes and what each compares itself with."""
+    """Run recipes and what each compares itself with; what can be known to be missing is said before the first."""
+    variants = [None if one.compare is None else recipes.variant(one, one.compare.set) for one in chosen]
+    for one in [*chosen, *(one for one in variants if one is not None)]:
+        _expect(one, {step.stage.name for step in plan(one, workdir, until) if step.finished is None})
     found = []
-    for recipe in chosen:
+    for recipe, variant in zip(chosen, variants, strict=True):
         show(f"{recipe.name} ({recipe.task})")
         main = execute(recipe, workdir, until, show)
         other = None
-        if recipe.compare is not None:
+        if recipe.compare is not None and variant is not None:
             show(f"{recipe.name}: {recipe.compare.name}")
-            other = execute(recipes.variant(recipe, recipe.compare.set), workdir, until, show)
+            other = execute(variant, workdir, until, show)
         found.append((main, other))
         sys.stdout.flush()
     return found

@@ -113,6 +113,23 @@ def test_predicted_share() -> None:
     assert "0.0%" in found("under-predicted", report(headline=silent)).text
 
 
+@pytest.mark.parametrize(("rows", "told"), [(60, False), (1000, True)])
+def test_predicted_share_goes_by_what_the_rows_can_show(rows: int, told: bool) -> None:
+    # A sixteenth more predicted than relevant: of 60 rows 4, with some 12 mistakes.
+    eager = Slice("all", rows, rows * 3 // 5, around(0.85), around(0.78), around(0.86))
+    assert ("over-predicted" in titles(report(headline=eager))) == told
+    assert "about as often" not in titles(report(headline=eager))
+
+
+def test_a_language_of_one_class_is_not_called_weak() -> None:
+    lone = replace(rows_of("nl", around(0.0, 0.0)), positives=0)
+    task = report(languages=[lone, replace(lone, name="it", positives=1000)])
+    assert "Weak" not in titles(task)
+    assert "nl 1,000 rows, one class only; it 1,000 rows, one class only" in found("Too few rows", task).text
+    groups = [rows_of(SEEN_GROUP, around(0.9)), replace(lone, name=WITHHELD_GROUP)]
+    assert "ithheld" not in titles(report(groups=groups))
+
+
 def test_weak_languages_need_a_gap_and_an_interval() -> None:
     weak = rows_of("ar", around(0.7, 0.04), seen=False)
     unsure = rows_of("th", Estimate(0.78, 0.6, 0.92))
@@ -165,6 +182,15 @@ def test_comparison(f1: Estimate, title: str, level: str) -> None:
     assert one.level == level
     assert f"{f1.value:+.3f}" in one.text
     assert "1,000 here, 500 there" in one.text
+    assert "of one training each; another seed may move it as much" in one.text
+
+
+def test_comparison_counts_rows_of_the_other_task() -> None:
+    other = Comparison("plain", [compared(around(0.03))], 500, 1000, joint_rows=56)
+    assert (
+        "1,000 + 1,234 of the other task here, 500 + 56"
+        in found("Better than plain", report(comparison=other, joint_rows=1234)).text
+    )
 
 
 def test_comparison_names_withheld_languages() -> None:
@@ -187,6 +213,14 @@ def test_hard_negatives() -> None:
 
 def test_calibration() -> None:
     assert "0.150" in found("not calibrated", report(scalars={"ece": around(0.15)})).text
+
+
+def test_calibrated_scores_of_few_rows_are_not_warned_of() -> None:
+    # Of 40 rows at 0.5 in five bins, calibrated scores miss by sqrt(2 / pi * 0.25 / 8) = 0.141 on average.
+    few, many = ([(0.5, 0.6, rows)] * 5 for rows in (8, 800))
+    assert "not calibrated" not in titles(report(scalars={"ece": around(0.2)}, calibration=few))
+    assert "would by 0.141" in found("not calibrated", report(scalars={"ece": around(0.25)}, calibration=few)).text
+    assert "would by 0.014" in found("not calibrated", report(scalars={"ece": around(0.2)}, calibration=many)).text
 
 
 def test_choices_that_holdout_speaks_against() -> None:
@@ -253,6 +287,18 @@ def test_stopping_goes_by_what_the_recipe_selects_by() -> None:
     assert (
         "Loss on the tune part was lowest (0.300, epoch 3.00)"
         in found("More epochs may help", report(curves=points, selection="loss")).text
+    )
+
+
+def test_stopping_judges_every_fold_by_its_own_curve() -> None:
+    rising, bent, falling = curves([0.7, 0.8]), curves([0.7, 0.9, 0.8, 0.7]), curves([0.9, 0.8, 0.7])
+    mean = curves([0.7, 0.85])  # up to the shortest fold, it rises
+    assert "epochs" not in titles(report(curves=mean, folds=[rising, bent, bent]))
+    one = found("More epochs may help", report(curves=mean, folds=[rising, rising, bent]))
+    assert one.text == "F1 on the rows that a fold leaves out was highest at the last evaluation in 2 of 3 folds."
+    assert (
+        "at the first evaluation in 3 of 4 folds"
+        in found("worse after its first", report(curves=mean, folds=[falling, falling, bent, falling])).text
     )
 
 

@@ -118,6 +118,16 @@ def test_mcnemar() -> None:
     assert metrics.mcnemar(labels, second, first) == pytest.approx(2 / 2**6)
 
 
+def test_no_mistake_is_no_certainty() -> None:
+    labels, groups = np.array([1] * 20 + [0] * 10), np.arange(30)
+    flawless = metrics.estimate(labels, labels, groups, draws=50)
+    for figure in flawless.values():  # Wilson's of 20 of 20: the groups with a relevant row, or one called so
+        assert figure == Estimate(1.0, pytest.approx(20 / (20 + 1.96**2), abs=1e-4), 1.0)
+    wrong = metrics.estimate(labels, 1 - labels, groups, draws=50)
+    assert wrong["f1"].low == 0 and wrong["f1"].high == pytest.approx(1 - 30 / (30 + 1.96**2), abs=1e-4)
+    assert width(wrong["precision"]) > width(wrong["recall"]) > width(wrong["f1"])  # 10, 20 and 30 groups
+
+
 @pytest.mark.parametrize("groups", [0, 1, 4])
 def test_few_groups_have_no_interval(groups: int) -> None:
     labels, predictions, names = clustered(5, groups)

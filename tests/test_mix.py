@@ -126,9 +126,10 @@ def test_a_share_of_the_only_language_leaves_nothing() -> None:
     assert sum(expected.values()) == 0, "half of nothing else"
 
 
-def test_shares_that_leave_nothing_for_the_rest_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"mix\.max_share_per_origin"):
-        Mix(max_share_per_origin={"translated": 0.6, "original": 0.4})
+def test_shares_of_all_that_there_is_are_met_together() -> None:
+    there = {("en", "original", 1): 800, ("es", "original", 1): 200}
+    expected = left(Mix(max_share_per_language={"en": 0.5, "es": 0.5}), there)
+    assert set(expected.values()) == {200}
 
 
 def test_the_ratio_holds_after_the_caps() -> None:

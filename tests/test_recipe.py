@@ -101,6 +101,12 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             {"translate__sources": ["en", "fr"], "split__withhold": ["fr"]},
             ["translate.sources", "split.withhold", "['fr']"],
         ),
+        ("QC", {"split__withhold": ["sv"]}, ["split.withhold", "['sv']", "languages.candidates"]),
+        (
+            "QC",
+            {"translate__languages": ["de"], "translate__sources": ["sv"]},
+            ["translate.sources", "languages.candidates"],
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_message_naming_both_fields(
@@ -143,6 +149,7 @@ def test_trainings_that_cannot_work(make_recipe: Make, changes: dict[str, Any], 
         ("QI", {"evaluate__threshold": "language"}),
         ("QC", {"translate__languages": ["de"], "translate__sources": ["en"], "split__withhold": ["fr"]}),
         ("QI", {"translate__languages": ["de", "en"]}),  # all seen languages are sources, `en` not for itself
+        ("QC", {"split__withhold": ["sv"], "languages__correct": False}),
         ("QC", {"train__batch_rows": 48, "train__micro_batch_rows": 8, "train__workers": 3}),
         ("QC", {"negatives__branch": "same", "negatives__candidates": "same_language"}),
         ("QI", {"negatives__anchor": "query", "negatives__hard_margin": 0.1, "negatives__hard_relative_margin": 0.1}),
@@ -231,6 +238,13 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
 def test_broken_yaml(write: Callable[..., Path], text: str) -> None:
     with pytest.raises(RecipeError, match=r"recipe\.yaml: is not YAML"):
         recipe.read(write(text))
+
+
+def test_a_section_that_stands_twice_is_named_with_its_line(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"(?s)'train' stands here a second time.*line 4"):
+        recipe.read(write("train: {epochs: 1}\nsplit: {seed: 1}\n\ntrain: {workers: 1}\n"))
+    with pytest.raises(RecipeError, match=r"(?s)'epochs' stands here a second time.*line 1"):
+        recipe.read(write("train: {epochs: 1, epochs: 2}\n"))
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "- a\n- b\n", "just words"])

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ray_pipeline import cli
@@ -96,8 +95,8 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
     `items` may hold overrides `key=value` for all recipes; `seeds` come before a matrix's own. Every recipe is read
     and checked. Raises RecipeError where a file is wrong.
     """
-    overrides = [item for item in items if "=" in item]
-    files = {item: _mapping(item) for item in items if "=" not in item}
+    overrides = [item for item in items if cli.is_override(item)]
+    files = {item: recipes.mapping(item) for item in items if not cli.is_override(item)}
     matrices = [_matrix(file, raw) for file, raw in files.items() if "variants" in raw]
     plain, workdir = cli.recipes([*(file for file, raw in files.items() if "variants" not in raw), *overrides], folder)
     studies = []
@@ -136,18 +135,6 @@ def _seeded(
 ) -> dict[int, Recipe]:
     runs = [recipes.variant(base, changes | dict.fromkeys(seeded, seed), name) for seed in seeds]
     return dict(zip(seeds, cli.placed([*runs, *others], workdir)[: len(runs)], strict=True))
-
-
-def _mapping(file: str) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{file}: cannot be read ({error.strerror}); name a matrix or recipe file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: is not YAML ({error})") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: is empty or not a mapping; see jobs/recipes/ for examples")
-    return raw
 
 
 def _matrix(file: str, raw: dict[str, Any]) -> tuple[str, Matrix]:

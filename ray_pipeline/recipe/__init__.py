@@ -6,7 +6,7 @@ changes how fast or where the work is done lives in `runtime` and in the limits 
 
 from ray_pipeline.recipe.data import Columns, Data, Languages, Sandbox, Split
 from ray_pipeline.recipe.model import DeepSpeed, Engine, Evaluate, Lora, Prompt, Score, Train
-from ray_pipeline.recipe.reading import dump, problem, read, validate, variant
+from ray_pipeline.recipe.reading import dump, mapping, problem, read, validate, variant
 from ray_pipeline.recipe.recipe import Compare, Recipe
 from ray_pipeline.recipe.runtime import QueryPrefix, Runtime, Storage
 from ray_pipeline.recipe.section import Section
@@ -43,6 +43,7 @@ __all__ = [
     "Train",
     "Translate",
     "dump",
+    "mapping",
     "problem",
     "read",
     "validate",

@@ -23,14 +23,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
 
     Raises RecipeError where the file, an override or a value is wrong.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); name an existing recipe file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is not YAML ({error})") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: is empty or not a mapping; see jobs/recipes/ for examples")
+    raw = mapping(path)
     for key, value in _environment_overrides(os.environ if environment is None else environment):
         _set(raw, key, value)
     for override in overrides:
@@ -40,6 +33,32 @@ def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
     if found.compare is not None:
         variant(found, found.compare.set)  # else wrong fields would be found when the recipe itself is done
     return found
+
+
+def mapping(path: str | Path) -> dict[str, Any]:
+    """What a YAML file says; raises RecipeError where it is no mapping, or names a key twice."""
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_EachKeyOnce)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); name an existing file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is not YAML ({error})") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: is empty or not a mapping; see jobs/recipes/ for examples")
+    return raw
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice: of two sections of one name, YAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the library does it."""
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys[:place]:
+                problem = f"{key.value!r} stands here a second time: put what both say under one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def variant(recipe: Recipe, changes: Mapping[str, Any], name: str = "compare") -> Recipe:

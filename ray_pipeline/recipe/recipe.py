@@ -72,6 +72,13 @@ class Recipe(Section):
             raise ValueError(f"train.start {self.task} is the recipe's own task: name the other one, or null")
         if self.negatives.branch != "any" and self.task != "QC":
             raise ValueError("negatives.branch needs task QC: item titles have no category tree")
+        for field, named in (("split.withhold", self.split.withhold), ("translate.sources", self.translate.sources)):
+            unknown = sorted(set(named) - set(self.languages.candidates))
+            if self.languages.correct and unknown:
+                raise ValueError(
+                    f"{field} names {unknown}, which languages.candidates lacks, so no row has it: add it there, or "
+                    "leave it out"
+                )
         lost = set(self.translate.sources) & set(self.split.withhold)
         if lost:
             raise ValueError(f"translate.sources names {sorted(lost)}, which split.withhold keeps from training")

@@ -15,8 +15,8 @@ class Dedupe(Section):
     remove_leaks: bool = False
     """Drop training rows whose normalised (query, target) stands in dev or test; counted in any case."""
     near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of training rows with the same normalised target, only the first of those whose queries share so much stays:
-    Jaccard similarity of what three characters in a row they have. 0.8 finds plurals and typing errors of longer
+    """Of training rows with the same normalised target and label, only the first of those whose queries share so much
+    stays: Jaccard similarity of what three characters in a row they have. 0.8 finds plurals and typing errors of longer
     queries. Training rows that resemble a row of tune, holdout, dev or test so much are counted as near leaks, and
     dropped with `remove_leaks`. Null: not looked for."""
 
@@ -45,7 +45,8 @@ class Embed(Section):
 class Negatives(Section):
     """Negatives mined by cosine similarity to the positive target (paper, step 4), or to the query.
 
-    A target that the same normalised query stands with anywhere in train is never its negative.
+    A target that the same normalised query stands with anywhere, be it in dev or test, or in a row that `split` or
+    `dedupe` left out, is never its negative; labels are not looked at.
     """
 
     easy_per_positive: Annotated[float, Field(ge=0)] = 0.0
@@ -87,7 +88,8 @@ class Negatives(Section):
     index_recall: OpenShare = 0.99
     """What an approximation is set to reach on a sample of the corpus: the share of the true neighbours."""
     corpus_rows_at_once: Positive | None = None
-    """A worker holds no more vectors than this and reads them again for each of its shards; null: it holds all.
+    """A worker holds no more vectors than this and reads them again for each of its shards; null: it holds all, and
+    without GPUs there are no more workers than the nodes' memory has room for.
 
     Changes memory and time, not what is found.
     """
@@ -137,13 +139,6 @@ class Mix(Section):
     positive_share: OpenShare | None = None
     """Rows of the larger class are dropped until this share is met; null leaves the classes as they are."""
     seed: int = 0
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        for name in ("max_share_per_origin", "max_share_per_language"):
-            if sum(getattr(self, name).values()) >= 1:
-                raise ValueError(f"mix.{name}: the shares must leave something for the rest: their sum is below 1")
-        return self
 
 
 class SelfValidation(Section):

@@ -29,6 +29,8 @@ from ray_pipeline.report.data import (
     StageCost,
     TaskReport,
     TranslationQuality,
+    distinct,
+    labels,
 )
 
 EXAMPLES_PER_VERDICT = 2
@@ -42,12 +44,15 @@ class Finished:
     recipe: Recipe
     artifacts: Mapping[str, Artifact]
     reused: frozenset[str]
+    others: Sequence["Finished"] = ()
+    """What its training has taken of the other task's recipe, with all that this was made from."""
 
 
 def task_report(run: Finished, other: Finished | None) -> TaskReport:
     """What the report shows of one task, with another run to compare it with."""
     evaluation = evaluate.load(run.artifacts["evaluate"])
     audit = _audit(run.artifacts["translate"], run.artifacts["audit"])
+    curves: list[list[dict[str, float]]] = [table.to_pylist() for table in run.artifacts["train"].tables()]
     report = TaskReport(
         task=run.recipe.task,
         recipe_name=run.recipe.name,
@@ -67,7 +72,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         parts=_parts(run.artifacts["dedupe"]),
         audit=audit,
         audit_examples=_audit_examples(run.artifacts["audit"]),
-        curves=_curves(run.artifacts["train"]),
+        curves=_mean_curve(curves),
         selection=run.recipe.train.selection,
         errors=evaluation.errors,
         findings=[],
@@ -82,13 +87,20 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         account=_account(run.artifacts["dedupe"], run.artifacts["negatives"]),
         self_validation=_contradicted(run.artifacts["self_validation"]),
         cut_prompts=_cut_prompts(run.artifacts["encode"]),
+        folds=curves if len(curves) > 1 else [],
+        joint_rows=_joint_rows(run),
     )
     return replace(report, findings=findings(report))
 
 
 def _compare(run: Finished, other: Finished) -> Comparison:
     name = run.recipe.compare.name if run.recipe.compare else other.recipe.name
-    return comparison.compare(run.artifacts, other.artifacts, name, run.recipe.evaluate)
+    found = comparison.compare(run.artifacts, other.artifacts, name, run.recipe.evaluate)
+    return replace(found, joint_rows=_joint_rows(other))
+
+
+def _joint_rows(run: Finished) -> int:
+    return int(run.artifacts["train"].manifest.extra.get("joint_rows", 0))
 
 
 def _account(dedupe: Artifact, negatives: Artifact) -> DataAccount:
@@ -124,9 +136,8 @@ def _contradicted(verdicts: Artifact) -> list[Contradicted]:
     return [Contradicted(*stratum, rows[stratum], against[stratum]) for stratum in sorted(rows)]
 
 
-def _curves(training: Artifact) -> list[dict[str, float]]:
-    """The learning curve; of folds, each of which has a shard, the mean for as long as all were in training."""
-    curves: list[list[dict[str, float]]] = [table.to_pylist() for table in training.tables()]
+def _mean_curve(curves: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """The learning curve; of folds the mean, for as long as all were in training."""
     if len(curves) == 1:
         return curves[0]
     places = range(min(map(len, curves)))
@@ -248,11 +259,10 @@ def _cut_prompts(encoded: Artifact) -> tuple[int, int]:
 
 def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) -> Report:
     """The whole report."""
-    f1 = [task.headline.f1.value for task in tasks]
     return Report(
         title="Search relevance: " + " and ".join(f"{task.task} ({task.recipe_name})" for task in tasks),
         created=_now(),
-        average_f1=sum(f1) / len(f1) if len(f1) > 1 else None,
+        average_f1=_average_f1(tasks) if len(tasks) > 1 else None,
         tasks=list(tasks),
         versions=artifact.versions(),
         command=command,
@@ -262,11 +272,14 @@ def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) ->
 
 def metrics_json(tasks: Sequence[TaskReport]) -> str:
     """The figures that scripts rely on, as JSON; a figure that cannot be known is null."""
-    names = [task.task for task in tasks]
-    unique = len(set(names)) == len(names)  # else two recipes of one task: their names tell them apart
-    found = {"tasks": {task.task if unique else task.recipe_name: _task_metrics(task) for task in tasks}}
-    f1 = [task.headline.f1.value for task in tasks]
-    return json.dumps({**found, "average_f1": _number(sum(f1) / len(f1)), "created": _now()}, indent=1)
+    found = {label: _task_metrics(task) for label, task in zip(labels(tasks), tasks, strict=True)}
+    average = _average_f1(tasks)
+    return json.dumps({"tasks": found, "average_f1": average and _number(average), "created": _now()}, indent=1)
+
+
+def _average_f1(tasks: Sequence[TaskReport]) -> float | None:
+    """Of the tasks; two recipes of one task have none."""
+    return fmean(task.headline.f1.value for task in tasks) if distinct(tasks) else None
 
 
 def _now() -> str:

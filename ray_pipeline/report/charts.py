@@ -10,6 +10,7 @@ from ray_pipeline.report.svg import (
     drawing,
     fitted,
     legend,
+    legend_below,
     line,
     mark,
     nothing,
@@ -21,6 +22,7 @@ from ray_pipeline.report.svg import (
 )
 
 ROW = 28
+LONGEST = 24  # letters of a name that a phone has room for
 ORIGINS = ("original", "translated", "easy_negative", "hard_negative", "random_negative")
 LINES = (("circle", "tune"), ("diamond", "train"))
 SEEN = ("circle", "seen", "seen")
@@ -39,8 +41,9 @@ def quality(slices: Sequence[Slice], label: str = "F1", always: bool = True) -> 
     if not slices:
         return nothing(label)
     left, top, bottom = _margin(part.name for part in slices), 38, 38 + ROW * len(slices)
-    bounds = [value for part in slices for value in _shown(part.f1)]
-    bounds += [always_relevant(part) for part in slices if always]
+    known = [part for part in slices if not part.one_class]
+    bounds = [value for part in known for value in _shown(part.f1)]
+    bounds += [always_relevant(part) for part in known if always]
     x = fitted(bounds, left, WIDTH - 16, within=(0.0, 1.0))
     rows = "".join(_quality_row(part, x, top + ROW * (i + 0.5), always) for i, part in enumerate(slices))
     kinds = dict.fromkeys(SEEN if part.seen else WITHHELD for part in slices)
@@ -49,6 +52,8 @@ def quality(slices: Sequence[Slice], label: str = "F1", always: bool = True) -> 
 
 
 def _quality_row(part: Slice, x: Scale, y: float, always: bool) -> str:
+    if part.one_class:
+        return _name(x, y, part.name) + _note(x, y, "one class only")
     base = always_relevant(part) if always else math.nan
     shape, class_, _ = SEEN if part.seen else WITHHELD
     more = f", {part.rows:,} rows; always “relevant” {base:.3f}" if always else ""
@@ -62,21 +67,28 @@ def always_relevant(part: Slice) -> float:
     return 2 * part.positives / (part.rows + part.positives) if part.rows else math.nan
 
 
-def differences(items: Sequence[Difference], label: str = "Difference of F1") -> str:
-    """F1 of this run minus the comparison's: intervals around a zero line."""
+def differences(
+    items: Sequence[Difference], label: str = "Difference of F1", styles: Mapping[str, str] | None = None
+) -> str:
+    """F1 of this run minus the comparison's: intervals around a zero line.
+
+    `styles` say by name what is `gain`, `loss` or `unclear`; of names that are not there the interval decides.
+    """
     if not items:
         return nothing(label)
     left, top, bottom = _margin(item.name for item in items), 38, 38 + ROW * len(items)
     x = fitted([0.0, *(v for item in items for v in _shown(item.f1))], left, WIDTH - 16, within=(-1.0, 1.0))
-    rows = "".join(_difference_row(item, x, top + ROW * (i + 0.5)) for i, item in enumerate(items))
+    found = [(styles or {}).get(item.name, "") for item in items]
+    rows = "".join(_difference_row(item, x, top + ROW * (i + 0.5), found[i]) for i, item in enumerate(items))
     zero = line(x(0), top, x(0), bottom, "zero")
     axis = x_axis(x, top, bottom, "difference of F1")
     return drawing(bottom + 48, label, legend(OUTCOMES), axis, zero, rows)
 
 
-def _difference_row(item: Difference, x: Scale, y: float) -> str:
+def _difference_row(item: Difference, x: Scale, y: float, style: str) -> str:
     gain, loss, unclear = OUTCOMES
-    shape, class_, _ = gain if item.f1.low > 0 else loss if item.f1.high < 0 else unclear
+    by_interval = gain if item.f1.low > 0 else loss if item.f1.high < 0 else unclear
+    shape, class_, _ = next((one for one in OUTCOMES if one[1] == style), by_interval)
     title = f"{item.name}: {_words(item.f1, '+.3f')}, {item.rows:,} rows"
     return _name(x, y, item.name) + _interval(item.f1, x, y, shape, class_, title)
 
@@ -130,15 +142,16 @@ def composition(rows: Sequence[tuple[str, str, int, int]], label: str = "Trainin
     if not names:
         return nothing(label)
     totals = {name: sum(pos + neg for other, _, pos, neg in rows if other == name) for name in names}
-    left, top, bottom = _margin(names), 38, 38 + ROW * len(names)
+    used = dict.fromkeys(origin for _, origin, _, _ in rows)
+    key = [("box", _class(origin), origin.replace("_", " ")) for origin in used]
+    left, top = _margin(names), 38 + legend_below(key)
+    bottom = top + ROW * len(names)
     x = fitted([0.0, float(max(*totals.values(), 1))], left, WIDTH - 24, within=(0.0, math.inf))
     bars = ""
     for i, name in enumerate(names):
         bars += _name(x, top + ROW * (i + 0.5), name)
         bars += _bar([row for row in rows if row[0] == name], x, top + ROW * i + 5)
-    used = dict.fromkeys(origin for _, origin, _, _ in rows)
-    key = legend([("box", _class(origin), origin.replace("_", " ")) for origin in used])
-    return drawing(bottom + 48, label, key, x_axis(x, top, bottom, "rows (paler: not relevant)"), bars)
+    return drawing(bottom + 48, label, legend(key), x_axis(x, top, bottom, "rows (paler: not relevant)"), bars)
 
 
 def _bar(rows: Iterable[tuple[str, str, int, int]], x: Scale, y: float) -> str:
@@ -182,7 +195,7 @@ def _series(curves: Sequence[Mapping[str, float]], key: str) -> list[tuple[float
 
 def _interval(value: Estimate, x: Scale, y: float, shape: str, class_: str, title: str) -> str:
     if not math.isfinite(value.value):
-        return text(x.start + 8, y + 4, "too few rows to say", "start", class_="small")
+        return _note(x, y, "too few rows to say")
     whisker = ""
     if math.isfinite(value.low) and math.isfinite(value.high):
         low, high = x(value.low), x(value.high)
@@ -205,9 +218,17 @@ def _short(rows: int) -> str:
     return str(rows) if rows < 1000 else f"{rows / 1000:.1f}k" if rows < 100_000 else f"{rows // 1000}k"
 
 
+def _note(x: Scale, y: float, words: str) -> str:
+    return text(x.start + 8, y + 4, words, "start", class_="small")
+
+
 def _margin(names: Iterable[str]) -> float:
-    return min(230.0, 24 + 8.2 * max(map(len, names)))
+    return 24 + 8.2 * min(LONGEST, max(map(len, names)))
 
 
 def _name(x: Scale, y: float, name: str) -> str:
-    return text(x.start - 12, y + 4, name, "end", class_="name")
+    """A row's name; of a long one both ends, since variants differ at either, and all of it on hover."""
+    if len(name) <= LONGEST:
+        return text(x.start - 12, y + 4, name, "end", class_="name")
+    half = LONGEST // 2
+    return text(x.start - 12, y + 4, f"{name[:half]}…{name[1 - half :]}", "end", class_="name", title=name)

@@ -1,6 +1,7 @@
 """What a report shows: plain values, made by `evaluate` and `pipeline`, drawn by `render`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ray_pipeline.decision import Decision
@@ -31,6 +32,11 @@ class Slice:
     """auroc, pr_auc, log_loss, ece; empty where they were not asked for."""
     queries: int | None = None
     """Groups of rows that hang together, from which intervals resample; null: not known."""
+
+    @property
+    def one_class(self) -> bool:
+        """Whether all its rows are relevant, or none is: its F1 then says little of the model."""
+        return self.rows > 0 and self.positives in (0, self.rows)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class Comparison:
     """Examples of rows that only this run answers rightly, those whose probability moved most first."""
     lost: list[Changed] = field(default_factory=list)
     """Examples of rows that only the comparison answers rightly."""
+    joint_rows: int = 0
+    """Rows of the other task that the comparison was trained on beside its own."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +290,10 @@ class TaskReport:
     """By language and origin; empty where the recipe has no such filter."""
     cut_prompts: tuple[int, int] | None = None
     """Prompts of the training set that had to be cut, and all of them."""
+    folds: list[list[dict[str, float]]] = field(default_factory=list)
+    """The curve of each fold, by the rows that it leaves out; `curves` is then their mean while all were training."""
+    joint_rows: int = 0
+    """Rows of the other task that it was trained on beside its own."""
 
 
 @dataclass(frozen=True)
@@ -292,9 +304,19 @@ class Report:
     created: str
     """ISO 8601, UTC."""
     average_f1: float | None
-    """Mean of the tasks' F1; None for a single task."""
+    """Mean of the tasks' F1; None for a single task, and for two recipes of one."""
     tasks: list[TaskReport]
     versions: dict[str, str]
     command: str
     notice: str | None = None
     """A caveat shown at the top, e.g. that the data are synthetic."""
+
+
+def labels(tasks: Sequence[TaskReport]) -> list[str]:
+    """What tells the parts of a report apart: the tasks, or the recipes where two are of one task."""
+    return [task.task if distinct(tasks) else task.recipe_name for task in tasks]
+
+
+def distinct(tasks: Sequence[TaskReport]) -> bool:
+    """Whether each is another task."""
+    return len({task.task for task in tasks}) == len(tasks)

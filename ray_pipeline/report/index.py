@@ -1,8 +1,10 @@
 """`index.html` of a folder of runs: their headline figures, from what each run has left there."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
 
 from ray_pipeline import storage
 from ray_pipeline.errors import InputError
@@ -13,16 +15,74 @@ METRICS, ABLATION = "metrics.json", "ablation.json"
 
 
 @dataclass(frozen=True)
+class TaskFigures:
+    """What metrics.json says of a task; older ones lack some of it."""
+
+    f1: float | None
+    precision: float | None
+    recall: float | None
+    auroc: float | None
+    threshold: float | None
+    always_relevant_f1: float | None
+    low: float | None = None
+    high: float | None = None
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """A run's metrics.json."""
+
+    tasks: dict[str, TaskFigures]
+    average_f1: float | None
+    created: str | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The variant of the highest F1."""
+
+    variant: str
+    f1: float
+
+
+@dataclass(frozen=True)
+class StudyFigures:
+    """What ablation.json says of a study."""
+
+    name: str
+    task: str
+    variants: int
+    seeds: int
+    best: Best | None
+    better: list[str]
+    failed: int
+
+
+@dataclass(frozen=True)
+class AblationFigures:
+    """An ablation's ablation.json."""
+
+    studies: list[StudyFigures]
+    created: str | None = None
+
+
+FORMS: Mapping[str, TypeAdapter[RunFigures] | TypeAdapter[AblationFigures]] = {
+    METRICS: TypeAdapter(RunFigures),
+    ABLATION: TypeAdapter(AblationFigures),
+}
+
+
+@dataclass(frozen=True)
 class Entry:
     """One run or study in a folder of its own."""
 
     name: str
     page: str
-    """Path of its report from the index."""
+    """Link from the index to its report."""
     created: str
     """ISO 8601, UTC; empty where it is not known."""
-    figures: dict[str, Any]
-    """What its metrics.json or ablation.json says."""
+    figures: RunFigures | AblationFigures
 
 
 def write(folder: str) -> str:
@@ -50,21 +110,21 @@ def entries(folder: str, file: str) -> list[Entry]:
     for url in storage.list_files(folder):
         parts = url.removeprefix(folder.rstrip("/") + "/").split("/")
         if len(parts) == 2 and parts[1] == file:
-            figures = _ours(url, "tasks" if file == METRICS else "studies")
+            figures = _ours(url, file)
             if figures is None:
                 continue
             page = "report.html" if file == METRICS else "ablation.html"
-            found.append(Entry(parts[0], f"{parts[0]}/{page}", figures.get("created") or "", figures))
+            found.append(Entry(parts[0], f"{quote(parts[0])}/{page}", figures.created or "", figures))
     return sorted(found, key=lambda one: (one.created, one.name), reverse=True)
 
 
-def _ours(url: str, part: str) -> dict[str, Any] | None:
-    """The figures in a file; null where it is not one of ours."""
+def _ours(url: str, file: str) -> RunFigures | AblationFigures | None:
+    """The figures in a file; null where another tool has left it."""
+    data = storage.read_bytes(url)
     try:
-        found = json.loads(storage.read_bytes(url))
-    except ValueError:
+        return FORMS[file].validate_json(data)
+    except ValidationError:
         return None
-    return found if isinstance(found, dict) and part in found else None
 
 
 def page(runs: list[Entry], studies: list[Entry]) -> str:

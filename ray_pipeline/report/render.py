@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing but itself."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ray_pipeline.metrics import MIN_GROUPS
 from ray_pipeline.report import charts
-from ray_pipeline.report.data import Estimate, Finding, Rate, Report, Slice, StageCost, TaskReport
+from ray_pipeline.report.data import Estimate, Finding, Rate, Report, Slice, StageCost, TaskReport, labels
 
 TASKS = {"QC": "query – category path", "QI": "query – item title"}
 LEVELS = ("warning", "note", "good")
@@ -40,6 +40,7 @@ def render(report: Report) -> str:
     template = environment().get_template("report.html.j2")
     return template.render(
         report=report,
+        labels=labels(report.tasks),
         findings=_sorted_findings(report.tasks),
         stages=stages,
         fresh=total(fresh),
@@ -48,15 +49,15 @@ def render(report: Report) -> str:
     )
 
 
-def merged_stages(tasks: Iterable[TaskReport]) -> list[tuple[StageCost, list[str]]]:
+def merged_stages(tasks: Sequence[TaskReport]) -> list[tuple[StageCost, list[str]]]:
     """Every stage once, with the tasks that used it, so that what tasks share is not counted twice."""
     found: dict[tuple[str, str], tuple[StageCost, list[str]]] = {}
-    for task in tasks:
+    for label, task in zip(labels(tasks), tasks, strict=True):
         for cost in task.stages:
             first, users = found.get((cost.stage, cost.fingerprint), (cost, []))
             # The task that comes second finds the stage done; it was run for the first one all the same.
             together = replace(first, reused=first.reused and cost.reused)
-            user = f"{task.task}, {cost.compared}" if cost.compared else task.task
+            user = f"{label}, {cost.compared}" if cost.compared else label
             found[cost.stage, cost.fingerprint] = (together, [*users, user])
     return list(found.values())
 
@@ -73,8 +74,9 @@ def total(costs: Iterable[StageCost]) -> Total:
     )
 
 
-def _sorted_findings(tasks: Iterable[TaskReport]) -> list[tuple[str, Finding]]:
-    found = [(task.task, finding) for task in tasks for finding in task.findings]
+def _sorted_findings(tasks: Sequence[TaskReport]) -> list[tuple[str, Finding]]:
+    named = zip(labels(tasks), tasks, strict=True)
+    found = [(label, finding) for label, task in named for finding in task.findings]
     return sorted(found, key=lambda pair: LEVELS.index(pair[1].level))
 
 
@@ -96,6 +98,7 @@ def environment() -> Environment:
         count=count,
         share=share,
         percent=percent,
+        joint=joint,
         wilson=wilson,
         decimal=decimal,
         duration=duration,
@@ -134,7 +137,7 @@ def bounds(estimate: Estimate, sign: bool = False) -> str:
 
 def unknown(estimate: Estimate, part: Slice, both_classes: bool) -> str:
     """Why a slice's figure says nothing; empty where it does. Some figures need rows of `both_classes`."""
-    if both_classes and part.rows and part.positives in (0, part.rows):
+    if both_classes and part.one_class:
         return "one class only"
     if math.isfinite(estimate.value) and math.isfinite(estimate.low):
         return ""
@@ -171,6 +174,11 @@ def count(value: int) -> str:
 def share(part: float, whole: float) -> str:
     """A part of a whole, in per cent."""
     return f"{part / whole:.1%}" if whole else ABSENT
+
+
+def joint(rows: int) -> str:
+    """Training rows beside a task's own; empty without any."""
+    return f"+ {rows:,} of the other task" if rows else ""
 
 
 def percent(value: float) -> str:

@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH = 520
 """Drawing units across; the page scales a chart to its column."""
+LEGEND_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def tag(name: str, *content: str, title: str = "", **attributes: str | float) ->
     return f"<{opening}>{hover}{''.join(content)}</{name}>"
 
 
-def text(x: float, y: float, content: str, anchor: str = "middle", class_: str = "") -> str:
+def text(x: float, y: float, content: str, anchor: str = "middle", class_: str = "", title: str = "") -> str:
     """A piece of text, escaped."""
-    return tag("text", escape(content), x=x, y=y, text_anchor=anchor, class_=class_)
+    return tag("text", escape(content), title=title, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
@@ -107,13 +108,30 @@ def y_axis(y: Scale, left: float, right: float, label: str, count: int = 5) -> s
 
 
 def legend(entries: Sequence[tuple[str, str, str]], y: float = 14) -> str:
-    """One row of (shape, class, words); shapes are `circle`, `diamond`, `line`, `tick` and `box`."""
-    drawn, x = [], 8.0
-    for shape, class_, words in entries:
-        drawn.append(_sample(shape, x + 6, y, class_) + text(x + 20, y + 4, words, "start", class_="legend"))
-        # Phones show larger letters in the same drawing, so leave room for them.
-        x += 38 + 7.6 * len(words)
+    """Rows of (shape, class, words); shapes are `circle`, `diamond`, `line`, `tick` and `box`."""
+    drawn = []
+    for (shape, class_, words), (x, below) in zip(entries, _legend_places(entries), strict=True):
+        sample = _sample(shape, x + 6, y + below, class_)
+        drawn.append(sample + text(x + 20, y + below + 4, words, "start", class_="legend"))
     return "".join(drawn)
+
+
+def legend_below(entries: Sequence[tuple[str, str, str]]) -> int:
+    """How far below its first row a legend's last one lies."""
+    return max((below for _, below in _legend_places(entries)), default=0)
+
+
+def _legend_places(entries: Sequence[tuple[str, str, str]]) -> list[tuple[float, int]]:
+    """Where each entry begins, and how far below the first row: as many stand in a row as fit."""
+    places, x, below = [], 8.0, 0
+    for *_, words in entries:
+        # Phones show larger letters in the same drawing, so leave room for them.
+        end = x + 20 + 7.6 * len(words)
+        if end > WIDTH and x > 8:
+            x, below, end = 8.0, below + LEGEND_ROW, end - x + 8
+        places.append((x, below))
+        x = end + 18
+    return places
 
 
 def _sample(shape: str, x: float, y: float, class_: str) -> str:

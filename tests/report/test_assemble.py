@@ -189,10 +189,17 @@ def test_a_task_whose_f1_cannot_be_known_leaves_no_average() -> None:
     assert found["average_f1"] is None and found["tasks"]["QC"]["f1"] is None
 
 
-def test_the_curve_of_folds_is_their_mean_while_all_are_in_training(tmp_path: Path) -> None:
-    figures = ("epoch", "train_loss", "tokens", "padded_tokens", "tune_loss", "tune_auroc", "tune_average_precision")
-    rows = [{"step": i, "tune_f1": f1, **dict.fromkeys(figures, 1)} for i, f1 in enumerate([0.5, 0.7, 0.6, 0.9, 0.1])]
-    one, two = (made.finished(tmp_path / str(n), "train", rows, tables.CURVES, shards=n) for n in (1, 2))
-    assert [row["tune_f1"] for row in assemble._curves(one)] == [0.5, 0.7, 0.6, 0.9, 0.1]
-    assert [row["tune_f1"] for row in assemble._curves(two)] == pytest.approx([0.6, 0.75])
-    assert [row["step"] for row in assemble._curves(two)] == [0.5, 2.5]
+def test_two_recipes_of_one_task_have_no_average_and_go_by_their_names() -> None:
+    twins = [sample.sample_task(), replace(sample.sample_task(), recipe_name="other")]
+    assert assemble.report(twins, "", []).average_f1 is None
+    assert assemble.report([twins[0], sample.sample_task("QI", 0.793)], "", []).average_f1 == pytest.approx(0.843)
+    found = json.loads(assemble.metrics_json(twins))
+    assert found["average_f1"] is None and set(found["tasks"]) == {"paper", "other"}
+
+
+def test_the_curve_of_folds_is_their_mean_while_all_are_in_training() -> None:
+    rows = [{"step": float(i), "tune_f1": f1} for i, f1 in enumerate([0.5, 0.7, 0.6, 0.9, 0.1])]
+    one, two = [rows], [rows[::2], rows[1::2]]
+    assert [row["tune_f1"] for row in assemble._mean_curve(one)] == [0.5, 0.7, 0.6, 0.9, 0.1]
+    assert [row["tune_f1"] for row in assemble._mean_curve(two)] == pytest.approx([0.6, 0.75])
+    assert [row["step"] for row in assemble._mean_curve(two)] == [0.5, 2.5]

@@ -9,7 +9,7 @@ import pytest
 
 from ray_pipeline.report import charts
 from ray_pipeline.report.data import Difference, Estimate
-from ray_pipeline.report.svg import Scale, fitted, number
+from ray_pipeline.report.svg import LEGEND_ROW, WIDTH, Scale, fitted, number
 
 from .sample import comparison, composition, estimate, languages, part, pr_curve, sample_task
 
@@ -87,6 +87,22 @@ def test_quality_without_interval_is_hollow() -> None:
     assert "ar: F1 0.829 (too few rows for an interval)" in titles(root)
 
 
+def test_quality_of_one_class_is_not_drawn() -> None:
+    lone = replace(part("nl", 0.0), positives=0)
+    root = parsed(charts.quality([part("en", 0.9), lone]))
+    assert words(root).count("one class only") == 1 and "nl" in words(root)
+    assert "nl: F1" not in titles(root) and "0.00" not in words(root)
+    assert "one class only" not in words(parsed(charts.quality([replace(lone, rows=0)], always=False)))
+
+
+def test_long_names_keep_both_ends_and_say_all_on_hover() -> None:
+    long = "my-shop-with-hard-negatives-other-branch"
+    root = parsed(charts.quality([part(long, 0.9)]))
+    shown = next(e for e in root.iter("text") if e.get("class") == "name")
+    assert "".join(shown.itertext()) == long + "my-shop-with…ther-branch"
+    assert float(shown.get("x", "0")) > 8.2 * 24
+
+
 def test_quality_places_better_further_right() -> None:
     root = parsed(charts.quality([part("en", 0.9), part("pl", 0.8)]))
     dots = [float(e.get("cx", "0")) for e in root if e.tag == "circle" and e.find("title") is not None]
@@ -132,6 +148,18 @@ def test_composition_stacks_without_gaps() -> None:
         "en, translated: 10 relevant",
         "en, translated: 10 not relevant",
     ]
+
+
+def test_a_legend_that_is_too_wide_goes_on_below() -> None:
+    few, all_of_them = (
+        parsed(charts.composition([("en", origin, 60, 20) for origin in origins]))
+        for origins in (charts.ORIGINS[:4], charts.ORIGINS)
+    )
+    entries = [e for e in all_of_them.iter("text") if e.get("class") == "legend"]
+    assert all(float(e.get("x", "0")) + 7.6 * len(e.text or "") <= WIDTH for e in entries)
+    assert [e.get("y") for e in entries] == ["18"] * 4 + ["38"]
+    heights = [float(root.get("viewBox", "").split()[3]) for root in (few, all_of_them)]
+    assert heights[1] - heights[0] == LEGEND_ROW
 
 
 def test_composition_lists_only_origins_in_use() -> None:

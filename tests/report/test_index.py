@@ -23,7 +23,7 @@ def test_every_run_is_listed_with_its_figures(tmp_path: Path) -> None:
     leave(tmp_path, "second", 0.9)
     leave(tmp_path / "second", "deeper", 0.1)
     page = Page(Path(index.write(str(tmp_path))).read_text())
-    assert page.open == [] and set(page.values("href")) == {"a & b/report.html", "second/report.html"}
+    assert page.open == [] and set(page.values("href")) == {"a%20%26%20b/report.html", "second/report.html"}
     for words in ("2 runs", "a & b", "0.800 0.792–0.808", "QI paper 0.450", "0.675", "0.816"):
         assert words in page.text
     assert "0.100" not in page.text
@@ -37,13 +37,26 @@ def test_runs_of_before_lack_some_figures(tmp_path: Path) -> None:
     assert "old – 0.500 QC 0.500 0.400 – 1.000 – 0.100" in text
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"loss": 0.3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[1]", '{"loss": 0.3}', '{"tasks": ["x"]}', '{"tasks": {"QC": {"f1": 0.5}}, "average_f1": 0.5}',
+        '{"tasks": {}}', '{"tasks": {}, "average_f1": "high"}',
+    ],
+)  # fmt: skip
 def test_another_tool_s_figures_are_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "metrics.json").write_text(text)
+    (tmp_path / "other" / "ablation.json").write_text('{"studies": [3]}')
     leave(tmp_path, "mine", 0.8)
     page = Page(Path(index.write(str(tmp_path))).read_text())
     assert set(page.values("href")) == {"mine/report.html"}
+
+
+def test_links_hold_whatever_a_folder_is_called(tmp_path: Path) -> None:
+    leave(tmp_path, "50% #1?", 0.8)
+    page = Page(Path(index.write(str(tmp_path))).read_text())
+    assert page.values("href") == ["50%25%20%231%3F/report.html"] * 2 and "50% #1?" in page.text
 
 
 def test_it_is_refreshed_only_where_it_is(tmp_path: Path) -> None:

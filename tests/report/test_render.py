@@ -96,6 +96,9 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "no-translation",
         "seen languages 800 +0.002 −0.009 to +0.013",
         "better 96 51 < 0.001",
+        "Both are of one training each; another seed may move a difference as much.",
+        "The tune part chose threshold and best epoch; the labels",
+        "without those that were killed before",
         "397,512",
         "German Wanderschuhe hiking shoes shoes,boots relevant 0.910 0.220",
         "Rows that only “no-translation” answers rightly: the 1 whose",
@@ -240,8 +243,23 @@ def test_people_who_found_nothing_lost_are_shown() -> None:
 def test_two_recipes_of_one_task_keep_their_anchors_apart() -> None:
     report = sample_report()
     twins = [report.tasks[0], replace(report.tasks[0], recipe_name="other")]
-    ids = Page(render(replace(report, tasks=twins))).values("id")
+    page = Page(render(replace(report, tasks=twins, average_f1=None)))
+    ids = page.values("id")
     assert len(ids) == len(set(ids))
+    for words in ("Findings paper other What", "paper F1", "other · warning", "ingest paper, other reused"):
+        assert words in page.text
+    assert "Sections of other" in page.values("aria-label")
+
+
+def test_folds_and_rows_of_the_other_task_are_told() -> None:
+    task = sample_task()
+    other = replace(sample_comparison(), joint_rows=56)
+    task = replace(task, folds=[task.curves, task.curves], joint_rows=1234, comparison=other)
+    text = Page(render(replace(sample_report(), tasks=[task]))).text
+    assert "but in a training by folds the rows that each leaves out chose its epoch" in text
+    assert "The mean of 2 folds" in text and "Quality – on the left-out rows" in text
+    assert "397,512 + 1,234 of the other task" in text and "240,000 + 56 of the other task" in text
+    assert "by language and origin, + 1,234 of the other task" in text
 
 
 def test_shared_stages_are_counted_once() -> None:
