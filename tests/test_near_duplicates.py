@@ -229,6 +229,16 @@ def test_a_popular_target_does_not_cost_its_square(monkeypatch: pytest.MonkeyPat
     assert len(compared) <= 40 * 5
 
 
+def test_rows_of_different_labels_are_no_near_duplicates_but_leak_alike() -> None:
+    one, other = "samsung galaxy s23 ultra 256gb case", "samsung galaxy s24 ultra 256gb case"
+    assert similarity(one, other) > 0.8
+    rows = [pair(1, one, label=0), pair(2, other, label=1), pair(3, one + "s", label=0), pair(4, one + "es", "test")]
+    table = pa.Table.from_pylist(rows, schema=tables.PAIRS).select(near.COLUMNS)
+    found = near.similar(near.candidates(table, 0.7, 1, 1), 0.7).to_pylist()
+    assert {(row["pair_id"], row["like"]) for row in found if row["place"] == "train"} == {("train-3", "train-1")}
+    assert {row["pair_id"] for row in found if row["place"] == "test"} == {"train-1", "train-2", "train-3"}
+
+
 def test_the_account_adds_up_over_shards() -> None:
     counts = Counts(2, 2, {}, {"leaks_dev": 1.0, "near_leaks_dev": 2.0, "conflicts_decided": 3.0, "translated": 4.0})
     from ray_pipeline.dedupe import stage

@@ -135,6 +135,7 @@ def build(folder: Path) -> None:
         if name == "train":
             curve = {field.name: 1 if pa.types.is_integer(field.type) else 0.5 for field in tables.CURVES}
             table = pa.Table.from_pylist([curve], schema=tables.CURVES)
+            made.adapter(f"{step.folder}/adapter", chosen, step.fingerprint)
             artifact.write_shard(step.folder, "part-00000.parquet", table, None, 1)
             rows = found["mix"].manifest.rows_out
             extra = {"training_rows": rows, "evaluations": 1}
@@ -241,6 +242,8 @@ BROKEN: list[tuple[str, str, int, int, Row]] = [
     ("negatives", "negatives", 1, 0, {"similarity": None}),
     ("negatives", "negatives", 1, 0, {"similarity": 0.9}),
     ("positives", "negatives", 0, 0, {"target": "A, B 0".replace(" ", "", 1)}),
+    ("positives", "negatives", 0, 0, {"query": "Shoe 14", "target": "a,b 14"}),  # split refuses it
+    ("positives", "mix", 0, 7, {"query": "Shoe 200", "target": "a,b 200"}),  # a row of test
     ("scores", "score", 0, 0, {"score": 1.5}),
     ("scores", "score", 1, 1, {"score": float("nan")}),
     ("scores", "score", 1, 1, {"adapter": "of another run"}),

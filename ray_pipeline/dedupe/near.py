@@ -1,15 +1,17 @@
 """Nearly equal queries of one target: found by the bands of MinHash, verified by the shingles that they share.
 
 Two rows are near duplicates where their normalised targets are the same, their normalised queries are not, and the
-Jaccard similarity of the queries' shingles, three characters in a row, reaches the threshold. Of the rows of train the
-later one goes: translations after originals, then in the input's order; so the first of each cluster stays, and a row
-goes even if the one that it resembles has gone as well. A row of train that resembles one of tune, holdout, dev or test
-is a near leak, and goes if the recipe removes leaks.
+Jaccard similarity of the queries' shingles, three characters in a row, reaches the threshold. Of the rows of train that
+have one label the later one goes: translations after originals, then in the input's order; so the first of each cluster
+stays, and a row goes even if the one that it resembles has gone as well. Rows of different labels stay: the little that
+sets them apart is what is to be learned. A row of train that resembles one of tune, holdout, dev or test is a near
+leak, whatever its label, and goes if the recipe removes leaks.
 
 What is compared rests on texts alone: no order of shards or blocks changes what is found. MinHash misses a pair now
 and then, the more often the nearer it is to the threshold.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
@@ -41,6 +43,7 @@ CANDIDATES = pa.schema(
         pa.field("query", pa.uint64()),
         pa.field("text", pa.string()),  # what is compared of the normalised query
         pa.field("place", pa.string()),  # train, or one of PLACES
+        pa.field("label", pa.int8()),
         pa.field("derived", pa.bool_()),
         pa.field("position", pa.int64()),
         pa.field("pair_id", pa.string()),
@@ -58,7 +61,7 @@ FOUND = pa.schema(
         pa.field(shards.BUCKET, pa.int64()),  # the number of its shard
     ]
 )
-COLUMNS = ["pair_id", "split", "part", "query", "target", "origin", "position"]
+COLUMNS = ["pair_id", "split", "part", "query", "target", "label", "origin", "position"]
 FIRST = [("derived", "ascending"), ("position", "ascending")]
 
 
@@ -118,6 +121,7 @@ def candidates(table: pa.Table, threshold: float, number_of_shards: int, buckets
         "target": pa.array(target),
         "text": pa.array(texts, pa.string()).take(pa.array(of)),
         "place": place,
+        "label": table.column("label"),
         "derived": pa.array(~exact.mask(table, "origin", "original")),
         "position": table.column("position"),
         "pair_id": table.column("pair_id"),
@@ -130,7 +134,7 @@ def candidates(table: pa.Table, threshold: float, number_of_shards: int, buckets
 
 
 def similar(table: pa.Table, threshold: float) -> pa.Table:
-    """Which rows of train in a bucket of candidates resemble an earlier one of train, or any of another part."""
+    """Which rows of train in a bucket of candidates resemble an earlier one of their label, or any of another part."""
     keys = [("band", "ascending"), ("target", "ascending"), *FIRST, ("pair_id", "ascending")]
     table = table.sort_by(keys)
     band, target = (table.column(name).to_numpy() for name in ("band", "target"))
@@ -149,15 +153,18 @@ def _of_one_band(rows: list[dict[str, object]], threshold: float) -> Iterator[di
     sets = [shingles(str(row["text"])) for row in rows]
     trained = [i for i, row in enumerate(rows) if row["place"] == "train"]
     others = {name: [i for i, row in enumerate(rows) if row["place"] == name] for name in PLACES}
-    for nth, i in enumerate(trained):
-        for place, earlier in {"train": trained[:nth], **others}.items():
-            for j in earlier[:MOST_COMPARED]:
+    earlier: dict[object, list[int]] = defaultdict(list)  # of train, by label
+    for i in trained:
+        alike = earlier[rows[i]["label"]]
+        for place, some in {"train": alike, **others}.items():
+            for j in some[:MOST_COMPARED]:
                 if rows[i]["query"] != rows[j]["query"] and similarity(sets[i], sets[j]) >= threshold:
                     yield {
                         "pair_id": rows[i]["pair_id"], "place": place, "derived": rows[j]["derived"],
                         "position": rows[j]["position"], "like": rows[j]["pair_id"], shards.BUCKET: rows[i]["shard"],
                     }  # fmt: skip
                     break
+        alike.append(i)
 
 
 def finish(found: pa.Table, name: str, folder: str, rules: recipe.Dedupe) -> Counts:

@@ -147,4 +147,4 @@ def _account(counts: Counts) -> dict[str, Any]:
     return found
 
 
-STAGE = Stage("dedupe", ("split", "audit"), config, run, schema_version=2)
+STAGE = Stage("dedupe", ("split", "audit"), config, run, schema_version=3)

@@ -46,6 +46,7 @@ class Corpus:
     ids: Hashes
     """`stable_number` of each text, rising."""
     texts: pa.Array
+    """`large_string`: of `string` no more than 2 GiB can be put in order."""
     forms: Hashes
     """`stable_number` of each text's normal form."""
     source: Source
@@ -129,22 +130,21 @@ def made(texts: Sequence[str], vectors: Vectors | Halves) -> Corpus:
     """The corpus of some distinct texts `[n]` and their vectors `[n, d]`, held in memory."""
     ids = hashes(texts)
     order = np.argsort(ids)
-    ordered = pa.array(texts, pa.string()).take(order)
+    ordered = pa.array(texts, pa.large_string()).take(order)
     return Corpus(ids[order], ordered, forms(ordered.to_pylist()), Held(vectors.astype(np.float16)[order]))
 
 
 def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Corpus:
     """The corpus of the embedded texts of a role; with `rows_at_once` its vectors stay where they are."""
-    tables = [_of_role(table, role) for table in embeddings.tables(["text_id", "text", "role"])]
-    if not sum(map(len, tables)):
+    parts = [_texts(_of_role(table, role)) for table in embeddings.tables(["text_id", "text", "role"])]
+    if not sum(len(part[0]) for part in parts):
         return made([], np.zeros((0, 0), np.float16))
-    table = pa.concat_tables(tables)
-    ids = _numbers(table.column("text_id"))
+    ids, normal = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
     order = np.argsort(ids)
-    ids, texts = ids[order], table.column("text").take(order).combine_chunks()
+    ids, texts = ids[order], pa.chunked_array([part[2] for part in parts]).take(order).combine_chunks()
     held = Held(_held(embeddings, role, ids)) if rows_at_once is None else None
     source = held or Reread(embeddings, role, ids, rows_at_once or BLOCK_ROWS)
-    return Corpus(ids, texts, forms(texts.to_pylist()), source)
+    return Corpus(ids, texts, normal[order], source)
 
 
 def forms(texts: Sequence[str]) -> Hashes:
@@ -185,6 +185,12 @@ def _placed(embeddings: Artifact, role: str, ids: Hashes, at_once: int) -> Itera
                 table = _of_role(pa.Table.from_batches([batch]), role)
                 if len(table):
                     yield lookup(ids, _numbers(table.column("text_id"))), store.matrix(table.column("vector"))
+
+
+def _texts(table: pa.Table) -> tuple[Hashes, Hashes, pa.Array]:
+    """Of the texts of a shard: their numbers, those of their normal forms, and themselves."""
+    texts = table.column("text")
+    return _numbers(table.column("text_id")), forms(texts.to_pylist()), texts.cast(pa.large_string()).combine_chunks()
 
 
 def _of_role(table: pa.Table, role: str) -> pa.Table:

@@ -13,9 +13,10 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline import shards, tables
 from ray_pipeline.chance import Hashes, hashes, names
 from ray_pipeline.negatives import corpus as corpora
-from ray_pipeline.negatives import easy, hard, offers, search, wants
+from ray_pipeline.negatives import easy, hard, known, offers, search, wants
 from ray_pipeline.negatives.candidates import Candidates
 from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
+from ray_pipeline.negatives.known import Known
 from ray_pipeline.negatives.offers import Accepted, Offers, Taken
 from ray_pipeline.negatives.search import Approximate, Group, Neighbours
 from ray_pipeline.negatives.wants import Wants
@@ -82,9 +83,13 @@ class Mining:
         candidates: Candidates | None = None,
         queries: Corpus | None = None,
         limits: Mapping[str, int] | None = None,
+        refused: Known = known.NOTHING,
     ) -> None:
-        """`queries` are the anchors, where these are not the targets; `limits` as `wants.limits` gives them."""
-        self._rules, self._corpus, self._limits = rules, targets, limits
+        """`queries` are the anchors, where these are not the targets; `limits` as `wants.limits` gives them.
+
+        `refused` are pairs that no shard has.
+        """
+        self._rules, self._corpus, self._limits, self._refused = rules, targets, limits, refused
         self._candidates = candidates or Candidates(targets, rules, ())
         self._anchors = targets if queries is None else queries
         self._index: Approximate | None = None
@@ -92,14 +97,17 @@ class Mining:
             self._index = Approximate(targets, self._anchors, rules.index, rules.index_recall, rules.hard_top_k)
 
     def __call__(self, table: pa.Table) -> shards.Result:
-        """Rows of PROPOSALS; of the extra counts `neighbours` and `neighbours_found` tell of an approximation."""
-        train = table.filter(pc.equal(table.column("part"), "train"))
-        rows, known = _found(self._corpus, train.column("target"))
-        asked, queries = _found(None if self._anchors is self._corpus else self._anchors, train.column("query"))
-        taken = Taken(self._corpus.forms, queries, known)
-        chosen = wants.positives(train)
+        """Rows of PROPOSALS; of the extra counts `neighbours` and `neighbours_found` tell of an approximation.
+
+        The positives are of train; known, and so no negatives, are pairs of every part and of none.
+        """
+        rows, targets = _found(self._corpus, table.column("target"))
+        asked, queries = _found(None if self._anchors is self._corpus else self._anchors, table.column("query"))
+        refused = self._refused.of(queries)
+        taken = Taken(self._corpus.forms, np.append(queries, refused.queries), np.append(targets, refused.targets))
+        chosen = wants.positives(table)
         anchors = rows if self._anchors is self._corpus else asked
-        positives = train.take(pa.array(chosen))
+        positives = table.take(pa.array(chosen))
         ids = hashes(positives.column("pair_id").to_pylist())
         shard = Shard(positives, ids, queries[chosen], rows[chosen], anchors[chosen])
         extra: Counter[str] = Counter()
@@ -226,7 +234,7 @@ class Mining:
         lengths = np.bincount(settled.want, minlength=len(settled.wanted.positives))
         some, rows = settled.wanted.chosen(lengths > 0), settled.rows
         ends = pa.array(np.append(0, np.cumsum(lengths[lengths > 0])), pa.int32())
-        texts = self._corpus.texts.take(pa.array(rows))
+        texts = self._corpus.texts.take(pa.array(rows)).cast(pa.string())
         listed = dict(zip(LISTS, (rows, self._corpus.ids[rows], texts, settled.similarities), strict=True))
         pairs, origin = shard.table.take(some.positives), wants.origin(kind)
         changes = {name: pa.ListArray.from_arrays(ends, pa.array(values)) for name, values in listed.items()}

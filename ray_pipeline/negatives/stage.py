@@ -1,6 +1,7 @@
 """The stage: proposals shard by shard, then what of them stays, since a cap per target goes over all shards."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 
 from ray_pipeline import artifact, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
-from ray_pipeline.negatives import corpus, mining, wants
+from ray_pipeline.negatives import corpus, known, mining, room, wants
 from ray_pipeline.negatives.candidates import Candidates
 from ray_pipeline.negatives.mining import Mining
 from ray_pipeline.negatives.offers import Accepted
@@ -17,13 +18,13 @@ from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
 
 
-def load(recipe: Recipe, pairs: Artifact, embeddings: Artifact, limits: Mapping[str, int] | None) -> Mining:
+def load(recipe: Recipe, inputs: Mapping[str, Artifact], limits: Mapping[str, int] | None) -> Mining:
     """A worker's Mining, with its corpus."""
-    rules = recipe.negatives
+    rules, pairs, embeddings = recipe.negatives, inputs["dedupe"], inputs["embed"]
     targets = corpus.read(embeddings, "target", rules.corpus_rows_at_once)
     queries = corpus.read(embeddings, "query", rules.corpus_rows_at_once) if rules.anchor == "query" else None
     candidates = Candidates(targets, rules, pairs.tables(["part", "language", "target"]))
-    return Mining(rules, targets, candidates, queries, limits)
+    return Mining(rules, targets, candidates, queries, limits, known.refused(inputs["split"]))
 
 
 def at_once(make: Callable[[], Mining], cap: int) -> shards.Work:
@@ -62,7 +63,7 @@ def run(context: Context) -> Outcome:
         return Outcome(Counts())
     sources = shards.sources([pairs])
     limits = wants.limited(pairs, recipe.negatives)
-    make = partial(load, recipe, pairs, context.inputs["embed"], limits)
+    make = partial(load, recipe, context.inputs, limits)
     cap = recipe.negatives.easy_max_per_target
     if len(sources) == 1:
         return _outcome(_mined(context, sources, partial(at_once, make, cap), context.folder, tables.PAIRS))
@@ -70,27 +71,48 @@ def run(context: Context) -> Outcome:
 
 
 def _in_two_passes(context: Context, sources: Sequence[Source], make: Callable[[], Mining], cap: int) -> Counts:
+    folder, names = storage.join(context.folder, "proposals"), [source.name for source in sources]
+    if set(names) - set(artifact.present_shards(context.folder)):
+        _mined(context, sources, make, folder, mining.PROPOSALS)
+        _kept(context, folder, cap)
+    storage.remove_tree(folder)
+    return artifact.total(artifact.counts_of(context.folder, names))
+
+
+def _kept(context: Context, proposals: str, cap: int) -> None:
+    """Write what stays of a folder of proposals."""
     import ray
 
-    folder = storage.join(context.folder, "proposals")
-    proposed = _mined(context, sources, make, folder, mining.PROPOSALS)
-    written = shards.written(folder)
+    written = shards.written(proposals)
     accepted = ray.get(ray.remote(accept).remote(written, cap))
-    workers = runtime.worker_count(context.recipe.runtime.map_workers)
-    keep = partial(keeping, accepted)
-    counts = shards.map_shards(written, keep, context.folder, tables.PAIRS, workers=workers, label="negatives kept")
-    storage.remove_tree(folder)
-    return Counts(counts.rows_in, counts.rows_out, counts.reasons, counts.extra | proposed.extra)
+    shards.map_shards(
+        written,
+        partial(keeping, accepted),
+        context.folder,
+        tables.PAIRS,
+        workers=runtime.worker_count(context.recipe.runtime.map_workers),
+        label="negatives kept",
+        write=partial(store, proposals),
+    )
+
+
+def store(proposals: str, folder: str, name: str, result: shards.Result, schema: pa.Schema | None) -> Counts:
+    """Write a shard of negatives, which carries the extra counts of its proposals too: these are removed."""
+    extra = artifact.shard_counts(storage.join(proposals, name)).extra
+    return shards.store(folder, name, replace(result, extra=result.extra | extra), schema)
 
 
 def _mined(
     context: Context, sources: Sequence[Source], make: Callable[[], shards.Work], folder: str, schema: pa.Schema
 ) -> Counts:
     """Mine shards, on GPUs where the recipe has some."""
-    width = context.recipe.runtime
-    workers = width.embed_workers if width.gpus_per_worker else runtime.worker_count(width.map_workers)
+    width, rules = context.recipe.runtime, context.recipe.negatives
     if width.gpus_per_worker:
+        cpus, workers = 1, width.embed_workers
         runtime.check_room(width)
+    else:
+        cpus, most = room.divided(room.nodes(), room.held(context.inputs["embed"], rules))
+        workers = min(most, width.map_workers or most)
     return shards.map_shards(
         sources,
         make,
@@ -98,8 +120,10 @@ def _mined(
         schema,
         workers=workers,
         label="negatives",
+        num_cpus=cpus,
         num_gpus=width.gpus_per_worker,
         resources=runtime.gpu_placement(width),
+        read=known.read,
     )
 
 
@@ -111,4 +135,4 @@ def _outcome(counts: Counts) -> Outcome:
     return Outcome(counts, bands | ({"recall": found / of} if of else {}))
 
 
-STAGE = Stage("negatives", ("dedupe", "embed"), config, run, schema_version=3)
+STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=4)

@@ -66,11 +66,11 @@ def bins(chance: Hashes) -> Rows:
     return (mixed(mixed(chance)) >> np.uint64(48)).astype(np.int64)
 
 
-def positives(train: pa.Table) -> Rows:
-    """Which rows of the train part are positive originals, in the order of their ids."""
-    mask = pc.and_(pc.equal(train.column("origin"), "original"), pc.equal(train.column("label"), 1))
-    places = pc.indices_nonzero(mask)
-    ids = train.column("pair_id").take(places)
+def positives(table: pa.Table) -> Rows:
+    """Which rows are positive originals of the train part, in the order of their ids."""
+    mask = pc.and_(pc.equal(table.column("origin"), "original"), pc.equal(table.column("label"), 1))
+    places = pc.indices_nonzero(pc.and_(mask, pc.equal(table.column("part"), "train")))
+    ids = table.column("pair_id").take(places)
     found: Rows = places.take(pc.sort_indices(ids)).to_numpy().astype(np.int64)
     return found
 

@@ -1,11 +1,14 @@
 """Which rows of a run are held against which: ids, groups, queries, known positives, roots, scores."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline import reading
+from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.text import normalise
 from ray_pipeline.validation.check import Check, Checks
 from ray_pipeline.validation.files import Table
@@ -16,6 +19,8 @@ Run = Mapping[str, Table]
 """The finished stages of a recipe."""
 PLACED = ("split", "dedupe", "negatives", "mix")
 """Stages of pairs whose labelled rows have a part."""
+KNOWN = ("split", "dedupe")
+"""Stages that know pairs: those that they refuse too."""
 MINED = ("negatives", "mix")
 TRANSLATED = ("translate", "audit")
 SCORED = ("dedupe", "score", "evaluate")
@@ -48,7 +53,8 @@ def look(run: Run, checks: Checks) -> None:
     judge(checks.queries, _rows(placed), _queries(placed), divided)
     if "dedupe" in run:
         mined = _of(run, MINED)
-        judge(checks.positives, _rows([run["dedupe"], *mined]), _known(run["dedupe"], mined), divided)
+        rows = _rows([run["dedupe"], *mined]) + sum(table.manifest.rows_rejected for table in _of(run, KNOWN))
+        judge(checks.positives, rows, _known(run, mined), divided)
     if "split" in run:
         derived = _of(run, PLACED[1:])
         entries = _family(run["split"], derived, translated)
@@ -82,16 +88,23 @@ def _queries(placed: Iterable[Table]) -> Iterator[Entries]:
             yield Entries(piece, keys, pc.fill_null(part, ""))
 
 
-def _known(pairs: Table, mined: Iterable[Table]) -> Iterator[Entries]:
-    columns = ["query", "target", "part", "label", "origin"]
-    for piece in _slices(pairs, columns):
-        label, part = piece.table.column("label"), piece.table.column("part")
-        positive = pc.and_(pc.equal(label, 1), pc.equal(part, "train"))
-        yield Entries(piece, _pair_keys(piece.table, positive), "known positive")
+def _known(run: Run, mined: Iterable[Table]) -> Iterator[Entries]:
+    """Pairs of every part, and of those that were refused, which are positives or may be; and what was mined."""
+    columns = ["query", "target", "label"]
+    kept = _slices(run["dedupe"], columns)
+    for piece in chain(kept, *(_refused(table, columns) for table in _of(run, KNOWN))):
+        positive = pc.fill_null(pc.equal(piece.table.column("label"), 1), True)  # of rows to predict nobody knows
+        yield Entries(piece, _pair_keys(piece.table, positive), "known pair")
     for table in mined:
-        for piece in _slices(table, columns):
+        for piece in _slices(table, ["query", "target", "origin"]):
             negative = pc.match_substring_regex(piece.table.column("origin"), NEGATIVE)
             yield Entries(piece, _pair_keys(piece.table, negative), "negative")
+
+
+def _refused(table: Table, columns: Sequence[str]) -> Iterator[reading.Slice]:
+    for url in reading.rejected_files(table.artifact):
+        with suppress(CorruptArtifactError):  # noted where files are looked at
+            yield from reading.slices(url, columns)
 
 
 def _pair_keys(table: pa.Table, chosen: pa.ChunkedArray) -> list[str | None]:

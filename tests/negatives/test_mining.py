@@ -268,13 +268,14 @@ def test_what_the_query_is_known_with_is_never_its_negative(kind: str, method: s
         assert len(of_mug) == len(set(of_mug)) == 3
 
 
-def test_labels_of_dev_are_not_looked_at() -> None:
+@pytest.mark.parametrize("place", [{"split": "dev"}, {"split": "test"}, {"origin": "translated"}])
+def test_pairs_of_no_part_are_known_whatever_their_label(place: dict[str, Any]) -> None:
     found = vectors(120)
-    nearest = int(np.argsort(-(found @ found[0]))[1])
-    rows = [row(0, 0, query="mug"), row(1, nearest, query="mug", split="dev", part=None)]
+    _, nearest, second = (int(number) for number in np.argsort(-(found @ found[0]))[:3])
+    rows = [row(0, 0, query="mug"), row(1, nearest, query="MUG!", part=None, **place)]
     for label in (None, 0, 1):
         made, _ = mine([rows[0], rows[1] | {"label": label}], hard_per_positive=1, **WIDE)
-        assert [one["target"] for one in made] == [f"text {nearest}"]
+        assert [one["target"] for one in made] == [f"text {second}"]
 
 
 def test_kinds_of_one_query_differ() -> None:

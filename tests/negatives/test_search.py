@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ray_pipeline.negatives import corpus as corpora
@@ -102,6 +103,7 @@ def test_a_corpus_is_the_same_whatever_its_shards_and_whether_held(
     found = corpora.read(embeddings(tmp_path, ROLES, shards), "target", at_once)
     expected = corpora.made(*ROLES["target"])
     assert found.texts.to_pylist() == expected.texts.to_pylist()
+    assert found.texts.type == pa.large_string()  # of `string`, more than 2 GiB cannot be put in order
     np.testing.assert_array_equal(found.ids, [stable_number(text) for text in found.texts.to_pylist()])
     np.testing.assert_array_equal(found.forms, [stable_number(normalise(text)) for text in found.texts.to_pylist()])
     np.testing.assert_array_equal(found.ids, np.sort(found.ids))

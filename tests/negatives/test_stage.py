@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import artifact, negatives, tables
+from ray_pipeline import artifact, negatives, shards, tables
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.negatives import stage
+from ray_pipeline.negatives import mining, stage
 from ray_pipeline.negatives.mining import AT_CAP
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context
@@ -31,14 +31,21 @@ def embedded(tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def run(tmp_path: Path, embedded: Artifact, make_recipe: MakeRecipe, ray_up: None) -> Callable[..., Artifact]:
-    def mined(shards: int, name: str, **changes: Any) -> Artifact:
-        """The artifact of the stage, of pairs that are divided by query into so many shards."""
+    def mined(parts: int, name: str, refused: bool = False, **changes: Any) -> Artifact:
+        """The artifact of the stage, of pairs that are divided by query into so many shards.
+
+        With `refused`, dedupe has refused every pair of the first query, and split every pair of the second.
+        """
         recipe = make_recipe("QI", **{f"negatives__{key}": value for key, value in changes.items()})
-        ordered = sorted(ROWS, key=lambda one: (one["position"] // 2 % shards, one["position"]))
-        ordered = [one for number in range(2 * 150 // shards) for one in ordered[number :: 300 // shards]]
-        pairs = finished(tmp_path / name, "dedupe", ordered, tables.PAIRS, shards=shards)
+        ordered = sorted(ROWS, key=lambda one: (one["position"] // 2 % parts, one["position"]))
+        ordered = [one for number in range(2 * 150 // parts) for one in ordered[number :: 300 // parts]]
+        gone = [[row(i, i, query=f"query {one}", reason="r") for i in range(150)] for one in range(2 * refused)]
+        of_dedupe, of_split = gone or ([], [])
+        pairs = finished(tmp_path / name, "dedupe", ordered, tables.PAIRS, of_dedupe, parts)
+        split = finished(tmp_path / name, "split", [], tables.PAIRS, of_split)
         folder, config = str(tmp_path / name / "negatives"), negatives.config(recipe)
-        outcome = stage.run(Context(recipe, {"dedupe": pairs, "embed": embedded}, folder, str(tmp_path), config))
+        inputs = {"split": split, "dedupe": pairs, "embed": embedded}
+        outcome = stage.run(Context(recipe, inputs, folder, str(tmp_path), config))
         return artifact.commit(folder, "negatives", config, {}, outcome.counts, 0.0, outcome.extra)
 
     return mined
@@ -57,7 +64,7 @@ def found(item: Artifact) -> dict[str, float]:
 
 
 def test_one_pass_and_two_make_the_same_and_the_cap_holds_over_all_shards(run: Callable[..., Artifact]) -> None:
-    whole, divided = run(1, "whole", **RULES), run(3, "divided", **RULES)
+    whole, divided = run(1, "whole", True, **RULES), run(3, "divided", True, **RULES)
     assert found(whole) == pytest.approx(found(divided), abs=1e-5)
     assert whole.manifest.reasons == divided.manifest.reasons
     assert AT_CAP in divided.manifest.reasons
@@ -65,6 +72,7 @@ def test_one_pass_and_two_make_the_same_and_the_cap_holds_over_all_shards(run: C
     easy = Counter(one["target"] for one in divided.read().to_pylist() if one["origin"] == "easy_negative")
     assert max(easy.values()) == 2
     assert divided.manifest.extra == whole.manifest.extra
+    assert not {"query 0", "query 1"} & set(divided.read().column("query").to_pylist())  # all their pairs are known
     bands = divided.manifest.extra["similarities"]
     assert sum(bands.values()) == divided.manifest.rows_out
     assert {name.split()[0] for name in bands} == {"easy_negative", "hard_negative", "random_negative"}
@@ -89,6 +97,23 @@ def test_limits_over_all_shards(run: Callable[..., Artifact]) -> None:
 def test_recall_of_an_approximation_is_in_the_manifest(run: Callable[..., Artifact]) -> None:
     item = run(2, "ivf", hard_per_positive=1, index="ivf")
     assert 0.9 <= item.manifest.extra["recall"] <= 1
+
+
+def test_after_proposals_are_gone_nothing_is_mined_again(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe("QI", negatives__hard_per_positive=1, negatives__index="ivf")
+    pairs = finished(tmp_path, "dedupe", ROWS, tables.PAIRS, shards=2)
+    folder, proposals = str(tmp_path / "negatives"), str(tmp_path / "negatives" / "proposals")
+    for name, found in zip(pairs.manifest.shards, (3.0, 4.0), strict=True):
+        extra = {"neighbours_found": found, "neighbours": 5.0}
+        artifact.write_shard(proposals, name, mining.PROPOSALS.empty_table(), None, 0, extra)
+        kept = shards.Result(tables.PAIRS.empty_table(), extra={"hard_negative 0 to 0.3": 2.0})
+        stage.store(proposals, folder, name, kept, tables.PAIRS)
+    monkeypatch.setattr(stage, "_mined", None)
+    outcome = stage.run(Context(recipe, {"dedupe": pairs}, folder, str(tmp_path), {}))
+    assert outcome.extra == {"similarities": {"hard_negative 0 to 0.3": 4}, "recall": 0.7}
+    assert not Path(proposals).exists()
 
 
 def test_identity(make_recipe: MakeRecipe) -> None:

@@ -92,8 +92,9 @@ def test_limits_do_not_depend_on_shards_and_keep_a_subset() -> None:
 
 def test_only_positive_originals_want() -> None:
     table = pa.Table.from_pylist(
-        [row(2, 1), row(1, 1), row(3, 1, label=0), row(4, 1, origin="translated")], schema=tables.PAIRS
-    )
+        [row(2, 1), row(1, 1), row(3, 1, label=0), row(4, 1, origin="translated"), row(0, 1, part="tune"),
+         row(5, 1, split="dev", part=None)], schema=tables.PAIRS,
+    )  # fmt: skip
     found: Rows = wants.positives(table)
     np.testing.assert_array_equal(found, [1, 0])
     assert len(wants.positives(table.slice(0, 0))) == 0

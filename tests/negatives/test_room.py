@@ -1,0 +1,56 @@
+"""No node gets more workers than its memory has room for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_pipeline.errors import PipelineError
+from ray_pipeline.negatives import room
+from ray_pipeline.recipe import Negatives
+
+from .corpora import embeddings, texts, vectors
+
+
+def node(cpus: float, memory: float) -> dict[str, float]:
+    return {"CPU": cpus, "memory": memory}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "held", "expected"),
+    [
+        ([node(16, 20)], 0, (1, 16)),
+        ([node(16, 20)], 1, (1, 16)),
+        ([node(16, 20)], 2, (2, 8)),
+        ([node(16, 20)], 5, (4, 4)),
+        ([node(16, 20)], 20, (9, 1)),
+        ([node(16, 20), node(16, 20)], 6, (5, 6)),
+        ([node(16, 20), node(2, 4)], 5, (4, 4)),  # the small one has room for none
+        ([node(0.5, 20), node(0.5, 20)], 0, (1, 1)),
+    ],
+)
+def test_cases(nodes: Sequence[dict[str, float]], held: int, expected: tuple[int, int]) -> None:
+    assert room.divided(nodes, held) == expected
+
+
+def test_ray_places_no_more_on_a_node_than_there_is_room_for() -> None:
+    draw = np.random.default_rng(0)
+    for cpus, memory, held in draw.integers(1, 100, (2000, 3)).tolist():
+        if memory >= held:
+            each, workers = room.divided([node(cpus, memory)], held)
+            assert workers == cpus // each <= memory // held
+            assert workers or each > cpus
+
+
+def test_no_room_at_all_is_refused_with_what_helps() -> None:
+    with pytest.raises(PipelineError, match=r"2\.0 GiB.*negatives\.corpus_rows_at_once"):
+        room.divided([node(16, 2**30), node(4, 2**29)], 2 << 30)
+
+
+def test_what_a_worker_holds(tmp_path: Path) -> None:
+    item = embeddings(tmp_path, {"target": (texts(2000), vectors(2000, 64))})
+    held = room.held(item, Negatives(hard_per_positive=1))
+    assert 0.7 < held / (2000 * 64 * 2) < 1.5
+    assert room.held(item, Negatives(hard_per_positive=1, index="hnsw")) == 3 * held
+    assert room.held(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10)) == 0
