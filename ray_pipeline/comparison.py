@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from ray_pipeline import evaluate, metrics, scored
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import InputError
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.recipe import Evaluate
 from ray_pipeline.report.data import Changed, Comparison, Difference
@@ -59,11 +60,28 @@ def answers(run: Mapping[str, Artifact]) -> pa.Table:
 
 
 def aligned(tables: Sequence[pa.Table]) -> list[pa.Table]:
-    """The rows that all tables have, in the first one's order."""
+    """The rows that all tables have, in the first one's order; raises InputError where one `pair_id` is two pairs."""
     ids = tables[0].column("pair_id")
     for table in tables[1:]:
         ids = ids.filter(pc.is_in(ids, value_set=table.column("pair_id").combine_chunks()))
-    return [table.take(pc.index_in(ids, value_set=table.column("pair_id").combine_chunks())) for table in tables]
+    first, *others = (
+        table.take(pc.index_in(ids, value_set=table.column("pair_id").combine_chunks())) for table in tables
+    )
+    for other in others:
+        _expect_same_pairs(first, other)
+    return [first, *others]
+
+
+def _expect_same_pairs(first: pa.Table, other: pa.Table) -> None:
+    """Runs of different files may have other rows under the same ids, which are positions where there is no column."""
+    apart = pc.or_(*(pc.not_equal(first.column(name), other.column(name)) for name in ("group_id", "label")))
+    place = pc.index(apart, True).as_py()
+    if place >= 0:
+        raise InputError(
+            f"{first.column('pair_id')[place]}: has one query or label in one run, and another in another run, so that "
+            "they cannot be compared by rows; compare runs of the same files, or name a column of ids that stay with "
+            "their rows (data.columns.id)"
+        )
 
 
 def slices(rows: pa.Table, seen: set[str]) -> dict[str, Array]:

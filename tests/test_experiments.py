@@ -124,6 +124,6 @@ def _table() -> pa.Table:
                 {"study": "errors", "task": "QC", "variant": variant, "slice": name, "baseline": apart is None,
                  "rows": 100, "seeds": [0, 1], "f1_by_seed": [f1, f1], "f1": f1, "auroc": 0.75, "training_rows": 80.0}
                 | ({} if apart is None else {"difference": apart, "difference_low": -0.15, "difference_high": -0.05,
-                                             "p": 0.01, "p_holm": 0.01})
+                                             "p": 0.01, "p_holm": 0.01, "compared_seeds": [0, 1]})
             )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=SCHEMA)

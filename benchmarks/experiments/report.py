@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks import results
+from ray_pipeline.ablation.table import outcome
 from ray_pipeline.comparison import WHOLE
 from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.recipe import Section
@@ -114,7 +115,7 @@ def drawn(rows: Sequence[Row]) -> str:
             continue
         nothing = Estimate(math.nan, math.nan, math.nan)
         items = [Difference(row["variant"], row["rows"], _estimate(row), nothing, nothing) for row in chosen]
-        chart = charts.differences(items)
+        chart = charts.differences(items, styles={row["variant"]: _style(row) for row in chosen})
         height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
         title = "All rows of the holdout" if slice_name == WHOLE else "Withheld languages"
         placed = chart.replace("<svg ", f'<svg y="{at + 26:g}" width="{WIDTH}" height="{height:g}" ', 1)
@@ -130,6 +131,11 @@ def style() -> str:
     colours = re.findall(r"^:root \{.*?^\}|^@media \(prefers-color-scheme: dark\) \{.*?^\}", sheet, re.M | re.S)
     rules = re.findall(r"^\.chart [^{]*\{[^}]*\}", sheet, re.M)
     return " ".join([*colours, *rules, "svg.chart { background: var(--card); font-family: system-ui, sans-serif; }"])
+
+
+def _style(row: Row) -> str:
+    p = math.nan if row["p_holm"] is None else row["p_holm"]
+    return outcome(row["difference"], p, len(row["compared_seeds"]))[0]
 
 
 def _estimate(row: Row) -> Estimate:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ray_pipeline import cli, problems
+from ray_pipeline import cli, problems, storage
 from ray_pipeline.ablation import matrix, runs, table
 from ray_pipeline.report import index
 
@@ -39,6 +39,7 @@ def _run(options: argparse.Namespace) -> int:
         print(runs.plan(studies, workdir))
         return problems.DONE
     output = options.output or os.path.join("runs", "-".join(["ablation", *(study.name for study in studies)]))
+    storage.expect_folder(output)
     command, found, written = shlex.join(["python", *sys.argv]), [], []
     for found in runs.rounds(studies, workdir):
         written = table.write(studies, found, output, command)  # after each seed: a long study shows what it knows

@@ -37,10 +37,11 @@ SCHEMA = pa.schema(
             for end in ("", "_low", "_high")
         ),
         *(pa.field(name, pa.float64()) for name in ("p", "p_holm")),
+        pa.field("compared_seeds", pa.list_(pa.int64())),
         *(pa.field(name, pa.float64()) for name in ("auroc", "training_rows", "seconds", "training_seconds", "usd")),
     ]
 )
-"""One row per variant and slice; of the baseline, `difference` is null."""
+"""One row per variant and slice; `difference` rests on `compared_seeds`, and is null of the baseline."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,19 @@ class Row:
             return ("loss", "failed") if self.problems else ("unclear", "no rows in common")
         if self.baseline:
             return "unclear", "baseline"
-        if self.whole.difference is None or math.isnan(self.whole.p_holm):
-            return "unclear", "too few rows to say"
-        if self.whole.p_holm >= SIGNIFICANT:
-            return "unclear", "no difference shown"
-        return ("gain", "better") if self.whole.difference.value > 0 else ("loss", "worse")
+        if self.whole.difference is None:
+            return "unclear", "no run of the baseline to compare with"
+        return outcome(self.whole.difference.value, self.whole.p_holm, len(self.whole.compared))
+
+
+def outcome(difference: float, p_holm: float, seeds: int) -> tuple[str, str]:
+    """A style and words for a difference that rests on so many seeds; one seed does not speak for others."""
+    if math.isnan(p_holm):
+        return "unclear", "too few rows to say"
+    if p_holm >= SIGNIFICANT:
+        return "unclear", "no difference shown"
+    style, words = ("gain", "better") if difference > 0 else ("loss", "worse")
+    return (style, words) if seeds > 1 else ("unclear", f"{words} with this seed")
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,11 @@ class Section:
         wholes = [row.whole for row in self.rows if row.whole is not None and row.whole.difference is not None]
         nothing = Estimate(math.nan, math.nan, math.nan)
         return [Difference(one.variant, one.rows, one.difference or nothing, nothing, nothing) for one in wholes]
+
+    @property
+    def styles(self) -> dict[str, str]:
+        """That of each variant's verdict, for the chart."""
+        return {row.name: row.verdict[0] for row in self.rows}
 
     @property
     def qualities(self) -> list[Slice]:
@@ -196,7 +210,7 @@ def _flat(section: Section, row: Row, one: Verdict) -> dict[str, Any]:
     flat: dict[str, Any] = {
         "study": section.study.name, "task": section.study.task, "variant": row.name, "slice": one.slice,
         "baseline": row.baseline, "rows": one.rows, "seeds": one.seeds, "f1_by_seed": one.by_seed,
-        "p": one.p, "p_holm": one.p_holm,
+        "p": one.p, "p_holm": one.p_holm, "compared_seeds": one.compared,
     }  # fmt: skip
     for name, estimate in figures.items():
         if estimate is not None:

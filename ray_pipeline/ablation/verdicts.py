@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from ray_pipeline import comparison, evaluate, metrics, resample, scored
 from ray_pipeline.ablation.matrix import Study
@@ -19,11 +20,14 @@ Array = npt.NDArray[Any]
 DRAWS = 2000
 METHOD = (
     "F1 is the mean over seeds on the holdout rows that all runs share. Intervals are 95 % percentile intervals of "
-    "{draws} bootstrap samples; each draws queries with replacement, the same for all variants, and seeds with "
-    "replacement (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8). With few seeds their part of the "
-    "spread is understated; with one seed it is not seen at all. Differences are to the baseline with the same "
-    "queries and the same seeds, so that what is hard for both cancels. p is twice the smaller share of samples on "
-    "either side of zero, then corrected for the number of variants (Holm, 1979)."
+    "{draws} bootstrap samples; each draws queries with replacement, the same for all variants and seeds (Davison and "
+    "Hinkley, Bootstrap Methods, 1997, section 3.8), and adds the spread of seeds: the standard error of their mean "
+    "times Student’s t with one degree of freedom fewer than seeds. That is the Behrens–Fisher distribution, "
+    "which errs on the careful side (Robinson, Annals of Statistics 4, 1976, p. 963): with two seeds only a large and "
+    "even difference is seen. One seed shows no spread: what is found holds with this seed, and need not with another. "
+    "Differences are to the baseline with the same queries and the same seeds, so that what is hard for both cancels. "
+    "p is twice the smaller share of samples on either side of zero, then corrected for the number of variants (Holm, "
+    "1979)."
 )
 SIGNIFICANT = 0.05
 
@@ -47,6 +51,8 @@ class Verdict:
     p: float = math.nan
     p_holm: float = math.nan
     """Corrected for the number of variants."""
+    compared: list[int] = field(default_factory=list)
+    """The seeds that the difference rests on: those of the baseline's runs, too."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +118,21 @@ def _verdict(study: Study, variant: str, name: str, rows: int, drawn: Drawn) -> 
     if variant == study.baseline or not common:
         return found
     apart = np.stack([drawn[variant, seed][:, 0] - drawn[study.baseline, seed][:, 0] for seed in common])
-    values = _over_seeds(apart)
-    return replace(found, difference=_estimate(values), p=_p_value(values[1:]))
+    values = _over_seeds(apart, least=-1.0)
+    return replace(found, difference=_estimate(values), p=_p_value(values[1:]), compared=common)
 
 
-def _over_seeds(values: Array) -> Array:
-    """Means over seeds of `values [seeds, 1 + draws]`: first of all of them, then of as many drawn ones per sample."""
+def _over_seeds(values: Array, least: float = 0.0) -> Array:
+    """Means over seeds of `values [seeds, 1 + draws]`, the spread of seeds added to those of samples: `[1 + draws]`.
+
+    Nothing is below `least`, or above 1.
+    """
     seeds, columns = values.shape
-    chosen = np.random.default_rng(seeds).integers(seeds, size=(seeds, columns))
-    chosen[:, 0] = np.arange(seeds)
-    means: Array = np.take_along_axis(values, chosen, axis=0).mean(axis=0)
-    return means
+    means: Array = values.mean(axis=0)  # of samples: with the same queries in all seeds
+    if seeds > 1:  # quantiles of t in a random order: with few degrees of freedom drawn ones would scatter widely
+        shares = (np.random.default_rng(seeds).permutation(columns - 1) + 0.5) / (columns - 1)
+        means[1:] += stats.sem(values[:, 0]) * stats.t.ppf(shares, seeds - 1)
+    return means.clip(least, 1.0)
 
 
 def _estimate(values: Array) -> Estimate:

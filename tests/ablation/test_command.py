@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline.ablation import command
+from ray_pipeline.ablation import command, runs
+
+from .test_matrix import written
 
 
 def test_variants_that_differ_in_evaluation_share_everything_before_it(
@@ -38,3 +40,13 @@ def test_variants_that_differ_in_evaluation_share_everything_before_it(
     assert "absent.txt" in (output / "ablation.html").read_text()
     evaluated = sorted((work / "evaluate").iterdir())
     assert run() == 1 and sorted((work / "evaluate").iterdir()) == evaluated, "nothing is made twice"
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "rounds", lambda *_: pytest.fail("has begun"))
+    file = tmp_path / "file"
+    file.touch()
+    assert command.run("test", [written(tmp_path), "--workdir", str(tmp_path / "work"), "--output", str(file)]) == 1
+    assert f"{file}: cannot write it" in capsys.readouterr().err

@@ -111,6 +111,12 @@ def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message:
         read(written(tmp_path, **changes), folder=tmp_path)
 
 
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "seed=1").mkdir()
+    (study,) = read(written(tmp_path / "seed=1"), "train.epochs=7", folder=tmp_path)
+    assert study.lines[0].runs[0].train.epochs == 7
+
+
 def test_two_matrices_of_one_name_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
     (tmp_path / "other.yaml").write_text(Path(path).read_text())

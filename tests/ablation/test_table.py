@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from ray_pipeline.ablation import table
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report import index
+from ray_pipeline.report import charts, index
 from tests.report.test_render import Page
 
 from . import ran
@@ -57,6 +58,7 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     assert set(whole) == {"base", "<i>better</i>"} and whole["base"]["difference"] is None
     better = whole["<i>better</i>"]
     assert better["difference_low"] > 0 and better["p_holm"] < 0.05 and better["seeds"] == [0, 1]
+    assert better["compared_seeds"] == [0, 1] and whole["base"]["compared_seeds"] == []
     assert rows["<i>better</i>"][0] == f"{better['f1']:.3f}"
 
     study_headline = json.loads(Path(urls[3]).read_text())["studies"][0]
@@ -74,9 +76,28 @@ def test_a_study_of_which_nothing_ran_is_a_table_all_the_same(runs: tuple[Recipe
     assert page.open == [] and "nan" not in page.text
 
 
-def test_a_table_that_is_not_whole_says_which_seeds_it_rests_on(runs: tuple[Recipe, list[Ran]]) -> None:
+def test_a_table_that_is_not_whole_says_what_it_rests_on(runs: tuple[Recipe, list[Ran]]) -> None:
     recipe, done = runs
     study = ran.study(recipe, ["base", "<i>better</i>"], [0, 1])
-    first = [one for one in done if one.seed == 0]
-    assert "Seeds: 0 so far, of 0, 1." in table.markdown(table.sections([study], first))
-    assert "Seeds: 0, 1." in table.markdown(table.sections([study], done))
+    first, whole = (table.sections([study], some) for some in ([one for one in done if one.seed == 0], done))
+    assert "Seeds: 0 so far, of 0, 1." in table.markdown(first) and "Seeds: 0, 1." in table.markdown(whole)
+    assert first[0].rows[1].verdict == ("unclear", "better with this seed") and first[0].differences[0].f1.low > 0
+    assert json.loads(table.headline(first))["studies"][0]["better"] == []
+    charted = [charts.differences(one.differences, styles=one.styles) for one in (first[0], whole[0])]
+    assert [chart.count("whisker gain") > 0 for chart in charted] == [False, True], "the chart follows the words"
+    (alone,) = table.sections([ran.study(recipe, ["broken", "base"], [0, 1])], done)
+    assert [row.verdict[1] for row in alone.rows] == ["failed", "no run of the baseline to compare with"]
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "seeds", "words"),
+    [
+        (0.1, math.nan, 3, "too few rows to say"),
+        (0.1, 0.05, 3, "no difference shown"),
+        (0.1, 0.01, 2, "better"),
+        (-0.1, 0.01, 2, "worse"),
+        (-0.1, 0.01, 1, "worse with this seed"),
+    ],
+)
+def test_a_difference_in_words(difference: float, p: float, seeds: int, words: str) -> None:
+    assert table.outcome(difference, p, seeds)[1] == words

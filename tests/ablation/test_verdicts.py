@@ -73,6 +73,28 @@ def test_seeds_widen_the_interval(tmp_path: Path, recipe: Recipe) -> None:
     assert both.by_seed == [one.f1.value for one in alone]
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_chance_among_seeds_is_seldom_taken_for_a_difference(seeds: int) -> None:
+    generator = np.random.default_rng(seeds)
+
+    def p(difference: float) -> float:
+        """Seeds scatter twice as widely as queries, which are the same for all of them."""
+        runs = difference + generator.normal(0, 0.02, (seeds, 1)) + generator.normal(0, 0.01)
+        values = np.hstack([runs, runs + generator.normal(0, 0.01, (1, 400))])
+        return verdicts._p_value(verdicts._over_seeds(values, -1.0)[1:])
+
+    assert np.mean([p(0.0) < 0.05 for _ in range(400)]) < 0.06
+    assert np.mean([p(0.2) < 0.05 for _ in range(50)]) > (0.4 if seeds == 2 else 0.9)
+
+
+def test_no_bound_is_beyond_what_f1_can_be() -> None:
+    values = np.array([[0.99, *np.full(400, 0.99)], [0.8, *np.full(400, 0.8)]])
+    both = verdicts._estimate(verdicts._over_seeds(values))
+    assert both == Estimate(pytest.approx(0.895), 0.0, 1.0)
+    same = verdicts._over_seeds(np.full((3, 401), 0.7))
+    assert same == pytest.approx(np.full(401, 0.7)), "seeds that agree add nothing"
+
+
 def test_a_run_that_failed_is_left_out_and_pairs_are_of_common_seeds(runs: list[Ran], recipe: Recipe) -> None:
     broken = [
         replace(one, artifacts={}, problem="no GPU") if (one.line, one.seed) == ("base", 1) else one for one in runs
@@ -80,7 +102,7 @@ def test_a_run_that_failed_is_left_out_and_pairs_are_of_common_seeds(runs: list[
     study = ran.study(recipe, ["base", "better", "gone"], [0, 1])
     found = whole(verdicts.verdicts(study, broken))
     assert set(found) == {"base", "better"} and found["base"].seeds == [0] and found["better"].seeds == [0, 1]
-    assert found["better"].difference is not None
+    assert found["better"].difference is not None and found["better"].compared == [0]
     assert found["better"].difference.value == pytest.approx(found["better"].by_seed[0] - found["base"].by_seed[0])
     assert verdicts.verdicts(study, []) == []
 
