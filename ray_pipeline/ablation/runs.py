@@ -19,7 +19,14 @@ class Ran:
     seed: int
     artifacts: Mapping[str, Artifact]
     """Empty where there is a problem."""
+    taken: Sequence[Artifact] = ()
+    """What its training has taken of the other task's recipe, with all that this was made from."""
     problem: str | None = None
+
+    @property
+    def made(self) -> list[Artifact]:
+        """All that the run rests on."""
+        return [*self.artifacts.values(), *self.taken]
 
 
 def rounds(studies: Sequence[Study], workdir: str, show: Callable[[str], None] = print) -> Iterator[list[Ran]]:
@@ -42,8 +49,8 @@ def _run(study: Study, place: int, seed: int, workdir: str, show: Callable[[str]
         finished = pipeline.execute(line.runs[seed], workdir, show=show)
     except PipelineError as error:
         show(f"  failed: {error}")
-        return Ran(study.name, line.name, seed, {}, str(error))
-    return Ran(study.name, line.name, seed, finished.artifacts)
+        return Ran(study.name, line.name, seed, {}, problem=str(error))
+    return Ran(study.name, line.name, seed, finished.artifacts, taken=finished.taken)
 
 
 def plan(studies: Sequence[Study], workdir: str) -> str:

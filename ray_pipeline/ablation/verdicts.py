@@ -1,7 +1,7 @@
 """Variants against their baseline: means over seeds, intervals over queries and seeds, and what is significant."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,17 +165,19 @@ def costs(study: Study, runs: Sequence[Ran]) -> list[Cost]:
     """What each variant that ran took."""
     found = []
     for line in study.lines:
-        mine = [run.artifacts for run in runs if (run.study, run.line) == (study.name, line.name) and run.artifacts]
+        mine = [run for run in runs if (run.study, run.line) == (study.name, line.name) and run.artifacts]
         if mine:
-            dollars = [_usd(run.values()) for run in mine]
+            dollars = [_usd(run.made) for run in mine]
             known = [one for one in dollars if one is not None]
             found.append(
                 Cost(
                     line.name,
-                    training_rows=_mean([run["train"].manifest.extra["training_rows"] for run in mine]),
-                    auroc=_mean([evaluate.load(run["evaluate"]).scalars["auroc"].value for run in mine]),
-                    seconds=_mean([sum(one.manifest.seconds for one in run.values()) for run in mine]),
-                    training_seconds=_mean([run["train"].manifest.seconds for run in mine]),
+                    training_rows=_mean([run.artifacts["train"].manifest.extra["training_rows"] for run in mine]),
+                    auroc=_mean([evaluate.load(run.artifacts["evaluate"]).scalars["auroc"].value for run in mine]),
+                    seconds=_mean([_seconds(run.made) for run in mine]),
+                    training_seconds=_mean(
+                        [_seconds(one for one in run.made if one.manifest.stage == "train") for run in mine]
+                    ),
                     usd=_mean(known) if len(known) == len(dollars) else None,
                 )
             )
@@ -184,8 +186,12 @@ def costs(study: Study, runs: Sequence[Ran]) -> list[Cost]:
 
 def spent(runs: Sequence[Ran]) -> tuple[float, float | None]:
     """Seconds and dollars of all runs, what they share counted once."""
-    once = {one.url: one for run in runs for one in run.artifacts.values()}
-    return sum(one.manifest.seconds for one in once.values()), _usd(once.values())
+    once = {one.url: one for run in runs for one in run.made}
+    return _seconds(once.values()), _usd(once.values())
+
+
+def _seconds(artifacts: Iterable[Artifact]) -> float:
+    return sum(one.manifest.seconds for one in artifacts)
 
 
 def _usd(artifacts: Any) -> float | None:

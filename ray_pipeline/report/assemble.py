@@ -47,6 +47,17 @@ class Finished:
     others: Sequence["Finished"] = ()
     """What its training has taken of the other task's recipe, with all that this was made from."""
 
+    @property
+    def taken(self) -> list[Artifact]:
+        """The artifacts that only `others` have, each once."""
+        known = {item.url for item in self.artifacts.values()}
+        return list({item.url: item for one in self.others for item in one.made if item.url not in known}.values())
+
+    @property
+    def made(self) -> list[Artifact]:
+        """All that this run rests on, each once."""
+        return [*self.artifacts.values(), *self.taken]
+
 
 def task_report(run: Finished, other: Finished | None) -> TaskReport:
     """What the report shows of one task, with another run to compare it with."""
@@ -229,13 +240,15 @@ def _audit_examples(audit: Artifact) -> list[dict[str, str]]:
 
 
 def _costs(run: Finished, other: Finished | None) -> list[StageCost]:
-    """Of the run's stages, and of those that its comparison alone has."""
-    found = [_cost(item, name in run.reused) for name, item in run.artifacts.items()]
+    """Of the run's stages, of those that it takes from the other task, and of those that its comparison alone has."""
+    found = {item.url: _cost(item, name in run.reused) for name, item in run.artifacts.items()}
+    beside = [(f"for {run.recipe.task}", one) for one in run.others]
     if other is not None and run.recipe.compare is not None:
-        known = {item.url for item in run.artifacts.values()}
-        alone = [(name, item) for name, item in other.artifacts.items() if item.url not in known]
-        found += [replace(_cost(item, name in other.reused), compared=run.recipe.compare.name) for name, item in alone]
-    return found
+        beside += [(run.recipe.compare.name, one) for one in (other, *other.others)]
+    for words, one in beside:
+        for name, item in one.artifacts.items():
+            found.setdefault(item.url, replace(_cost(item, name in one.reused), compared=words))
+    return list(found.values())
 
 
 def _cost(item: Artifact, reused: bool) -> StageCost:

@@ -28,7 +28,11 @@ def runs(tmp_path: Path, make_recipe: Any) -> tuple[Recipe, list[Ran]]:
         ran.run(tmp_path, recipe, line.strip("</i>"), seed, some) for seed in (0, 1) for line, some in wrong.items()
     ]
     named = [replace(one, line="<i>better</i>") if one.line == "better" else one for one in found]
-    return recipe, [*named, Ran("ladder", "broken", 0, {}, "needs a <GPU>"), Ran("ladder", "broken", 1, {}, "again")]
+    return recipe, [
+        *named,
+        Ran("ladder", "broken", 0, {}, problem="needs a <GPU>"),
+        Ran("ladder", "broken", 1, {}, problem="again"),
+    ]
 
 
 def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], tmp_path: Path) -> None:

@@ -128,3 +128,8 @@ def test_costs_are_those_of_a_run_on_its_own_and_the_total_counts_once(runs: lis
     assert base.seconds == pytest.approx(3 * 0.5 + 2.0) and base.training_seconds == 0.5
     mine = [one for one in runs if one.line == "base"]
     assert verdicts.spent([*mine, *mine]) == (pytest.approx(2 * base.seconds), 0.0)
+    donor = replace(mine[0].artifacts["train"], url="elsewhere")  # the other task's, from which training started
+    started = [replace(one, taken=[donor]) for one in mine]
+    more, *_ = verdicts.costs(study, started)
+    assert (more.seconds, more.training_seconds) == (pytest.approx(base.seconds + 0.5), 1.0)
+    assert verdicts.spent(started)[0] == pytest.approx(2 * base.seconds + 0.5)

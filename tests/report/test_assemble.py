@@ -49,6 +49,18 @@ def recipe(make_recipe: Any) -> Recipe:
     return found
 
 
+def test_what_is_taken_from_the_other_task_is_in_the_costs_once(tmp_path: Path, recipe: Recipe) -> None:
+    donor = run(tmp_path / "1", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
+    mine = run(tmp_path / "2", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
+    shared = replace(donor, artifacts={**donor.artifacts, "dedupe": mine.artifacts["dedupe"]})
+    both = replace(mine, others=[shared, shared])
+    assert both.taken == [donor.artifacts[name] for name in ("score", "train", "evaluate")]
+    assert [(one.stage, one.compared) for one in assemble._costs(both, None)] == [
+        *((name, "") for name in mine.artifacts),
+        *((name, "for QC") for name in ("score", "train", "evaluate")),
+    ]
+
+
 def test_a_comparison_is_of_the_same_rows(tmp_path: Path, recipe: Recipe) -> None:
     right = run(tmp_path / "1", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
     wrong = run(tmp_path / "2", recipe, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9])
