@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import pyarrow.compute as pc
+
 from ray_pipeline import (
     cross_task,
     estimate,
@@ -19,6 +21,7 @@ from ray_pipeline import (
 )
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.estimate import Rows
 from ray_pipeline.gemini import ledger
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.pipeline import Step
@@ -56,20 +59,22 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
         if name in others:
             yield f"  {why}:"
             yield from (f"    {_status(step)}" for step in others[name])
-    asked = estimates(recipe, steps)
+    known = _known(recipe, _done(steps)) if _asking(steps) else None
+    asked = estimates(recipe, steps, known)
     for name, one in asked.items():
         price = "unknown price" if one.usd is None else f"{one.usd:.4f} USD"
         yield (
             f"  {name}: about {one.items} items in {one.requests} requests, {_mode(one)}; "
             f"{one.input_tokens} input and {one.output_tokens} output tokens by {one.counted_by}; "
-            f"{one.minutes:.1f} minutes at the recipe's limits; {price}"
+            f"{_time(one.minutes)} at the recipe's limits; {price}{_answered(one)}"
         )
     prices = [one.usd for one in asked.values() if one.usd is not None]
     if asked and len(prices) == len(asked):
         spent = ledger.spent(workdir, recipe.gemini)
-        yield f"  Gemini in all: {_against_the_limit(sum(prices), spent, recipe.gemini.max_usd)}"
+        twice = sum(one.usd or 0.0 for one in asked.values() if one.answered is None) if spent else 0.0
+        yield f"  Gemini in all: {_against_the_limit(sum(prices), twice, spent, recipe.gemini.max_usd)}"
     joint = _joint_rows(recipe, others)
-    yield from (f"  {line}" for line in _training(recipe, steps, rows["train"], joint))
+    yield from (f"  {line}" for line in _training(recipe, steps, known, joint))
     yield from (f"  {line}" for line in _donor(recipe, others.get(cross_task.START, []), counted))
     if recipe.compare is not None:
         yield f"  then again {recipe.compare.name}, sharing every artifact that agrees; what it adds is not above:"
@@ -77,27 +82,55 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
         yield from (f"    {_status(step)}" for step in pipeline.plan(other, workdir, until))
 
 
-def _against_the_limit(price: float, spent: float, limit: float | None) -> str:
+def _time(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes < 24 * 60 else f"{minutes / (24 * 60):.1f} days"
+
+
+def _answered(one: Estimate) -> str:
+    if one.answered is None:
+        return "; answers already paid for, if any, are counted again"
+    return f"; {one.answered} more are answered already" if one.answered else ""
+
+
+def _against_the_limit(price: float, twice: float, spent: float, limit: float | None) -> str:
+    """`twice`: what of the price may have been paid already."""
     before = f" besides the {spent:.4f} USD that the working folder's answers have cost" if spent else ""
     if limit is None:
         return f"{price:.4f} USD{before}; no gemini.max_usd is set, so nothing would stop it at more"
-    enough = "is enough" if spent + price <= limit else "would stop it before its end: raise it or ask for less"
+    enough = "would stop it before its end: raise it or ask for less"
+    if spent + price - twice <= limit:
+        enough = "is enough" if spent + price <= limit else "is enough only if some of that is already paid for"
     return f"{price:.4f} USD{before}; gemini.max_usd {limit:g} {enough}, as far as this recipe goes"
 
 
-def _training(recipe: Recipe, steps: Sequence[Step], raw_rows: int, joint: int) -> Iterator[str]:
+def _training(recipe: Recipe, steps: Sequence[Step], known: Rows | None, joint: int) -> Iterator[str]:
     """Memory and hours of the training, if it is to do, by types of GPU; `joint` rows are of the other task."""
-    done = {step.stage.name: step.finished for step in steps if step.finished is not None}
+    done = _done(steps)
     if "train" in done or "train" not in {step.stage.name for step in steps}:
         return
     rules, found = recipe.train, _shape(recipe.train)
     if found is None:
         yield f"train: memory and hours unknown: no config of {rules.model} is here, or its kind is not known"
         return
-    rows = done["mix"].manifest.rows_out if "mix" in done else footprint.training_rows(recipe, raw_rows)
-    sample = [row for row in islice(_furthest(recipe, done), SAMPLE_ROWS) if row["split"] == "train"]
-    each = done["encode"].manifest.extra["tokens"] / rows if "encode" in done else footprint.row_tokens(recipe, sample)
-    yield from footprint.describe(found, recipe, rows + joint, each, footprint.computed_share(recipe, sample))
+    labelled = (row for row in _furthest(recipe, done) if row["split"] == "train")
+    sample = known.originals if known else list(islice(labelled, SAMPLE_ROWS))
+    each = _mean_tokens(done["encode"]) if "encode" in done else footprint.row_tokens(recipe, sample)
+    rows = _train_rows(recipe, done, known) + joint
+    yield from footprint.describe(found, recipe, rows, each, footprint.computed_share(recipe, sample))
+
+
+def _mean_tokens(encoded: Artifact) -> float:
+    return float(encoded.manifest.extra["tokens"] / encoded.manifest.rows_out)
+
+
+def _train_rows(recipe: Recipe, done: Mapping[str, Artifact], known: Rows | None = None) -> int:
+    """Rows to learn from: those of the training set where it is there, else about as many as it will have."""
+    if "mix" in done:
+        parts = (table.column("part") for table in done["mix"].tables(["part"]))
+        return sum(int(pc.sum(pc.equal(part, "train")).as_py() or 0) for part in parts)
+    known = known or _known(recipe, done)
+    translated = sum(one.rows for one in estimate.translations(recipe, known))
+    return footprint.training_rows(recipe, known.train, translated)
 
 
 def _donor(recipe: Recipe, steps: Sequence[Step], counted: set[str]) -> Iterator[str]:
@@ -105,8 +138,7 @@ def _donor(recipe: Recipe, steps: Sequence[Step], counted: set[str]) -> Iterator
     if recipe.other is None or not steps or steps[-1].fingerprint in counted:
         return
     counted.add(steps[-1].fingerprint)
-    rows, _ = _rows(recipe.other, steps[0].finished)
-    found = list(_training(recipe.other, steps, rows["train"], 0))
+    found = list(_training(recipe.other, steps, None, 0))
     yield from ([f"of {recipe.other.name}, to start from:", *found] if found else [])
 
 
@@ -115,11 +147,7 @@ def _joint_rows(recipe: Recipe, others: Mapping[str, list[Step]]) -> int:
     steps = others.get(cross_task.JOINT, [])
     if recipe.other is None or not steps:
         return 0
-    mixed = next((step.finished for step in steps if step.stage.name == "mix"), None)
-    if mixed is not None:
-        return mixed.manifest.rows_out
-    raw, _ = _rows(recipe.other, steps[0].finished)
-    return footprint.training_rows(recipe.other, raw["train"])
+    return _train_rows(recipe.other, _done(steps))
 
 
 def _shape(rules: recipes.Train) -> footprint.Shape | None:
@@ -165,14 +193,27 @@ def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:
             yield from (record for _, record in rawfiles.records(part, recipe.raw_columns))
 
 
-def estimates(recipe: Recipe, steps: Sequence[Step]) -> dict[str, Estimate]:
+def estimates(recipe: Recipe, steps: Sequence[Step], known: Rows | None = None) -> dict[str, Estimate]:
     """What the stages that are not done would ask of Gemini, from the rows as far as they are known."""
-    to_do = {step.stage.name for step in steps if step.finished is None}
-    if not to_do & {"languages", "translate", "audit"}:
+    to_do = _asking(steps)
+    if not to_do:
         return {}
-    done = {step.stage.name: step.finished for step in steps if step.finished is not None}
+    workdir = steps[0].folder.rsplit("/", 2)[0]
     with serving.gemini(recipe) as served:
-        return estimate.estimates(served, _pairs(recipe, done), to_do, corrected="languages" in done)
+        return estimate.estimates(served, known or _known(recipe, _done(steps)), to_do, workdir)
+
+
+def _asking(steps: Sequence[Step]) -> set[str]:
+    """The stages to do that may ask Gemini."""
+    return {step.stage.name for step in steps if step.finished is None} & {"languages", "translate", "audit"}
+
+
+def _done(steps: Sequence[Step]) -> dict[str, Artifact]:
+    return {step.stage.name: step.finished for step in steps if step.finished is not None}
+
+
+def _known(recipe: Recipe, done: Mapping[str, Artifact]) -> Rows:
+    return estimate.read(recipe, _pairs(recipe, done), corrected="languages" in done)
 
 
 def _pairs(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[dict[str, Any]]:

@@ -3,14 +3,15 @@
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_pipeline import languages, selection
 from ray_pipeline.audit import gemini as audit
-from ray_pipeline.gemini import pricing
+from ray_pipeline.gemini import ledger, pricing
+from ray_pipeline.gemini.ledger import Ledger
 from ray_pipeline.gemini.pricing import Estimate
-from ray_pipeline.gemini.prompts import Item
+from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.text import stable_number
 
@@ -36,8 +37,8 @@ class Sample:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Copies of the rows."""
-        return [dict(row) for _, _, row in self.heap]
+        """Copies of the rows, whose `tag` stays when their language is corrected."""
+        return [{**row, "tag": row["language"]} for _, _, row in self.heap]
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Rows:
     """Distinct pairs of query and language tag, in all splits."""
     kept: set[int] = field(default_factory=set)
     """Those that the split does not refuse."""
+    originals: list[dict[str, Any]] = field(default_factory=list)
+    """The sample of the train part, once all rows are read, with languages as far as they can be told by now."""
 
     def add(self, row: Row) -> None:
         """Count a row."""
@@ -70,46 +73,86 @@ class Rows:
         self.queries[row["language"]][stable_number(row["query"])] += 1
         self.sample.add(stable_number("sample", row["pair_id"]), row)
 
-    def distinct_share(self, rows: float, languages: Collection[str]) -> float:
-        """Different queries per row, of so many rows chosen by chance among those of some languages."""
-        times = Counter(count for language in languages for count in self.queries[language].values())
+    def distinct_share(self, share: float, tags: Collection[str]) -> float:
+        """Different queries per row, of a share of the rows with some tags that is chosen by chance."""
+        times = Counter(count for tag in tags for count in self.queries[tag].values())
         there = sum(count * number for count, number in times.items())
-        if not there:
-            return 1.0
-        share = min(1.0, rows / there)
         return sum(number * (1 - (1 - share) ** count) for count, number in times.items()) / (share * there)
 
 
-def estimates(recipe: Recipe, rows: Iterable[Row], to_do: set[str], corrected: bool) -> dict[str, Estimate]:
-    """Estimates by stage, of those in `to_do`; `corrected` says whether the rows' language tags are final."""
+@dataclass(frozen=True)
+class Wanted:
+    """Translations into one language."""
+
+    language: str
+    rows: float
+    """That training gets."""
+    distinct: int
+    """Questions that they come to."""
+    eligible: Sequence[Row]
+    """Those of the sample that may be translated."""
+    chosen: Sequence[Row]
+    """Those of them that a run would choose."""
+
+
+def read(recipe: Recipe, rows: Iterable[Row], corrected: bool) -> Rows:
+    """What the pairs tell; `corrected` says whether their language tags are final."""
     known = Rows()
     for row in rows:
         known.add(row)
-    sample, questions = known.sample.rows, known.asked.rows
-    found = {}
+    known.originals = known.sample.rows
     if not corrected and recipe.languages.correct:
-        _correct(recipe, sample)
+        _correct(recipe, known.originals)
+    return known
+
+
+def estimates(recipe: Recipe, known: Rows, to_do: set[str], workdir: str) -> dict[str, Estimate]:
+    """Estimates by stage, of those in `to_do`."""
+    questions, found = known.asked.rows, {}
     if "languages" in to_do and recipe.languages.correct and recipe.languages.gemini and questions:
-        asked = _correct(recipe, questions)
-        number = round(len(known.questions) * len(asked) / len(questions))
-        texts = [Item(text) for text in asked]
-        found["languages"] = pricing.estimate(
-            recipe.gemini, "detect_language", number, texts, recipe.languages.candidates
-        )
-    if sample and to_do & {"translate", "audit"}:
-        total, requested = _translations(recipe, known, sample)
+        texts = [Item(text) for text in _correct(recipe, questions)]
+        number = round(len(known.questions) * len(texts) / len(questions))
+        possible = recipe.languages.candidates
+        found["languages"] = _unanswered(recipe, workdir, "detect_language", possible, [(number, texts)], texts)
+    if to_do & {"translate", "audit"}:
+        wanted = translations(recipe, known)
+        total = sum(one.distinct for one in wanted)
         if "translate" in to_do and total and recipe.translate.local is None:
-            items = [Item(row["query"], row["language"], language) for row, language in requested]
-            found["translate"] = pricing.estimate(recipe.gemini, "translate", total, items, ())
+            parts = [(one.distinct, _items(one.chosen, one.language)) for one in wanted]
+            items = [item for one in wanted for item in _items(one.eligible, one.language)]
+            found["translate"] = _unanswered(recipe, workdir, "translate", (), parts, items)
         if "audit" in to_do and total:
-            found |= _audit(recipe, total, requested)
+            found |= _audit(recipe, total, [(row, one.language) for one in wanted for row in one.eligible])
     return found
+
+
+def _items(rows: Iterable[Row], language: str) -> list[Item]:
+    return [Item(row["query"], row["language"], language) for row in rows]
+
+
+def _unanswered(
+    recipe: Recipe,
+    workdir: str,
+    kind: Kind,
+    languages: Sequence[str],
+    parts: Sequence[tuple[int, Sequence[Item]]],
+    sample: Sequence[Item],
+) -> Estimate:
+    """The cost of what the ledger does not answer; each of `parts` is a number of items, and some of them."""
+    keys = [(number, {item.key for item in items}) for number, items in parts]
+    book = Ledger(ledger.folder(workdir, recipe.gemini, kind, languages), set[str]().union(*(some for _, some in keys)))
+    known = [number * sum(book.get(key) is not None for key in some) / max(1, len(some)) for number, some in keys]
+    answered = round(sum(known))
+    left = sum(number for number, _ in parts) - answered
+    unseen = any(number and not some for number, some in keys)
+    found = pricing.estimate(recipe.gemini, kind, left, sample, languages)
+    return replace(found, answered=None if unseen else answered)
 
 
 def _audit(recipe: Recipe, total: int, requested: Sequence[tuple[Row, str]]) -> dict[str, Estimate]:
     """What the audit would ask about the translations; not the second model, of which nobody knows how often.
 
-    It asks live, whatever `gemini.mode` says.
+    It asks live, whatever `gemini.mode` says. What it has asked before cannot be told without the translations.
     """
     asked = audit.questions(recipe.model_copy(update={"gemini": recipe.gemini.model_copy(update={"mode": "live"})}))
     found = {}
@@ -121,7 +164,7 @@ def _audit(recipe: Recipe, total: int, requested: Sequence[tuple[Row, str]]) -> 
         items = [audit.judged(_as_translated(row, language)) for row, language in requested]
         number = round(total * recipe.audit.judge_share)
         found["audit (judge)"] = pricing.estimate(asked["judge"].gemini, "judge", number, items, ())
-    return found
+    return {name: replace(one, answered=None) for name, one in found.items()}
 
 
 def _as_translated(row: Row, language: str) -> Row:
@@ -132,29 +175,35 @@ def _as_translated(row: Row, language: str) -> Row:
 
 
 def _correct(recipe: Recipe, sample: list[dict[str, Any]]) -> list[str]:
-    """Correct the sample's tags as far as the local detector can; returns the queries left for Gemini."""
+    """Correct the sample's tags as far as the local detector can; returns the queries left for Gemini.
+
+    Of these, one without a tag gets its likeliest language: Gemini is to name one.
+    """
     detector = languages.detector(recipe.languages)
     asked = []
     for row in sample:
         language = languages.decide(row["query"], row["language"], recipe.languages, detector)
         if language is None:
             asked.append(row["query"])
-        else:
-            row["language"] = language
+            if row["language"] == languages.UNDETERMINED and recipe.languages.gemini:
+                language, _ = next(iter(detector.confidences(row["query"])), (None, 0.0))
+        row["language"] = language or row["language"]
     return asked
 
 
-def _translations(recipe: Recipe, known: Rows, sample: Sequence[Row]) -> tuple[int, list[tuple[Row, str]]]:
-    """How many distinct translations are wanted, and a sample: rows and the languages that they go into."""
-    rules = recipe.translate
-    total, wanted = 0, list[tuple[Row, str]]()
+def translations(recipe: Recipe, known: Rows) -> list[Wanted]:
+    """What is wanted of each language, and of the pivot."""
+    rules, sample, found = recipe.translate, known.originals, list[Wanted]()
     for language in rules.languages:
         eligible = [row for row in sample if selection.stratum(row, language, rules) is not None]
-        rows = min(selection.wanted(rules, language), known.train * len(eligible) / len(sample))
-        total += round(rows * known.distinct_share(rows, {row["language"] for row in eligible}))
-        wanted += [(row, language) for row in eligible]
-    if rules.pivot:
+        if eligible:
+            there = known.train * len(eligible) / len(sample)
+            rows = min(selection.wanted(rules, language), there)
+            chosen = [row for row in eligible if selection.rank(row, language, rules) <= rows / there * selection.ALL]
+            distinct = round(rows * known.distinct_share(rows / there, {row["tag"] for row in eligible}))
+            found.append(Wanted(language, rows, distinct, eligible, chosen))
+    if rules.pivot and sample:
         foreign = [row for row in sample if row["language"] != selection.PIVOT]
-        total += round(len(known.kept) * len(foreign) / len(sample))
-        wanted += [(row, selection.PIVOT) for row in foreign]
-    return total, wanted
+        distinct = round(len(known.kept) * len(foreign) / len(sample))
+        found.append(Wanted(selection.PIVOT, 0, distinct, foreign, foreign))
+    return found

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from ray_pipeline import selection
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Lora, Recipe, Train
 from ray_pipeline.train import settings
@@ -39,6 +38,8 @@ GPUS = {
     "H100": (79, 989), "H200": (139, 989), "B200": (178, 2250),
 }  # fmt: skip
 """(GiB that a program finds, peak of dense bf16 in TFLOP/s) by the vendor's data sheets, SXM where there is one."""
+ALIASES = {"A10G": "A10"}
+"""Types of Ray's with the memory of another."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _width(rules: Train) -> int:
 
 
 def hours(of: Shape, rules: Train, tokens: float, teraflops: float) -> float:
-    """Of one epoch over so many tokens on the recipe's workers, each with a GPU of this peak in bf16.
+    """Of training on so many tokens with the recipe's workers, each with a GPU of this peak in bf16.
 
     Two operations per weight and token forward and two on the way back, whose gradients stop at the frozen weights;
     with gradient checkpointing the way forward is gone twice. What shares no prefix computes all of its tokens.
@@ -213,11 +214,8 @@ def hours(of: Shape, rules: Train, tokens: float, teraflops: float) -> float:
     return work / (rules.workers * teraflops * 1e12 * PEAK_SHARE[rules.precision]) / 3600
 
 
-def training_rows(recipe: Recipe, raw_rows: int) -> int:
+def training_rows(recipe: Recipe, originals: int, translated: float) -> int:
     """About how many rows the training set will have: caps of the mix and what audit and dedupe drop left out."""
-    originals = raw_rows * (1 - recipe.split.holdout - recipe.split.tune)
-    wanted = (selection.wanted(recipe.translate, language) for language in recipe.translate.languages)
-    translated = sum(min(rows, originals) for rows in wanted)
     rules = recipe.negatives
     mined = rules.easy_per_positive + rules.hard_per_positive + rules.random_per_positive
     return round((originals + translated) * (1 + mined * POSITIVE_SHARE))
@@ -252,8 +250,10 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
     weights = of.linear_weights + of.other_weights + of.unused
     yield (
         f"train: {rules.model} in {rules.precision}, {weights / 1e9:.2f} billion weights and "
-        f"{trained_weights(of, rules) / 1e6:.1f} million trained; about {rows:,} rows of {each:.0f} tokens, up to "
-        f"{rules.epochs} epoch(s) on {rules.workers} worker(s)"
+        f"{trained_weights(of, rules) / 1e6:.1f} million trained; about {min(rows, rules.overfit_rows or rows):,} rows "
+        f"of {each:.0f} tokens, up to {rules.epochs} epoch(s)"
+        + (f" or {rules.max_steps:,} steps" if rules.max_steps else "")
+        + f" on {rules.workers} worker(s)"
     )
     yield (
         f"  memory of a GPU, estimated: {found.weights / GIB:.1f} GiB weights, {found.trained / GIB:.1f} adapter, "
@@ -263,11 +263,12 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
         + (f", {found.loaded / GIB:.1f} as it is loaded" if found.loaded > found.weights else "")
         + f"; {found.total / GIB:.1f} with a reserve"
     )
-    times = trainings(recipe)
+    passes = row_passes(recipe, rows)
+    times = passes / max(1, _row_passes(rules, rows, None, rules.epochs))
     yield (
         (f"  hours of all folds, as of {times:.1f} trainings" if times > 1 else "  hours")
         + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
-        + ", ".join(_on(gpu, of, recipe, times * rows * each, found) for gpu in GPUS)
+        + ", ".join(_on(gpu, of, recipe, passes * each, found) for gpu in GPUS)
     )
     if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:
         yield (
@@ -275,7 +276,7 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
             "set train.micro_batch_tokens, 2048 or what the memory above has room for"
         )
     asked = recipe.runtime.accelerator_type
-    kinds = [kind for kind in GPUS if asked is not None and kind.startswith(asked)]
+    kinds = kinds_of(asked) if asked else []
     if kinds and not any(fits(kind, found) for kind in kinds):
         yield (
             f"  it will not fit runtime.accelerator_type {asked}: lower train.micro_batch_rows or "
@@ -284,13 +285,24 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
         )
 
 
-def trainings(recipe: Recipe) -> float:
-    """How many trainings on all rows the folds come to; judging rows out of fold is not counted."""
-    folds, own = recipe.train.folds, recipe.self_validation
-    found = 1.0 if folds is None else float(folds - 1)
-    if own.folds is not None:
-        found += (own.folds - 1) * (own.epochs or recipe.train.epochs) / recipe.train.epochs
-    return found
+def row_passes(recipe: Recipe, rows: int) -> float:
+    """How many rows all trainings go through, one by one; judging rows out of fold is not counted."""
+    rules, own = recipe.train, recipe.self_validation
+    found = _row_passes(rules, rows, rules.folds, rules.epochs)
+    return found if own.folds is None else found + _row_passes(rules, rows, own.folds, own.epochs or rules.epochs)
+
+
+def _row_passes(rules: Train, rows: int, folds: int | None, epochs: int) -> float:
+    """Of a training on all rows, or of those that each leave out a fold."""
+    there = rows if folds is None else rows * (1 - 1 / folds)
+    found = epochs * min(there, rules.overfit_rows or there)
+    return (folds or 1) * min(found, rules.max_steps * rules.batch_rows if rules.max_steps else found)
+
+
+def kinds_of(accelerator: str) -> list[str]:
+    """The types of GPU that a name of Ray's stands for; none where it is not known here."""
+    name = ALIASES.get(accelerator, accelerator)
+    return [kind for kind in GPUS if kind == name or kind.startswith(f"{name}-")]
 
 
 def fits(gpu: str, needed: Memory) -> bool:
@@ -301,4 +313,4 @@ def fits(gpu: str, needed: Memory) -> bool:
 def _on(gpu: str, of: Shape, recipe: Recipe, tokens: float, needed: Memory) -> str:
     if not fits(gpu, needed):
         return f"{gpu} does not fit"
-    return f"{gpu} {recipe.train.epochs * hours(of, recipe.train, tokens, GPUS[gpu][1]):.1f}"
+    return f"{gpu} {hours(of, recipe.train, tokens, GPUS[gpu][1]):.1f}"

@@ -1,19 +1,28 @@
 """What a run would ask of Gemini and what it would cost, said beforehand."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_pipeline import dry_run, pipeline
+from ray_pipeline import dry_run, estimate, pipeline, tables
 from ray_pipeline.errors import InputError
 from ray_pipeline.estimate import Rows
+from ray_pipeline.gemini import ledger
+from ray_pipeline.gemini.ledger import Answer, Ledger
 from ray_pipeline.gemini.pricing import Estimate
+from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_server import GeminiServer
+from ray_pipeline.split import part_of
+from ray_pipeline.text import normalise, stable_id
+
+from . import made
 
 ROWS = 200
 
@@ -77,6 +86,11 @@ def test_minutes_are_at_the_tighter_limit(make: Any, tmp_path: Path) -> None:
     assert by_requests.minutes == by_requests.requests / 2
     by_tokens = estimates(make(**base, gemini__tokens_per_minute=50), tmp_path)["translate"]
     assert by_tokens.minutes == by_tokens.input_tokens / 50
+    of_days = make(**base, gemini__requests_per_day=1)
+    found = estimates(of_days, tmp_path)["translate"]
+    assert found.minutes == (found.requests - 1) * 24 * 60
+    said = dry_run.describe([of_days], str(tmp_path / "work"), None)
+    assert f"{found.requests - 1}.0 days at the recipe's limits" in said
 
 
 def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> None:
@@ -154,8 +168,91 @@ def test_a_sample_does_not_depend_on_the_order_of_rows() -> None:
         second.add(other)
     assert {row["pair_id"] for row in first.sample.rows} == {row["pair_id"] for row in second.sample.rows}
     assert len(first.questions) == 7000
-    assert first.distinct_share(10**9, ["en"]) == pytest.approx(7000 / first.train, rel=0.1)
-    assert first.distinct_share(1, ["en"]) == pytest.approx(1, abs=0.01)
+    assert first.distinct_share(1.0, ["en"]) == pytest.approx(7000 / first.train, rel=0.1)
+    assert first.distinct_share(1 / first.train, ["en"]) == pytest.approx(1, abs=0.01)
+
+
+def test_queries_without_a_tag_count_once_in_the_language_that_they_turn_out_to_be_in(make: Any) -> None:
+    known = Rows()
+    for i in range(2000):
+        known.add(made.pair(i, part="train", language="und", query=f"query {i % 40}"))
+    known.originals = known.sample.rows
+    for row in known.originals:
+        row["language"] = "en" if int(row["query"][6:]) < 30 else "fr"
+    rules = {"translate__languages": ["de", "fr"], "translate__sources": []}
+    german, french = estimate.translations(make(**rules), known)
+    assert (german.rows, german.distinct, french.rows, french.distinct) == (2000, 40, 1500, 30)
+
+
+def known_of(recipe: Recipe, tmp_path: Path, share: float) -> None:
+    """Let the ledger answer a share of what is to be translated."""
+    work = str(tmp_path / "work")
+    [wanted] = estimate.translations(recipe, estimate.read(recipe, dry_run._pairs(recipe, {}), corrected=True))
+    keys = sorted({Item(row["query"], row["language"], wanted.language).key for row in wanted.chosen})
+    book = Ledger(ledger.folder(work, recipe.gemini, "translate"), keys)
+    book.append(Answer(key, "x", usd=0.001) for key in keys[: round(share * len(keys))])
+    book.close()
+
+
+def test_what_was_answered_is_not_counted_again(make: Any, tmp_path: Path) -> None:
+    def recipe(rows: int, **changes: Any) -> Recipe:
+        base = {**FIXED, "translate__languages": ["de"], "gemini__price": {"input": 9, "output": 9}}
+        found: Recipe = make(**base, translate__rows_per_language=rows, **changes)
+        return found
+
+    fresh = {rows: estimates(recipe(rows), tmp_path)["translate"] for rows in (40, 80)}
+    assert {one.answered for one in fresh.values()} == {0}
+    known_of(recipe(40), tmp_path, 0.5)
+    half = estimates(recipe(40), tmp_path)["translate"]
+    assert half.items == pytest.approx(fresh[40].items / 2, abs=1)
+    assert half.items + (half.answered or 0) == fresh[40].items
+    known_of(recipe(40), tmp_path, 1.0)
+    whole, raised = (estimates(recipe(rows), tmp_path)["translate"] for rows in (40, 80))
+    assert (whole.items, whole.usd, whole.answered) == (0, 0.0, fresh[40].items)
+    assert raised.answered == pytest.approx(fresh[40].items, rel=0.2)
+    assert raised.items + (raised.answered or 0) == fresh[80].items
+    work, spent = str(tmp_path / "work"), ledger.spent(str(tmp_path / "work"), recipe(40).gemini)
+    limited = recipe(80, gemini__max_usd=spent + (raised.usd or 0) + 1e-6, audit__judge_share=1.0)
+    said = dry_run.describe([limited], work, None)
+    assert f"; {raised.answered} more are answered already" in said
+    assert re.search(r"audit \(judge\).*; answers already paid for, if any, are counted again", said)
+    assert "is enough only if some of that is already paid for" in said
+
+
+def rows_said(recipe: Recipe, tmp_path: Path) -> int:
+    said = dry_run.describe([recipe], str(tmp_path / "work"), None)
+    return int(re.search(r"about ([\d,]+) rows of", said)[1].replace(",", ""))  # type: ignore[index]
+
+
+def test_training_rows_are_those_that_may_be_trained_on_and_translated(make: Any, tmp_path: Path) -> None:
+    base = {**FIXED, "train__model": "google/gemma-3-12b-it", "translate__rows_per_language": 10**6}
+    rules = make(**base).split
+    parts = [part_of(stable_id(normalise(f"red shoes {i // 2:03d}")), rules) for i in range(ROWS)]
+    english, french = (sum(part == "train" for i, part in enumerate(parts) if i // 2 % 2 == n) for n in (0, 1))
+    assert rows_said(make(**base), tmp_path) == english + french
+    assert rows_said(make(**base, split__withhold=["fr"]), tmp_path) == english
+    assert rows_said(make(**base, translate__languages=["de", "fr"]), tmp_path) == 3 * english + 2 * french
+    of_french = make(**base, translate__languages=["de"], translate__sources=["fr"])
+    assert rows_said(of_french, tmp_path) == english + 2 * french
+
+
+def test_a_made_training_set_is_counted_and_its_texts_are_those_of_training(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [made.pair(i, pair_id=f"QC-dev-{i}", split="dev", part=None) for i in range(dry_run.SAMPLE_ROWS)]
+    pairs = made.finished(
+        tmp_path, "split", [*others, made.pair(0, part="train")], tables.PAIRS, splits={"train": 1}, languages={"en": 1}
+    )
+    parts = ["train"] * 6 + ["tune"] * 4
+    mix = made.finished(tmp_path, "mix", [made.pair(i, part=part) for i, part in enumerate(parts)], tables.PAIRS)
+    recipe = make(**FIXED, train__model="google/gemma-3-12b-it")
+    steps = pipeline.plan(recipe, str(tmp_path / "work"))
+    last = [step.stage.name for step in steps].index("mix")
+    done = [replace(step, finished=mix if step.stage.name == "mix" else pairs) for step in steps[: last + 1]]
+    monkeypatch.setattr(pipeline, "plan", lambda *_: [*done, *steps[last + 1 :]])
+    said = dry_run.describe([recipe], str(tmp_path / "work"), None)
+    found = re.search(r"about 6 rows of (\d+) tokens", said)
+    assert found is not None and int(found[1]) < recipe.prompt.max_tokens / 2
 
 
 def test_the_plan_names_rows_and_stages_and_writes_nothing(make: Any, tmp_path: Path) -> None:

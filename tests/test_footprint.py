@@ -11,6 +11,8 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from ray_pipeline import dry_run, footprint, models, pipeline
 from ray_pipeline.footprint import GIB, KNOWN, Shape
 from ray_pipeline.recipe import Train, variant
+from ray_pipeline.split import part_of
+from ray_pipeline.text import normalise, stable_id
 from ray_pipeline.train import model
 from ray_pipeline.train.model import Classifier
 
@@ -124,6 +126,26 @@ def test_time_goes_with_tokens_weights_and_gpus() -> None:
     )
 
 
+def test_steps_rows_and_folds_say_how_often_rows_are_gone_through(make_recipe: Any) -> None:
+    def passes(**changes: Any) -> float:
+        return footprint.row_passes(make_recipe(**{"train__epochs": 5, "train__batch_rows": 32} | changes), 1000)
+
+    assert passes() == 5000 and passes(train__max_steps=10) == 320 and passes(train__max_steps=10**6) == 5000
+    assert passes(train__overfit_rows=16) == 80 and passes(train__overfit_rows=16, train__max_steps=1) == 32
+    assert passes(train__folds=5) == 4 * 5000 and passes(train__folds=5, train__max_steps=10) == 5 * 320
+    assert passes(self_validation__folds=2, self_validation__epochs=1) == 6000
+    rules = make_recipe(train__overfit_rows=16, train__max_steps=10)
+    told = "\n".join(footprint.describe(GEMMA, rules, 1000, 40.0))
+    assert "about 16 rows of 40 tokens, up to 5 epoch(s) or 10 steps on 1 worker(s)" in told
+
+
+def test_a_type_of_gpu_is_known_by_its_whole_name() -> None:
+    assert {name: footprint.kinds_of(name) for name in ("L4", "L40S", "A10", "A10G", "A100", "A100-80G", "T4")} == {
+        "L4": ["L4"], "L40S": ["L40S"], "A10": ["A10"], "A10G": ["A10"], "A100": ["A100-40G", "A100-80G"],
+        "A100-80G": ["A100-80G"], "T4": [],
+    }  # fmt: skip
+
+
 def test_a_kind_that_is_not_known_is_said_to_be(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(toy.xlm_roberta(tmp_path))
     assert footprint.shape(config) is None
@@ -138,7 +160,8 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     base = make_recipe(embed__model="a/b", languages__gemini=False, negatives__easy_per_positive=0.3)
     said = dry_run.describe([base], str(tmp_path / "work"), None)
     assert "google/gemma-3-12b-it in nf4, 12.19 billion weights" in said and "L4 does not fit" in said
-    assert f"about {footprint.training_rows(base, 30):,} rows" in said and "H200 0.0" in said
+    train = sum(part_of(stable_id(normalise(f"shoes {i}")), base.split) == "train" for i in range(30))
+    assert f"about {footprint.training_rows(base, train, 0):,} rows" in said and "H200 0.0" in said
     assert "will not fit" not in said
     small = variant(base, {"train.gradient_checkpointing": True, "train.micro_batch_rows": 2})
     assert "L4 does not fit" not in dry_run.describe([small], str(tmp_path / "work"), None)

@@ -10,9 +10,10 @@ A line that a kill or a full disk cut short is passed over.
 import json
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +25,7 @@ from ray_pipeline.gemini.prompts import Kind, template_version
 from ray_pipeline.recipe import Gemini
 from ray_pipeline.text import stable_id
 
+T = TypeVar("T")
 FLUSH_SECONDS = 2.0
 LISTINGS = 100
 WASTED = ""
@@ -160,29 +162,43 @@ class Ledger:
 
 def spent(workdir: str, gemini: Gemini) -> float:
     """USD of all answers in a working folder's ledgers, of Gemini or of what stands for it."""
-    found = storage.list_files(storage.join(workdir, "ledger"))
-    urls = [url for url in found if storage.name(url.rpartition("/")[0]).rpartition("-")[0] == gemini.stands_for]
-    closed = [url for url in urls if url.endswith(".parquet")]
-    stems = tuple(url.removesuffix(".parquet") for url in closed)
-    logs = [url for url in urls if url.endswith(".jsonl") and not url.startswith(stems)]
-    total = sum(float(pc.sum(storage.read_parquet(url, ["usd"]).column("usd")).as_py() or 0.0) for url in closed)
-    return total + sum(answer.usd for url in logs for answer in _lines(url))
+    root = storage.join(workdir, "ledger")
+
+    def listed() -> list[str]:
+        files = [url for url in storage.list_files(root) if url.endswith((".jsonl", ".parquet"))]
+        return [url for url in files if storage.name(url.rpartition("/")[0]).rpartition("-")[0] == gemini.stands_for]
+
+    found = _read(root, listed, _usd)
+    stems = tuple(url.removesuffix(".parquet") for url in found if url.endswith(".parquet"))
+    return sum(usd for url, usd in found.items() if url.endswith(".parquet") or not url.startswith(stems))
+
+
+def _usd(url: str) -> float:
+    if url.endswith(".jsonl"):
+        return sum(answer.usd for answer in _lines(url))
+    return float(pc.sum(storage.read_parquet(url, ["usd"]).column("usd")).as_py() or 0.0)
 
 
 def _answers(url: str, low: int, high: int, wanted: set[str]) -> list[Answer]:
     """What the files in a folder say of the wanted items."""
     keys = pa.array(sorted(wanted), pa.string())
-    read: dict[str, list[Answer]] = {}
+    found = _read(url, lambda: _overlapping(url, low, high), lambda file: _wanted(file, keys))
+    return [answer for answers in found.values() for answer in answers]
+
+
+def _read(url: str, listed: Callable[[], Iterable[str]], read: Callable[[str], T]) -> dict[str, T]:
+    """What `read` makes of each file listed below a folder; they are listed anew where one vanishes."""
+    found: dict[str, T] = {}
     for _ in range(LISTINGS):
         vanished = False
-        for file in list(_overlapping(url, low, high)):
-            if file not in read:
+        for file in list(listed()):
+            if file not in found:
                 try:
-                    read[file] = _wanted(file, keys)
+                    found[file] = read(file)
                 except FileNotFoundError:  # its writer has just put it into another file
                     vanished = True
         if not vanished:
-            return [answer for answers in read.values() for answer in answers]
+            return found
     raise StorageError(f"{url}: files vanish while they are read; is another run clearing the working folder?")
 
 

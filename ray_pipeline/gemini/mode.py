@@ -18,7 +18,7 @@ def choose(
     Batch needs a deadline of at least the 24 hours that the API aims at and a known, lower price; it is taken if it
     saves a dollar, or if live requests at the limits would take longer than the deadline.
     """
-    hours, deadline = _live_hours(gemini, requests, input_tokens), gemini.deadline_hours
+    hours, deadline = live_minutes(gemini, requests, input_tokens) / 60, gemini.deadline_hours
     if deadline < PROMISED_HOURS:
         return "live", f"batch jobs may take {PROMISED_HOURS:g} hours, gemini.deadline_hours is {deadline:g}"
     if usd_live is None or usd_batch is None:
@@ -33,7 +33,8 @@ def choose(
     return "batch", f"{saved}, and gemini.deadline_hours ({deadline:g}) leaves it the time"
 
 
-def _live_hours(gemini: Gemini, requests: int, input_tokens: int) -> float:
+def live_minutes(gemini: Gemini, requests: int, input_tokens: int) -> float:
+    """How long so many live requests take at the recipe's limits."""
     minutes = max(requests / gemini.requests_per_minute, input_tokens / gemini.tokens_per_minute)
     days = (requests - 1) // gemini.requests_per_day if gemini.requests_per_day else 0
-    return max(minutes / 60, days * 24.0)
+    return max(minutes, days * 24 * 60.0)

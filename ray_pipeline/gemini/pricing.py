@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_pipeline.gemini import client, thinking
-from ray_pipeline.gemini.mode import choose
+from ray_pipeline.gemini.mode import choose, live_minutes
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, Kind, answer_field, estimate_tokens, user_text
 from ray_pipeline.gemini.requests import group
@@ -37,6 +37,8 @@ class Estimate:
     mode: str
     """live or batch."""
     why: str = ""
+    answered: int | None = 0
+    """Further questions, in no other figure, that the ledger answers; null: it was not looked at."""
 
     @property
     def usd(self) -> float | None:
@@ -103,6 +105,6 @@ async def _count(gemini: Gemini, texts: Sequence[str]) -> tuple[list[int] | None
 def _priced(gemini: Gemini, items: int, requests: int, sent: int, received: int, counted_by: str) -> Estimate:
     price = price_of(gemini)
     live, batch = (None if price is None else price.usd(sent, received, batch=batch) for batch in (False, True))
-    minutes = max(requests / gemini.requests_per_minute, sent / gemini.tokens_per_minute)
+    minutes = live_minutes(gemini, requests, sent)
     mode, why = (gemini.mode, "") if gemini.mode != "auto" else choose(gemini, requests, sent, live, batch)
     return Estimate(items, requests, sent, received, minutes, live, batch, counted_by, mode, why)

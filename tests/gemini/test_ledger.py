@@ -158,6 +158,21 @@ def test_spending_is_summed_once_per_answer(tmp_path: Path) -> None:
     assert ledger.spent(str(tmp_path), sandbox) == 7.0
 
 
+def test_what_a_writer_ends_meanwhile_is_summed_all_the_same(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, read = Ledger(storage.join(place, "ledger", "translate", "abc"), KEYS), storage.read_bytes
+    for answer in (Answer(KEYS[0], "x", usd=0.25), Answer(KEYS[1], "x", usd=0.5)):
+        book.append([answer])
+        book.flush()
+
+    def ends(url: str) -> bytes:
+        data = read(url)  # the first piece; on S3 there is another, which is gone when it is looked for
+        book.close()
+        return data if storage.is_remote(url) else read(url)
+
+    monkeypatch.setattr(storage, "read_bytes", ends)
+    assert ledger.spent(place, Gemini()) == 0.75
+
+
 def test_answers_that_come_while_others_are_written_are_kept(place: str) -> None:
     book = Ledger(place, ["0000", "ffff"])
     answers = [Answer(f"{number:04x}", "x") for number in range(400)]

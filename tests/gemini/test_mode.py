@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ray_pipeline.gemini.mode import choose
+from ray_pipeline.gemini.mode import choose, live_minutes
 from ray_pipeline.recipe import Gemini
 
 
@@ -38,3 +38,8 @@ def test_choice(
     chosen, reason = choose(Gemini(**changes), requests, tokens, usd_live, usd_batch)
     assert chosen == mode
     assert why in reason
+
+
+def test_what_a_day_lets_through_takes_days() -> None:
+    assert live_minutes(Gemini(requests_per_day=500), 4000, 10**6) == 7 * 24 * 60, "the last ones after seven midnights"
+    assert live_minutes(Gemini(requests_per_day=4000), 4000, 10**6) == live_minutes(Gemini(), 4000, 10**6) == 4
