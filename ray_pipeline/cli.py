@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report import index
 from ray_pipeline.sandbox import serving
+
+OVERRIDE = re.compile(r"[\w.-]+=")
 
 
 def main(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -56,8 +59,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def recipes(items: Sequence[str], folder: str) -> tuple[list[Recipe], str]:
     """The recipes that arguments name, with those of the form key=value applied, and the working folder's full url."""
     workdir = folder if storage.is_remote(folder) else os.path.abspath(folder)
-    files = [item for item in items if "=" not in item]
-    return _read(files, [item for item in items if "=" in item], workdir), workdir
+    overrides = [item for item in items if is_override(item)]
+    return _read([item for item in items if not is_override(item)], overrides, workdir), workdir
+
+
+def is_override(item: str) -> bool:
+    """Whether an argument is a dotted key and its value; a path or url that holds `=` has a `/` or `:` before it."""
+    return OVERRIDE.match(item) is not None
 
 
 def _run(options: argparse.Namespace, until: str | None) -> int:

@@ -119,7 +119,9 @@ def _tell(options: argparse.Namespace) -> int:
         told = list(describe(workdir, lines))
     else:
         chosen, workdir = _chosen(options, folders)
-        whose = chosen[0].gemini if chosen else whose
+        if not chosen:
+            raise InputError("no recipe is named; see --help")
+        whose = chosen[0].gemini
         told = [
             line
             for title, recipe in _with_comparisons(chosen)
@@ -131,7 +133,7 @@ def _tell(options: argparse.Namespace) -> int:
 
 
 def _names_recipe(item: str) -> bool:
-    return "=" in item or item.endswith((".yaml", ".yml"))
+    return cli.is_override(item) or item.endswith((".yaml", ".yml"))
 
 
 def _chosen(options: argparse.Namespace, folders: Sequence[str]) -> tuple[list[Recipe], str]:

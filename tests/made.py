@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from safetensors.numpy import save
 
-from ray_pipeline import artifact, tables
+from ray_pipeline import artifact, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.train import card
 
 
 def pair(number: int, **changes: Any) -> dict[str, Any]:
@@ -24,6 +28,15 @@ def scored(row: dict[str, Any], score: float) -> dict[str, Any]:
     """The score of a pair."""
     return {"pair_id": row["pair_id"], "split": row["split"], "part": row["part"], "score": score,
             "truncated": False, "adapter": "a"}  # fmt: skip
+
+
+def adapter(folder: str, chosen: Recipe, fingerprint: str) -> None:
+    """A saved adapter of a base that never was."""
+    weights = {"lora_A": np.ones((1, 2), np.float32), "lora_B": np.ones((2, 1), np.float32)}
+    storage.write_bytes(f"{folder}/adapter_model.safetensors", save(weights))
+    storage.write_bytes(f"{folder}/adapter_config.json", b"{}")
+    account = card.Saved(task=chosen.task, prompt=chosen.prompt, train=chosen.train, fingerprint=fingerprint)
+    card.write(folder, account)
 
 
 def finished(

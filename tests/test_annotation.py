@@ -408,6 +408,10 @@ def test_problems_of_the_user_are_told(job: dict[str, str], tmp_path: Path, caps
     assert "holds no answer" in capsys.readouterr().err
     assert command.run("test", ["read", sheet, sheet, job["recipe"], *place]) == 1
     assert "a file name of its own" in capsys.readouterr().err
+    (tmp_path / "two-2.csv").write_text("answers")
+    two = ["--sheet", str(tmp_path / "two.csv"), "--rows", "5"]
+    assert command.run("test", ["export", job["recipe"], *two, *place]) == 1
+    assert "two-2.csv: is there already" in capsys.readouterr().err and not (tmp_path / "two-1.csv").exists()
     with pytest.raises(SystemExit) as found:
         command.run("test", ["export", job["recipe"], *place])
     assert found.value.code == 2

@@ -108,6 +108,7 @@ def test_examples_are_seeded_and_stand_where_they_say(mined: Artifact) -> None:
 
 def test_long_texts_are_cut_and_control_characters_steer_no_terminal(mined: Artifact) -> None:
     assert shortened("x" * 1000) == "x" * LONGEST + "… (1,000 characters)"
+    assert shortened([101, 50264, 7]) == "[101, 50264, 7] (3 numbers)"
     assert shortened([0.5, 0.25, 1.0, 2.0, 3.0]) == "[0.5, 0.25, 1, 2, …] (5 numbers)"
     text = show(profile(mined, 1000))
     assert "\x1b" not in text and "\x07" not in text and "\\u001b[31mred" in text

@@ -6,8 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, pipeline, status, tables
+from ray_pipeline import artifact, cli, pipeline, status, tables
 from ray_pipeline.artifact import Counts
+from ray_pipeline.validation import command as validation
 
 from . import made
 
@@ -69,3 +70,30 @@ def test_a_folder_that_holds_no_run_is_named(tmp_path: Path, capsys: pytest.Capt
     assert f"{tmp_path}: holds no artifacts" in capsys.readouterr().err
     assert status.run("test", [str(tmp_path), "x.yaml"]) == 1
     assert "one folder alone" in capsys.readouterr().err
+    assert status.run("test", ["train.epochs=1"]) == 1
+    assert "no recipe is named" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_holds_an_equals_sign_is_no_override(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status.run("test", [begin(str(tmp_path / "date=2025"))]) == 0
+    assert "date=2025: 1 done, 1 begun" in capsys.readouterr().out
+    assert validation.run("test", [str(tmp_path / "date=2025")]) == 1
+    assert "holds no report.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("item", "is_one"),
+    [
+        ("train.epochs=1", True),
+        ("data.train=[s3://b/date=2025/x.csv]", True),
+        ("train.learning-rate=1", True),  # which is told to be no field
+        ("runs/a=b", False),
+        ("./a=b", False),
+        ("s3://b/date=2025/run", False),
+        ("demo.yaml", False),
+    ],
+)
+def test_an_override_is_a_dotted_key_and_a_value(item: str, is_one: bool) -> None:
+    assert cli.is_override(item) is is_one

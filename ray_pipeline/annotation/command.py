@@ -53,15 +53,18 @@ def _export(options: argparse.Namespace) -> int:
     if not chosen:
         raise InputError("there is no translation to look at: the recipes translate no labelled pair")
     stem, dot, ending = options.sheet.rpartition(".")
-    for number in range(1, options.annotators + 1):
-        name = options.sheet if options.annotators == 1 else f"{stem}-{number}{dot}{ending}"
+    numbers = range(1, options.annotators + 1)
+    names = [f"{stem}-{number}{dot}{ending}" for number in numbers] if options.annotators > 1 else [options.sheet]
+    for name in names:  # all can be written, or none is
+        sheets.expect_new(name)
+    for number, name in zip(numbers, names, strict=True):
         rows = [sampling.sheet_row(one) for one in sampling.order(chosen, options.seed, number)]
         print("\n".join(sheets.write(name, answers.COLUMNS, rows, answers.GUIDE)))
     return problems.DONE
 
 
 def _read(options: argparse.Namespace) -> int:
-    names = [item for item in options.items if sheets.is_sheet(item) and "=" not in item]
+    names = [item for item in options.items if sheets.is_sheet(item) and not cli.is_override(item)]
     audits = _audits([item for item in options.items if item not in names], options.workdir)
     people_named = [answers.annotator(name) for name in names]
     if not names or len(set(people_named)) < len(names):

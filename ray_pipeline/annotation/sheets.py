@@ -55,15 +55,20 @@ def is_sheet(name: str) -> bool:
     return name.lower().endswith(FORMATS)
 
 
-def write(url: str, columns: Sequence[Column], rows: Sequence[Mapping[str, str]], guide: Sequence[str]) -> list[str]:
-    """Write a sheet and its guide, which XLSX holds within and CSV has beside it; returns the urls.
-
-    Raises InputError where one is there already, since people may have filled it in.
-    """
+def expect_new(url: str) -> None:
+    """Raise InputError for what is no sheet's name, and where one is there already: people may have filled it in."""
     if not is_sheet(url):
         raise InputError(f"{url}: its ending is none of {' and '.join(FORMATS)}: name a file of that kind")
     if storage.exists(url):
         raise InputError(f"{url}: is there already and may hold people's answers: move it, or name another --sheet")
+
+
+def write(url: str, columns: Sequence[Column], rows: Sequence[Mapping[str, str]], guide: Sequence[str]) -> list[str]:
+    """Write a sheet and its guide, which XLSX holds within and CSV has beside it; returns the urls.
+
+    Raises InputError where one is there already.
+    """
+    expect_new(url)
     rows = [{name: clean(cell) for name, cell in row.items()} for row in rows]
     if url.lower().endswith(".xlsx"):
         storage.write_bytes(url, _xlsx(columns, rows, guide))

@@ -198,7 +198,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
 def shortened(value: Any) -> str:
     """A value as one short line: long texts cut, vectors by their first numbers, control characters made visible."""
     if isinstance(value, list):
-        first = ", ".join(f"{number:.3g}" for number in value[:SHOWN_NUMBERS])
+        first = ", ".join(str(one) if isinstance(one, int) else f"{one:.3g}" for one in value[:SHOWN_NUMBERS])
         return f"[{first}{', …' if len(value) > SHOWN_NUMBERS else ''}] ({len(value)} numbers)"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     # What strangers wrote must not steer the reader's terminal.

@@ -46,7 +46,7 @@ class Check:
         self.examined += piece.table.num_rows
         for number in pc.indices_nonzero(broken).to_pylist():
             value = piece.table.column(column)[number].as_py()
-            self.found_row(piece, number, f"{column} is {_short(value)}: {rule}")
+            self.found_row(piece, number, f"{column} is {short(value)}: {rule}")
 
     def found_row(self, piece: Slice, number: int, what: str) -> None:
         """Note a violation in a row of a slice."""
@@ -74,9 +74,12 @@ class Checks:
     vectors: Check = field(default_factory=lambda: Check("vectors are finite, of length 1 and one dimension"))
     negatives: Check = field(default_factory=lambda: Check("negatives are labelled 0 and within their band"))
     positives: Check = field(default_factory=lambda: Check("no negative is a known positive"))
+    adapters: Check = field(default_factory=lambda: Check("adapters are whole, finite and of their training"))
     scores: Check = field(default_factory=lambda: Check("scores are in [0, 1], of the run's adapter"))
     predictions: Check = field(default_factory=lambda: Check("predictions agree with the threshold"))
+    evaluation: Check = field(default_factory=lambda: Check("the evaluation can be read"))
     scored: Check = field(default_factory=lambda: Check("every row outside train is scored"))
+    outputs: Check = field(default_factory=lambda: Check("decisions and figures are the evaluation's"))
     submission: Check = field(default_factory=lambda: Check("the submission is complete"))
 
     def __iter__(self) -> Iterator[Check]:
@@ -88,6 +91,7 @@ def row_place(url: str, row: int) -> str:
     return f"{url}, row {row}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value in words, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "…"

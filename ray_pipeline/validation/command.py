@@ -14,7 +14,7 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.inspection.text import aligned
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.validation import across, files, rows, submitted
+from ray_pipeline.validation import across, files, kept, rows, submitted
 from ray_pipeline.validation.check import FAILED, Check, Checks
 from ray_pipeline.validation.files import Table
 
@@ -61,7 +61,7 @@ def _validate(options: argparse.Namespace) -> int:
 
 def _output(items: Sequence[str]) -> str | None:
     """The output folder, if it is one that is named; null for recipes."""
-    folders = [item for item in items if "=" not in item and not _is_recipe(item)]
+    folders = [item for item in items if not cli.is_override(item) and not _is_recipe(item)]
     if not folders:
         return None
     if len(items) > 1:
@@ -76,18 +76,19 @@ def _is_recipe(item: str) -> bool:
 
 
 def check(chosen: Sequence[Recipe], workdir: str, output: str | None = None) -> Checks:
-    """Look at every artifact that some recipes and their comparisons point to, each once, and at their submissions."""
+    """Look at every artifact that some recipes and their comparisons point to, each once, and at their outputs."""
     checks = Checks()
     known: dict[str, Table] = {}
-    evaluated = []
+    runs = []
     for recipe in chosen:
-        found = _look(recipe, workdir, known, checks)
-        if "evaluate" in found:
-            evaluated.append((recipe, found["evaluate"]))
+        runs.append((recipe, _look(recipe, workdir, known, checks)))
         if recipe.compare is not None:
             _look(recipes.variant(recipe, recipe.compare.set), workdir, known, checks)
-    if output is not None and len(evaluated) == len(chosen):
-        submitted.look(output, evaluated, checks.submission)
+    if output is not None:
+        kept.look_at_outputs(output, runs, checks.outputs)
+        evaluated = [(recipe, run["evaluate"]) for recipe, run in runs if "evaluate" in run]
+        if len(evaluated) == len(chosen):
+            submitted.look(output, evaluated, checks.submission)
     return checks
 
 
@@ -105,6 +106,7 @@ def _look(recipe: Recipe, workdir: str, known: dict[str, Table], checks: Checks)
             run[step.stage.name] = known[step.folder]
     for stage in fresh:
         rows.look(stage, run[stage], run, checks)
+        kept.look(stage, run[stage], recipe, checks)
         across.unique(run[stage], checks.ids)
     files.look_between(run, checks.passed_on)
     if fresh:

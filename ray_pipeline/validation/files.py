@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline import artifact, reading, storage, tables
 from ray_pipeline.artifact import Artifact, Manifest
@@ -22,6 +23,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 """Of the stages whose tables are of one schema whatever the recipe says."""
 PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", "encode": "mix", "evaluate": "score"}
 """Stages that take in every row that another gives out."""
+MIXED = ("train", "tune")
+"""Parts of which mix takes in every row of dedupe and negatives."""
 WITHOUT_ROWS = ("train",)
 """Stages whose shards hold something else than the rows which they count."""
 
@@ -39,6 +42,11 @@ class Table:
     def manifest(self) -> Manifest:
         """The artifact's."""
         return self.artifact.manifest
+
+    @property
+    def whole(self) -> bool:
+        """Whether all shards can be read."""
+        return len(self.shards) == len(self.manifest.shards)
 
 
 def look(step: Step, found: Artifact, checks: Checks) -> Table:
@@ -141,12 +149,20 @@ def look_between(run: Mapping[str, Table], check: Check) -> None:
     for stage, source in PASSED_ON.items():
         if stage in run and source in run:
             _demand_equal(run, stage, f"{source} gives out", run[source].manifest.rows_out, check)
+    if "mix" in run and all(stage in run and run[stage].whole for stage in ("dedupe", "negatives")):
+        given = sum(_rows_of_parts(run[stage], MIXED) for stage in ("dedupe", "negatives"))
+        _demand_equal(run, "mix", f"the rows of {' and '.join(MIXED)} in dedupe and negatives are", given, check)
     if {"train", "mix", "self_validation"} <= set(run):
         given = run["mix"].manifest.rows_out - run["self_validation"].manifest.rows_rejected
         _demand_equal(run, "train", "mix and self_validation give out", given, check)
     if {"dedupe", "split"} <= set(run):
         given = run["split"].manifest.rows_out + run["dedupe"].manifest.extra.get("translated", 0)
         _demand_equal(run, "dedupe", "split and audit give out", given, check)
+
+
+def _rows_of_parts(table: Table, parts: Sequence[str]) -> int:
+    pieces = (piece.table.column("part") for url in table.shards for piece in reading.slices(url, ["part"]))
+    return sum(pc.sum(pc.is_in(part, pa.array(parts))).as_py() or 0 for part in pieces)
 
 
 def _demand_equal(run: Mapping[str, Table], stage: str, words: str, given: int, check: Check) -> None:

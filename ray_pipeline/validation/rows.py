@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 from ray_pipeline import reading
 from ray_pipeline.inspection.profile import matrix
 from ray_pipeline.reading import Slice
+from ray_pipeline.text import language_code
 from ray_pipeline.validation.check import Check, Checks
 from ray_pipeline.validation.files import Table
 
 LANGUAGE = r"^[a-z]{2,3}$"
+"""What a recipe may translate into."""
 SPLITS, PARTS = ("train", "dev", "test"), ("train", "tune", "holdout")
 NEGATIVE = r"_negative$"
 LENGTH_TOLERANCE = 5e-3
@@ -48,11 +50,12 @@ def _looks(
         (["vector"], partial(_vectors, checks.vectors, normalised)),
         (["score"], partial(_scores, checks.scores, "adapter" not in there)),
         (["adapter"], partial(_adapter, checks.scores, adapter)),
+        (["target_language"], partial(_target_language, checks.languages)),
         (["probability", "threshold", "prediction"], partial(_predictions, checks.predictions)),
     ]
     if stage != "ingest":  # its tags are the raw files' own
-        names = ("language", "source_language", "target_language")
-        found += [([name], partial(_language, checks.languages, name)) for name in names]
+        names = ("language", "source_language")
+        found += [([name], partial(_tag, checks.languages, name)) for name in names]
     return [(names, one) for names, one in found if set(names) <= there]
 
 
@@ -66,9 +69,17 @@ def _labels(check: Check, piece: Slice) -> None:
     check.demand_rows(piece, pc.or_kleene(legal, absent), "label", "it must be 0 or 1, and null in dev and test only")
 
 
-def _language(check: Check, name: str, piece: Slice) -> None:
-    legal = pc.match_substring_regex(piece.table.column(name), LANGUAGE)
-    check.demand_rows(piece, legal, name, "it must be an ISO 639 code of two or three small letters, or und")
+def _tag(check: Check, name: str, piece: Slice) -> None:
+    """A tag that nobody has corrected stands, in the form that all tags are brought to."""
+    column = piece.table.column(name)
+    legal = [tag for tag in pc.unique(column).to_pylist() if tag is not None and tag == language_code(tag)]
+    rule = "it must be in small letters, without a region, or und"
+    check.demand_rows(piece, pc.is_in(column, pa.array(legal, pa.string())), name, rule)
+
+
+def _target_language(check: Check, piece: Slice) -> None:
+    legal = pc.match_substring_regex(piece.table.column("target_language"), LANGUAGE)
+    check.demand_rows(piece, legal, "target_language", "it must be an ISO 639 code of two or three small letters")
 
 
 def _parts(check: Check, stage: str, piece: Slice) -> None:
