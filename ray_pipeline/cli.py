@@ -7,16 +7,19 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ray_pipeline import cross_task, models, outputs, pipeline, problems, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import Recipe, Section
 from ray_pipeline.report import index
 from ray_pipeline.sandbox import serving
 
 OVERRIDE = re.compile(r"[\w.-]+=")
+MODELS = ("train.model", "embed.model", "audit.similarity_model", "translate.local.model")
+"""Fields that may name a folder."""
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def main(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -111,15 +114,25 @@ def placed(chosen: Sequence[Recipe], workdir: str) -> list[Recipe]:
 
 def _with_full_paths(item: Recipe) -> Recipe:
     """The recipe, with the other task's and what it compares itself with, with full paths of its folders of models."""
-    sections = {name: getattr(item, name) for name in ("train", "embed")}
-    full = {name: one.model_copy(update={"model": models.placed(one.model)}) for name, one in sections.items()}
+    for field in MODELS:
+        item = _placed(item, field.split("."))
     compare = item.compare
     if compare is not None:
-        keys = {f"{name}.model" for name in sections}
-        changes = {key: models.placed(value) if key in keys else value for key, value in compare.set.items()}
+        changes = {
+            key: models.placed(value) if key in MODELS and value else value for key, value in compare.set.items()
+        }
         compare = compare.model_copy(update={"set": changes})
     other = item.other and _with_full_paths(item.other)
-    return item.model_copy(update=full | {"compare": compare, "other": other})
+    return item.model_copy(update={"compare": compare, "other": other})
+
+
+def _placed(section: SectionT, field: Sequence[str]) -> SectionT:
+    """A section whose field, or one below it, names a model: with the folder's full path."""
+    name, *below = field
+    value = getattr(section, name)
+    if value is None:
+        return section
+    return section.model_copy(update={name: _placed(value, below) if below else models.placed(value)})
 
 
 def _reach_storage(chosen: Sequence[Recipe]) -> None:

@@ -180,7 +180,7 @@ def stable_share(*parts: str) -> float:
 @lru_cache(4096)
 def language_code(tag: str | None) -> str:
     """A raw language tag as ISO 639-1 in lower case; `und` for none."""
-    code = (tag or "").strip().lower().replace("_", "-").split("-")[0]
+    code = (tag or "").lower().replace("_", "-").split("-")[0].strip()
     return LANGUAGE_ALIASES.get(code, code) or "und"
 
 

@@ -66,11 +66,15 @@ def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_s_folder_is_named_in_full(make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own").mkdir()
     monkeypatch.chdir(tmp_path)
-    chosen = make_recipe(train__model="own", embed__model="./own", compare={"set": {"train.model": "own", "name": "x"}})
+    local = {"translator": "local", "local": {"model": "own"}, "languages": ["de"]}
+    compare = {"set": {"train.model": "own", "name": "x"}}
+    chosen = make_recipe(
+        train__model="own", embed__model="./own", audit__similarity_model="own", translate=local, compare=compare
+    )
     (found,) = cli.placed([chosen], str(tmp_path / "work"))
-    assert found.compare is not None
-    names = (found.train.model, found.embed.model, found.compare.set["train.model"])
-    assert names == (str(tmp_path / "own"),) * 3 and found.compare.set["name"] == "x"
+    assert found.compare is not None and found.translate.local is not None
+    names = {found.train.model, found.embed.model, found.audit.similarity_model, found.translate.local.model}
+    assert names | {found.compare.set["train.model"]} == {str(tmp_path / "own")} and found.compare.set["name"] == "x"
 
 
 def test_an_output_that_cannot_be_written_stops_before_the_work(
