@@ -15,7 +15,7 @@ import torch
 def narrowed(decoder: Any, places: torch.Tensor) -> Iterator[None]:
     """Let the last layer of a decoder, one of `prefix.MODEL_TYPES`, be right at one token of each row, `places [n]`.
 
-    Not for layers that are computed again on the way back.
+    Not for layers that are computed again on the way back, nor for threads that share a model.
     """
     last = decoder.layers[-1]
     with ExitStack() as stack:

@@ -288,7 +288,7 @@ def test_an_unreachable_server(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(GeminiError, match=f"{url} cannot be reached .*3 attempts.*check gemini.base_url") as caught:
             fanout(url, tmp_path, attempts=3).answer(ITEMS)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # far from the minutes that a server which has answered before is given
     assert "GOOGLE_GEMINI_BASE_URL" in str(caught.value) and "the same command goes on" in str(caught.value)
 
 

@@ -1,5 +1,6 @@
 """The loop: it learns, stops in time, keeps the best adapter, and goes on from a checkpoint as if undisturbed."""
 
+import copy
 import json
 import shutil
 import threading
@@ -298,13 +299,13 @@ def together(count: int) -> Callable[[int], Callable[[Any], list[Any]]]:
 def test_the_workers_shares_cover_tune(tmp_path: Path, workers: int) -> None:
     rules = toy.rules(batch_rows=16, workers=workers)
     model, tune, gather = toy.classifier(rules), toy.examples(15, seed=1), together(workers)
-    model.eval()
+    models = [copy.deepcopy(model.eval()) for _ in range(workers)]  # as each worker has its own
     alone = loops.score(model, tune.ids, 0, "cpu")
     found: dict[int, Any] = {}
 
     def work(rank: int) -> None:
         worker = Worker(rank, workers, "cpu", gather(rank))
-        engine = PlainEngine(model, rules, 1)
+        engine = PlainEngine(models[rank], rules, 1)
         made = Loop(engine, rules, tune, tune, 0, worker, tmp_path / str(rank), lambda *_: None)
         found[rank] = made._score_tune()
 
