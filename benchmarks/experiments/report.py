@@ -16,7 +16,7 @@ from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.recipe import Section
 from ray_pipeline.report import charts, render
 from ray_pipeline.report.data import Difference, Estimate
-from ray_pipeline.report.svg import WIDTH, drawing, text
+from ray_pipeline.report.svg import drawing, tag, text
 
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
@@ -118,7 +118,10 @@ def drawn(rows: Sequence[Row]) -> str:
         chart = charts.differences(items, styles={row["variant"]: _style(row) for row in chosen})
         height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
         title = "All rows of the holdout" if slice_name == WHOLE else "Withheld languages"
-        placed = chart.replace("<svg ", f'<svg y="{at + 26:g}" width="{WIDTH}" height="{height:g}" ', 1)
+        within = re.sub(
+            r"^<svg [^>]*>|</svg>$", "", chart
+        )  # the sheet would give a drawing within another the whole's size
+        placed = tag("g", within, transform=f"translate(0 {at + 26:g})")
         pieces.append(text(8, at + 18, title, "start", "name") + placed)
         at += height + 34
     whole_drawing = drawing(at, "Differences of F1", f"<style>{style()}</style>", *pieces)
