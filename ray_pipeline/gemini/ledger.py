@@ -108,8 +108,8 @@ class Log:
                 self._pieces.append(url)
             else:
                 url = str(Path(self._url) / f"{self._name}.jsonl")
-                self._pieces = [url]
                 storage.append_bytes(url, data)
+                self._pieces = [url]  # now that it is there: another thread may be waiting to have it on the disk
             self._torn = False
             del self._pending[: len(lines)]  # others may have come meanwhile, from another thread
 
