@@ -24,7 +24,7 @@ def identity(name: str, revision: str | None, weights: bool = True) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     if not weights:
         files = [file for file in files if file.suffix not in WEIGHTS and not file.name.endswith(".index.json")]
-    return json.dumps({str(file.relative_to(path)): _file_hash(file) for file in files}, sort_keys=True)
+    return json.dumps({str(file.relative_to(path)): storage.hash_once(str(file)) for file in files}, sort_keys=True)
 
 
 def resolve(name: str) -> str:
@@ -91,14 +91,3 @@ def _folder(name: str) -> Path | None:
     if name.startswith(("/", "./", "../", "~")):
         raise ModelError(f"{name}: no such folder; name a model folder or a hub model")
     return None
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def _file_hash(file: Path) -> str:
-    status = os.stat(file)
-    key = (str(file), status.st_size, status.st_mtime_ns)
-    if key not in _hashes:
-        _hashes[key] = storage.content_hash(str(file))
-    return _hashes[key]

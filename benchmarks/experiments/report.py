@@ -20,7 +20,7 @@ from ray_pipeline.report.svg import drawing, tag, text
 
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
-NAMES = ("translation", "errors", "negatives", "bands", "sources", "tricks", "precision", "shop-errors")
+NAMES = ("translation", "errors", "negatives", "bands", "sources", "tricks", "precision", "noise", "shop-errors")
 HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
 Row = Mapping[str, Any]
 

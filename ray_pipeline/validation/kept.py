@@ -4,7 +4,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from ray_pipeline import evaluate, folds, storage
 from ray_pipeline.errors import ModelError
 from ray_pipeline.evaluate import Evaluation
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.report.index import METRICS, RunFigures, TaskFigures
 from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.train import card, saved
 from ray_pipeline.validation.check import Check, Checks, short
@@ -24,22 +24,6 @@ DIGITS = 6
 """Of a figure in metrics.json."""
 AGAIN = "run the recipe's command again"
 Content = TypeVar("Content")
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What metrics.json says of one recipe, as far as it is held against the evaluation."""
-
-    recipe: str
-    threshold: float
-    f1: float | None
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The content of metrics.json, likewise."""
-
-    tasks: dict[str, Figures]
 
 
 def look(stage: str, table: Table, recipe: Recipe, checks: Checks) -> None:
@@ -88,8 +72,8 @@ def _evaluation(table: Table) -> Evaluation | None:
 def look_at_outputs(folder: str, runs: Sequence[tuple[Recipe, Mapping[str, Table]]], check: Check) -> None:
     """Check the decisions and figures in a run's output folder against the evaluations that they were taken from."""
     done = [(recipe, run) for recipe, run in runs if {"train", "evaluate"} <= set(run)]
-    place = storage.join(folder, "metrics.json")
-    metrics = _read(place, Metrics, check) if done else None
+    place = storage.join(folder, METRICS)
+    metrics = _read(place, RunFigures, check) if done else None
     for recipe, run in done:
         evaluation = _evaluation(run["evaluate"])
         _look_at_decision(storage.join(folder, f"decision-{recipe.name}.json"), recipe, run, evaluation, check)
@@ -119,19 +103,19 @@ def _look_at_decision(
     found = _read(url, Decided, check)
     if found is not None and evaluation is not None:
         adapters = folds.fingerprints(run["train"].manifest.fingerprint, recipe.train)
-        _demand_alike(found, Decided(recipe.task, adapters, evaluation.decision), url, check)
+        _demand_alike(found, vars(Decided(recipe.task, adapters, evaluation.decision)), url, check)
 
 
-def _look_at_figures(url: str, metrics: Metrics, recipe: Recipe, evaluation: Evaluation, check: Check) -> None:
+def _look_at_figures(url: str, metrics: RunFigures, recipe: Recipe, evaluation: Evaluation, check: Check) -> None:
     found = next((one for one in metrics.tasks.values() if one.recipe == recipe.name), None)
     check.demand(found is not None, url, f"says nothing of the recipe {recipe.name}; {AGAIN}")
     if found is not None:
         f1 = evaluation.headline.f1.value
-        wanted = Figures(recipe.name, evaluation.threshold, None if math.isnan(f1) else round(f1, DIGITS))
+        wanted = {"threshold": evaluation.threshold, "f1": None if math.isnan(f1) else round(f1, DIGITS)}
         _demand_alike(found, wanted, url, check)
 
 
-def _demand_alike(found: Figures | Decided, wanted: Figures | Decided, url: str, check: Check) -> None:
-    for name, value in vars(wanted).items():
+def _demand_alike(found: TaskFigures | Decided, wanted: Mapping[str, object], url: str, check: Check) -> None:
+    for name, value in wanted.items():
         said = getattr(found, name)
         check.demand(said == value, url, f"{name} is {short(said)}, but {short(value)} by its evaluation; {AGAIN}")
