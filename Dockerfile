@@ -12,7 +12,7 @@ ARG FAISS=gpu
 WORKDIR /home/ray/sources
 COPY --chown=ray:users pyproject.toml constraints.txt README.md ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['${FAISS}'], 'boto3', sep='\n')" > requirements.txt \
-    && sed '/^faiss-/d' constraints.txt > pins.txt
+    && cp constraints.txt pins.txt
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['vllm'])" > vllm.txt
 COPY --chown=ray:users ray_pipeline ray_pipeline
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir wheels .

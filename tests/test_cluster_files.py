@@ -43,13 +43,14 @@ FIELDS = {
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What an overlay makes, by kind; of ConfigMaps, by name."""
+    """What an overlay makes, by kind; of ConfigMaps and ServiceAccounts, by name."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl renders the overlays")
     made = subprocess.run([kubectl, "kustomize", CLUSTER / "kuberay" / request.param], capture_output=True, check=True)
     found = list(yaml.safe_load_all(made.stdout))
-    return {item["metadata"]["name"] if item["kind"] == "ConfigMap" else item["kind"]: item for item in found}
+    named = ("ConfigMap", "ServiceAccount")
+    return {item["metadata"]["name"] if item["kind"] in named else item["kind"]: item for item in found}
 
 
 @pytest.fixture
@@ -116,7 +117,8 @@ def test_every_pod_fits_its_machine_and_runs_without_rights(job: dict[str, Any])
                  for key in ("cpu", "memory", "nvidia.com/gpu")}  # fmt: skip
         assert asked["cpu"] <= cpus - 1 and asked["memory"] <= 0.9 * gib, "the node's own daemons need some"
         assert asked["nvidia.com/gpu"] == gpus, group
-        assert pod["restartPolicy"] == "Never" and pod["serviceAccountName"] == "ray-pipeline"
+        assert pod["restartPolicy"] == "Never"
+        assert pod["serviceAccountName"] == ("ray-pipeline" if group == "head" else "ray-pipeline-worker")
         shared = next(volume for volume in pod["volumes"] if volume["name"] == "shared-memory")["emptyDir"]
         assert shared["medium"] == "Memory" and quantity(shared["sizeLimit"]) <= 0.5 * asked["memory"]
         assert {"name": "shared-memory", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
@@ -189,9 +191,13 @@ def test_the_groups_offer_what_the_recipe_asks_for(rendered: dict[str, Any], job
             assert not gpus or kind["resources"]["accelerator_type:L40S"], "else the autoscaler starts none of a type"
 
 
-def test_who_may_speak_to_the_cluster_is_limited(rendered: dict[str, Any]) -> None:
+def test_who_may_speak_to_the_cluster_is_limited(rendered: dict[str, Any], job: dict[str, Any]) -> None:
     policy = rendered["NetworkPolicy"]["spec"]
-    assert policy["podSelector"] == {"matchExpressions": [{"key": "ray.io/cluster", "operator": "Exists"}]}
+    assert policy["podSelector"] == {"matchLabels": {"ray-pipeline/role": "node"}}
+    cluster = job["rayClusterSpec"]
+    nodes = [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    assert all(one["metadata"]["labels"] == {"ray-pipeline/role": "node"} for one in nodes)
+    assert job["submitterPodTemplate"]["metadata"]["labels"] == {"ray-pipeline/role": "submitter"}
     assert policy["policyTypes"] == ["Ingress"]
     outside = [rule for rule in policy["ingress"] if "ports" in rule]
     assert len(policy["ingress"]) - len(outside) == 1, "only the cluster's own pods reach every port"
@@ -219,6 +225,8 @@ def test_ray_s_launcher_accepts_the_cluster_on_aws() -> None:
         machine = types[name]["node_config"]
         assert machine["InstanceMarketOptions"] == {"MarketType": "spot"} and types[name]["min_workers"] == 0
         assert types[name]["resources"]["CPU"] <= MACHINES[machine["InstanceType"]][0]
+    started = [raw[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker")]
+    assert not any("export GEMINI_API_KEY=" in command for command in started), "it would hide that there is none"
     assert "--dashboard-host=127.0.0.1" in raw["head_start_ray_commands"][-1]
     assert "--env RAY_AUTH_MODE=token" in raw["docker"]["run_options"]
     assert list(raw["file_mounts"]) == ["/home/ray/.ray/auth_token"]
@@ -249,7 +257,7 @@ def test_the_list_of_dependencies_is_the_project_s_with_its_pins(tmp_path: Path)
     wanted = {re.split(r"[\[<>=]", line)[0] for line in (tmp_path / "requirements.txt").read_text().split()}
     assert {"ray", "torch", "faiss-gpu", "deepspeed", "google-genai"} <= wanted and "faiss-cpu" not in wanted
     pins = (tmp_path / "pins.txt").read_text()
-    assert "\ntorch==" in pins and "faiss" not in pins
+    assert all(f"\n{name}==" in pins for name in ("torch", "faiss-cpu", "faiss-gpu", "boto3"))
     named = {package for package in health.PACKAGES.values() if package and package != "ray-pipeline"}
     assert named <= wanted, "the health command imports what the project depends on"
 
