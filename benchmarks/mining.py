@@ -204,7 +204,7 @@ def compare(report: Report, rows: int, repeats: int, suffix: str) -> None:
     )
     ratio, words = ratios(seconds, "theirs", "ivf")
     extra = found["ivf"][1]
-    recall = extra["neighbours_found"] / extra["neighbours"]
+    recall = extra["recall"] / extra["approximated"]
     report.add("  ivf, built and searched: times as fast", words, ">= 5", **{f"ratio_approximate{suffix}": ratio})
     report.add("  ivf: recall of the neighbours", f"{recall:.4f}", ">= 0.99", **{f"recall_approximate{suffix}": recall})
     ratio, words = ratios(seconds, "theirs", "quantile")

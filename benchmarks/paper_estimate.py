@@ -46,6 +46,10 @@ SEARCH_FLOPS = 10e12
 S3_MONTH, S3_PUTS = 0.023, 0.005
 """USD for a GB kept a month, and for a thousand writes."""
 SHARD_ROWS = 50_000
+PASSES = 2
+"""Of a shard over all vectors: for those of its anchors, and to compare them. Each further kind adds as many."""
+READ_BYTES = 1.25e9
+"""A second, of a g5.xlarge from S3 at best: 10 Gbit/s."""
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -65,16 +69,22 @@ def rows() -> list[tuple[str, str, str]]:
     mine = anchors * TARGETS * DIMENSION * 2 / SEARCH_FLOPS / 3600
     how = f"{anchors:,.0f} anchors x {TARGETS:,} x {DIMENSION} x 2 / {SEARCH_FLOPS:.0e} a second"
     found.append(("negatives, hard, exact", how, f"{mine:.1f} GPU-hours"))
-    gpu_hours = (embed + mine) / GPU_NODES
+    vectors = TARGETS * DIMENSION * 2 / 1e9
+    passes = PAIRS / SHARD_ROWS * PASSES
+    reads = passes * vectors * 1e9 / READ_BYTES / 3600
+    how = f"{PAIRS:,} rows / {SHARD_ROWS:,} x {PASSES} x {vectors:.0f} GB, `corpus_rows_at_once` set"
+    found.append(("vectors read again while mining", how, f"{passes * vectors / 1000:.0f} TB"))
+    how = f"{passes * vectors / 1000:.0f} TB / {READ_BYTES / 1e9} GB a second, at best"
+    found.append(("&nbsp;&nbsp;GPUs wait for them", how, f"{reads:.1f} GPU-hours"))
+    gpu_hours = (embed + mine + reads) / GPU_NODES
     gpu_usd = gpu_hours * GPU_NODES * GPU.usd
     found.append(
         (
             "GPU stages",
-            f"{embed + mine:.0f} GPU-hours / {GPU_NODES} x {GPU.name}",
+            f"{embed + mine + reads:.0f} GPU-hours / {GPU_NODES} x {GPU.name}",
             f"{gpu_hours:.1f} h, {gpu_usd:.0f} USD",
         )
     )
-    vectors = TARGETS * DIMENSION * 2 / 1e9
     tables = PAIRS * PAIR_BYTES * STAGES_WRITTEN / 1e9
     found.append(("on S3: vectors", f"{TARGETS:,} x {DIMENSION} x 2 bytes", f"{vectors:.0f} GB"))
     found.append(("on S3: tables", f"{PAIRS:,} x {PAIR_BYTES} bytes x {STAGES_WRITTEN} stages", f"{tables:.0f} GB"))
@@ -82,9 +92,6 @@ def rows() -> list[tuple[str, str, str]]:
     store = (vectors + tables) * S3_MONTH + writes / 1000 * S3_PUTS
     how = f"{vectors + tables:.0f} GB x {S3_MONTH} + {writes:,.0f} writes x {S3_PUTS} / 1000"
     found.append(("S3, a month", how, f"{store:.2f} USD"))
-    reads = anchors / SHARD_ROWS * vectors
-    how = f"{anchors / SHARD_ROWS:,.0f} shards of anchors x {vectors:.0f} GB, `corpus_rows_at_once` set"
-    found.append(("vectors read again while mining", how, f"{reads / 1000:.1f} TB"))
     total = cpu_usd + gpu_usd + store
     found.append(
         (
@@ -102,7 +109,7 @@ def main() -> None:
     about = (
         f"Not a run. {CPU.name}: {CPU.usd:.4f} USD an hour ({CPU.source}); {GPU.name}: {GPU.usd} ({GPU.source}). "
         "No translation, no training. What breaks first: a g5.xlarge has 16 GiB, so the vectors are read in parts "
-        "(`negatives.corpus_rows_at_once`), and to read them for every shard of anchors outweighs all other traffic: "
+        "(`negatives.corpus_rows_at_once`), and to read them for every shard of pairs outweighs all other traffic: "
         "larger shards (`runtime.shard_rows`) or a machine that holds them lower it in proportion."
     )
     results.keep(

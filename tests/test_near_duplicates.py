@@ -1,14 +1,16 @@
 """Nearly equal queries of one target: what is found does not rest on shards, and what is found is right."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from ray_pipeline import artifact, dedupe, tables
+from ray_pipeline import artifact, dedupe, shards, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.dedupe import exact, near
 from ray_pipeline.recipe import Recipe
@@ -17,6 +19,7 @@ from ray_pipeline.text import normalise
 from tests import made
 
 THRESHOLD = 0.7
+NO_GIANTS = np.zeros(0, np.uint64)
 
 
 def pair(number: int, query: str, part: str = "train", **changes: Any) -> dict[str, Any]:
@@ -143,10 +146,10 @@ def test_what_is_found_rests_on_no_division_into_shards(tmp_path: Path, make_rec
         for i, text in enumerate(variants(600, seed=2))
     ]
     found = []
-    for name, shard_rows, shards in (("a", 1000, 1), ("b", 200, 5)):
+    for name, shard_rows, parts in (("a", 1000, 1), ("b", 200, 5)):
         draw.shuffle(rows)
         recipe = make_recipe(dedupe__near_duplicates=THRESHOLD, runtime__shard_rows=shard_rows)
-        item, outcome = run(tmp_path / name, recipe, rows, shards)
+        item, outcome = run(tmp_path / name, recipe, rows, parts)
         found.append((refused(item), outcome.extra["near_leaks"]))
     assert found[0] == found[1]
     kept = {row["pair_id"] for row in rows} - set(found[0][0])
@@ -229,12 +232,76 @@ def test_a_popular_target_does_not_cost_its_square(monkeypatch: pytest.MonkeyPat
     assert len(compared) <= 40 * 5
 
 
+def by_every_pair(rows: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    """(pair, place, like) of rows that share a band: of each band and place the first that is similar."""
+    keys = near.bands([normalise(row["query"]) for row in rows], THRESHOLD)
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["origin"] != "original", rows[i]["position"]))
+    found = set()
+    for at, i in enumerate(order):
+        row = rows[i]
+        for band in range(keys.shape[1] if row["part"] == "train" else 0):
+            seen: dict[str, int] = {}
+            for rank, j in enumerate(order):
+                place = rows[j]["part"] or rows[j]["split"]
+                if rows[j]["target"] != row["target"] or keys[i, band] != keys[j, band] or place in seen:
+                    continue
+                if place == "train" and (rank >= at or rows[j]["label"] != row["label"]):
+                    continue
+                if row["query"] != rows[j]["query"] and similarity(row["query"], rows[j]["query"]) >= THRESHOLD:
+                    seen[place] = j
+            found |= {(row["pair_id"], place, rows[j]["pair_id"]) for place, j in seen.items()}
+    return found
+
+
+@pytest.mark.parametrize("buckets", [1, 3])
+@pytest.mark.parametrize("giant", [[], ["t0"], ["t0", "t1", "t2"]])
+def test_what_is_found_is_the_same_by_target_and_by_band(buckets: int, giant: list[str]) -> None:
+    draw = random.Random(4)
+    rows = [
+        pair(i, text, draw.choice(["train"] * 5 + ["tune", "dev"]), target=f"t{draw.randrange(3)}")
+        for i, text in enumerate(variants(400, seed=3))
+    ]
+    for row in rows:
+        row["label"] = None if row["label"] is None else draw.randrange(2)
+    giants = exact.keys(pa.chunked_array([giant], pa.string()))
+    parts = [pa.Table.from_pylist(rows[number::4], schema=tables.PAIRS).select(near.COLUMNS) for number in range(4)]
+    travelled = pa.concat_tables([near.candidates(part, 5, buckets, giants, THRESHOLD) for part in parts])
+    own = sum(row["target"] in giant for row in rows)
+    assert len(travelled) == len(rows) + own * (near.layout(THRESHOLD)[0] - 1)
+    found = set()
+    for bucket in range(buckets):
+        some = travelled.filter(pc.equal(travelled.column(shards.BUCKET), bucket))
+        found |= {(row["pair_id"], row["place"], row["like"]) for row in near.similar(some, THRESHOLD).to_pylist()}
+    assert found == by_every_pair(rows)
+    assert len(found) > 20
+
+
+def test_nothing_is_similar_to_nothing() -> None:
+    assert len(near.similar(near.CANDIDATES.empty_table(), THRESHOLD)) == 0
+
+
+def test_targets_of_very_many_rows_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "GIANT_ROWS", 14)
+    parts = [pa.table({"target": ["a", "a", "B"] + [f"{number} {i}" for i in range(9)]}) for number in range(6)]
+    monkeypatch.setattr(shards, "dataset", lambda inputs, function, columns: Parts([function(part) for part in parts]))
+    sources = [shards.Source(f"{number}", "", 12) for number in range(6)]
+    assert near.giants(sources).tolist() == exact.keys(pa.chunked_array([["a"]])).tolist()
+    assert len(near.giants(sources[:0])) == 0
+
+
+class Parts(list[pa.Table]):
+    """A dataset that is there."""
+
+    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+        return iter(self)
+
+
 def test_rows_of_different_labels_are_no_near_duplicates_but_leak_alike() -> None:
     one, other = "samsung galaxy s23 ultra 256gb case", "samsung galaxy s24 ultra 256gb case"
     assert similarity(one, other) > 0.8
     rows = [pair(1, one, label=0), pair(2, other, label=1), pair(3, one + "s", label=0), pair(4, one + "es", "test")]
     table = pa.Table.from_pylist(rows, schema=tables.PAIRS).select(near.COLUMNS)
-    found = near.similar(near.candidates(table, 0.7, 1, 1), 0.7).to_pylist()
+    found = near.similar(near.candidates(table, 1, 1, NO_GIANTS, 0.7), 0.7).to_pylist()
     assert {(row["pair_id"], row["like"]) for row in found if row["place"] == "train"} == {("train-3", "train-1")}
     assert {row["pair_id"] for row in found if row["place"] == "test"} == {"train-1", "train-2", "train-3"}
 
@@ -251,8 +318,8 @@ def test_the_account_adds_up_over_shards() -> None:
 def test_of_a_giant_query_only_the_beginning_travels() -> None:
     giant = "größe 42 " * 10_000
     table = pa.Table.from_pylist([pair(1, giant), pair(2, giant + "!!! x")], schema=tables.PAIRS)
-    found = near.candidates(table.select(near.COLUMNS), THRESHOLD, 4, 3)
-    assert found.num_rows == 2 * near.layout(THRESHOLD)[0]
+    found = near.candidates(table.select(near.COLUMNS), 4, 3, NO_GIANTS, THRESHOLD)
+    assert found.num_rows == 2
     assert set(found.column("text").to_pylist()) == {normalise(giant)[: near.COMPARED_CHARACTERS]}
     assert {row["pair_id"]: row["like"] for row in near.similar(found, THRESHOLD).to_pylist()} == {"train-2": "train-1"}
 

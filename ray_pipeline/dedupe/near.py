@@ -9,10 +9,12 @@ leak, whatever its label, and goes if the recipe removes leaks.
 
 What is compared rests on texts alone: no order of shards or blocks changes what is found. MinHash misses a pair now
 and then, the more often the nearer it is to the threshold.
+
+Rows travel once, to those of their target; only the rows of a giant target travel band by band.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -23,6 +25,7 @@ from ray_pipeline import artifact, recipe, shards, storage, tables
 from ray_pipeline.artifact import Counts
 from ray_pipeline.dedupe import exact
 from ray_pipeline.dedupe.exact import PLACES, Numbers
+from ray_pipeline.shards import Source
 from ray_pipeline.text import normalise
 
 FOLDER = "exact"
@@ -35,10 +38,12 @@ MISSES_OVER_CHECKS = (0.02, 0.98)
 """How much a pair to verify in vain weighs against a pair missed when the bands are chosen."""
 MOST_COMPARED = 100
 """Rows of one band that a row is compared with, at most: the first ones. A popular target cannot cost its square."""
+GIANT_ROWS = 100_000
+"""A target of about so many rows or more is no work for one task: its bands are spread over several."""
 
 CANDIDATES = pa.schema(
     [
-        pa.field("band", pa.uint64()),
+        pa.field("band", pa.uint64()),  # null: of a row that stands for all its bands
         pa.field("target", pa.uint64()),
         pa.field("query", pa.uint64()),
         pa.field("text", pa.string()),  # what is compared of the normalised query
@@ -61,6 +66,7 @@ FOUND = pa.schema(
         pa.field(shards.BUCKET, pa.int64()),  # the number of its shard
     ]
 )
+COUNTED = pa.schema([pa.field("target", pa.uint64()), pa.field("rows", pa.int64())])
 COLUMNS = ["pair_id", "split", "part", "query", "target", "label", "origin", "position"]
 FIRST = [("derived", "ascending"), ("position", "ascending")]
 
@@ -107,46 +113,68 @@ def mixed(one: Numbers, other: Numbers) -> Numbers:
     return spread
 
 
-def candidates(table: pa.Table, threshold: float, number_of_shards: int, buckets: int) -> pa.Table:
-    """Each row of a shard of pairs once for each of its bands, with what it takes to compare and to find it again."""
-    place = pc.coalesce(table.column("part"), table.column("split"))
+def candidates(table: pa.Table, number_of_shards: int, buckets: int, giants: Numbers, threshold: float) -> pa.Table:
+    """The rows of a shard of pairs, with what it takes to compare them and to find them again, by target.
+
+    Those of a giant target stand there once for each band, and each band by itself.
+    """
     encoded = table.column("query").combine_chunks().dictionary_encode()
-    of = encoded.indices.to_numpy()
-    texts = [normalise(text)[:COMPARED_CHARACTERS] for text in encoded.dictionary.to_pylist()]
+    texts = pa.array([normalise(text)[:COMPARED_CHARACTERS] for text in encoded.dictionary.to_pylist()], pa.string())
     query, target = (exact.keys(table.column(name)) for name in ("query", "target"))
-    keys = mixed(bands(texts, threshold)[of], target[:, None])
-    rows = pa.array(np.repeat(np.arange(len(of)), keys.shape[1]))
     columns = {
         "query": pa.array(query),
         "target": pa.array(target),
-        "text": pa.array(texts, pa.string()).take(pa.array(of)),
-        "place": place,
+        "text": texts.take(encoded.indices),
+        "place": pc.coalesce(table.column("part"), table.column("split")),
         "label": table.column("label"),
         "derived": pa.array(~exact.mask(table, "origin", "original")),
         "position": table.column("position"),
         "pair_id": table.column("pair_id"),
         "shard": pa.array((query % np.uint64(number_of_shards)).astype(np.int64)),
     }
-    spread = pa.table(columns).take(rows)
-    spread = spread.append_column("band", pa.array(keys.ravel()))
-    spread = spread.append_column(shards.BUCKET, pa.array((keys.ravel() % np.uint64(buckets)).astype(np.int64)))
+    rows, giant = pa.table(columns), np.isin(target, giants)
+    split = rows.filter(pa.array(giant))
+    places, keys = banded(split, threshold)
+    split = split.take(pa.array(places)).append_column("band", pa.array(keys))
+    whole = rows.filter(pa.array(~giant))
+    whole = whole.append_column("band", pa.nulls(len(whole), pa.uint64()))
+    numbers = np.concatenate([target[~giant], keys]) % np.uint64(buckets)
+    spread = pa.concat_tables([whole, split]).append_column(shards.BUCKET, pa.array(numbers.astype(np.int64)))
     return tables.conform(spread, CANDIDATES)
+
+
+def banded(rows: pa.Table, threshold: float) -> tuple[Numbers, Numbers]:
+    """Each row once for each of its bands: its place, and the key of the band and the target; both `[n * bands]`."""
+    encoded = rows.column("text").combine_chunks().dictionary_encode()
+    keys = bands(encoded.dictionary.to_pylist(), threshold)[encoded.indices.to_numpy()]
+    keys = mixed(keys, rows.column("target").to_numpy()[:, None])
+    return np.repeat(np.arange(len(rows)), keys.shape[1]), keys.ravel()
 
 
 def similar(table: pa.Table, threshold: float) -> pa.Table:
     """Which rows of train in a bucket of candidates resemble an earlier one of their label, or any of another part."""
-    keys = [("band", "ascending"), ("target", "ascending"), *FIRST, ("pair_id", "ascending")]
-    table = table.sort_by(keys)
-    band, target = (table.column(name).to_numpy() for name in ("band", "target"))
-    starts = np.flatnonzero(np.r_[True, (band[1:] != band[:-1]) | (target[1:] != target[:-1])])
-    sizes = np.diff(np.r_[starts, len(band)])
-    shared = np.repeat(sizes > 1, sizes)
-    rows = table.filter(pa.array(shared)).to_pylist()
-    found, start = [], 0
-    for size in sizes[sizes > 1]:
-        found += list(_of_one_band(rows[start : start + size], threshold))
+    table = table.sort_by([*FIRST, ("pair_id", "ascending")])
+    target, places, keys = table.column("target").to_numpy(), *_compared(table, threshold)
+    order = np.lexsort((places, target[places], keys))
+    places, keys = places[order], keys[order]
+    new = (keys[1:] != keys[:-1]) | (target[places[1:]] != target[places[:-1]])
+    sizes = np.diff(np.r_[0, np.flatnonzero(new) + 1, len(keys)])
+    shared, numbers = np.unique(places[np.repeat(sizes > 1, sizes)], return_inverse=True)
+    rows, found, start = table.take(pa.array(shared)).to_pylist(), [], 0
+    for size in sizes[sizes > 1].tolist():
+        found += list(_of_one_band([rows[number] for number in numbers[start : start + size]], threshold))
         start += size
     return pa.Table.from_pylist(found, schema=FOUND)
+
+
+def _compared(table: pa.Table, threshold: float) -> tuple[Numbers, Numbers]:
+    """As `banded`, of a bucket: with bands that travelled alone, without rows that are the only one of their target."""
+    whole = table.column("band").is_null().to_numpy()
+    _, owners, sizes = np.unique(table.column("target").to_numpy(), return_inverse=True, return_counts=True)
+    split, several = np.flatnonzero(~whole), np.flatnonzero(whole & (sizes[owners] > 1))
+    places, keys = banded(table.take(pa.array(several)), threshold)
+    own = table.column("band").take(pa.array(split)).to_numpy().astype(np.uint64)
+    return np.concatenate([split, several[places]]), np.concatenate([own, keys])
 
 
 def _of_one_band(rows: list[dict[str, object]], threshold: float) -> Iterator[dict[str, object]]:
@@ -192,6 +220,24 @@ def _likes(found: pa.Table, place: str) -> dict[str, str]:
     return {row["pair_id"]: row["like"] for row in reversed(rows)}
 
 
+def giants(inputs: Sequence[Source]) -> Numbers:
+    """Hashes of the targets that have GIANT_ROWS rows in some shards of pairs, and of some that have half of it."""
+    if sum(source.rows for source in inputs) < GIANT_ROWS:
+        return np.zeros(0, np.uint64)
+    # What no shard counts are less than half of a giant's rows.
+    frequent = shards.dataset(inputs, partial(counted, least=max(1, GIANT_ROWS // (2 * len(inputs)))), ["target"])
+    parts = list(frequent.iter_batches(batch_size=None, batch_format="pyarrow"))
+    total = pa.concat_tables([COUNTED.empty_table(), *parts]).group_by("target").aggregate([("rows", "sum")])
+    found: Numbers = total.filter(pc.field("rows_sum") >= GIANT_ROWS // 2).column("target").to_numpy()
+    return found
+
+
+def counted(table: pa.Table, least: int) -> pa.Table:
+    """The targets that have so many rows in a shard: rows of COUNTED."""
+    rows = table.group_by("target").aggregate([([], "count_all")]).filter(pc.field("count_all") >= least)
+    return pa.table([pa.array(exact.keys(rows.column("target"))), rows.column("count_all")], schema=COUNTED)
+
+
 def remove(folder: str, rules: recipe.Dedupe, threshold: float, buckets: int, shard_rows: int) -> Counts:
     """Write the shards that wait again, `buckets` of them with the empty ones; returns all counts."""
     import ray.data
@@ -199,8 +245,8 @@ def remove(folder: str, rules: recipe.Dedupe, threshold: float, buckets: int, sh
     waiting = shards.written(storage.join(folder, FOLDER))
     if not waiting:
         return Counts()
-    spread = max(1, round(sum(source.rows for source in waiting) * layout(threshold)[0] / shard_rows / 4))
-    work = partial(candidates, threshold=threshold, number_of_shards=buckets, buckets=spread)
+    spread = max(1, round(sum(source.rows for source in waiting) / shard_rows))
+    work = partial(candidates, number_of_shards=buckets, buckets=spread, giants=giants(waiting), threshold=threshold)
     found = shards.grouped(shards.dataset(waiting, work, COLUMNS), partial(similar, threshold=threshold), spread)
     # Shards in which nothing was found are written too.
     numbers = [int(source.name.removeprefix("part-").removesuffix(".parquet")) for source in waiting]

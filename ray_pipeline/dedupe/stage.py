@@ -136,14 +136,12 @@ def run(context: Context) -> Outcome:
 
 
 def _account(counts: Counts) -> dict[str, Any]:
-    """The totals of the shards for the manifest: by part where they are of one."""
-    found: dict[str, Any] = {"translated": 0, "leaks": {}, "conflicts": {}}
-    for key, total in sorted(counts.extra.items()):
-        kind, _, name = key.rpartition("_")
-        if kind:
-            found.setdefault(kind, {})[name] = int(total)
-        else:
-            found[name] = int(total)
+    """The totals of the shards for the manifest: leaks by part, conflicts by what became of them."""
+    totals = sorted(counts.extra.items())
+    found: dict[str, Any] = {"translated": int(counts.extra.get("translated", 0))}
+    for kind in ("leaks", "near_leaks", "conflicts"):
+        named = ((name.removeprefix(f"{kind}_"), total) for name, total in totals if name.startswith(f"{kind}_"))
+        found[kind] = {name: int(total) for name, total in named}
     return found
 
 

@@ -1,6 +1,6 @@
 """Negatives: other targets for a positive's query, chosen by similarity, by its lack, or by chance.
 
-Easy (paper, step 4): from the lowest similarities. Hard: the nearest below a guard against false negatives. Random: a
+Easy: from the lowest similarities. Hard: the nearest below a guard against false negatives. Random: a
 control. Positives are originals of the train part; what is known with the same normalised query, in whichever split or
 left out by dedupe or split, is never its negative.
 """

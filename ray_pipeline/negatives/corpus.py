@@ -109,21 +109,41 @@ class Reread:
         """See `Source`; the embeddings are read once for all pools."""
         parts, lists = list(anchors), list(pools)
         found = [np.zeros((len(part), len(pool)), np.float32) for part, pool in zip(parts, lists, strict=True)]
-        rows, sizes = np.concatenate([*lists, np.zeros(0, np.int64)]), [len(pool) for pool in lists]
-        order = np.argsort(rows)
-        rising = rows[order]
-        pool_of = np.repeat(np.arange(len(lists)), sizes)[order]
-        column_of = np.concatenate([*map(np.arange, sizes), np.zeros(0, np.int64)])[order]
+        wanted = _Pooled.of(lists)
         for there, vectors in self.blocks():
-            first, end = np.searchsorted(rising, there), np.searchsorted(rising, there, side="right")
-            hits = np.repeat(np.arange(len(there)), end - first)  # a row may be in the pools of several groups
-            places = np.concatenate([*map(np.arange, first, end), np.zeros(0, np.int64)])
-            by_pool = np.argsort(pool_of[places], kind="stable")
-            for some in np.split(by_pool, np.flatnonzero(np.diff(pool_of[places[by_pool]])) + 1):
-                if len(some):
-                    number = pool_of[places[some[0]]]
-                    found[number][:, column_of[places[some]]] = parts[number] @ vectors[hits[some]].T
+            for pool, columns, places in wanted.among(there):
+                found[pool][:, columns] = parts[pool] @ vectors[places].T
         yield from found
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """The rows of several pools together `[n]`, rising; a row may be in several."""
+
+    rows: Rows
+    pools: Rows
+    """Of each the number of its pool."""
+    columns: Rows
+    """Of each its place in its pool."""
+
+    @classmethod
+    def of(cls, pools: Sequence[Rows]) -> "_Pooled":
+        nothing, sizes = np.zeros(0, np.int64), [len(pool) for pool in pools]
+        rows, columns = np.concatenate([*pools, nothing]), np.concatenate([*map(np.arange, sizes), nothing])
+        order = np.argsort(rows)
+        return cls(rows[order], np.repeat(np.arange(len(pools)), sizes)[order], columns[order])
+
+    def among(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
+        """Of each pool that has some of these rows: its number, their places in it, and those among `rows`."""
+        firsts, ends = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))
+        own = np.concatenate([*map(np.arange, firsts, ends), np.zeros(0, np.int64)])
+        given = np.repeat(np.arange(len(rows)), ends - firsts)
+        by_pool = np.argsort(self.pools[own], kind="stable")
+        own, given = own[by_pool], given[by_pool]
+        starts = np.flatnonzero(np.diff(self.pools[own])) + 1
+        for some, places in zip(np.split(own, starts), np.split(given, starts), strict=True):
+            if len(some):
+                yield int(self.pools[some[0]]), self.columns[some], places
 
 
 def made(texts: Sequence[str], vectors: Vectors | Halves) -> Corpus:

@@ -14,9 +14,8 @@ def guarded(neighbours: Neighbours, positives: Vectors, rules: Negatives) -> Off
     fits = (neighbours.rows != NONE) & (found >= rules.hard_min_similarity) & (found <= rules.hard_max_similarity)
     if rules.hard_margin is not None:
         fits &= found <= (positives - rules.hard_margin)[:, None]
-    if (
-        rules.hard_relative_margin is not None
-    ):  # of the absolute value: below zero too the guard lies below the positive
+    # Of the absolute value: below zero, too, the guard lies below the positive.
+    if rules.hard_relative_margin is not None:
         fits &= found <= (positives - np.abs(positives) * rules.hard_relative_margin)[:, None]
     return Offers(neighbours.rows, found, fits)
 

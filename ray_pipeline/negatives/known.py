@@ -32,13 +32,16 @@ class Known:
     """Pairs by `stable_number` of their normalised texts."""
 
     queries: Hashes
-    """Of each pair `[n]`."""
+    """Of each pair `[n]`, rising."""
     targets: Hashes
     """Of each pair `[n]`."""
 
     def of(self, queries: Hashes) -> "Known":
         """Those of some queries."""
-        some = np.isin(self.queries, queries)
+        wanted = np.unique(queries)
+        starts, ends = (np.searchsorted(self.queries, wanted, side) for side in ("left", "right"))
+        there = ends > starts
+        some = np.concatenate([np.zeros(0, np.int64), *map(np.arange, starts[there], ends[there])])
         return Known(self.queries[some], self.targets[some])
 
 
@@ -54,4 +57,6 @@ def refused(pairs: Artifact) -> Known:
         for piece in reading.slices(url, list(found)):
             for name, parts in found.items():
                 parts.append(corpora.forms(piece.table.column(name).to_pylist()))
-    return Known(*map(np.concatenate, found.values()))
+    queries, targets = map(np.concatenate, found.values())
+    order = np.argsort(queries)
+    return Known(queries[order], targets[order])

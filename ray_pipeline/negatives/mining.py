@@ -1,7 +1,7 @@
 """The negatives of a shard of pairs: what is proposed for its positives, and what of it stays."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -97,7 +97,7 @@ class Mining:
             self._index = Approximate(targets, self._anchors, rules.index, rules.index_recall, rules.hard_top_k)
 
     def __call__(self, table: pa.Table) -> shards.Result:
-        """Rows of PROPOSALS; of the extra counts `neighbours` and `neighbours_found` tell of an approximation.
+        """Rows of PROPOSALS; of the extra counts those of `search.Approximate.account` tell of an approximation.
 
         The positives are of train; known, and so no negatives, are pairs of every part and of none.
         """
@@ -135,37 +135,59 @@ class Mining:
     def _offered(
         self, kind: str, shard: Shard, wanted: Wants, taken: Taken, extra: Counter[str]
     ) -> Iterator[tuple[Rows, Offers]]:
-        """The wants of one group after another, by place, and what is offered to them."""
-        groups = self._candidates.groups(shard.table.select(["language", "target"]).take(wanted.positives))
-        anchors = shard.anchors[wanted.positives]
-        minimum = kind == "easy" and self._rules.easy_method == "minimum"
-        # Once for all groups: where the corpus is not held, every look at vectors is a reading of all of it.
-        drawn: list[easy.Drawn] = []
-        products: Iterator[Vectors] = iter(())
-        if kind == "easy" and not minimum and len(anchors):
-            vectors = self._anchors.source.take(anchors)
-            drawn = [easy.drawn(self._corpus, group, wanted.chance[group.anchors]) for group in groups]
-            products = easy.similarities(self._corpus, drawn, [vectors[group.anchors] for group in groups])
-        sure = self._positive_similarities(shard, wanted.positives) if kind == "hard" and len(anchors) else None
-        near = None
-        if len(anchors) and (kind == "hard" or minimum):
-            near = self._neighbours(anchors, groups, self._depth(shard, wanted, taken) if minimum else None, extra)
-        for number, group in enumerate(groups):
+        """The wants of one group after another, by place, and what is offered to them.
+
+        Vectors are looked at once for all groups: where the corpus is not held, every look is a reading of all of it.
+        """
+        anchored = self._candidates.groups(shard.table.select(["language", "target"]).take(wanted.positives))
+        groups = [group for group in anchored if len(group.anchors)]
+        if not groups:
+            return iter(())
+        if kind == "hard":
+            return self._hard(groups, shard, wanted, extra)
+        if kind == "random":
+            return ((one.anchors, easy.random(self._corpus, one, wanted.chance[one.anchors])) for one in groups)
+        if self._rules.easy_method == "minimum":
+            return self._minimum(groups, shard, wanted, taken)
+        return self._quantile(groups, shard, wanted, taken)
+
+    def _hard(
+        self, groups: Sequence[Group], shard: Shard, wanted: Wants, extra: Counter[str]
+    ) -> Iterator[tuple[Rows, Offers]]:
+        similarities = self._positive_similarities(shard, wanted.positives)
+        near = self._neighbours(shard.anchors[wanted.positives], groups, self._nearest)
+        if self._index is not None:
+            extra.update(self._index.account())
+        for group in groups:
+            some = group.anchors
+            yield some, hard.guarded(near.chosen(some), similarities[some], self._rules)
+
+    def _minimum(
+        self, groups: Sequence[Group], shard: Shard, wanted: Wants, taken: Taken
+    ) -> Iterator[tuple[Rows, Offers]]:
+        depth = self._depth(shard, wanted, taken)
+        near = self._neighbours(
+            shard.anchors[wanted.positives],
+            groups,
+            lambda vectors, distinct: search.exact(self._corpus, -vectors, depth, distinct),
+        )
+        return ((group.anchors, easy.minimum(near.chosen(group.anchors))) for group in groups)
+
+    def _quantile(
+        self, groups: Sequence[Group], shard: Shard, wanted: Wants, taken: Taken
+    ) -> Iterator[tuple[Rows, Offers]]:
+        vectors, share = self._anchors.source.take(shard.anchors[wanted.positives]), self._rules.easy_quantile
+        drawn = [easy.drawn(self._corpus, group, wanted.chance[group.anchors]) for group in groups]
+        products = easy.similarities(self._corpus, drawn, [vectors[group.anchors] for group in groups])
+        for group, one in zip(groups, drawn, strict=True):
             some = group.anchors
             queries, chance = shard.queries[wanted.positives[some]], wanted.chance[some]
-            if not len(some):
-                continue
-            if near is not None:
-                found = Neighbours(near.similarities[some], near.rows[some])
-                yield some, easy.minimum(found) if sure is None else hard.guarded(found, sure[some], self._rules)
-            elif kind == "easy":
-                share = self._rules.easy_quantile
-                yield some, easy.quantile(self._corpus, drawn[number], products, queries, chance, taken, share)
-            else:
-                yield some, easy.random(self._corpus, group, chance)
+            yield some, easy.quantile(self._corpus, one, products, queries, chance, taken, share)
 
-    def _neighbours(self, anchors: Rows, groups: Sequence[Group], depth: int | None, extra: Counter[str]) -> Neighbours:
-        """The nearest to each anchor, the most distant if there is a depth; equal anchors of a group asked once."""
+    def _neighbours(
+        self, anchors: Rows, groups: Sequence[Group], look: Callable[[Vectors, Sequence[Group]], Neighbours]
+    ) -> Neighbours:
+        """What `look` finds for each anchor; equal anchors of a group are asked for once."""
         asked, back = np.zeros(0, np.int64), np.zeros(len(anchors), np.int64)
         distinct = []
         for group in groups:
@@ -173,16 +195,12 @@ class Mining:
             back[group.anchors] = places + len(asked)
             distinct.append(Group(np.arange(len(asked), len(asked) + len(rows)), group.allows))
             asked = np.concatenate([asked, rows])
-        vectors = self._anchors.source.take(asked)
-        if depth is not None:
-            found = search.exact(self._corpus, -vectors, depth, distinct)
-        elif self._index is not None:
-            found = self._index.search(vectors)
-            hits, of = self._index.recall(vectors, found)
-            extra.update(neighbours_found=hits, neighbours=of)
-        else:
-            found = search.exact(self._corpus, vectors, self._rules.hard_top_k, distinct)
-        return Neighbours(found.similarities[back], found.rows[back])
+        return look(self._anchors.source.take(asked), distinct).chosen(back)
+
+    def _nearest(self, vectors: Vectors, groups: Sequence[Group]) -> Neighbours:
+        if self._index is not None:
+            return self._index.search(vectors)
+        return search.exact(self._corpus, vectors, self._rules.hard_top_k, groups)
 
     def _depth(self, shard: Shard, wanted: Wants, taken: Taken) -> int:
         """How many of the most distant are looked at, so that one is left where a query knows many."""

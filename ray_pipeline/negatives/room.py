@@ -8,20 +8,26 @@ from ray_pipeline.recipe import Negatives
 
 INDEXED = 3
 """An index holds all vectors once more, in float32."""
+TEXT_BYTES = 300
+"""Of each text a worker holds itself, two hashes and its vector's place, and while they are put in order a copy."""
+WANT_BYTES = 120
+"""Of a want with the targets proposed to it, where it is decided who gets which."""
 
 
 def held(embeddings: Artifact, rules: Negatives) -> int:
-    """About how many bytes a worker holds: vectors take hardly less in their files."""
+    """About how many bytes a worker holds: texts, and all vectors, which take hardly less in their files."""
+    texts = embeddings.manifest.rows_out * TEXT_BYTES
     if rules.corpus_rows_at_once is not None:
-        return 0
-    return embeddings.manifest.bytes * (1 if rules.index == "exact" else INDEXED)
+        return texts
+    return texts + embeddings.manifest.bytes * (1 if rules.index == "exact" else INDEXED)
 
 
-def nodes() -> list[Mapping[str, float]]:
-    """The resources of the nodes that have CPUs."""
+def nodes(gpus: float = 0) -> list[Mapping[str, float]]:
+    """The resources of the nodes that have CPUs, and so many GPUs."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node for node in there if node.get("CPU") and node.get("GPU", 0) >= gpus]
 
 
 def divided(there: Sequence[Mapping[str, float]], held: int) -> tuple[int, int]:
@@ -35,7 +41,8 @@ def divided(there: Sequence[Mapping[str, float]], held: int) -> tuple[int, int]:
     workers = sum(int(node["CPU"] // cpus) for node in there)
     if not workers:
         raise PipelineError(
-            f"negatives: a worker holds all vectors, about {held / 2**30:.1f} GiB, and no node of Ray has the memory "
-            "for that: set negatives.corpus_rows_at_once (which needs negatives.index exact), or use larger nodes"
+            f"negatives: a worker holds about {held / 2**30:.1f} GiB of texts and vectors, and no node of Ray has the "
+            "memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
+            "exact) leave the vectors where they are"
         )
     return cpus, workers

@@ -39,9 +39,11 @@ def at_once(make: Callable[[], Mining], cap: int) -> shards.Work:
     return work
 
 
-def keeping(accepted: Accepted) -> shards.Work:
-    """What a worker makes of a shard of proposals."""
-    return partial(mining.keep, accepted)
+def keeping(accepted: Any) -> shards.Work:
+    """What a worker makes of a shard of proposals; `accepted` is a reference of Ray, so that a node holds it once."""
+    import ray
+
+    return partial(mining.keep, ray.get(accepted))
 
 
 def accept(proposals: Sequence[Source], cap: int) -> Accepted:
@@ -84,7 +86,9 @@ def _kept(context: Context, proposals: str, cap: int) -> None:
     import ray
 
     written = shards.written(proposals)
-    accepted = ray.get(ray.remote(accept).remote(written, cap))
+    wanted = sum(source.rows for source in written) * room.WANT_BYTES
+    most = max((node["memory"] for node in room.nodes()), default=0.0)
+    accepted = ray.remote(accept).options(memory=int(min(wanted, most))).remote(written, cap)
     shards.map_shards(
         written,
         partial(keeping, accepted),
@@ -106,12 +110,13 @@ def _mined(
     context: Context, sources: Sequence[Source], make: Callable[[], shards.Work], folder: str, schema: pa.Schema
 ) -> Counts:
     """Mine shards, on GPUs where the recipe has some."""
-    width, rules = context.recipe.runtime, context.recipe.negatives
+    width, held = context.recipe.runtime, room.held(context.inputs["embed"], context.recipe.negatives)
     if width.gpus_per_worker:
-        cpus, workers = 1, width.embed_workers
         runtime.check_room(width)
+        cpus, _ = room.divided(room.nodes(width.gpus_per_worker), held)
+        workers = width.embed_workers  # nodes may still come
     else:
-        cpus, most = room.divided(room.nodes(), room.held(context.inputs["embed"], rules))
+        cpus, most = room.divided(room.nodes(), held)
         workers = min(most, width.map_workers or most)
     return shards.map_shards(
         sources,
@@ -128,11 +133,11 @@ def _mined(
 
 
 def _outcome(counts: Counts) -> Outcome:
-    """With the counts by band, and where neighbours were approximate the share of the true ones in a sample."""
-    extra = dict(counts.extra)
-    found, of = extra.pop("neighbours_found", 0.0), extra.pop("neighbours", 0.0)
-    bands = {"similarities": {name: int(rows) for name, rows in sorted(extra.items())}}
-    return Outcome(counts, bands | ({"recall": found / of} if of else {}))
+    """With the counts by band; of approximate neighbours the share of the true ones, and by how many anchors."""
+    bands = {name: int(rows) for name, rows in sorted(counts.extra.items()) if "_negative " in name}
+    of = counts.extra.get("approximated")
+    told = {name: counts.extra[name] / of for name in ("recall", "recall_anchors")} if of else {}
+    return Outcome(counts, {"similarities": bands} | told)
 
 
-STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=4)
+STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=5)

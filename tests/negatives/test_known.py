@@ -65,6 +65,18 @@ def test_what_split_refuses_is_no_negative(tmp_path: Path) -> None:
     assert len(found.of(hashes(["another"])).queries) == 0
 
 
+def test_of_many_refused_pairs_those_of_some_queries_are_found(tmp_path: Path) -> None:
+    gone = [row(i, f"title {i}", query=f"q {i % 7}", reason="r") for i in range(40)]
+    found = known.refused(finished(tmp_path, "split", [], tables.PAIRS, gone))
+    np.testing.assert_array_equal(found.queries, np.sort(hashes([normalise(one["query"]) for one in gone])))
+    some = found.of(hashes(["q 5", "q 2", "no such", "q 5"]))
+    expected = [one for one in gone if one["query"] in ("q 2", "q 5")]
+    assert set(zip(some.queries.tolist(), some.targets.tolist(), strict=True)) == set(
+        zip(*(hashes([normalise(one[key]) for one in expected]).tolist() for key in ("query", "target")), strict=True)
+    )
+    assert len(some.queries) == len(expected)
+
+
 def test_nothing_is_refused(tmp_path: Path) -> None:
     pairs = finished(tmp_path, "split", [POSITIVE], tables.PAIRS)
     assert known.refused(pairs) is known.NOTHING

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.negatives import room
@@ -50,7 +51,19 @@ def test_no_room_at_all_is_refused_with_what_helps() -> None:
 
 def test_what_a_worker_holds(tmp_path: Path) -> None:
     item = embeddings(tmp_path, {"target": (texts(2000), vectors(2000, 64))})
-    held = room.held(item, Negatives(hard_per_positive=1))
-    assert 0.7 < held / (2000 * 64 * 2) < 1.5
-    assert room.held(item, Negatives(hard_per_positive=1, index="hnsw")) == 3 * held
-    assert room.held(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10)) == 0
+    of_texts = 2000 * room.TEXT_BYTES
+    assert room.held(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10)) == of_texts
+    of_vectors = room.held(item, Negatives(hard_per_positive=1)) - of_texts
+    assert 0.7 < of_vectors / (2000 * 64 * 2) < 1.5
+    assert room.held(item, Negatives(hard_per_positive=1, index="hnsw")) == of_texts + 3 * of_vectors
+
+
+def test_workers_on_gpus_have_only_the_nodes_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {"CPU": 4.0, "GPU": 1.0, "memory": 16.0}
+    there = [{"Alive": alive, "Resources": some} for some in (gpu, node(64, 512)) for alive in (True, False)]
+    monkeypatch.setattr(ray, "nodes", lambda: there)
+    assert room.nodes() == [gpu, node(64, 512)]
+    assert room.nodes(1) == [gpu]
+    assert room.divided(room.nodes(1), 9) == (3, 1)
+    with pytest.raises(PipelineError, match="negatives"):
+        room.divided(room.nodes(1), 17)

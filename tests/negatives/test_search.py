@@ -69,19 +69,21 @@ def test_an_approximation_reaches_its_recall(kind: str) -> None:
     index = Approximate(targets, targets, kind, 0.99, 20)
     anchors = clustered[:500]
     found = index.search(anchors)
-    hits, of = index.recall(anchors, found)
-    assert hits / of >= 0.97
+    assert index.recall >= 0.97
+    assert index.measured == search.SAMPLE
     truth = search.exact(targets, anchors, 20)
     shared = [len(set(a) & set(b)) for a, b in zip(found.rows.tolist(), truth.rows.tolist(), strict=True)]
-    assert np.mean(shared) / 20 == pytest.approx(hits / of, abs=0.03)
+    assert np.mean(shared) / 20 == pytest.approx(index.recall, abs=0.03)
     if kind == "ivf":
         assert index.width < 50  # not all lists: it would be no approximation
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_an_approximation_of_a_tiny_corpus(kind: str) -> None:
-    found = Approximate(corpus(3), corpus(3), kind, 0.99, 50).search(vectors(2))
-    assert [sorted(rows) for rows in found.rows.tolist()] == [[0, 1, 2]] * 2
+    index = Approximate(corpus(3), corpus(3), kind, 0.99, 50)
+    assert [sorted(rows) for rows in index.search(vectors(2)).rows.tolist()] == [[0, 1, 2]] * 2
+    assert (index.recall, index.measured) == (1, 1)
+    assert Approximate(corpus(1), corpus(1), kind, 0.99, 50).account()["recall_anchors"] == 1
 
 
 def test_overlap() -> None:

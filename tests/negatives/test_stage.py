@@ -105,14 +105,16 @@ def test_after_proposals_are_gone_nothing_is_mined_again(
     recipe = make_recipe("QI", negatives__hard_per_positive=1, negatives__index="ivf")
     pairs = finished(tmp_path, "dedupe", ROWS, tables.PAIRS, shards=2)
     folder, proposals = str(tmp_path / "negatives"), str(tmp_path / "negatives" / "proposals")
-    for name, found in zip(pairs.manifest.shards, (3.0, 4.0), strict=True):
-        extra = {"neighbours_found": found, "neighbours": 5.0}
+    for name, recall in zip(pairs.manifest.shards, (0.6, 0.8), strict=True):
+        extra = {"approximated": 1.0, "recall": recall, "recall_anchors": 256.0}
         artifact.write_shard(proposals, name, mining.PROPOSALS.empty_table(), None, 0, extra)
         kept = shards.Result(tables.PAIRS.empty_table(), extra={"hard_negative 0 to 0.3": 2.0})
         stage.store(proposals, folder, name, kept, tables.PAIRS)
     monkeypatch.setattr(stage, "_mined", None)
     outcome = stage.run(Context(recipe, {"dedupe": pairs}, folder, str(tmp_path), {}))
-    assert outcome.extra == {"similarities": {"hard_negative 0 to 0.3": 4}, "recall": 0.7}
+    assert outcome.extra == {
+        "similarities": {"hard_negative 0 to 0.3": 4}, "recall": pytest.approx(0.7), "recall_anchors": 256,
+    }  # fmt: skip
     assert not Path(proposals).exists()
 
 
