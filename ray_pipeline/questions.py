@@ -50,16 +50,17 @@ def fan_out(
     Raises StoppedError where Gemini cannot go on: what was answered is in the ledger.
     """
     recipe, workdir = context.recipe, context.workdir
-    with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir, recipe.gemini)) as held:
+    with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir, recipe.gemini), context.watch) as held:
         before = _batch(context, sources, questions, held, label)
         check_room(recipe.runtime, 1, needs(recipe.runtime))
+        rows = sum(source.rows for source in _missing(context.folder, sources))
         return before + shards.map_shards(
             sources,
             partial(worker, held),
             context.folder,
             schema,
             label=label,
-            progress=FanoutProgress(label, recipe.gemini, sum(source.rows for source in sources), held),
+            progress=FanoutProgress(label, recipe.gemini, rows, held),
             **workers(recipe.runtime),
         )
 
@@ -67,8 +68,7 @@ def fan_out(
 def _batch(context: Context, sources: Sequence[Source], questions: Questions, held: Any, label: str) -> Counts:
     """Answer what batch jobs can, if the recipe's mode is that."""
     gemini = context.recipe.gemini
-    done = set(artifact.present_shards(context.folder))
-    missing = [source for source in sources if source.name not in done]
+    missing = _missing(context.folder, sources)
     if not missing:
         return Counts()
     place = storage.join(context.workdir, "ledger", "batches")
@@ -102,6 +102,12 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
     jobs = {"batch_jobs": float(outcome.jobs), "batch_requests": float(outcome.requests)}
     versions = {VERSION + name: float(count) for name, count in outcome.versions.items()}
     return Counts(extra=spent | jobs | versions)
+
+
+def _missing(folder: str, sources: Sequence[Source]) -> list[Source]:
+    """What an earlier attempt has not finished."""
+    done = set(artifact.present_shards(folder))
+    return [source for source in sources if source.name not in done]
 
 
 def _is_chosen(gemini: Gemini, sources: Sequence[Source], questions: Questions, label: str) -> bool:

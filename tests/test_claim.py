@@ -1,18 +1,21 @@
 """One writer to a folder at a time; one that was killed stands in nobody's way."""
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ray_pipeline import artifact, claim, pipeline, storage
+from ray_pipeline import artifact, claim, pipeline, runtime, storage
 from ray_pipeline.errors import StoppedError, StorageError
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.stage import Outcome
 
 HOLD = """
 import sys, time
@@ -67,14 +70,13 @@ def test_a_note_that_nobody_renews_is_taken_over(s3_bucket: str) -> None:
 
 
 def test_of_two_that_write_their_notes_at_once_one_goes_on(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, write = f"s3://{s3_bucket}/both", storage.write_bytes
+    folder, write = f"s3://{s3_bucket}/both", storage.write_unless_changed
 
-    def overtaken(url: str, data: bytes) -> None:
-        write(url, data)
-        monkeypatch.setattr(storage, "write_bytes", write)
-        write(url, b'{"holder": "process 2 on quicker", "run": "other", "count": 0}')
+    def overtaken(url: str, data: bytes, before: str | None) -> bool:
+        storage.write_bytes(url, b'{"holder": "process 2 on quicker", "run": "other", "count": 0}')
+        return write(url, data, before)
 
-    monkeypatch.setattr(storage, "write_bytes", overtaken)
+    monkeypatch.setattr(storage, "write_unless_changed", overtaken)
     with pytest.raises(StoppedError, match="process 2 on quicker"), claim.held(folder):
         raise AssertionError("two at once")
     assert b"quicker" in storage.read_bytes(storage.join(folder, claim.REMOTE))
@@ -82,15 +84,15 @@ def test_of_two_that_write_their_notes_at_once_one_goes_on(s3_bucket: str, monke
 
 def test_a_claim_outlives_a_renewal_that_failed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = f"s3://{s3_bucket}/renewed"
-    write, asked = storage.write_bytes, list[str]()
+    write, asked = storage.write_unless_changed, list[str]()
 
-    def sometimes(url: str, data: bytes) -> None:
+    def sometimes(url: str, data: bytes, before: str | None) -> bool:
         asked.append(url)
         if len(asked) == 2:
             raise StorageError("the credential has expired")
-        write(url, data)
+        return write(url, data, before)
 
-    monkeypatch.setattr(storage, "write_bytes", sometimes)
+    monkeypatch.setattr(storage, "write_unless_changed", sometimes)
     with claim.held(folder):
         until = time.monotonic() + 30
         while len(asked) < 4 and time.monotonic() < until:
@@ -102,9 +104,40 @@ def test_a_claim_outlives_a_renewal_that_failed(s3_bucket: str, monkeypatch: pyt
 def test_a_claim_that_another_has_taken_over_is_left_to_it(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "RENEWAL_SECONDS", 60)
     url = storage.join(f"s3://{s3_bucket}/taken", claim.REMOTE)
-    with claim.held(f"s3://{s3_bucket}/taken"):
+    with claim.held(f"s3://{s3_bucket}/taken") as claimed:
+        claimed.check()
         storage.write_bytes(url, b'{"holder": "process 1 elsewhere", "run": "other", "count": 7}')
-    assert storage.exists(url)
+        with pytest.raises(StoppedError, match="process 1 elsewhere.* has taken over what this one was writing"):
+            claimed.check()
+    assert b'"count": 7' in storage.read_bytes(url)
+
+
+def test_a_note_is_written_only_over_the_one_that_was_seen(s3_bucket: str) -> None:
+    url = f"s3://{s3_bucket}/conditional/{claim.REMOTE}"
+    assert storage.write_unless_changed(url, b"1", None) and not storage.write_unless_changed(url, b"2", None)
+    seen = storage.tag(url)
+    assert storage.write_unless_changed(url, b"3", seen) and not storage.write_unless_changed(url, b"4", seen)
+    storage.remove_file(url)
+    assert not storage.write_unless_changed(url, b"5", seen)
+
+
+def test_who_works_for_a_run_stops_when_it_is_lost(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "RENEWAL_SECONDS", 0.0)
+    monkeypatch.setattr(claim, "ABANDONED_SECONDS", 0.3)
+    claimed = claim.Claim(f"s3://{s3_bucket}/watched/{claim.REMOTE}")
+    assert claimed.url is not None and claimed.write(None)
+    watch: claim.Watch = pickle.loads(pickle.dumps(claimed.watch()))
+    watch.check()
+    time.sleep(0.4)
+    assert claimed.renew()
+    watch.check()
+    time.sleep(0.4)
+    with pytest.raises(StoppedError, match="is taken to be lost"):
+        watch.check()
+    storage.write_bytes(claimed.url, b'{"holder": "process 9 elsewhere", "run": "other"}')
+    with pytest.raises(StoppedError, match="process 9 elsewhere.* has taken over"):
+        watch.check()
+    claim.Claim().watch().check()
 
 
 def test_of_two_runs_the_second_is_refused_while_a_stage_is_made_and_takes_it_when_it_is(
@@ -118,6 +151,22 @@ def test_of_two_runs_the_second_is_refused_while_a_stage_is_made_and_takes_it_wh
         pipeline._run(step, chosen, workdir, {})
     made = artifact.commit(step.folder, "ingest", {}, {}, artifact.Counts(), 1.0, {})
     assert pipeline._run(step, chosen, workdir, {}) == made, "though it was not there when the run was planned"
+
+
+def test_a_stage_whose_claim_was_lost_is_not_finished(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(claimed: claim.Claim) -> None:
+        raise StoppedError("taken over")
+
+    (tmp_path / "train.txt").write_text('{"id": 1}\n')
+    (step,) = pipeline.plan(make_recipe(), str(tmp_path / "work"), "ingest")
+    step = replace(step, stage=replace(step.stage, run=lambda context: Outcome(artifact.Counts())))
+    monkeypatch.setattr(runtime, "check_room", lambda *wanted: None)
+    monkeypatch.setattr(claim.Claim, "check", lost)
+    with pytest.raises(StoppedError, match="taken over"):
+        pipeline._run(step, make_recipe(), str(tmp_path / "work"), {})
+    assert artifact.load(step.folder) is None
 
 
 def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:

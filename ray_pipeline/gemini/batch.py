@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from ray_pipeline import storage
+from ray_pipeline import claim, storage
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini.batch_jobs import Job, Jobs
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records, request_key
@@ -31,6 +31,8 @@ REPLIES_AT_ONCE = 250
 """Whose answers are handed over together."""
 FIRST_POLL_SECONDS = 2.0
 POLL_GROWTH = 1.5
+UNLISTED_SECONDS = 300.0
+"""For which a job may have been created although the server does not list it."""
 CANCEL_LOOKS = 20
 """At a job that is to end, before it is left to a later run."""
 
@@ -101,9 +103,12 @@ def fill(
     about the most, in USD, that all jobs not yet read can cost together with it. `tell` is given lines for a log,
     `clock` tells the seconds since 1970.
 
-    Raises GeminiError where no progress is possible (key, model, network). To be called where no event loop runs.
+    Raises GeminiError where no progress is possible (key, model, network), StoppedError while another run is at the
+    same records. To be called where no event loop runs.
     """
-    return asyncio.run(_Run(gemini, kind, languages, folder, keep, known, may_spend, tell, clock).fill(items))
+    records = _records_folder(gemini, kind, languages, folder)
+    with claim.held(storage.join(folder, "claims", storage.name(records))):
+        return asyncio.run(_Run(gemini, kind, languages, records, keep, known, may_spend, tell, clock).fill(items))
 
 
 def under_way(gemini: Gemini, kind: Kind, languages: Sequence[str], folder: str) -> bool:
@@ -136,7 +141,7 @@ class _Run:
         gemini: Gemini,
         kind: Kind,
         languages: Sequence[str],
-        folder: str,
+        records: str,
         keep: Keep,
         known: Known | None,
         may_spend: Callable[[float], bool],
@@ -145,7 +150,7 @@ class _Run:
     ) -> None:
         self._gemini, self._kind, self._languages = gemini, kind, languages
         self._keep, self._known, self._may_spend, self._tell, self._clock = keep, known, may_spend, tell, clock
-        self._url = _records_folder(gemini, kind, languages, folder)
+        self._url = records
         self._records = Records(self._url)
         self._price = price_of(gemini)
         self._started = clock()
@@ -166,7 +171,7 @@ class _Run:
 
     async def _fill(self, items: Iterable[Item]) -> None:
         records = await self._found_again()
-        waiting = [record for record in records if record.ended is None]
+        waiting = [record for record in records if record.ended is None and record.job is not None]
         self._recorded = Recorded(self._records.asked(record) for record in records)
         self._found = {record.display_name for record in waiting}
         # Which answers of found jobs are wanted is known when all items have been seen: jobs are read after that.
@@ -193,11 +198,18 @@ class _Run:
             delay = min(self._gemini.poll_seconds, delay * POLL_GROWTH)
 
     async def _found_again(self) -> list[Record]:
-        """The records of earlier runs, with the names of the jobs that were created unseen; others are dropped."""
+        """The records of earlier runs, with the names of the jobs that were created unseen.
+
+        Others are dropped, but not for some minutes: the server may not list a job yet.
+        """
         known = []
         for record in self._records.all():
             if record.job is None:
                 name = await self._jobs.find(record.display_name)
+                if name is None and self._clock() < record.started + UNLISTED_SECONDS:
+                    self._tell(f"{record.display_name}: may yet be created: its items are left to live requests")
+                    known.append(record)
+                    continue
                 if name is None:
                     await self._jobs.discard(record.input)
                     self._records.drop(record)
@@ -223,7 +235,10 @@ class _Run:
                 before, created = created, await self._after_an_end(created)
                 most_usd -= sum(record.most_usd for record in before if record not in created)
             if not allowed:
-                self._tell(f"{len(spool.asked):,} requests are left to live ones: they could cost {worst:.2f} USD")
+                self._tell(
+                    f"{len(spool.asked):,} requests will be sent live: as a batch job they could cost {worst:.2f} USD, "
+                    "more than the budget allows"
+                )
             elif (record := await self._create(spool, worst)) is not None:
                 created.append(record)
                 self._count_job(record)
@@ -256,7 +271,8 @@ class _Run:
         name = "ray-pipeline-" + stable_id(self._url, *(request_key(keys) for keys in spool.asked))
         file = await self._jobs.upload(spool.path)
         count = sum(len(keys) for keys in spool.asked)
-        record = Record(name, self._started, file, len(spool.asked), count, most_usd)
+        deadline = self._started + self._gemini.deadline_hours * 3600
+        record = Record(name, self._clock(), deadline, file, len(spool.asked), count, most_usd)
         self._records.save_asked(record, spool.asked)
         self._records.save(record)
         job = await self._jobs.create(file, name, lambda: self._may_wait(record))
@@ -289,8 +305,8 @@ class _Run:
         match job:
             case Missing():
                 return await self._end(record, "is not there any more")
-            case Job(ended=str(end), result=str(result)):
-                return await self._is_read(record, end, result)
+            case Job(ended=str(end), result=str(result), succeeded=succeeded):
+                return await self._is_read(record, end, result, succeeded)
             case Job(ended=str(end)):
                 return await self._end(record, end + at_deadline)
             case Job():
@@ -307,18 +323,18 @@ class _Run:
         self._cancelled[name] += 1
         if self._cancelled[name] <= CANCEL_LOOKS:
             return False
-        self.outcome.states[record.display_name] = "was cancelled and does not end"
-        self._tell(f"{record.display_name} was cancelled and does not end: a later run reads what has come of it")
+        self.outcome.states[record.display_name] = "was cancelled but has not ended yet"
+        self._tell(f"{record.display_name} was cancelled but has not ended yet; a later run will collect its results")
         return True
 
-    async def _is_read(self, record: Record, end: str, result: str) -> bool:
+    async def _is_read(self, record: Record, end: str, result: str, succeeded: bool) -> bool:
         """Keep what a job has answered."""
         path = self._folder / "result.jsonl"
         match await self._jobs.fetch(result, path):
             case None:
                 self._failures = 0
                 lines = self._read(record, path)
-                if lines.unread and not lines.replies and not lines.errors and end.startswith("succeeded"):
+                if lines.unread and not lines.replies and not lines.errors and succeeded:
                     raise GeminiError(
                         f"{record.display_name}: of {lines.unread:,} lines in its result {result} none can be read; "
                         f"the same command reads it again; to have all asked anew, delete its record in {self._url}"
@@ -341,7 +357,7 @@ class _Run:
         """Jobs go on while the server cannot be reached; raises GeminiError if it cannot when the deadline is over."""
         self._failures += 1
         if self._failures == 1:
-            self._tell(f"{record.display_name}: the server does not say how it is; trying on")
+            self._tell(f"{record.display_name}: cannot get the job's status; retrying")
         if self._is_late(record) and self._failures >= self._gemini.attempts:
             raise self._jobs.unreachable(outcome)
         return False
@@ -390,7 +406,7 @@ class _Run:
         return _usd(price, reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
 
     def _is_late(self, record: Record) -> bool:
-        return self._clock() >= record.started + self._gemini.deadline_hours * 3600
+        return self._clock() >= record.deadline
 
 
 def _usd(price: Price | None, read: int, written: int, thought: int = 0, cached: int = 0) -> float:

@@ -19,6 +19,7 @@ from ray_pipeline.gemini.client import (
     connect,
     disconnect,
     endpoint,
+    shown,
 )
 from ray_pipeline.recipe import Gemini
 
@@ -38,6 +39,7 @@ ENDS = {
     "JOB_STATE_EXPIRED": "expired",
 }
 """The states in which a job stays, in words."""
+SUCCEEDED = ("JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Job:
     """In words; null while it goes on."""
     result: str | None
     """The server's name of the file with its answers, if there are any."""
+    succeeded: bool = False
+    """Ended with answers to all of its requests or some."""
 
 
 class Jobs:
@@ -128,7 +132,8 @@ class Jobs:
         outcome: Any = await attempt(self._gemini, self._client.aio.batches.get(name=name), missing=GONE)
         if isinstance(outcome, Missing | RateLimited | Unavailable):
             return await self._not_the_key(outcome)
-        return Job(ENDS.get(getattr(outcome.state, "name", "")), outcome.dest.file_name if outcome.dest else None)
+        state = getattr(outcome.state, "name", "")
+        return Job(ENDS.get(state), outcome.dest.file_name if outcome.dest else None, state in SUCCEEDED)
 
     async def fetch(self, file: str, path: Path) -> Missing | RateLimited | Unavailable | None:
         """Download a result to a local path; null when done (one try)."""
@@ -196,7 +201,7 @@ class Jobs:
 
     def unreachable(self, outcome: RateLimited | Unavailable) -> GeminiError:
         """The error of a server that stays away."""
-        where = endpoint(self._gemini) or "Google's Gemini API"
+        where = shown(self._gemini)
         last = outcome.detail if isinstance(outcome, Unavailable) else "429"
         return GeminiError(
             f"{where} cannot be reached or keeps failing when asked about batch jobs (last: {last}): check "

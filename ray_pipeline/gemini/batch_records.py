@@ -24,6 +24,8 @@ class Record:
     """Made from what the job asks; the server lists jobs by it."""
     started: float
     """When it was asked for, in seconds since 1970."""
+    deadline: float
+    """When it is given up, in the same."""
     input: str
     """The server's name of the uploaded file."""
     requests: int
@@ -57,8 +59,11 @@ class Records:
         storage.write_bytes(self._url(record, "asked"), "".join(lines).encode())
 
     def asked(self, record: Record) -> dict[str, str]:
-        """The item keys of each request of a job, joined by spaces, by the request's key."""
-        lines = storage.read_bytes(self._url(record, "asked")).decode().splitlines()
+        """The item keys of each request of a job, joined by spaces, by the request's key; none if that is lost."""
+        try:
+            lines = storage.read_bytes(self._url(record, "asked")).decode().splitlines()
+        except FileNotFoundError:
+            return {}
         return dict(line.split(" ", 1) for line in lines)
 
     def drop(self, record: Record) -> None:

@@ -59,7 +59,7 @@ def _line(text: bytes) -> Line:
 
 def answers(keys: list[str], reply: Reply, usd: float) -> list[Answer]:
     """The answers of a reply; a lone item that was blocked has no other, a request of several leaves its items."""
-    if len(keys) == 1 and not reply.answers and reply.reason.startswith("blocked"):
+    if len(keys) == 1 and not reply.answers and reply.blocked:
         return [Answer(keys[0], None, reply.reason, reply.model_version, usd)]
     share = usd / max(1, len(reply.answers))
     return [Answer(key, text, None, reply.model_version, share) for key, text in reply.answers.items()]

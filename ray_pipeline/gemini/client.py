@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import thinking
@@ -44,7 +44,7 @@ class Reply:
     answers: dict[str, str]
     """By item key."""
     reason: str
-    """Why items are missing: `blocked: SAFETY`, `stopped: RECITATION`, `cut short`, `malformed answer`."""
+    """Why items are missing, in words: `blocked: SAFETY`, `stopped: RECITATION`, `cut short`, `malformed answer`."""
     model_version: str | None
     input_tokens: int
     output_tokens: int
@@ -53,6 +53,10 @@ class Reply:
     """Of the input, those that the server had in its cache."""
     unavailable: bool = False
     """It stands for a request that failed while others succeeded."""
+    blocked: bool = False
+    """The server will not answer it, for what it says."""
+    cut_short: bool = False
+    """The answer has reached its cap."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Unavailable:
 
     detail: str
     reason: Literal["timed out", "server error", "connection lost", "refused"]
+    billed: bool = False
+    """Whether the server may have worked on it: who gave up waiting, or lost the connection, cannot know."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Usage:
     cached_tokens: int = 0
     rate_limited: int = 0
     usd: float = 0.0
+    lost_usd: float = 0.0
+    """Of these, estimated, for requests whose answers were not waited for or lost on the way."""
     answers_usd: float = 0.0
     """What all answers have cost, those of earlier runs included."""
     versions: Counter[str] = field(default_factory=Counter)
@@ -106,6 +114,15 @@ class Usage:
 def endpoint(gemini: Gemini) -> str | None:
     """The server's address: the recipe's, else the environment's; null for Google's own."""
     return gemini.base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
+
+
+def shown(gemini: Gemini) -> str:
+    """The server's name for messages: without what may be secret in its address."""
+    address = endpoint(gemini)
+    if address is None:
+        return GOOGLE
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def has_key(gemini: Gemini) -> bool:
@@ -188,7 +205,7 @@ class Client:
         response = Response.model_validate(outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
         if response.account_restricted:
             raise GeminiError(
-                f"{endpoint(self._gemini) or GOOGLE} has restricted the account, for its policy of prohibited use: see "
+                f"{shown(self._gemini)} has restricted the account, for its policy of prohibited use: see "
                 "the project's page at Google; what was answered is kept: the same command goes on from there"
             )
         return read_reply(self._kind, response, {item.key for item in items})
@@ -216,9 +233,11 @@ async def attempt(
             return Unavailable(f"{error.code} {error.status}: {error.message}", "refused")
         return _api_error(gemini, error)
     except TimeoutError as error:
-        return Unavailable(f"{type(error).__name__}: {error}", "timed out")
+        sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
+        return Unavailable(f"{type(error).__name__}: {error}", "timed out", billed=sent)
     except (OSError, aiohttp.ClientError) as error:
-        return Unavailable(f"{type(error).__name__}: {error}", "connection lost")
+        sent = not isinstance(error, aiohttp.ClientConnectorError)
+        return Unavailable(f"{type(error).__name__}: {error}", "connection lost", billed=sent)
     except (errors.UnknownApiResponseError, json.JSONDecodeError, pydantic.ValidationError) as error:
         return Unavailable(f"{type(error).__name__}: not an answer of Gemini's", "server error")  # a proxy's page
 
@@ -261,6 +280,8 @@ def read_reply(kind: Kind, response: Response, asked: set[str]) -> Reply:
         usage.candidates_token_count,
         usage.thoughts_token_count,
         usage.cached_content_token_count,
+        blocked=response.blocked,
+        cut_short=response.cut_short,
     )
 
 
@@ -274,8 +295,8 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
         return RateLimited(_retry_delay(error.details))
     if error.code >= 500 or error.code in RETRIED_CODES:
         reason: Literal["timed out", "server error"] = "timed out" if error.code in (408, 504) else "server error"
-        return Unavailable(f"{error.code} {error.status}", reason)
-    where = endpoint(gemini) or GOOGLE
+        return Unavailable(f"{error.code} {error.status}", reason, billed=reason == "timed out")
+    where = shown(gemini)
     if error.code in (401, 403) or "API_KEY_INVALID" in _reasons(error.details):
         raise GeminiError(
             f"{where} refuses the key ({error.code} {error.status}): check GEMINI_API_KEY; "
@@ -294,7 +315,7 @@ def output_cap(gemini: Gemini, items: Sequence[Item], factor: int = 1) -> int:
 
 def _day_is_spent(details: Any) -> bool:
     violations = [violation for item in _details(details) for violation in item.get("violations") or []]
-    return any("PerDay" in str(violation) for violation in violations)
+    return any("PerDay" in str(violation.get("quotaId", "")) for violation in violations)
 
 
 def _details(details: Any) -> list[dict[str, Any]]:

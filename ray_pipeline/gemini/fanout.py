@@ -14,15 +14,15 @@ from anyio.from_thread import BlockingPortalProvider
 from ray_pipeline.errors import GeminiError, StorageError
 from ray_pipeline.gemini import thinking
 from ray_pipeline.gemini.client import (
-    GOOGLE,
     LONGEST_REFUSAL_SECONDS,
+    OUTPUT_TOKENS_PER_ITEM,
     Client,
     RateLimited,
     Reply,
     Unavailable,
     Usage,
-    endpoint,
     output_cap,
+    shown,
 )
 from ray_pipeline.gemini.ledger import FLUSH_SECONDS, Answer, Ledger, folder
 from ray_pipeline.gemini.permits import Permits, Stopped
@@ -37,6 +37,7 @@ SINGLE_TRIES = 3
 TOO_LONG = "too long for gemini.tokens_per_minute"
 HARMLESS = Item("shoes", "en", "de")
 """Asked about when nothing else is answered any more: is it the server that fails, or these items?"""
+LOST = "no answer came"
 DEFAULT_PAUSE_SECONDS = 5.0
 LATENCY_SECONDS = 5.0
 """Requests that start within this time may be under way at once, where the recipe does not say how many."""
@@ -86,6 +87,7 @@ class Fanout:
         self._session: _Session | None = None
         self._replied_at = 0.0
         self._estimated = self._counted = CALIBRATION_TOKENS
+        self._output, self._answered = float(OUTPUT_TOKENS_PER_ITEM), 1
         self._usage = Usage()
         self._counting = threading.Lock()
 
@@ -161,7 +163,7 @@ class Fanout:
         share = usd / max(1, len(reply.answers))
         ledger.append(Answer(k, text, None, reply.model_version, share) for k, text in reply.answers.items())
         left = [item for item in items if item.key not in reply.answers]
-        blocked = len(items) == 1 and reply.reason.startswith("blocked")
+        blocked = len(items) == 1 and reply.blocked
         if not reply.answers and not blocked and usd:
             ledger.waste(reply.model_version, usd)
         self._check_version(reply.model_version)
@@ -188,19 +190,18 @@ class Fanout:
         silent = False
         while True:
             begun = time.monotonic()
-            outcome = await self._try(session, items, cap_factor)
+            outcome = await self._try(session, ledger, items, cap_factor)
             if isinstance(outcome, Reply):
                 return outcome
             answers_others = await self._answers_others(session, ledger, begun)
             if answers_others and not silent:
                 return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
             if outcome.reason == "refused":
-                raise GeminiError(f"{endpoint(self._gemini) or GOOGLE} refuses the request: {outcome.detail}")
+                raise GeminiError(f"{shown(self._gemini)} refuses the request: {outcome.detail}")
             if not answers_others and time.monotonic() - self._replied_at > self._patience():
                 raise GeminiError(self._unreachable(outcome.detail))
-            silent = (
-                not answers_others
-            )  # after an outage the request has another turn, before it is taken to be at fault
+            # After an outage the request has another turn, before it is taken to be at fault.
+            silent = not answers_others
 
     def _patience(self) -> float:
         """Seconds without an answer after which nothing is asked any more: none at all before the first."""
@@ -211,14 +212,14 @@ class Fanout:
         async with session.probing:
             if self._replied_at > begun:
                 return True
-            outcome = await self._try(session, [HARMLESS], 1)
+            outcome = await self._try(session, ledger, [HARMLESS], 1)
         if not isinstance(outcome, Reply):
             return False
         if usd := self._usd(outcome):
             ledger.waste(outcome.model_version, usd)
         return True
 
-    async def _try(self, session: _Session, items: list[Item], cap_factor: int) -> Reply | Unavailable:
+    async def _try(self, session: _Session, ledger: Ledger, items: list[Item], cap_factor: int) -> Reply | Unavailable:
         """Ask as often as the recipe allows; a 429 spends no attempt, errors and lost connections do."""
         estimate = input_tokens(self._kind, items, self._languages)
         tokens = round(estimate * self._counted / self._estimated)
@@ -243,13 +244,25 @@ class Fanout:
                     pause = DEFAULT_PAUSE_SECONDS if seconds is None else seconds
                     await session.permits.limited(permit, started, pause)
                 case Unavailable():
-                    # Who gave up waiting cannot know whether the server has counted it.
-                    counted = 0 if outcome.reason in ("server error", "refused") else tokens
-                    self._quota.settle.remote(permit, (counted, 0), 0.0, 0)
+                    if outcome.billed:
+                        self._lose(permit, ledger, tokens, len(items))
+                    else:
+                        self._quota.settle.remote(permit, (0, 0), 0.0, 0)
                     failures += 1
                     if outcome.reason == "refused" or failures >= self._gemini.attempts:
                         return outcome
                     await _rest(session, min(30.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0))
+
+    def _lose(self, permit: int, ledger: Ledger, tokens: int, items: int) -> None:
+        """Account for a request that may have been answered and billed, as if it had been answered like the others."""
+        output = round(self._output / self._answered * items)
+        usd = 0.0 if self._price is None else self._price.usd(tokens, output) or 0.0
+        with self._counting:
+            self._usage.usd += usd
+            self._usage.lost_usd += usd
+        if usd:
+            ledger.waste(None, usd, LOST)
+        self._quota.settle.remote(permit, (tokens, output), usd, 0)
 
     def _settle(self, permit: int, reply: Reply, estimate: int) -> None:
         usd = self._usd(reply)
@@ -259,6 +272,8 @@ class Fanout:
             self._estimated += estimate
             self._counted += reply.input_tokens
         tokens = (reply.input_tokens or estimate, reply.output_tokens + reply.thinking_tokens)
+        self._output += tokens[1]
+        self._answered += len(reply.answers)
         self._quota.settle.remote(permit, tokens, usd, len(reply.answers))
 
     def _usd(self, reply: Reply) -> float:
@@ -280,7 +295,7 @@ class Fanout:
             raise GeminiError(unexpected_version(self._gemini, found))
 
     def _unreachable(self, detail: str) -> str:
-        where = endpoint(self._gemini) or GOOGLE
+        where = shown(self._gemini)
         return (
             f"{where} cannot be reached or keeps failing ({self._gemini.attempts} attempts, last: {detail}): check "
             "gemini.base_url, GOOGLE_GEMINI_BASE_URL and the network; what was answered is kept: the same command "
@@ -295,13 +310,14 @@ class Fanout:
             "requests": usage.requests, "rate_limited": usage.rate_limited, "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens, "thinking_tokens": usage.thinking_tokens,
             "cached_tokens": usage.cached_tokens, "usd": usage.usd, "answers_usd": usage.answers_usd,
+            "lost_usd": usage.lost_usd,
             **{VERSION + name: float(count) for name, count in usage.versions.items()},
         }  # fmt: skip
 
 
 def _only_thought(reply: Reply) -> bool:
     """Whether thinking has taken up the whole cap: more room may help, fewer items hardly would."""
-    return not reply.answers and reply.reason == "cut short" and reply.thinking_tokens > 0
+    return not reply.answers and reply.cut_short and reply.thinking_tokens > 0
 
 
 async def _flush_often(session: _Session, ledger: Ledger) -> None:
@@ -337,8 +353,8 @@ def is_expected(gemini: Gemini, version: str) -> bool:
 def unexpected_version(gemini: Gemini, found: str) -> str:
     """What to tell of an answer by another version."""
     return (
-        f"{gemini.model} answers as {found!r}, not as gemini.model_version says ({gemini.model_version or gemini.model}"
-        "): set that to what you accept, or gemini.other_version to report; what was answered is kept"
+        f"the server answered as {found!r}, but the recipe expects {gemini.model_version or gemini.model}: set "
+        "gemini.model_version to the version you accept, or gemini.other_version to report; answers so far are kept"
     )
 
 
@@ -373,6 +389,7 @@ def account(gemini: Gemini, counts: Mapping[str, float]) -> dict[str, Any]:
     return {
         "usd": None if price_of(gemini) is None and counts.get("requests") else counts.get("usd", 0.0),
         "answers_usd": counts.get("answers_usd", 0.0),
+        "lost_usd": counts.get("lost_usd", 0.0),
         "rate_limited": int(counts.get("rate_limited", 0)),
         "cached_tokens": int(counts.get("cached_tokens", 0)),
         "model_versions": found,

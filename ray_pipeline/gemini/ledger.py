@@ -147,9 +147,9 @@ class Ledger:
         self._known.update({answer.key: answer for answer in new})
         self._log.append(new)
 
-    def waste(self, model_version: str | None, usd: float) -> None:
+    def waste(self, model_version: str | None, usd: float, reason: str = "answered nothing") -> None:
         """Keep account of a request that was paid for and answered nothing."""
-        self._log.append([Answer(WASTED, None, "answered nothing", model_version, usd)])
+        self._log.append([Answer(WASTED, None, reason, model_version, usd)])
 
     def flush(self) -> None:
         """Make everything durable that is not yet."""

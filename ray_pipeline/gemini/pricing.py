@@ -33,7 +33,7 @@ class Estimate:
     usd_live: float | None
     usd_batch: float | None
     counted_by: str
-    """`countTokens` of the API, or a local estimate and why."""
+    """`countTokens` of the API, the sandbox's server, or a local estimate and why."""
     mode: str
     """live or batch."""
     why: str = ""
@@ -82,7 +82,8 @@ def _tokens(gemini: Gemini, instruction: str, texts: Sequence[str], answers: Seq
     few = min(COUNTED_REQUESTS, len(texts))
     given = sum(counted[0] + count for count in counted[1 : few + 1]) / sum(local[:few])
     answered = sum(counted[few + 1 :]) / sum(replies[:few])
-    return mean[0] * given, mean[1] * answered, "countTokens of the API, on a sample"
+    counter = "the sandbox's server" if gemini.sandbox else "countTokens of the API"
+    return mean[0] * given, mean[1] * answered, f"{counter}, on a sample"
 
 
 async def _count(gemini: Gemini, texts: Sequence[str]) -> tuple[list[int] | None, str]:

@@ -110,18 +110,21 @@ def response_schema(kind: Kind) -> dict[str, object]:
 
 
 def read_answer(kind: Kind, text: str, asked: set[str]) -> dict[str, str]:
-    """Answers by key, of those asked and not empty; empty for text that is not the JSON array that was asked for."""
+    """Answers by key, of those asked and not empty; empty for text that is not the JSON array that was asked for.
+
+    A key that comes twice with different answers has none: nobody knows which item the other one belongs to.
+    """
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    found = dict[str, str]()
+    found = dict[str, set[str]]()
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict):
             key, answer = row.get("key"), row.get(answer_field(kind))
             if isinstance(key, str) and key in asked and isinstance(answer, str) and _is_sound(kind, answer):
-                found[key] = " ".join(answer.split())
-    return found
+                found.setdefault(key, set()).add(" ".join(answer.split()))
+    return {key: answers.pop() for key, answers in found.items() if len(answers) == 1}
 
 
 def _is_sound(kind: Kind, answer: str) -> bool:

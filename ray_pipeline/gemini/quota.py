@@ -17,6 +17,8 @@ FASTER = 0.01
 """Share of the limit that the rate wins back after each RECOVERY_SECONDS without a 429."""
 RECOVERY_SECONDS = 10.0
 SLOWEST = 0.05
+EARLIER = 0
+"""Stands for the permits of an actor's earlier life."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,17 @@ class Quota:
     recovered_at: float = 0.0
     last_permit: int = field(default_factory=time.time_ns)
     """Numbers go on from the clock, so that no two lives of an actor give out the same."""
+    first_permit: int = field(init=False)
+    """The one before the first of this life."""
+    settled: tuple[float, float] = (0.0, 0.0)
+    """USD that requests have cost, and that they might have cost."""
+
+    def __post_init__(self) -> None:
+        self.first_permit = self.last_permit
+
+    def expect_earlier(self, until: float, usd: float) -> None:
+        """Hold dollars back for requests of an earlier life that may be under way until then."""
+        self.reserved[EARLIER] = (until, Ask(0, max(0.0, usd)))
 
     def lease(self, now: float, asks: Sequence[Ask], timeout: float) -> Lease:
         """Permits for as many of the asks, in their order, as may start soon; a permit is void after `timeout`.
@@ -94,8 +107,15 @@ class Quota:
         return Lease(permits, max(0.0, self._start(now) - now - HORIZON_SECONDS / 2))
 
     def settle(self, permit: int, tokens: int, usd: float) -> None:
-        """Correct a reservation by the input tokens that the server counted, and add what the request has cost."""
+        """Correct a reservation by the input tokens that the server counted, and add what the request has cost.
+
+        What is told twice counts once, and a permit that was void by then has been counted; one of an earlier life,
+        whose reservations are not known, counts.
+        """
+        if self.first_permit < permit <= self.last_permit and permit not in self.reserved:
+            return
         _, ask = self.reserved.pop(permit, (0.0, Ask(tokens)))
+        self.settled = (self.settled[0] + usd, self.settled[1] + ask.usd)
         self.next_tokens += self._token_seconds(tokens) - self._token_seconds(ask.tokens)
         self.used.usd += usd
 
@@ -135,9 +155,12 @@ class Quota:
             self.recovered_at += steps * RECOVERY_SECONDS
 
     def _forget_lost(self, now: float) -> None:
-        """Permits of workers that ended without a word."""
+        """Permits of workers that ended without a word: their requests may have been sent, and cost what others did."""
+        cost, most = self.settled
         for permit in [permit for permit, (until, _) in self.reserved.items() if until < now]:
-            del self.reserved[permit]
+            _, ask = self.reserved.pop(permit)
+            if permit != EARLIER:
+                self.used.usd += ask.usd * (cost / most if most else 1.0)
 
     def _is_spent(self, ask: Ask) -> bool:
         if self.requests_per_day is not None and self.used.requests >= self.requests_per_day:

@@ -11,18 +11,23 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from ray_pipeline import storage
-from ray_pipeline.errors import GeminiError
+from ray_pipeline.claim import Watch
+from ray_pipeline.errors import GeminiError, StorageError
+from ray_pipeline.gemini import ledger
 from ray_pipeline.gemini.quota import Ask, Lease, Quota, Used
 from ray_pipeline.recipe import Gemini
 from ray_pipeline.text import stable_id
 
 SAVE_SECONDS = 1.0
+PATIENCE_SECONDS = 300.0
+"""For which nothing could be saved, before that ends the run."""
 DAY_ZONE = ZoneInfo("America/Los_Angeles")
 """A day's quota begins at midnight there."""
 
@@ -48,34 +53,43 @@ class Traffic:
 class QuotaActor:
     """A Quota by the wall clock, for a Ray actor that all workers share.
 
-    On disk it keeps a promise: no more than this will have been used before the next save. After a restart it goes on
-    from there, so it forgets nothing and counts at most a second too much.
+    On disk it keeps a promise: no more than this will have been used before the next save. After a restart the requests
+    go on from there. The dollars go on from the ledger; what was promised beyond it counts as under way for as long as
+    a permit of before can be. While the disk cannot be written, permits are leased as far as the last promise goes.
     """
 
-    def __init__(self, gemini: Gemini, file: str, run: str, usd: float) -> None:
-        self._gemini, self._file, self._run = gemini, file, run
-        self._promise = Used()
+    def __init__(self, gemini: Gemini, workdir: str, run: str, usd: float, watch: Watch | None = None) -> None:
+        self._gemini, self._workdir, self._run, self._watch = gemini, workdir, run, watch or Watch()
+        self._file = quota_file(workdir, gemini)
+        self._timeout = gemini.timeout_seconds + 60
+        self._promise, self._saved_at = Used(), time.monotonic()
+        self._disk = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
         limits = (gemini.requests_per_minute, gemini.tokens_per_minute, gemini.requests_per_day, gemini.max_usd)
-        self._quota = Quota(*limits, used=self._remembered(usd))
+        self._quota = Quota(*limits)
+        self._remember(usd)
         self._stopped: GeminiError | None = None
         self._traffic, self._minute = Traffic(), deque[tuple[float, int, int]]()
         self._started = time.monotonic()
         self._metrics = _metrics(gemini.model)
 
     def lease(self, asks: Sequence[Ask]) -> Lease:
-        """See Quota.lease; raises what `stop` was given."""
+        """See Quota.lease; raises what `stop` was given, and StoppedError if the run that this works for is lost."""
+        self._watch.check()
         if self._stopped is not None:
             raise self._stopped
         if self._quota.used.day < (today := _today()):
             self._quota.used.day, self._quota.used.requests = today, 0
-        lease = self._quota.lease(time.monotonic(), asks, self._gemini.timeout_seconds + 60)
-        self._keep_promise()
-        return lease
+        lease = self._quota.lease(time.monotonic(), asks, self._timeout)
+        if self._is_promised(SAVE_SECONDS):
+            return lease
+        self.give_back([permit for permit, _ in lease.permits])
+        return Lease([], SAVE_SECONDS)
 
     def settle(self, permit: int, tokens: tuple[int, int], usd: float, items: int) -> None:
         """See Quota.settle; `tokens` of input and output."""
         self._quota.settle(permit, tokens[0], usd)
-        self._keep_promise()
+        self._is_promised()
         self._count(1, tokens[0], tokens[1], usd, items)
 
     def limited(self, permit: int, age: float, seconds: float) -> None:
@@ -97,7 +111,7 @@ class QuotaActor:
     def paid(self, requests: int, tokens: tuple[int, int], usd: float, items: int) -> None:
         """Requests that took no permit, such as those of a batch job."""
         self._quota.used.usd += usd
-        self._keep_promise()
+        self._is_promised()
         self._count(requests, tokens[0], tokens[1], usd, items)
 
     def may_spend(self, usd: float) -> bool:
@@ -140,32 +154,59 @@ class QuotaActor:
             if amount:
                 self._metrics[name].inc(amount)
 
-    def _remembered(self, usd: float) -> Used:
-        """Today's requests of whoever ran before; the dollars of this run, else those of the ledger."""
+    def _remember(self, usd: float) -> None:
+        """Today's requests of whoever ran before; of this run, the dollars too."""
+        used = self._quota.used = Used(_today(), 0, usd)
         if not storage.exists(self._file):
-            return Used(_today(), 0, usd)
-        saved = json.loads(storage.read_bytes(self._file))
-        requests = saved["requests"] if saved["day"] >= _today() else 0
-        return Used(_today(), requests, saved["usd"] if saved["run"] == self._run else usd)
-
-    def _keep_promise(self) -> None:
-        """Save before more can be used than the disk says."""
-        used, promise = self._quota.used, self._promise
-        reserved = sum(ask.usd for _, ask in self._quota.reserved.values())
-        usd = used.usd + reserved
-        if used.day == promise.day and used.requests <= promise.requests and usd <= promise.usd:
             return
-        a_day = self._gemini.requests_per_day or math.inf
+        saved = json.loads(storage.read_bytes(self._file))
+        used.requests = saved["requests"] if saved["day"] >= used.day else 0
+        if saved["run"] == self._run:
+            # Of several models' actors at once, the ledger holds all dollars, the promise only this one's.
+            used.usd = min(saved["usd"], max(usd, ledger.spent(self._workdir, self._gemini)))
+            self._quota.expect_earlier(time.monotonic() + self._timeout, saved["usd"] - used.usd)
+
+    def _is_promised(self, seconds: float = 0.0) -> bool:
+        """Whether the disk says all that may be used; else have it say so, and wait so long for it.
+
+        Raises StorageError when it could not be written for minutes.
+        """
+        until = time.monotonic() + seconds
+        while not self._covers(self._promise):
+            if self._saving is None or self._saving.done():
+                self._saving = self._disk.submit(self._save, self._next_promise())
+            try:
+                self._saving.result(max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                return False
+            except StorageError:
+                if seconds and time.monotonic() - self._saved_at > PATIENCE_SECONDS:
+                    raise
+                return False
+        return True
+
+    def _covers(self, promise: Used) -> bool:
+        used = self._quota.used
+        usd = used.usd + self._under_way()
+        return used.day == promise.day and used.requests <= promise.requests and usd <= promise.usd
+
+    def _next_promise(self) -> Used:
+        """More than is used, so that not every permit has to be saved."""
+        used, a_day = self._quota.used, self._gemini.requests_per_day or math.inf
         ahead = round(min(self._gemini.requests_per_minute / 60 * SAVE_SECONDS, a_day / 100))
-        self._promise = Used(used.day, used.requests + ahead, usd + reserved)
-        self._save(self._promise)
+        return Used(used.day, used.requests + ahead, used.usd + 2 * self._under_way())
+
+    def _under_way(self) -> float:
+        return sum(ask.usd for _, ask in self._quota.reserved.values())
 
     def close(self) -> None:
         """Save what was really used."""
+        self._disk.shutdown()
         self._save(self._quota.used)
 
     def _save(self, used: Used) -> None:
         storage.write_bytes(self._file, json.dumps({"run": self._run, **asdict(used)}).encode())
+        self._promise, self._saved_at = used, time.monotonic()
 
 
 def _today() -> str:
@@ -183,17 +224,24 @@ def _metrics(model: str) -> dict[str, Any]:
     return found
 
 
+def quota_file(workdir: str, gemini: Gemini) -> str:
+    """What outlives a quota's actor."""
+    return storage.join(workdir, "ledger", "quota", f"{stable_id(gemini.model + gemini.stands_for)}.json")
+
+
 @contextmanager
-def held(gemini: Gemini, workdir: str, usd: float = 0.0) -> Iterator[Any]:
+def held(gemini: Gemini, workdir: str, usd: float = 0.0, watch: Watch | None = None) -> Iterator[Any]:
     """Hold the cluster's quota actor for as long as workers, who are given its handle, use it; `usd` were spent before.
 
-    Ray restarts it, on another node if need be, and repeats the calls that were lost.
+    It lives on the driver's node if it can, so that it keeps no other one up. Ray restarts it, on another node if need
+    be, and repeats the calls that were lost. It leases nothing more once what it is to `watch` is lost.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    file = storage.join(workdir, "ledger", "quota", f"{stable_id(gemini.model + gemini.stands_for)}.json")
-    options = ray.remote(QuotaActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    actor = options.remote(gemini, file, uuid.uuid4().hex, usd)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = ray.remote(QuotaActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    actor = options.remote(gemini, workdir, uuid.uuid4().hex, usd, watch)
     try:
         yield actor
         ray.get(actor.close.remote())

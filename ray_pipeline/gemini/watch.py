@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from ray_pipeline.duration import duration
 from ray_pipeline.gemini.quota_actor import Traffic
 from ray_pipeline.progress import Progress
 from ray_pipeline.recipe import Gemini
@@ -54,5 +55,5 @@ class FanoutProgress(Progress):
         if traffic.usd:
             parts.append(f"{traffic.usd:.4f} USD, about {traffic.usd / max(1, traffic.asked) * left:.4f} to come")
         if traffic.asked:
-            parts.append(f"{seconds / traffic.asked * left:.0f} s left")
+            parts.append(f"{duration(seconds / traffic.asked * left)} left")
         return ", ".join(parts)

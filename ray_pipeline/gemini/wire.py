@@ -66,15 +66,24 @@ class Response(_Wire):
     @property
     def missing_reason(self) -> str:
         """Why items may be missing: `blocked: SAFETY`, `stopped: OTHER`, `cut short`, `malformed answer`."""
+        other = self.prompt_feedback.block_reason or self._first.finish_reason
+        if self.cut_short:
+            return "cut short"
+        if other in (None, "STOP"):
+            return "malformed answer"
+        return f"{'blocked' if self.blocked else 'stopped'}: {other}"
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what was asked, or would be answered, is what the server does not let through."""
         if reason := self.prompt_feedback.block_reason:
-            return f"{'stopped' if reason in UNEXPLAINED else 'blocked'}: {reason}"
-        match self._first.finish_reason:
-            case "MAX_TOKENS":
-                return "cut short"
-            case None | "STOP":
-                return "malformed answer"
-            case other:
-                return f"{'blocked' if other in BLOCKED else 'stopped'}: {other}"
+            return reason not in UNEXPLAINED
+        return self._first.finish_reason in BLOCKED
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the answer has reached its cap."""
+        return not self.prompt_feedback.block_reason and self._first.finish_reason == "MAX_TOKENS"
 
     @property
     def account_restricted(self) -> bool:

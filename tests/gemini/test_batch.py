@@ -18,8 +18,8 @@ from google import genai
 from google.genai import errors, types
 from pydantic.alias_generators import to_camel
 
-from ray_pipeline import storage
-from ray_pipeline.errors import GeminiError
+from ray_pipeline import claim, storage
+from ray_pipeline.errors import GeminiError, StoppedError
 from ray_pipeline.gemini import batch, batch_jobs
 from ray_pipeline.gemini.batch import BatchOutcome
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records
@@ -320,6 +320,34 @@ def test_a_driver_killed_between_its_writes(
     assert fill(gemini, tmp_path, kept) == BatchOutcome()
 
 
+def test_a_job_that_may_yet_be_listed_is_not_forgotten(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+    clock, gemini = Clock(), settings(server)
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, 3)
+        with pytest.raises(Killed):
+            fill(gemini, tmp_path, kept, clock=clock)
+    created = [record.display_name for record in records_in(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_jobs.Jobs, "find", unlisted)
+        assert fill(gemini, tmp_path, kept, clock=clock).left == 20, "its items are asked live"
+        assert created[0] in [record.display_name for record in records_in(tmp_path)]
+        clock.now += batch.UNLISTED_SECONDS + 1
+        fill(gemini, tmp_path, kept, clock=clock)
+        assert server.stats.batch_jobs == 3, "taken to be lost"
+
+
+async def unlisted(jobs: batch_jobs.Jobs, name: str) -> None:
+    """A server that lists no job."""
+
+
+def test_of_two_commands_at_once_one_has_the_records(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+    folder = batch._records_folder(settings(server), "translate", [], str(tmp_path))
+    claimed = claim.held(storage.join(str(tmp_path), "claims", storage.name(folder)))
+    with claimed, pytest.raises(StoppedError, match="another run .* is writing there"):
+        fill(settings(server), tmp_path, kept)
+    assert server.stats.batch_jobs == 0
+
+
 def bill(server: GeminiServer) -> float:
     """What the server would charge for its batch jobs."""
     price, stats = price_of(Gemini()), server.stats
@@ -564,7 +592,7 @@ def test_a_cancelled_job_that_does_not_end_is_left_to_a_later_run(
         patch.setattr(batch_jobs.Jobs, "cancel", in_vain)
         patch.setattr(batch, "CANCEL_LOOKS", 2)
         outcome = fill(gemini, tmp_path, kept)
-    assert list(outcome.states.values()) == ["was cancelled and does not end"] * 2 and outcome.left == 40
+    assert list(outcome.states.values()) == ["was cancelled but has not ended yet"] * 2 and outcome.left == 40
     server.batch_faults = BatchFaults()
     assert fill(gemini, tmp_path, kept).answered == 40, "what was paid for is read"
 
@@ -645,11 +673,11 @@ def test_a_network_that_is_away_for_a_while(server: GeminiServer, tmp_path: Path
         kept.told.append(line)
         if "created" in line and sum("created" in told for told in kept.told) == 2:
             server.batch_faults = BatchFaults(control_dropped=1)
-        if "trying on" in line:
+        if "retrying" in line:
             server.batch_faults = BatchFaults()
 
     assert fill(settings(server), tmp_path, kept, tell=told).left == 0
-    assert sum("trying on" in line for line in kept.told) == 1
+    assert sum("retrying" in line for line in kept.told) == 1
 
 
 def test_a_server_that_is_away_at_the_deadline_is_an_error_and_the_jobs_are_found_again(
@@ -661,7 +689,7 @@ def test_a_server_that_is_away_at_the_deadline_is_an_error_and_the_jobs_are_foun
         kept.told.append(line)
         if "created" in line and sum("created" in told for told in kept.told) == 2:
             server.batch_faults = BatchFaults(control_dropped=1)
-        if "trying on" in line:
+        if "retrying" in line:
             clock.now += 25 * HOUR
 
     with pytest.raises(GeminiError, match="cannot be reached or keeps failing .*the same command finds them again"):
@@ -790,7 +818,7 @@ def test_a_result_is_read_by_key_whatever_else_it_holds(tmp_path: Path) -> None:
 
 def test_records_are_read_as_they_were_written(place: str) -> None:
     records = Records(place)
-    first = Record("a", 1.5, "files/x", 2, 3, 0.25)
+    first = Record("a", 1.5, 9.5, "files/x", 2, 3, 0.25)
     records.save_asked(first, [["0a", "0b"], ["ff"]])
     records.save(first)
     named = replace(first, job="batches/y", ended="succeeded")
@@ -804,5 +832,6 @@ def test_records_are_read_as_they_were_written(place: str) -> None:
     assert [recorded.claim(key) for key in ("0a", "0c", "ffffffffffffffff")] == [True, False, False]
     assert [recorded.wants(key) for key in ("0a", "0b", "0c")] == [True, False, False]
     records.drop(first)
+    assert records.asked(first) == {}, "of what is lost nothing is known"
     assert [record.display_name for record in records.all()] == ["b"]
     assert not Recorded([]).claim("0a")

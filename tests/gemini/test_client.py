@@ -355,3 +355,19 @@ def test_the_address_is_the_recipes_or_the_environments(server: GeminiServer, mo
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
     assert isinstance(ask(None), Reply)
     assert client.endpoint(Gemini(base_url="http://elsewhere")) == "http://elsewhere"
+
+
+def test_only_a_day_s_quota_ends_the_run() -> None:
+    def details(violation: dict[str, str]) -> dict[str, Any]:
+        return {"error": {"details": [{"violations": [violation]}]}}
+
+    assert client._day_is_spent(details({"quotaId": "GenerateRequestsPerDayPerProjectPerModel"}))
+    minute = {"quotaId": "GenerateRequestsPerMinute", "description": "not your RequestsPerDay"}
+    assert not client._day_is_spent(details(minute))
+
+
+def test_an_address_is_shown_without_what_may_be_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "https://me:secret@proxy:8443/gemini?key=hidden")
+    assert client.shown(Gemini()) == "https://proxy:8443/gemini"
+    monkeypatch.delenv("GOOGLE_GEMINI_BASE_URL")
+    assert client.shown(Gemini()) == client.GOOGLE

@@ -544,7 +544,7 @@ def test_an_unexpected_version_is_counted_or_stops_the_run(server: GeminiServer,
     strict = fanout(
         server.url, tmp_path / "b", model_version="gemini-3.5-flash-lite-001", other_version="stop", concurrency=1
     )
-    with pytest.raises(GeminiError, match=r"answers as 'gemini-3\.5-flash-lite', not as gemini\.model_version says"):
+    with pytest.raises(GeminiError, match=r"answered as 'gemini-3\.5-flash-lite', but the recipe expects \S+-001: set"):
         strict.answer(ITEMS)
     assert server.stats.requests == 6, "it stops at once"
     assert texts(fanout(server.url, tmp_path / "b").answer(ITEMS)) == RIGHT
@@ -555,3 +555,14 @@ def test_an_unknown_price_is_null() -> None:
     assert account(Gemini(model="gemini-99"), {"requests": 1.0, "usd": 0.0})["usd"] is None
     assert account(Gemini(model="gemini-99"), {"requests": 0.0})["usd"] == 0.0
     assert account(Gemini(), {"requests": 1.0, "usd": 0.25})["usd"] == 0.25
+
+
+def test_a_request_whose_answer_was_lost_is_accounted_for_as_if_it_had_come(tmp_path: Path) -> None:
+    asking = fanout("http://127.0.0.1:9", tmp_path, max_usd=1.0)
+    kept = ledger.Ledger(asking._folder, [])
+    asking._lose(1, kept, 1_000_000, 4)
+    kept.close()
+    lost = asking.counts()["lost_usd"]
+    assert lost == pytest.approx(0.3 + 4 * 100 * 2.5 / 1e6) and asking.counts()["usd"] == 0
+    assert ledger.spent(str(tmp_path), asking._gemini) == pytest.approx(lost)
+    assert not ray.get(asking._quota.may_spend.remote(1.0 - lost / 2)), "the quota knows"

@@ -59,6 +59,12 @@ def test_an_answer_is_read_under_the_keys_that_were_asked_for() -> None:
     assert read_answer("translate", json.dumps(rows), {"a", "b", "c"}) == {"a": "rote schuhe", "b": "kleid"}
 
 
+def test_a_key_that_comes_twice_with_different_answers_has_none() -> None:
+    rows = [{"key": "a", "text": "kleid"}, {"key": "b", "text": "hose"}, {"key": "a", "text": "rock"}]
+    rows.append({"key": "b", "text": " hose"})
+    assert read_answer("translate", json.dumps(rows), {"a", "b"}) == {"b": "hose"}
+
+
 @pytest.mark.parametrize(
     "row",
     [

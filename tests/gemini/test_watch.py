@@ -26,7 +26,7 @@ def test_the_line_shows_traffic_against_the_limits_and_what_is_to_come() -> None
     )
     assert line(busy) == (
         "  translate: 30,000/90,000 rows, 2,931 of 3,000 requests/min, 412,345 of 1,000,000 tokens/min, "
-        "0.8400 USD, about 4.2000 to come, 300 s left"
+        "0.8400 USD, about 4.2000 to come, 5 min left"
     )
 
 
