@@ -16,6 +16,14 @@ def hashes(texts: Sequence[str]) -> Hashes:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
+def among(texts: pa.ChunkedArray, chosen: Hashes) -> npt.NDArray[np.bool_]:
+    """Which texts have one of some hashes, which rise: `[n]`."""
+    if not len(chosen):
+        return np.zeros(len(texts), np.bool_)
+    own = hashes(texts.to_pylist())
+    return np.asarray(chosen[np.minimum(np.searchsorted(chosen, own), len(chosen) - 1)] == own)
+
+
 def names(numbers: Hashes) -> pa.Array:
     """`text.stable_id` of the texts that have these hashes: strings `[n]`."""
     digits = numbers.astype(">u8").tobytes().hex().encode()

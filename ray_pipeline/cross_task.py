@@ -1,5 +1,5 @@
-"""What a training takes from the other task, and whether it may: the adapter that it begins with (`train.start`, 1st
-team), or training rows beside its own (`train.joint`).
+"""What a training takes from the other task, and whether it may: the adapter that it begins with (`train.start`, as
+the competition's 1st team, arXiv 2510.25428), or training rows beside its own (`train.joint`).
 
 The split puts a query into its part by a hash of the query and `split.seed` alone, in either task. Where both trainings
 have the same seed and the other one's shares are no smaller, it has therefore seen no query of this one's tune and
@@ -59,8 +59,9 @@ def _with_other(recipe: Recipe, chosen: Sequence[Recipe]) -> Recipe:
     found = [one for one in chosen if one.task != recipe.task]
     if len(found) != 1:
         raise RecipeError(
-            f"{recipe.name}: {_asked(recipe.train)}: there are {len(found)} recipes of the other task beside it, and "
-            "must be one: name it in the command (in `others` of a matrix), or, to start, an adapter's folder"
+            f"{recipe.name}: {_asked(recipe.train)}: needs exactly one recipe of the other task in the same command, "
+            f"found {len(found)}: name one (in a matrix file: under `others`)"
+            + (", or set train.start to an adapter's folder" if by_recipe(recipe.train) else "")
         )
     plain = found[0].train.model_copy(update={"start": None, "joint": False, "folds": None})
     return recipe.model_copy(
@@ -104,8 +105,8 @@ def _of_recipe(recipe: Recipe) -> _Other:
     other = recipe.other
     if other is None:
         raise RecipeError(
-            f"{recipe.name}: {_asked(recipe.train)}: the recipe itself must say so, for the command to find the other "
-            "one; a comparison or variant can only take it away (null or false), or name an adapter's folder"
+            f"{recipe.name}: {_asked(recipe.train)}: a comparison or variant cannot switch this on: set it in the "
+            "recipe itself. It may only switch it off (null or false), or name an adapter's folder"
         )
     return _Other(other.name, other.train, card.base_digest(other.train.model, other.train.revision), other.split)
 
@@ -115,7 +116,7 @@ def _check_base(recipe: Recipe, other: _Other) -> None:
     if card.base_digest(recipe.train.model, recipe.train.revision) != other.base:
         raise RecipeError(
             f"{recipe.name}: train.joint with {other.name}: train.model is {other.train.model} there and "
-            f"{recipe.train.model} here: rows are learnt together by one base; make them agree"
+            f"{recipe.train.model} here: joint training needs the same base for both; make the two agree"
         )
 
 
@@ -124,8 +125,8 @@ def _check_start(recipe: Recipe, other: _Other) -> None:
     for name, value in _facts(other.train, other.base):
         if own.get(name) != value:
             raise RecipeError(
-                f"{recipe.name}: train.start {other.name}: {name} is {value} there and {own.get(name)} here: an "
-                "adapter goes on only as what it was; make them agree"
+                f"{recipe.name}: train.start {other.name}: {name} is {value} there and {own.get(name)} here: training "
+                "can only continue an adapter with the settings it was trained with; make the two agree"
             )
     _check_split(recipe, f"train.start {other.name}", other.split)
 

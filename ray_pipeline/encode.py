@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline import models, runtime, shards, tables
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.prompt import SHOWN, Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -40,10 +41,17 @@ class Encoding:
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
-    """Literals of the identity: bases with the same tokenizer share it."""
-    rules = recipe.train
+    """Literals of the identity: bases with the same tokenizer share it.
+
+    Raises RecipeError where the base reads fewer tokens than a prompt may have.
+    """
+    rules, limit = recipe.train, recipe.prompt.max_tokens
+    most = models.positions(rules.model, rules.revision)
+    if most is not None and limit > most:
+        raise RecipeError(f"prompt.max_tokens {limit} is more than the {most} that {rules.model} can read: lower it")
     return {
         "prompt": recipe.prompt.model_dump(),
+        "wording": Prompt(recipe.task, recipe.prompt).wording,
         "tokenizer": models.identity(rules.model, rules.revision, weights=False),
         "trust_remote_code": rules.trust_remote_code,
     }
@@ -69,4 +77,4 @@ def run(context: Context) -> Outcome:
     return Outcome(counts, {name: int(counts.extra.get(name, 0)) for name in ("tokens", "truncated")})
 
 
-STAGE = Stage("encode", ("mix",), config, run)
+STAGE = Stage("encode", ("mix",), config, run, schema_version=2)

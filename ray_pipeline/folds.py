@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.chance import Hashes, among
 from ray_pipeline.errors import TrainingError
 from ray_pipeline.recipe import Train
 from ray_pipeline.text import stable_number
@@ -69,16 +70,17 @@ def adapters(rules: Train) -> list[str]:
     return [f"{fold.name}/{ADAPTER}" for fold in of(rules)] or [ADAPTER]
 
 
-def check(encoded: Artifact, dropped: frozenset[str], rules: Train) -> None:
+def check(encoded: Artifact, dropped: Hashes, rules: Train) -> None:
     """Raise TrainingError, before anything is trained, where a fold has nothing to be judged by, or to learn from."""
     chosen, found = of(rules), Counter[tuple[int, str | None, int]]()
     if not chosen:
         return
     for table in encoded.tables(COLUMNS):
-        table = table.filter(pc.invert(pc.is_in(table.column("pair_id"), pa.array(list(dropped), pa.string()))))
+        table = table.filter(pa.array(~among(table.column("pair_id"), dropped)))
         for fold in chosen:
-            parts = zip(fold.parts(table).to_pylist(), table.column("label").to_pylist(), strict=True)
-            found.update((fold.number, part, label) for part, label in parts)
+            parts = pa.table({"part": fold.parts(table), "label": table.column("label")})
+            for row in parts.group_by(["part", "label"]).aggregate([([], "count_all")]).to_pylist():
+                found[fold.number, row["part"], row["label"]] += row["count_all"]
     for fold in chosen:
         for part, what in (("train", "left to learn from"), ("tune", "to be judged by")):
             rows = {label: found[fold.number, part, label] for label in (0, 1)}

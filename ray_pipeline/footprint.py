@@ -5,6 +5,7 @@ one pass over its largest batch keeps for the way back, and a reserve. Time is o
 GPU's peak. Both are estimates; what a pass keeps was held against torch on small models (tests/test_footprint.py).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -163,7 +164,8 @@ def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> M
     optimiser = own * 12 / (workers if stage >= 1 else 1)  # AdamW's two moments and a copy of the weights, float32
     state = 0 if "offload_optimizer" in zero else optimiser
     buffer = zero.get("reduce_bucket_size", BUCKET) * width if stage >= 1 else 0
-    kept = activations(of, rules, computed * pass_tokens(rules, max_tokens))
+    whole = pass_tokens(rules, max_tokens)
+    kept = activations(of, rules, computed * whole, whole if stage < 3 else None)
     return Memory(weights, own * width + gradients + state + buffer, kept, loaded)
 
 
@@ -172,26 +174,31 @@ def pass_tokens(rules: Train, max_tokens: int) -> int:
     return max(rules.micro_batch_tokens or rules.micro_batch_rows * max_tokens, max_tokens)
 
 
-def activations(of: Shape, rules: Train, tokens: float) -> float:
-    """Bytes that a pass over so many tokens keeps for its way back."""
-    each = layer_numbers(of, rules) * _width(rules)
-    if rules.gradient_checkpointing:  # each layer's input, and one layer whole
-        return tokens * (of.layers * of.hidden * _width(rules) + each)
-    return float(tokens * of.layers * each)
+def activations(of: Shape, rules: Train, tokens: float, read: float | None = None) -> float:
+    """Bytes that a pass which computes so many tokens keeps for its way back.
+
+    Where kernels are fused (`train.fused`), attention gets masks, keeps keys and values once for each head, and those
+    of all tokens that it `read`s, shared ones too.
+    """
+    layer = tokens * layer_numbers(of, rules, read is not None)
+    layer += 2 * of.heads * of.head_width * (read or 0)
+    inputs = tokens * of.layers * of.hidden
+    return _width(rules) * (inputs + layer if rules.gradient_checkpointing else of.layers * layer)
 
 
-def layer_numbers(of: Shape, rules: Train) -> float:
+def layer_numbers(of: Shape, rules: Train, fused: bool = False) -> float:
     """Numbers in the width of the weights that a layer keeps of a token, the frozen base's own inputs left out.
 
     A norm keeps its input in float32 and what it makes; attention its queries, keys and values as they enter and its
     result, the middle of the layer gate, its activation, up and their product. An adapter keeps its input after
-    dropout, and the mask as bytes; without dropout, its input is one of these.
+    dropout, and the mask as bytes; without dropout, its input is one of these. Fused, a norm keeps its input as it is,
+    and the middle no activation; keys and values are then counted by `activations`.
     """
     wide, narrow = of.heads * of.head_width, of.kv_heads * of.head_width
-    upcast = 1 if rules.precision == "float32" else 2
+    upcast = 1 if fused or rules.precision == "float32" else 2
     norms = of.norms * of.hidden * (1 + upcast)
     head_norms = (wide + narrow) * (1 + upcast) if of.head_norms else 0
-    attention, middle = 2 * wide + 2 * narrow, 4 * of.intermediate
+    attention, middle = 2 * wide + (0 if fused else 2 * narrow), (3 if fused else 4) * of.intermediate
     chosen = targets(of, rules.lora).values()
     dropped = sum(ins for ins, _ in chosen) * (1 + 1 / _width(rules)) if rules.lora.dropout else 0
     return norms + head_norms + attention + middle + dropped + rules.lora.rank * len(chosen)
@@ -231,6 +238,8 @@ def row_tokens(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
 def computed_share(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
     """The share of the longest of some prompts that is its own; what all begin with is computed once for a pass."""
     texts = _prompts(recipe, rows)
+    if recipe.train.joint and recipe.other is not None:  # whose prompts are in the same passes
+        texts += _prompts(recipe.other, rows)
     if len(texts) < 2 or not recipe.train.shares_prefix:
         return 1.0
     longest = min(max(map(len, texts)), recipe.prompt.max_tokens * CHARACTERS)
@@ -266,22 +275,22 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
     passes = row_passes(recipe, rows)
     times = passes / max(1, _row_passes(rules, rows, None, rules.epochs))
     yield (
-        (f"  hours of all folds, as of {times:.1f} trainings" if times > 1 else "  hours")
+        (f"  hours for all folds (the work of {times:.1f} full trainings)" if times > 1 else "  hours")
         + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
         + ", ".join(_on(gpu, of, recipe, passes * each, found) for gpu in GPUS)
     )
     if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:
         yield (
-            f"  passes of {rules.micro_batch_rows} rows are small for a GPU, and slower than that: "
-            "set train.micro_batch_tokens, 2048 or what the memory above has room for"
+            f"  micro-batches of {rules.micro_batch_rows} rows under-use a GPU, so training will take longer than "
+            "estimated: set train.micro_batch_tokens to 2048, or whatever fits the memory above"
         )
     asked = recipe.runtime.accelerator_type
     kinds = kinds_of(asked) if asked else []
     if kinds and not any(fits(kind, found) for kind in kinds):
         yield (
             f"  it will not fit runtime.accelerator_type {asked}: lower train.micro_batch_rows or "
-            "train.micro_batch_tokens, set train.gradient_checkpointing true, take train.precision nf4, or share out "
-            "more by train.deepspeed zero2_offload and more train.workers"
+            "train.micro_batch_tokens, set train.gradient_checkpointing true, use train.precision nf4, or spread "
+            "the load with train.deepspeed zero2_offload and more train.workers"
         )
 
 
@@ -313,4 +322,5 @@ def fits(gpu: str, needed: Memory) -> bool:
 def _on(gpu: str, of: Shape, recipe: Recipe, tokens: float, needed: Memory) -> str:
     if not fits(gpu, needed):
         return f"{gpu} does not fit"
-    return f"{gpu} {hours(of, recipe.train, tokens, GPUS[gpu][1]):.1f}"
+    found = hours(of, recipe.train, tokens, GPUS[gpu][1])
+    return f"{gpu} {found:.1f}" if found >= 0.1 else f"{gpu} {math.ceil(60 * found)} min"

@@ -1,12 +1,14 @@
 """What the model reads: an instruction, then the query, then the target.
 
-The instruction is the zero-shot one (paper, step 5), or names four steps on the way to the answer, as the second team's
-prompt does (arXiv 2601.05259, whose wording is not published).
+The instruction is the zero-shot one, or names four steps on the way to the answer, as the prompt of the competition's
+2nd team does (arXiv 2601.05259, whose wording is not published).
 
 The instruction comes first, since it is what all prompts share. Each piece is tokenised on its own, so that a prompt's
 tokens are the same whatever it is cut or cached by.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +87,10 @@ class Prompt:
     def encode(self, tokenizer: Any, rows: list[dict[str, Any]]) -> list[Encoded]:
         """Prompts of rows with `query`, `target`, `query_en` and `language` as token ids.
 
-        They are cut to `max_tokens`: the target first.
+        They are cut to `max_tokens`: the target first, down to half of the room, then the query.
         Raises RecipeError where the instruction leaves no room for query and target.
         """
-        start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        start, stop = _around(tokenizer)
         encoded: list[Encoded] = []
         for first in range(0, len(rows), CHUNK_ROWS):  # a tokenizer keeps far more than ids of all that it is given
             chunk = rows[first : first + CHUNK_ROWS]
@@ -96,23 +98,38 @@ class Prompt:
                 self.pieces(row["query"], row["target"], row.get("query_en"), row.get("language")) for row in chunk
             ]
             flat = [piece for pieces in texts for piece in pieces]
-            ids = tokenizer(flat, add_special_tokens=False)["input_ids"]
-            encoded += [self._fit(start, ids[i : i + 5]) for i in range(0, len(ids), 5)]
+            # What somebody types is text, even where it reads as "<pad>".
+            ids = tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            encoded += [self._fit(start, ids[i : i + 5], stop) for i in range(0, len(ids), 5)]
         return encoded
 
-    def _fit(self, start: list[int], pieces: list[list[int]]) -> Encoded:
+    @property
+    def wording(self) -> str:
+        """Hash of all of a prompt that is neither query nor target, and of how it is cut into pieces."""
+        pieces = self.pieces("query", "one,two", "English", "de")
+        return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
+
+    def _fit(self, start: list[int], pieces: list[list[int]], stop: list[int]) -> Encoded:
         head, query, between, target, end = pieces
+        end = [*end, *stop]
         room = self.rules.max_tokens - len(start) - len(head) - len(between) - len(end)
         if room < MIN_ROOM:
             raise RecipeError(
                 f"prompt.max_tokens {self.rules.max_tokens} leaves {max(0, room)} tokens for query and target with the "
                 f"tokenizer of train.model: set it to {self.rules.max_tokens - room + 3 * MIN_ROOM} or more"
             )
-        query_kept = query[:room]
+        query_kept = query[: room - min(len(target), room // 2)]  # both must be seen: half the room is the target's
         target_kept = target[: room - len(query_kept)]
-        if len(query_kept) < len(query) or not target_kept:  # both must be seen: the query gives way up to half
-            query_kept = query[: max(room // 2, room - len(target))]
-            target_kept = target[: room - len(query_kept)]
         truncated = len(query_kept) < len(query) or len(target_kept) < len(target)
         before = [*start, *head, *query_kept, *between]
         return Encoded([*before, *target_kept, *end], truncated, len(before))
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What prompts begin and end with: an encoder's `[CLS]` and `[SEP]`, which are `<s>` and `</s>` to XLM-R; a
+    decoder's first token, if it has one, and nothing.
+    """
+    first, last, bos = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id
+    if first is not None and last is not None and bos in (None, first):
+        return [first], [last]
+    return ([] if bos is None else [bos]), []

@@ -20,7 +20,7 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.folds import fold_of
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.shards import Result
+from ray_pipeline.shards import Result, Source
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.train import stage as train
 
@@ -58,19 +58,25 @@ def contradicts(
     return np.asarray(np.where(labels == 1, 1 - scores, scores) >= confidence)
 
 
+def read(folds: Sequence[Artifact], source: Source, columns: list[str] | None) -> pa.Table:
+    """The training rows of a shard with their scores, null where one was refused, by the folds' shards of its name."""
+    table = shards.read_source(source, columns)
+    table = table.filter(pc.equal(table.column("part"), "train")).combine_chunks()
+    own = [(storage.join(fold.url, source.name), fold.manifest.shards[source.name]) for fold in folds]
+    scores = pa.concat_tables([artifact.read_shard(url, rows, ["pair_id", "score"]) for url, rows in own])
+    places = pc.index_in(table.column("pair_id"), value_set=scores.column("pair_id").combine_chunks())
+    return table.append_column("score", scores.combine_chunks().column("score").take(places))
+
+
 class Verdicts:
     """What the folds' models say of each training row of a shard."""
 
-    def __init__(self, rules: recipes.SelfValidation, folds: Sequence[Artifact]) -> None:
-        """`folds` hold the scores; together they have every training row."""
+    def __init__(self, rules: recipes.SelfValidation) -> None:
         self._rules = rules
-        tables_ = [fold.read(["pair_id", "score"]) for fold in folds]
-        self._scores = pa.concat_tables(tables_).combine_chunks()
 
     def __call__(self, table: pa.Table) -> Result:
-        table = table.filter(pc.equal(table.column("part"), "train")).combine_chunks()
-        places = pc.index_in(table.column("pair_id"), value_set=self._scores.column("pair_id").combine_chunks())
-        scores = self._scores.column("score").take(places)  # null where the score was refused
+        """Rows with the column `score`."""
+        scores = table.column("score")
         known = scores.to_numpy().astype(np.float32)
         against = contradicts(table.column("label").to_numpy(), known, self._rules.confidence)
         judged = pc.is_in(table.column("origin"), value_set=pa.array(self._rules.origins, pa.string()))
@@ -86,7 +92,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.self_validation
     if rules.folds is None:
         return {"self_validation": None}
-    return rules.model_dump() | {"train": train.config(_for_folds(recipe))}
+    return rules.model_dump() | {"train": train.config(_for_folds(recipe)), "score": score.config(recipe)}
 
 
 def _for_folds(recipe: Recipe) -> Recipe:
@@ -110,12 +116,13 @@ def run(context: Context) -> Outcome:
     folds = [] if judged else [_fold(context, fold) for fold in range(rules.folds)]
     counts = shards.map_shards(
         shards.sources([mix]),
-        partial(Verdicts, rules, folds),
+        partial(Verdicts, rules),
         context.folder,
         tables.VERDICTS,
         workers=runtime.worker_count(context.recipe.runtime.map_workers),
         label="self_validation",
         columns=COLUMNS,
+        read=partial(read, folds),
     )
     storage.remove_tree(storage.join(context.folder, FOLDS))
     return Outcome(counts, {"contradicted": int(counts.extra.get("contradicted", 0))})
@@ -162,4 +169,4 @@ def _finished(folder: str, make: Callable[[], Outcome]) -> Artifact:
     return artifact.commit(folder, storage.name(folder), {}, {}, outcome.counts, seconds, outcome.extra)
 
 
-STAGE = Stage("self_validation", ("mix", "encode"), config, run)
+STAGE = Stage("self_validation", ("mix", "encode"), config, run, schema_version=2)

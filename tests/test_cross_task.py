@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ray_pipeline import cli, cross_task, dry_run, folds, ingest, pipeline, recipe, split, tables
+from ray_pipeline.chance import hashes
 from ray_pipeline.errors import ModelError, RecipeError
 from ray_pipeline.recipe import Recipe, Split, Train, variant
 from ray_pipeline.stage import Context
@@ -65,11 +66,11 @@ def test_two_recipes_can_start_from_each_other(make_recipe: Make) -> None:
         assert cross_task.identity(one) == {} and recipe.validate(one.model_dump(), "again") == one
     alone = make_recipe("QC", train__start="QI", **BASE)
     for chosen, number in (([alone], 0), ([alone, both[1], both[1]], 2)):
-        with pytest.raises(RecipeError, match=rf"train.start QI: there are {number} recipes of the other task"):
+        with pytest.raises(RecipeError, match=rf"train.start QI: needs exactly one .*, found {number}: name one"):
             cross_task.paired(chosen)
     with pytest.raises(RecipeError, match=r"train.start QC is the recipe's own task"):
         make_recipe("QC", train__start="QC")
-    with pytest.raises(RecipeError, match="the recipe itself must say so"):
+    with pytest.raises(RecipeError, match="variant cannot switch this on"):
         cross_task.identity(alone)
 
 
@@ -177,7 +178,7 @@ def test_joint_training_needs_the_other_recipe_its_base_and_its_split(make_recip
     wider = BASE | {"train__lora__rank": 8, "train__head": "yes_no", "train__answers": ["a", "b"]}
     assert cross_task.identity(cross_task.paired([own, make_recipe("QI", **wider)])[0]) == {}, "only rows are taken"
     for chosen, said in (
-        ([own], "train.joint: there are 0 recipes of the other task"),
+        ([own], "train.joint: needs exactly one recipe .*, found 0"),
         ([own, make_recipe("QI", **(BASE | {"train__model": "sandbox://random-qwen2"}))], "train.model is"),
         ([own, make_recipe("QI", split__seed=1, **BASE)], "train.joint with .*may hold queries"),
     ):
@@ -200,16 +201,16 @@ def both_tasks(make_recipe: Make, folder: Path) -> tuple[Recipe, Any, Any]:
 
 def test_rows_of_the_other_task_are_learnt_from_and_never_chosen_by(make_recipe: Make, tmp_path: Path) -> None:
     chosen, own, other = both_tasks(make_recipe, tmp_path)
-    tokenizer, data = work._data(chosen, own, frozenset(), None, other)
+    tokenizer, data = work._data(chosen, own, hashes([]), None, other)
     tasks = [pair_id.split("-")[0] for pair_id in data.train.pair_ids]
     assert Counter(tasks) == {"QC": 64, "QI": 40}
     assert {pair_id.split("-")[0] for pair_id in data.tune.pair_ids} == {"QC"} and len(data.tune.ids) == 24
     tagged = ["QC" if "category" in tokenizer.decode(ids) else "QI" for ids in data.train.ids]
     assert tagged == tasks, "the instruction tells them apart"
-    alone = work._data(chosen, own, frozenset())[1]
-    assert alone.tune.pair_ids == data.tune.pair_ids
+    alone = work._data(chosen, own, hashes([]))[1]
+    assert list(alone.tune.pair_ids) == list(data.tune.pair_ids)
     fold = folds.of(Train(folds=2))[0]
-    by_fold = work._data(chosen, own, frozenset(), fold, other)[1]
+    by_fold = work._data(chosen, own, hashes([]), fold, other)[1]
     left_out = {group for group in (f"g{i}" for i in range(64)) if folds.fold_of(group, 2, 0) == 0}
     learnt = {pair_id.rsplit("-", 1)[1] for pair_id in by_fold.train.pair_ids}
     assert not {f"g{number}" for number in learnt} & left_out, "of either task"

@@ -1,21 +1,25 @@
 """The training set as token ids: what stands in it, what makes another one, and that batches are made of it alike."""
 
+import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ray_pipeline import artifact, encode, models, pipeline, shards, tables, tokens
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.prompt import Prompt
+from ray_pipeline.prompt import INSTRUCTIONS, Prompt
 from ray_pipeline.recipe import Recipe, variant
 from ray_pipeline.stage import Context
 from ray_pipeline.train import batches, model
 
 from . import made
+from .train import toy
 
 MODEL = "sandbox://random-llama"
 
@@ -43,20 +47,21 @@ def encoded(recipe: Recipe, mix: Artifact, folder: Path) -> Artifact:
 def test_ids_are_those_of_the_prompt_and_what_was_cut_is_counted(recipe: Recipe, tmp_path: Path) -> None:
     mix = pairs(tmp_path)
     found = encoded(recipe, mix, tmp_path / "encoded")
-    table, ids = tokens.read([found])
+    found_rows = tokens.read([found])
     rows = mix.read().sort_by("pair_id").to_pylist()
     expected = Prompt("QC", recipe.prompt).encode(model.load_tokenizer(recipe.train), rows)
-    assert list(ids) == [one.ids for one in expected]
-    for name in encode.KEYS:
-        assert table.column(name).to_pylist() == [row[name] for row in rows], name
+    assert list(found_rows.prompts) == [one.ids for one in expected]
+    assert list(found_rows.pair_ids) == [row["pair_id"] for row in rows]
+    for name in ("part", "language", "label"):
+        assert found_rows.known.column(name).to_pylist() == [row[name] for row in rows], name
     cut = [one.truncated for one in expected]
-    assert table.column("truncated").to_pylist() == cut and 0 < sum(cut) < len(cut)
+    assert found_rows.known.column("truncated").to_pylist() == cut and 0 < sum(cut) < len(cut)
     assert found.manifest.extra == {"truncated": sum(cut), "tokens": sum(len(one.ids) for one in expected)}
     assert found.read().schema.remove_metadata().equals(tables.ENCODED)
 
 
 def test_a_step_has_the_same_rows_from_tokens_and_from_lists(recipe: Recipe, tmp_path: Path) -> None:
-    _, ids = tokens.read([encoded(recipe, pairs(tmp_path), tmp_path / "encoded")])
+    ids = tokens.read([encoded(recipe, pairs(tmp_path), tmp_path / "encoded")]).prompts
     chosen = np.array([5, 3, 30, 8])
     taken = ids.take(chosen)
     assert len(taken) == 4 and list(taken) == [ids[place] for place in chosen]
@@ -82,6 +87,24 @@ def test_no_room_for_query_and_target_is_refused(recipe: Recipe, tmp_path: Path)
     short = variant(recipe, {"prompt.max_tokens": 5})
     with pytest.raises(RecipeError, match=r"prompt\.max_tokens 5 leaves 0 tokens"):
         encoded(short, pairs(tmp_path), tmp_path / "encoded")
+
+
+def test_another_wording_makes_another_artifact(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = encode.config(recipe)
+    monkeypatch.setitem(INSTRUCTIONS, ("QC", "zero_shot"), "Does it fit?")
+    assert encode.config(recipe) != before
+
+
+@pytest.mark.parametrize(("longest", "fits"), [(126, True), (127, False)])
+def test_prompts_longer_than_the_base_reads_are_refused(
+    recipe: Recipe, longest: int, fits: bool, tmp_path: Path
+) -> None:
+    base = toy.xlm_roberta(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": 1}))
+    chosen = variant(recipe, {"train.model": base, "prompt.max_tokens": longest})
+    with nullcontext() if fits else pytest.raises(RecipeError, match="max_tokens 127 is more than the 126 that"):
+        encode.config(chosen)
 
 
 def test_what_makes_another_artifact(recipe: Recipe, tmp_path: Path) -> None:
@@ -119,3 +142,16 @@ def test_workers_make_the_same_of_many_rows(
     there = encoded(recipe, mix, tmp_path / "there")
     assert there.read().equals(here.read()) and there.manifest.extra == here.manifest.extra
     assert [source.rows for source in shards.sources([there])] == [source.rows for source in shards.sources([mix])]
+
+
+def test_no_column_of_strings_is_taken_as_a_whole(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = encoded(recipe, pairs(tmp_path), tmp_path / "encoded")
+    rows = tokens.read([found])
+    kinds = [one.type for one in rows.known.schema]
+    assert not any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds), kinds
+    examples = batches.Examples(rows.prompts, np.zeros(len(rows.prompts), np.float32), 0, rows.pair_ids)
+    monkeypatch.setattr(tokens.Tokens, "__getitem__", None)  # lengths are known without a look at a prompt
+    assert len(examples.lengths) == len(examples.ids)
+    assert examples.names(np.array([0, 2])) == sorted(rows.pair_ids)[0:3:2]

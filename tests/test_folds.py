@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ray_pipeline import artifact, folds, storage, tables
+from ray_pipeline.chance import hashes
 from ray_pipeline.errors import TrainingError
 from ray_pipeline.recipe import Recipe, Train
 from ray_pipeline.scoring import adapters, scorer
@@ -62,20 +63,20 @@ def test_a_worker_has_its_fold_s_rows(tmp_path: Path) -> None:
     fold = folds.of(Train(folds=2))[1]
     parts = fold.parts(pa.Table.from_pylist(made, schema=tables.PAIRS)).to_pylist()
     expected = {part: {row["pair_id"] for row, own in zip(made, parts, strict=True) if own == part} for part in parts}
-    dropped = frozenset(sorted(expected["train"])[:1])
+    dropped = sorted(expected["train"])[:1]
     mix = finished(tmp_path, "mix", made, tables.PAIRS)
     chosen = runs.make()
-    _, data = work._data(chosen, runs.encoded(chosen, mix, tmp_path / "encoded"), dropped, fold)
-    assert set(data.train.pair_ids) == expected["train"] - dropped and set(data.tune.pair_ids) == expected["tune"]
+    _, data = work._data(chosen, runs.encoded(chosen, mix, tmp_path / "encoded"), hashes(dropped), fold)
+    assert set(data.train.pair_ids) == expected["train"] - set(dropped) and set(data.tune.pair_ids) == expected["tune"]
 
 
 def test_a_fold_that_cannot_be_judged_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     lopsided = [row | {"label": int(row["origin"] == "original")} for row in rows()]
     mix = finished(tmp_path, "mix", lopsided, tables.PAIRS)
     with pytest.raises(TrainingError, match=r"fold-0 has \d+ relevant and 0 irrelevant rows to be judged by.*lower"):
-        folds.check(mix, frozenset(), RULES)
-    folds.check(mix, frozenset(), Train())
-    relevant = frozenset(row["pair_id"] for row in rows() if row["label"] == 1)
+        folds.check(mix, hashes([]), RULES)
+    folds.check(mix, hashes([]), Train())
+    relevant = np.sort(hashes([row["pair_id"] for row in rows() if row["label"] == 1]))
     with pytest.raises(TrainingError, match=r"0 relevant and \d+ irrelevant rows left to learn from"):
         folds.check(finished(tmp_path / "all", "mix", rows(), tables.PAIRS), relevant, RULES)
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from ray_pipeline import dry_run, footprint, models, pipeline
 from ray_pipeline.footprint import GIB, KNOWN, Shape
-from ray_pipeline.recipe import Train, variant
+from ray_pipeline.recipe import Lora, Train, variant
 from ray_pipeline.split import part_of
 from ray_pipeline.text import normalise, stable_id
 from ray_pipeline.train import model
@@ -112,6 +112,25 @@ def test_what_makes_it_more_or_less() -> None:
     assert needed(lora={"rank": 64}).trained > needed().trained
 
 
+@pytest.mark.parametrize(
+    ("of", "precision", "measured"),
+    [(GEMMA, "bfloat16", 69), (GEMMA, "nf4", 54), (QWEN, "bfloat16", 69), (QWEN, "nf4", 51)],
+)
+def test_it_is_no_less_than_what_was_measured_and_little_more(of: Shape, precision: str, measured: float) -> None:
+    """The peaks of benchmarks/RESULTS.md: passes of 8,192 tokens, 24 of 52 of them shared, no dropout."""
+    rules = Train(precision=precision, micro_batch_tokens=8192, batch_rows=256, lora=Lora(dropout=0))  # type: ignore[arg-type]
+    total = footprint.memory(of, rules, 128, 28 / 52).total / GIB
+    assert measured < total < 1.16 * measured
+
+
+def test_a_joint_training_shares_what_both_instructions_begin_with(make_recipe: Any) -> None:
+    rules = {"train__lora": {"dropout": 0.0}, "train__joint": True, "prompt__max_tokens": 64}
+    own, donor = make_recipe(**rules), make_recipe("QI", **rules)
+    rows = [{"query": "red shoes", "target": "a,b"}, {"query": "tv", "target": "c"}]
+    alone = footprint.computed_share(own, rows)
+    assert footprint.computed_share(own.model_copy(update={"other": donor}), rows) > 0.85 > 0.6 > alone
+
+
 def test_time_goes_with_tokens_weights_and_gpus() -> None:
     def hours(of: Shape = GEMMA, tokens: float = 1e9, **changes: Any) -> float:
         rules = {"precision": "bfloat16", "lora": {"dropout": 0.0}} | changes
@@ -137,6 +156,7 @@ def test_steps_rows_and_folds_say_how_often_rows_are_gone_through(make_recipe: A
     rules = make_recipe(train__overfit_rows=16, train__max_steps=10)
     told = "\n".join(footprint.describe(GEMMA, rules, 1000, 40.0))
     assert "about 16 rows of 40 tokens, up to 5 epoch(s) or 10 steps on 1 worker(s)" in told
+    assert "H100 1 min" in told, "not 0.0 hours"
 
 
 def test_a_type_of_gpu_is_known_by_its_whole_name() -> None:
@@ -161,7 +181,7 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     said = dry_run.describe([base], str(tmp_path / "work"), None)
     assert "google/gemma-3-12b-it in nf4, 12.19 billion weights" in said and "L4 does not fit" in said
     train = sum(part_of(stable_id(normalise(f"shoes {i}")), base.split) == "train" for i in range(30))
-    assert f"about {footprint.training_rows(base, train, 0):,} rows" in said and "H200 0.0" in said
+    assert f"about {footprint.training_rows(base, train, 0):,} rows" in said and "H200 1 min" in said
     assert "will not fit" not in said
     small = variant(base, {"train.gradient_checkpointing": True, "train.micro_batch_rows": 2})
     assert "L4 does not fit" not in dry_run.describe([small], str(tmp_path / "work"), None)
@@ -169,12 +189,13 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     said = dry_run.describe([whole], str(tmp_path / "work"), None)
     assert "it will not fit runtime.accelerator_type L4: lower train.micro_batch_rows" in said
     unknown = variant(base, {"train.model": "a/b"})
-    assert "memory and hours unknown: no config of a/b" in dry_run.describe([unknown], str(tmp_path / "work"), None)
+    unsaid = dry_run.describe([unknown], str(tmp_path / "work"), None)
+    assert "memory and hours cannot be estimated: no local config of a/b" in unsaid
     assert "memory" not in dry_run.describe([base], str(tmp_path / "work"), "mix")
     slow = variant(base, {"runtime.gpus_per_worker": 1})
-    assert "passes of 8 rows are small for a GPU" in dry_run.describe([slow], str(tmp_path / "work"), None)
+    assert "micro-batches of 8 rows under-use a GPU" in dry_run.describe([slow], str(tmp_path / "work"), None)
     full = variant(slow, {"train.micro_batch_tokens": 2048})
-    assert "small for a GPU" not in dry_run.describe([full], str(tmp_path / "work"), None) + said
+    assert "under-use a GPU" not in dry_run.describe([full], str(tmp_path / "work"), None) + said
     shared = variant(full, {"train.lora.dropout": 0.0, "train.micro_batch_tokens": 8192})
     told = dry_run.describe([shared], str(tmp_path / "work"), None)
     assert re.search(r"a pass of 8,192 tokens \([6-9]\d% of them shared\)", told) and "H100 does not fit" not in told

@@ -16,7 +16,7 @@ BOS = 1
 class Tiny:
     """A byte-level tokenizer with the interface of transformers' own."""
 
-    def __init__(self, bos: int | None = BOS) -> None:
+    def __init__(self, bos: int | None = BOS, cls: int | None = None, sep: int | None = None) -> None:
         self.core = Tokenizer(models.BPE())
         self.core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -24,10 +24,13 @@ class Tiny:
             vocab_size=400, special_tokens=["<pad>", "<bos>"], initial_alphabet=alphabet, show_progress=False
         )
         self.core.train_from_iterator([*INSTRUCTIONS.values(), "kitchen home shoes red Query Category"], trainer)
-        self.bos_token_id = bos
+        self.bos_token_id, self.cls_token_id, self.sep_token_id = bos, cls, sep
 
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def __call__(
+        self, texts: list[str], add_special_tokens: bool, split_special_tokens: bool = False
+    ) -> dict[str, list[list[int]]]:
         assert not add_special_tokens
+        self.core.encode_special_tokens = split_special_tokens
         return {"input_ids": [self.core.encode(text).ids for text in texts]}
 
     def ids(self, text: str) -> list[int]:
@@ -209,10 +212,7 @@ def test_the_target_is_cut_first_and_both_stay_visible(tokenizer: Tiny, query: s
         assert not found.truncated
     else:
         assert len(found.ids) == limit  # no room is given away
-    if query_all < room:
-        assert query_kept == query_all  # only the target gives way
-    elif query_all > room:
-        assert query_kept >= room // 2
+    assert target_kept >= min(target_all, room // 2) and query_kept >= min(query_all, room // 2)
 
 
 @pytest.mark.parametrize("spare", [-1, 0, 1, 2])
@@ -221,8 +221,46 @@ def test_a_query_that_just_fits_leaves_room_for_the_target(tokenizer: Tiny, spar
     room = len(tokenizer.ids(f" {query}")) + spare
     found = encode(tokenizer, query, target, max_tokens=frame(tokenizer) + room)
     query_kept, target_kept = parts(tokenizer, found, query, target)
-    assert query_kept >= room // 2 and target_kept >= 1
+    assert target_kept >= min(len(tokenizer.ids(f" {target}")), room // 2)
     assert query_kept + target_kept == room and found.truncated
+
+
+def test_a_longer_query_never_shows_more_of_the_target(tokenizer: Tiny) -> None:
+    limit, target = frame(tokenizer) + 48, "jz " * 20
+    kept = []
+    for words in range(1, 40):
+        query = "xq " * words
+        kept.append(parts(tokenizer, encode(tokenizer, query, target, max_tokens=limit), query, target)[1])
+    assert kept == sorted(kept, reverse=True) and kept[-1] == 24
+
+
+def test_what_is_typed_is_never_a_control_token(tokenizer: Tiny) -> None:
+    found = encode(tokenizer, "red <pad> shoe", "<bos>shoes", max_tokens=1000)
+    assert found.ids.count(BOS) == 1 and tokenizer.core.token_to_id("<pad>") not in found.ids
+    assert "red <pad> shoe" in tokenizer.text(found.ids) and "<bos>shoes" in tokenizer.text(found.ids)
+
+
+@pytest.mark.parametrize(
+    ("bos", "cls", "sep", "ends"),
+    [(None, 7, 8, [7, 8]), (5, 5, 6, [5, 6]), (5, 7, 8, [5, None]), (None, None, 8, [None, None])],
+    ids=["bert", "xlm-roberta", "decoder", "bare"],
+)
+def test_encoders_get_what_they_were_trained_with(
+    bos: int | None, cls: int | None, sep: int | None, ends: list[int | None]
+) -> None:
+    made = prompt(max_tokens=100)
+    [text], [found] = (made.encode(words, [row("q", LONG)]) for words in (Tiny(bos=None), Tiny(bos, cls, sep)))
+    first, last = ([one] if one is not None else [] for one in ends)
+    assert len(found.ids) == 100 and found.ids[:5] == [*first, *text.ids][:5]
+    assert found.ids[-3:] == [*text.ids, *last][-3:]
+
+
+def test_another_wording_has_another_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = prompt().wording
+    others = [prompt("QI"), *(prompt(**{name: True}) for name in ("pivot", "language_tag", "level_markers"))]
+    assert len({before, *(one.wording for one in others)}) == 5 and prompt(max_tokens=99).wording == before
+    monkeypatch.setitem(INSTRUCTIONS, ("QC", "zero_shot"), "Does it fit? Answer yes or no.")
+    assert prompt().wording != before
 
 
 def test_a_shorter_limit_never_shows_more(tokenizer: Tiny) -> None:

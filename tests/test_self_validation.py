@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, encode, self_validation, storage, tables
+from ray_pipeline import artifact, encode, self_validation, shards, storage, tables
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.chance import hashes
 from ray_pipeline.recipe import Recipe, SelfValidation
 from ray_pipeline.sandbox.shop import ShopSpec, row
 from ray_pipeline.stage import Context
@@ -18,7 +19,7 @@ from ray_pipeline.text import normalise, stable_id, stable_share
 from ray_pipeline.train import stage as train
 from ray_pipeline.train import work
 
-from .made import finished, pair
+from .made import finished, pair, scored
 
 RULES = SelfValidation(folds=3)
 TABLE = pa.Table.from_pylist(
@@ -64,6 +65,7 @@ def test_identity(make_recipe: Callable[..., Recipe]) -> None:
 
     assert config() == config(self_validation__confidence=0.6, train__epochs=9), "nothing is made without folds"
     folds = config(self_validation__folds=2)
+    assert folds != config(self_validation__folds=2, score__engine="vllm"), "which scores the folds' rows"
     assert folds != config() and folds != config(self_validation__folds=2, train__learning_rate=1e-3)
     assert config(self_validation__folds=2, self_validation__epochs=1, train__epochs=3) == config(
         self_validation__folds=2, self_validation__epochs=1, train__epochs=4
@@ -138,11 +140,26 @@ def test_rows_that_are_dropped_are_not_trained_on(judged: Any) -> None:
     context, found, rows, _ = judged
     refused = found.rejected()
     own = Context(context.recipe, {**context.inputs, "self_validation": found}, "", "", {})
-    dropped = train._dropped(own)
-    assert refused is not None and dropped == set(refused.column("pair_id").to_pylist())
+    dropped = train._dropped(own, train.OWN_VERDICTS)
+    assert refused is not None and set(dropped) == set(hashes(refused.column("pair_id").to_pylist()))
     _, data = work._data(context.recipe, context.inputs["encode"], dropped)
     parts = Counter(r["part"] for r in rows)
     assert (len(data.train.ids), len(data.tune.ids)) == (parts["train"] - len(dropped), parts["tune"])
+
+
+def test_a_shard_is_judged_by_the_scores_of_its_name_alone(tmp_path: Path) -> None:
+    rows = [pair(i, part="train") for i in range(6)]
+    halves = [
+        finished(
+            tmp_path / str(fold), "score", [scored(row, row["position"] / 8) for row in some], tables.SCORES, shards=2
+        )
+        for fold, some in enumerate((rows[:4], rows[4:]))
+    ]
+    source = shards.sources([finished(tmp_path, "mix", rows, tables.PAIRS, shards=2)])[1]
+    for half in halves:
+        Path(half.shards[0]).unlink()  # of the other shard: it is not looked at
+    table = self_validation.read(halves, source, self_validation.COLUMNS)
+    assert table.column("score").to_pylist() == [1 / 8, 3 / 8, 5 / 8]
 
 
 def test_verdicts_that_are_only_noted(tmp_path: Path) -> None:
@@ -152,8 +169,9 @@ def test_verdicts_that_are_only_noted(tmp_path: Path) -> None:
         [{"pair_id": r["pair_id"], "split": "train", "part": "holdout", "score": 0.01, "truncated": False,
           "adapter": "a"} for r in rows[:3]], tables.SCORES,
     )  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=tables.PAIRS)
-    noted = self_validation.Verdicts(SelfValidation(folds=2, drop=False, origins=["original"]), [scores])(table)
+    (source,) = shards.sources([finished(tmp_path, "mix", rows, tables.PAIRS)])
+    table = self_validation.read([scores], source, self_validation.COLUMNS)
+    noted = self_validation.Verdicts(SelfValidation(folds=2, drop=False, origins=["original"]))(table)
     assert noted.table.column("contradicted").to_pylist() == [False, True, True, False], "no score, no verdict"
     assert noted.table.column("score").null_count == 1
     assert noted.rejected is not None and noted.rejected.num_rows == 0 and noted.extra == {"contradicted": 2}

@@ -13,28 +13,29 @@ from ray_pipeline.report import index
 
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse and run; 0 done, 1 a problem of the user's or a run that failed; wrong usage exits with 2."""
-    options = _parser(description).parse_intermixed_args(arguments)
+    parser = _parser(description)
+    options = parser.parse_intermixed_args(arguments)
+    cli.expect_recipe(parser, options.items)
     return problems.exit_code(lambda: _run(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(description)
     parser.add_argument(
         "items", nargs="+", metavar="MATRIX|RECIPE|key=value",
-        help="matrix files; or recipes, of which the first of each task is the baseline; values for all of them",
+        help="matrix files; or recipes, the first of each task being the baseline; and values for all of them",
     )  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="in place of the matrix's own (0)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="seeds to run, instead of the matrix file's (default 0)"
+    )
     parser.add_argument("--output", help="folder or s3:// url of the table (runs/ablation-<names>)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be run, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and do nothing")
     cli.add_common(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     studies, workdir = matrix.read(options.items, options.workdir, options.seeds)
-    if not studies:
-        print("no matrix and no recipe is named; see --help", file=sys.stderr)
-        return 2
     if options.dry_run:
         print(runs.plan(studies, workdir))
         return problems.DONE

@@ -133,8 +133,13 @@ def _seeded(
     workdir: str,
     others: Sequence[Recipe] = (),
 ) -> dict[int, Recipe]:
-    runs = [recipes.variant(base, changes | dict.fromkeys(seeded, seed), name) for seed in seeds]
-    return dict(zip(seeds, cli.placed([*runs, *others], workdir)[: len(runs)], strict=True))
+    """The recipe of each seed; what it takes of the other task's is drawn by the same seed."""
+    runs = {}
+    for seed in seeds:
+        drawn = dict.fromkeys(seeded, seed)
+        own = recipes.variant(base, changes | drawn, name)
+        runs[seed] = cli.placed([own, *(recipes.variant(one, drawn, one.name) for one in others)], workdir)[0]
+    return runs
 
 
 def _matrix(file: str, raw: dict[str, Any]) -> tuple[str, Matrix]:

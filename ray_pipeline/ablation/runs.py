@@ -1,6 +1,6 @@
 """The runs of a study, one after another: what two recipes agree on is made once, and what is finished is reused."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -29,7 +29,7 @@ class Ran:
         return [*self.artifacts.values(), *self.taken]
 
 
-def rounds(studies: Sequence[Study], workdir: str, show: Callable[[str], None] = print) -> Iterator[list[Ran]]:
+def rounds(studies: Sequence[Study], workdir: str) -> Iterator[list[Ran]]:
     """Run every line of every study with the first seed, then with the second, and so on; yields all runs so far.
 
     A run that ends in a problem of the user's does not stop the others.
@@ -38,17 +38,17 @@ def rounds(studies: Sequence[Study], workdir: str, show: Callable[[str], None] =
     for turn in range(max(len(study.seeds) for study in studies)):
         for study in studies:
             if turn < len(study.seeds):
-                found += [_run(study, place, study.seeds[turn], workdir, show) for place in range(len(study.lines))]
+                found += [_run(study, place, study.seeds[turn], workdir) for place in range(len(study.lines))]
         yield list(found)
 
 
-def _run(study: Study, place: int, seed: int, workdir: str, show: Callable[[str], None]) -> Ran:
+def _run(study: Study, place: int, seed: int, workdir: str) -> Ran:
     line = study.lines[place]
-    show(f"{study.name}, {line.name} ({place + 1} of {len(study.lines)}), seed {seed}")
+    print(f"{study.name}, {line.name} ({place + 1} of {len(study.lines)}), seed {seed}")
     try:
-        finished = pipeline.execute(line.runs[seed], workdir, show=show)
+        finished = pipeline.execute(line.runs[seed], workdir)
     except PipelineError as error:
-        show(f"  failed: {error}")
+        print(f"  failed: {error}")
         return Ran(study.name, line.name, seed, {}, problem=str(error))
     return Ran(study.name, line.name, seed, finished.artifacts, taken=finished.taken)
 

@@ -1,6 +1,5 @@
 """What a study leaves: one table as a page, as Markdown, as Parquet, and its headline for the index of runs."""
 
-import datetime
 import io
 import json
 import math
@@ -18,8 +17,10 @@ from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.ablation.verdicts import DRAWS, METHOD, SIGNIFICANT, Cost, Verdict
 from ray_pipeline.comparison import WHOLE
+from ray_pipeline.duration import duration
+from ray_pipeline.figures import Difference, Estimate, Slice
 from ray_pipeline.report import render
-from ray_pipeline.report.data import Difference, Estimate, Slice
+from ray_pipeline.report.assemble import now
 
 HEADLINE = "ablation.json"
 COLUMNS = ("variant", "F1", "95 %", "Δ F1", "95 %", "p (Holm)", "is", "precision", "recall", "USD", "time")
@@ -158,7 +159,7 @@ def page(found: Sequence[Section], runs: Sequence[Ran], command: str) -> str:
     return template.render(
         sections=found,
         method=METHOD.format(draws=DRAWS),
-        created=_now(),
+        created=now(),
         command=command,
         seconds=seconds,
         usd=usd,
@@ -188,7 +189,7 @@ def _markdown_row(row: Row) -> str:
         render.signed(apart.value), render.bounds(apart, True), render.figure(whole.p_holm),
     ]  # fmt: skip
     cells += [row.verdict[1], render.figure(whole.precision.value), render.figure(whole.recall.value)]
-    return "| " + " | ".join([*cells, render.money(row.cost.usd), render.duration(row.cost.seconds)]) + " |"
+    return "| " + " | ".join([*cells, render.money(row.cost.usd), duration(row.cost.seconds)]) + " |"
 
 
 def parquet(found: Sequence[Section]) -> bytes:
@@ -238,8 +239,4 @@ def headline(found: Sequence[Section]) -> str:
                 "failed": sum(bool(row.problems) for row in section.rows),
             }
         )  # fmt: skip
-    return json.dumps({"created": _now(), "studies": studies}, indent=1)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return json.dumps({"created": now(), "studies": studies}, indent=1)

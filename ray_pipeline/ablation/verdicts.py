@@ -13,7 +13,7 @@ from ray_pipeline import comparison, evaluate, metrics, resample, scored
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.report.data import Estimate
+from ray_pipeline.figures import Estimate
 
 Array = npt.NDArray[Any]
 

@@ -65,6 +65,7 @@ def _facts(saved: Saved) -> Iterator[tuple[str, Any]]:
     yield "task", saved.task
     yield "the base (train.model)", (saved.train.model, saved.base) if saved.base is None else saved.base
     yield "tokenizer", saved.tokenizer
+    yield from ((f"the data's {name}", value) for name, value in saved.spelling.model_dump().items())
     for name in MANNER:
         yield f"train.{name}", rules.get(name)
     yield from ((f"prompt.{name}", value) for name, value in saved.prompt.model_dump().items())
@@ -76,9 +77,9 @@ def _check_base(adapter: Adapter) -> None:
     there = card.base_digest(saved.train.model, saved.train.revision)
     if saved.base is not None and saved.base != there:
         raise ModelError(
-            f"{adapter.url}: was trained on the base {saved.base}, {saved.train.model} is {there}, another one: "
-            "put the base of the training there, or name its folder (--base, base=); a copy of a hub model, which only "
-            "you can tell from another model, is taken by --unchecked-base (check_base=False)"
+            f"{adapter.url}: was trained on base {saved.base}, but {saved.train.model} is {there}: provide the "
+            "original base, or name its folder (--base, base=). To accept a copy that you know to be identical, use "
+            "--unchecked-base (check_base=False)"
         )
 
 

@@ -39,74 +39,80 @@ def run(description: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(description)
     add = parser.add_argument
     add(
         ADAPTER,
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="adapters that training saved, or s3:// urls; averaged",
+        help="adapters that training saved, local or s3://; several are averaged",
     )
-    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, local or s3://")
+    add("--input", nargs="+", required=True, metavar="PATH",
+        help="files, folders or globs, local or s3://; paths and tags as in the adapter's training data")  # fmt: skip
     add("--output", required=True, metavar="FOLDER", help="folder or s3:// url of the shards; another run's is refused")
     add("--columns", nargs="+", type=_column, default=[], metavar="WHAT=COLUMN",
         help=f"which column holds what: {', '.join(rows.COLUMNS)}")  # fmt: skip
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--threshold", type=float, help="a row is relevant from this score on (the adapter's own, else 0.5)"
+        "--threshold", type=float, help="score from which a row counts as relevant (the adapter's own, else 0.5)"
     )
     how.add_argument(
         "--decision",
         metavar="FILE",
         help="decision-<recipe>.json of the run that made the adapters: its calibration and thresholds",
     )
-    add("--base", help="the adapter's base model, where it is kept elsewhere than at training")
+    add("--base", help="the adapter's base model, if it has moved since training")
     add(
         "--unchecked-base",
         action="store_true",
-        help="take it though it cannot be told to be the same: a folder in place of a hub model; kept in run.json",
+        help="accept a base that cannot be verified as the one used in training, e.g. a local copy of a hub model; "
+        "recorded in run.json",
     )
     add(
         "--format",
         choices=("parquet", "csv", "jsonl"),
         default="parquet",
-        help="also write each shard as (%(default)s)",
+        help="csv or jsonl: write each shard in this format, too (%(default)s)",
     )
     add(
         "--max-rejected-share",
         type=float,
         default=0.05,
         metavar="X",
-        help="of the rows; with more the job fails, and keeps what is scored (%(default)s)",
+        help="largest share of rejected rows; above it the job fails, but scored shards are kept (%(default)s)",
     )
     add(
         "--engine",
         choices=get_args(Engine),
         default="transformers",
-        help="vllm needs the extra of that name (%(default)s)",
+        help="vllm needs the optional dependency of that name (%(default)s)",
     )
-    add("--workers", type=_count, help="(as many as the CPUs, or GPUs, hold)")
-    add("--gpus-per-worker", type=float, default=0, metavar="X", help="0 scores on CPU (%(default)s)")
-    add("--cpus-per-worker", type=float, default=1, metavar="X", help="(%(default)s)")
-    add("--batch-rows", type=_count, default=64, help="rows of one forward pass (%(default)s)")
-    add("--batch-tokens", type=_count, help="tokens of one forward pass with their padding, in place of --batch-rows")
-    add("--shard-rows", type=_count, default=50_000, help="rows of one shard at most (%(default)s)")
+    add("--workers", type=cli.at_least_one, help="number of workers (default: as many as the CPUs or GPUs allow)")
+    add(
+        "--gpus-per-worker",
+        type=float,
+        default=0,
+        metavar="X",
+        help="GPUs of a worker; 0: score on the CPU (%(default)s)",
+    )
+    add("--cpus-per-worker", type=float, default=1, metavar="X", help="CPUs of a worker (%(default)s)")
+    add("--batch-rows", type=cli.at_least_one, default=64, help="rows in one forward pass (%(default)s)")
+    add(
+        "--batch-tokens",
+        type=cli.at_least_one,
+        help="tokens in one forward pass, padding included; replaces --batch-rows",
+    )
+    add("--shard-rows", type=cli.at_least_one, default=50_000, help="most rows in one shard (%(default)s)")
     add("--address", default="local", help="auto joins the Ray cluster that the job runs on (%(default)s)")
     add("--debug", action="store_true", help="show the stack trace of a problem")
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
-
-
 def _column(text: str) -> tuple[str, str]:
     name, equals, column = text.partition("=")
     if name not in rows.COLUMNS or not equals or not column:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {'|'.join(rows.COLUMNS)}=COLUMN")
+        raise argparse.ArgumentTypeError(f"{text!r} must be of the form {'|'.join(rows.COLUMNS)}=COLUMN")
     return name, column
 
 
@@ -127,7 +133,7 @@ def _score(options: argparse.Namespace) -> int:
         files, columns, relevance.fingerprint(chosen), decision, _full(options.output), options.format,
         options.shard_rows, options.workers, where,
         card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None, options.engine,
-        options.max_rejected_share,
+        first.spelling, options.max_rejected_share,
     )  # fmt: skip
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
@@ -152,8 +158,8 @@ def _decision(options: argparse.Namespace, chosen: Sequence[Adapter]) -> Decisio
 
 
 def _besides(decision: Decision) -> str:
-    own = "" if decision.by == "task" else f", or by {decision.by.replace('_', ' ')}"
-    return own + ("" if decision.calibration.kind == "none" else f", calibrated by {decision.calibration.kind}")
+    own = "" if decision.by == "task" else f", others by {decision.by.replace('_', ' ')}"
+    return own + ("" if decision.calibration.kind == "none" else f"; calibrated by {decision.calibration.kind}")
 
 
 def _full(url: str) -> str:
@@ -165,12 +171,12 @@ def _account(found: Artifact, decision: Decision) -> str:
     lines = [f"{manifest.rows_in} rows in, {manifest.rows_out} scored, {manifest.rows_rejected} rejected"]
     lines += [f"  {reason}: {count}" for reason, count in manifest.reasons.items()]
     lines += [
-        f"{manifest.extra['truncated']} prompts were cut, {manifest.extra['repeated']} rows had an equal one scored; "
-        f"relevant from {decision.threshold:.4f} on{_besides(decision)}; {manifest.seconds:.1f} s",
+        f"{manifest.extra['truncated']} prompts truncated, {manifest.extra['repeated']} rows reused an identical row's "
+        f"score; threshold {decision.threshold:.4f}{_besides(decision)}; {manifest.seconds:.1f} s",
         found.url,
     ]
     if repeated := manifest.extra.get("repeated_ids"):
-        lines.insert(-1, f"warning: {repeated} rows carry an id that another row has, too; every row was scored")
+        lines.insert(-1, f"warning: {repeated} rows have an id that another row also has; every row was scored")
     if job.UNCHECKED in manifest.inputs:
-        lines.insert(-1, "warning: nothing but --unchecked-base says that the base is the one of the training")
+        lines.insert(-1, "warning: the base was not verified to be the one used in training (--unchecked-base)")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from ray_pipeline import storage
+from ray_pipeline import problems, storage
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError, ModelError
 from ray_pipeline.scored import Coded, first_levels
@@ -79,10 +79,8 @@ def read(url: str, chosen: Sequence[Adapter]) -> Decision:
     except FileNotFoundError as error:
         raise InputError(f"{url}: is not there; a run writes decision-<recipe>.json beside its report") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
-            f"{url}: {where}: {first['msg']}; name the file decision-<recipe>.json that a run has written"
+            f"{url}: {problems.first_fault(error)}; name the file decision-<recipe>.json that a run has written"
         ) from error
     theirs, mine = sorted(found.adapters), sorted(one.saved.fingerprint for one in chosen)
     if theirs != mine:

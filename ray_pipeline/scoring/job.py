@@ -21,7 +21,7 @@ from ray_pipeline.decision import Decision
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.prompt import SHOWN
 from ray_pipeline.rawfiles import RawFile
-from ray_pipeline.recipe import Engine, Runtime
+from ray_pipeline.recipe import Engine, Runtime, Spelling
 from ray_pipeline.scoring import decided, rows
 from ray_pipeline.scoring.rows import Columns, Piece
 from ray_pipeline.scoring.scorer import Scored
@@ -59,6 +59,8 @@ class Job:
     unchecked_base: str | None = None
     """Digest of a base that nothing but the user's word says to be the adapter's."""
     engine: Engine = "transformers"
+    spelling: Spelling = rows.AS_IS
+    """Of the adapter's raw data; the adapter's fingerprint covers it."""
     max_rejected_share: float = 0.05
     """With more, the job ends without a manifest; no part of what the shards are."""
 
@@ -133,7 +135,7 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
         label="score",
         num_cpus=job.runtime.cpus_per_worker,
         num_gpus=job.runtime.gpus_per_worker,
-        read=partial(_read, pieces, job.columns),
+        read=partial(_read, pieces, job.columns, job.spelling),
         write=partial(_write, job.format),
     )
     _check_rejected(job, counts)
@@ -184,8 +186,10 @@ def _repeated(hashes: Hashes) -> int:
     return len(hashes) - len(np.unique(hashes))
 
 
-def _read(pieces: Mapping[str, Piece], columns: Columns, source: Source, _: list[str] | None) -> pa.Table:
-    return rows.read(pieces[source.name], columns)
+def _read(
+    pieces: Mapping[str, Piece], columns: Columns, spelling: Spelling, source: Source, _: list[str] | None
+) -> pa.Table:
+    return rows.read(pieces[source.name], columns, spelling)
 
 
 def _write(format: Format, folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:

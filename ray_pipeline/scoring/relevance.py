@@ -13,6 +13,7 @@ from ray_pipeline.errors import InputError, ModelError
 from ray_pipeline.scoring import adapters, decided
 from ray_pipeline.scoring.adapters import Adapter
 from ray_pipeline.scoring.scorer import Batches, Scorer
+from ray_pipeline.text import unseen
 
 DEFAULT_THRESHOLD = 0.5
 ROWS_AT_ONCE = 50_000
@@ -31,6 +32,10 @@ class RelevanceModel:
         self.task = chosen[0].saved.task
         self.threshold = self._decision.threshold
         self.fingerprint = fingerprint(chosen)
+
+    def __repr__(self) -> str:
+        urls = ", ".join(one.url for one in self._adapters)
+        return f"RelevanceModel({urls}: {self.task}, threshold {self.threshold:.3f})"
 
     @classmethod
     def load(
@@ -115,12 +120,14 @@ class RelevanceModel:
         named: dict[str, Texts] = {"queries": queries, "targets": targets}
         named |= {"queries_en": queries_en} if queries_en is not None else {}
         named |= {"languages": languages} if languages is not None else {}
-        rules = self._adapters[0].saved.prompt
+        rules, spelling = self._adapters[0].saved.prompt, self._adapters[0].saved.spelling
         if rules.pivot and queries_en is None:
             raise InputError("queries_en: this adapter reads the query in English too: give one for each query")
         if rules.language_tag and languages is None:
             raise InputError("languages: this adapter reads the query's language too: give a code for each query")
         texts = {name: _texts(name, values) for name, values in named.items()}
+        for name, respelt in (("targets", spelling.target), ("languages", spelling.tag)):
+            texts |= {name: [respelt(text) for text in texts[name]]} if name in texts else {}
         for name, values in texts.items():
             if len(values) != len(texts["queries"]):
                 raise InputError(f"{name}: {len(values)} rows, queries has {len(texts['queries'])}: give one for each")
@@ -148,7 +155,7 @@ def _texts(name: str, values: Texts) -> list[str]:
     for number, value in enumerate(found):
         if not isinstance(value, str):
             raise InputError(f"{name}: row {number} is {value!r}, a {type(value).__name__}; give texts")
-        if not value.strip():
+        if unseen(value):
             raise InputError(f"{name}: row {number} is empty; leave the pair out")
     return [" ".join(value.split()) for value in found]
 

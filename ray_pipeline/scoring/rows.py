@@ -9,12 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import rawfiles, storage, submission
+from ray_pipeline import rawfiles, storage
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
+from ray_pipeline.recipe import TARGET_COLUMNS, Spelling
+from ray_pipeline.text import unseen
 
 COLUMNS = ("query", "target", "id", "language", "query_en")
 """What a row is made of; query and target must be there."""
+AS_IS = Spelling()
 LOOKED_AT = 1000
 """Records of JSON Lines that say which columns there are."""
 PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
@@ -72,7 +75,7 @@ def columns(files: Sequence[RawFile], task: str, chosen: Mapping[str, str], need
     Raises InputError where query, target or what else is `needed` of a row is in none.
     """
     file, there = next(((one, names) for one in files if (names := _names(one))), (files[0], set[str]()))
-    usual = {"query": ("query", "origin_query"), "target": ("target", submission.TARGET_KEYS[task])}
+    usual = {"query": ("query", "origin_query"), "target": ("target", TARGET_COLUMNS[task])}
     found = dict(chosen)
     for name in COLUMNS:
         column = next((column for column in usual.get(name, (name,)) if column in there), None)
@@ -128,13 +131,17 @@ def _check_alike(file: RawFile, there: set[str], columns: Columns) -> None:
             )
 
 
-def read(piece: Piece, columns: Columns) -> pa.Table:
+def read(piece: Piece, columns: Columns, spelling: Spelling = AS_IS) -> pa.Table:
     """The rows of a piece as `CHECKED`, texts with single spaces; raises InputError for a column that is not there."""
     raw = _read_parquet(piece, columns) if piece.part.file.format == "parquet" else _read_lines(piece, columns)
     if columns.id is None:
         number = piece.part.file.number
         names = pa.array([f"{number}-{line}" for line in raw.column("line").to_pylist()], pa.string())
         raw = raw.set_column(raw.schema.get_field_index("id"), "id", names)
+    respelt = {} if spelling == AS_IS else {"target": spelling.target, "language": spelling.tag}
+    for name, replaced in respelt.items():
+        texts = [text if text is None else replaced(text) for text in raw.column(name).to_pylist()]
+        raw = raw.set_column(raw.schema.get_field_index(name), name, pa.chunked_array([pa.array(texts, pa.string())]))
     for name in ("query", "target", "query_en"):
         raw = raw.set_column(raw.schema.get_field_index(name), name, _spaced(raw.column(name)))
     faults = [raw.column("reason"), *_faults(raw)]
@@ -145,7 +152,8 @@ def _faults(raw: pa.Table) -> Iterator[pa.ChunkedArray]:
     """Why rows are refused, one array `[n]` of reasons and nulls for each thing that can be wrong."""
     for name in ("query", "target"):
         yield pc.if_else(raw.column(name).is_null(), f"missing {name}", None)
-        yield pc.if_else(pc.equal(raw.column(name), ""), f"empty {name}", None)
+        empty = [text is not None and unseen(text) for text in raw.column(name).to_pylist()]
+        yield pc.if_else(pa.chunked_array([pa.array(empty, pa.bool_())]), f"empty {name}", None)
     nameless = pc.or_kleene(raw.column("id").is_null(), pc.equal(raw.column("id"), ""))
     yield pc.if_else(nameless, "missing id", None)
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.tokens import Tokens
+
 Rows = npt.NDArray[np.int64]
 WINDOW_STEPS = 50
 """Rows are sorted by length within windows of so many steps: little padding, and still a shuffled order."""
@@ -32,7 +34,7 @@ class Examples:
     labels: npt.NDArray[np.float32]
     truncated: int
     """Prompts that had to be cut."""
-    pair_ids: list[str] = field(default_factory=list)
+    pair_ids: Sequence[str] = field(default_factory=list)
     """Empty where rows have none."""
 
     def names(self, rows: Rows) -> list[str]:
@@ -42,6 +44,8 @@ class Examples:
     @property
     def lengths(self) -> Rows:
         """Tokens of each prompt `[n]`."""
+        if isinstance(self.ids, Tokens):
+            return self.ids.lengths
         return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
 
 

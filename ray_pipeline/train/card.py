@@ -17,8 +17,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from ray_pipeline import models, recipe, storage
+from ray_pipeline import models, problems, recipe, storage
 from ray_pipeline.errors import ModelError
+from ray_pipeline.prompt import Prompt
 
 FILE = "relevance.json"
 
@@ -48,6 +49,10 @@ class Saved(recipe.Section):
     tokenizer: Tokenizer | None = None
     split: recipe.Split | None = None
     """Which queries it has seen; null: unknown."""
+    wording: str | None = None
+    """`Prompt.wording` of its training's prompts; null: unknown."""
+    spelling: recipe.Spelling = recipe.Spelling()
+    """How its training's raw files write levels and languages, and so those to score."""
     labels: dict[Literal["0", "1"], int] = Field(default_factory=dict)
     """Training rows of each label."""
     version: Literal[1] = 1
@@ -64,19 +69,26 @@ def write(folder: str, saved: Saved) -> None:
 
 
 def read(folder: str) -> Saved:
-    """Read it back; raises ModelError for a folder without it, and for one that is of another version or damaged."""
+    """Read it back; raises ModelError for a folder without it, and for one that is of another version or damaged.
+
+    So it does for an adapter that was trained on prompts of another wording than the one that it would be given.
+    """
     url = storage.join(folder, FILE)
     try:
-        return Saved.model_validate_json(storage.read_bytes(url))
+        found = Saved.model_validate_json(storage.read_bytes(url))
     except FileNotFoundError as error:
         raise ModelError(
             f"{folder}: holds no {FILE}, so it is no adapter that jobs/train.py or jobs/pipeline.py has saved; "
             "name the folder `adapter` of a training artifact"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise ModelError(
-            f"{url}: {where}: {first['msg']}; it was written by another version of this project, or changed since: "
-            "score with the version that trained it, or train again"
+            f"{url}: {problems.first_fault(error)}; it was written by another version of this project, or changed "
+            "since: score with the version that trained it, or train again"
         ) from error
+    if found.wording not in (None, Prompt(found.task, found.prompt).wording):
+        raise ModelError(
+            f"{url}: wording: the adapter was trained on prompts worded otherwise than this version words them, so its "
+            "scores would be wrong: score with the version that trained it, or train again"
+        )
+    return found

@@ -107,7 +107,7 @@ def no_room_told(recipe: Recipe) -> Iterator[None]:
 
 
 def _show(said: str, number: int, tries: int) -> None:
-    left = f"its workers are started again, {number} of {tries} times" if number <= tries else "no try is left"
+    left = f"restarting its workers ({number} of at most {tries})" if number <= tries else "no restarts left"
     first, *others = said.splitlines()
     more = f" (and {len(others)} more)" if others else ""
     print(f"  train: {first}{more}; {left}", file=sys.stderr, flush=True)

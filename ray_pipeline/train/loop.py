@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ class Loop:
         self._folder, self._report = folder, report
         self._lengths = train.lengths
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
-        self._shared = prefix.common(chain(train.ids, tune.ids)) if rules.shares_prefix else 0
+        self._shared = prefix.common(train.ids, tune.ids) if rules.shares_prefix else 0
         self._positive_weight = positive_weight(rules, train.labels)
         self._odd: str | None = None
         self.state = State(selection=rules.selection)
@@ -243,18 +242,19 @@ def positive_weight(rules: Train, labels: npt.NDArray[np.float32]) -> float:
 def too_large(when: str) -> OutOfMemoryError:
     """Out of memory before anything is trained: each worker's device has to hold the whole base."""
     return OutOfMemoryError(
-        f"out of memory {when}: a GPU has to hold the whole base: take train.precision nf4 or int8, a smaller base, or "
-        "GPUs with more memory, and see that nothing else runs on them"
+        f"out of memory {when}: a GPU has to hold the whole base: use train.precision nf4 or int8, a smaller base, or "
+        "GPUs with more memory, and make sure that nothing else runs on them"
     )
 
 
 def exhausted(when: str) -> OutOfMemoryError:
     """Out of memory, and what to turn."""
     return OutOfMemoryError(
-        f"out of memory {when}: lower train.micro_batch_tokens, or train.micro_batch_rows where that is null (the "
-        "result stays the same), set train.gradient_checkpointing true, lower prompt.max_tokens, take train.precision "
-        "nf4 unless it is, or share out more by train.deepspeed zero2_offload, or zero3 in 16 bits, and more "
-        "train.workers"
+        f"out of memory {when}: lower train.micro_batch_tokens, or train.micro_batch_rows where that is null (training "
+        "then continues from its last checkpoint if train.lora.dropout is 0, and starts over if not), or set "
+        "train.gradient_checkpointing true (it continues, unless train.share_prefix is true with dropout). Or change "
+        "what makes it start over: lower prompt.max_tokens, use train.precision nf4, or spread the load: "
+        "train.deepspeed zero2_offload (zero3 in 16 bits) and more train.workers"
     )
 
 

@@ -1,7 +1,8 @@
 """An adapter merged into its 16- or 32-bit base, written only if the scores stay what they were. Imports no Ray.
 
-Merging into 4-bit weights rounds the adapter away (peft#2321), so an adapter of a quantised base goes into that base in
-16 bits; how far that moves the scores is measured like everything else.
+Merging into 4-bit weights rounds the adapter away (peft#2321), so an adapter of a quantised base goes into what that
+base's 4 or 8 bits stand for, in 16 bits, and not into the weights that they were rounded from, which it never saw; how
+far that moves the scores is measured like everything else.
 """
 
 import json
@@ -12,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ray_pipeline import models, storage
+from ray_pipeline import storage
 from ray_pipeline.errors import ModelError, StorageError
 from ray_pipeline.prompt import Prompt
+from ray_pipeline.recipe import Train
 from ray_pipeline.train import card, saved
 from ray_pipeline.train.card import Saved
 
@@ -31,7 +33,10 @@ class Merge:
     adapter: str
     """Fingerprint of the training."""
     base: str
+    quantised: str | None
+    """The precision, nf4 or int8, that the base's weights were rounded to before the adapter was added; null: none."""
     precision: str
+    """Of the merged model."""
     rows: int
     """Of the sample: pairs of the made-up shop."""
     max_abs_difference: float
@@ -41,7 +46,8 @@ class Merge:
 def merge(adapter: str, output: str, precision: Precision | None = None, tolerance: float | None = None) -> Merge:
     """Merge an adapter's folder or `s3://` url into its base and write the model, as safetensors, with its tokenizer.
 
-    The precision is bfloat16, or float32 for an adapter that was trained so; the tolerance that precision's rounding.
+    The precision is bfloat16, or float32 for an adapter that was trained so. Without a tolerance, which is of a single
+    probability, scores may move as `saved.agree` has it by the coarser rounding of training and merged model.
     Raises ModelError where a score moves further, or the adapter's weights are not all put on; StorageError where the
     output is not empty. That the base is the training's is `scoring.adapters.read`'s to say.
     """
@@ -69,14 +75,19 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
         alone = found.train.model_copy(update={"model": str(made), "revision": None, "precision": chosen})
         merged = model.Classifier(model.load_base(alone, device)).eval()
         after = loop.score(merged, prompts, tokenizer.pad_token_id, device, BATCH_ROWS)
-        difference = float(np.abs(before - after).max())
-        allowed = saved.TOLERANCE[chosen] if tolerance is None else tolerance
-        if not difference <= allowed:
+        differences = np.abs(before - after)
+        difference = float(differences.max())
+        rounding = max(saved.TOLERANCE[one] for one in (found.train.precision, chosen))
+        stay = saved.agree(differences, rounding) if tolerance is None else difference <= tolerance
+        if not stay:
+            wider = "merge with --precision float32, " if chosen == "bfloat16" else ""
             raise ModelError(
-                f"{adapter}: merged into its base in {chosen}, scores move by up to {difference:.3g}, further than "
-                f"{allowed:g}: keep the adapter apart, merge with --precision float32, or allow more by --tolerance"
+                f"{adapter}: merged into its base in {chosen}, scores move by {differences.mean():.3g} in the mean and "
+                f"up to {difference:.3g}, further than {'rounding explains' if tolerance is None else tolerance}: keep "
+                f"the adapter apart, {wider}or allow more by --tolerance"
             )
-        result = Merge(found.fingerprint, found.train.model, chosen, len(prompts), difference)
+        rounded = found.train.precision if found.train.quantised else None
+        result = Merge(found.fingerprint, found.train.model, rounded, chosen, len(prompts), difference)
         (made / FILE).write_text(json.dumps(asdict(result), indent=1))
         storage.upload_folder(made, output)
     return result
@@ -93,22 +104,19 @@ def _sample(found: Saved, tokenizer: Any) -> list[list[int]]:
 
 def _write(found: Saved, folder: Path, precision: Precision, into: Path) -> None:
     """Merge on the CPU, whose memory is the larger, and save."""
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+
+    whole = PeftModel.from_pretrained(_whole_base(found.train, precision), str(folder))
+    whole.merge_and_unload(safe_merge=True).save_pretrained(str(into), safe_serialization=True)
+
+
+def _whole_base(rules: Train, precision: Precision) -> Any:
+    """The base that the adapter was trained on, in 16 or 32 bits, with its whole vocabulary."""
+    import torch
 
     from ray_pipeline.train import model
 
-    rules = found.train.model_copy(update={"precision": precision, "gradient_checkpointing": False})
-    if rules.head == "yes_no":  # the whole vocabulary, where scoring needs two words of it
-        base = AutoModelForCausalLM.from_pretrained(
-            models.resolve(rules.model),
-            revision=rules.revision,
-            trust_remote_code=rules.trust_remote_code,
-            dtype=getattr(torch, precision),
-            use_safetensors=True,
-        )
-    else:
-        base = model.load_base(rules, "cpu")
-    whole = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
-    whole.save_pretrained(str(into), safe_serialization=True)
+    width = getattr(torch, precision)
+    rules = rules.model_copy(update={} if rules.quantised else {"precision": precision})
+    base = model.load_base(rules, "cpu", words=False)
+    return base.dequantize(dtype=width).to(width) if rules.quantised else base

@@ -1,7 +1,8 @@
 """The classifier: a base model with one of two heads, its LoRA adapter, its precision. Imports no Ray, no DeepSpeed."""
 
 import re
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 ENCODER_LINEAR = ["query", "key", "value", "query_proj", "key_proj", "value_proj", "dense"]
 HEAD, ENCODER_HEAD, VOCABULARY = "score", "classifier", "lm_head"
+IN_BLOCK = re.compile(r"\.\d+\.")
+"""In the name of what belongs to one of a model's like layers."""
 PACKS = "support_avx512bf16_for_cpu"
 NOT_ADAPTED = r".*(vision_tower|multi_modal_projector|classifier|pooler).*"
 """A multimodal base, such as Gemma-3 12B, has linear layers which text never reaches; heads are trained whole."""
@@ -35,6 +38,15 @@ class Words(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[n, 2]` float32 of states `[n, h]`; in bfloat16 their difference would be lost in rounding."""
         return nn.functional.linear(hidden.float(), self.weight.float())
+
+
+class Head(nn.Linear):
+    """The last layer of a new head, whose logit is float32: rounded to bfloat16, most rows would share a score."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Logits `[n, 1]` float32 of states `[n, h]`."""
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
 class Classifier(nn.Module):
@@ -135,8 +147,24 @@ def load_tokenizer(rules: Train) -> Any:
     return tokenizer
 
 
-def load_base(rules: Train, device: str) -> Any:
-    """The base with the recipe's head and precision; raises ModelError for what is no model or has no such head."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers warns of a new head, which is ours to train or to replace by the adapter's."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_base(rules: Train, device: str, words: bool = True) -> Any:
+    """The base with the recipe's head and precision; raises ModelError for what is no model or has no such head.
+
+    With head yes_no its vocabulary projection has the two `words` only, unless all are asked for.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -148,13 +176,31 @@ def load_base(rules: Train, device: str) -> Any:
     torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
     try:
         if rules.head == "yes_no":
-            model = _with_two_words(AutoModelForCausalLM.from_pretrained(name, **options), rules)
+            model = AutoModelForCausalLM.from_pretrained(name, **options)
+            model = _with_two_words(model, rules) if words else model
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **options)
+            with _quiet():
+                model, told = AutoModelForSequenceClassification.from_pretrained(
+                    name, num_labels=1, output_loading_info=True, **options
+                )
+            _give_head(model, told["missing_keys"])
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
     return keep_gradients(model) if rules.quantised else model.to(device)
+
+
+def _give_head(model: Any, missing: Iterable[str]) -> None:
+    """Let the head give float32, and note in `model.new` all modules whose weights the base lacks: they are random.
+
+    They are trained and saved with the adapter; DeBERTa's pooler is such a one beside the head.
+    """
+    head = ENCODER_HEAD if hasattr(model, ENCODER_HEAD) else HEAD
+    for part in getattr(model, head).modules():
+        if type(part) is nn.Linear and part.out_features == 1:
+            part.__class__ = Head
+    lacking = {name.rpartition(".")[0] for name in set(missing) & {name for name, _ in model.named_parameters()}}
+    model.new = [head, *sorted(name for name in lacking if name.partition(".")[0] != head)]
 
 
 def for_device(model: Any, device: str, fuse: bool = True) -> Any:
@@ -233,6 +279,7 @@ def with_adapter(base: Any, rules: Train) -> Any:
         base.enable_input_require_grads()
     torch.manual_seed(rules.seed)
     classifies = rules.head == "classification"
+    _expect_known(base, rules)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         r=rules.lora.rank,
@@ -244,7 +291,7 @@ def with_adapter(base: Any, rules: Train) -> Any:
         exclude_modules=NOT_ADAPTED
         if any(re.fullmatch(NOT_ADAPTED, name) for name, _ in base.named_modules())
         else None,
-        modules_to_save=[ENCODER_HEAD if hasattr(base, ENCODER_HEAD) else HEAD] if classifies else None,
+        modules_to_save=getattr(base, "new", [HEAD]) if classifies else None,  # a base made here has a head only
     )
     return lora.lean(get_peft_model(base, config))
 
@@ -273,6 +320,25 @@ def begin_with(model: Any, folder: Path) -> None:
     set_peft_model_state_dict(model, weights)
 
 
+def _expect_known(base: Any, rules: Train) -> None:
+    """Raise ModelError for a base whose blocks have linear layers of other names: they would be left unadapted."""
+    from transformers.pytorch_utils import Conv1D
+
+    known = ENCODER_LINEAR if hasattr(base, ENCODER_HEAD) else ALL_LINEAR
+    inside = [
+        name.rpartition(".")[2]
+        for name, part in base.named_modules()
+        if isinstance(part, nn.Linear | Conv1D) and IN_BLOCK.search(name) and not re.fullmatch(NOT_ADAPTED, name)
+    ]
+    unknown = sorted(set(inside) - set(known))
+    if unknown or not inside:
+        raise ModelError(
+            f"train.model {rules.model}: {type(base).__name__} is of a family that LoRA is not set up for here: no "
+            f"target matches its layers {', '.join(unknown) or 'at all'}; targets are {', '.join(known)}: choose a "
+            "base like Gemma-3, Qwen, Llama, Mistral, XLM-R or DeBERTa-v3, or add the names to train/model.py"
+        )
+
+
 def _targets(base: Any, rules: Train) -> list[str]:
     linear, attention = (ENCODER_LINEAR, -1) if hasattr(base, ENCODER_HEAD) else (ALL_LINEAR, len(ATTENTION))
     return linear[:attention] if rules.lora.targets == "attention" else linear
@@ -288,9 +354,7 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
     kind = PeftConfig.from_pretrained(str(folder)).task_type
     trained = "yes_no" if kind == TaskType.CAUSAL_LM else "classification"
     if trained != rules.head:
-        raise ModelError(
-            f"{folder}: this adapter was trained with head {trained}, and train.head {rules.head} is asked"
-        )
+        raise ModelError(f"{folder}: this adapter was trained with head {trained}, but train.head is {rules.head}")
     base = for_device(load_base(rules, device), device)
     return Classifier(lora.lean(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False))).eval()
 

@@ -5,11 +5,13 @@ back through them (prefix sharing as in Hydragen, arXiv 2402.05099, without its 
 what the rows of one query have in common behind it is a second level of the same.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from ray_pipeline.tokens import Tokens
+from ray_pipeline.train.batches import Prompts
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 """Decoders whose scores and gradients were found to be the same with and without (tests/train/test_prefix.py)."""
@@ -70,11 +72,18 @@ def shareable(config: Any) -> bool:
     return config.model_type in MODEL_TYPES and not getattr(config, "use_bidirectional_attention", False)
 
 
-def common(prompts: Iterable[list[int]]) -> int:
-    """How many tokens all prompts begin with; each keeps one of its own at least."""
-    shared: list[int] | None = None
+def common(*parts: Prompts) -> int:
+    """How many tokens all prompts of all parts begin with; each keeps one of its own at least."""
+    shared: list[int] = next((part[0] for part in parts if len(part)), [])
+    for part in parts:
+        shared = shared[: part.shared(shared) if isinstance(part, Tokens) else _shared(part, shared)]
+    return len(shared)
+
+
+def _shared(prompts: Prompts, beginning: list[int]) -> int:
+    shared = list(beginning)
     for ids in prompts:
-        shared = ids[:-1] if shared is None else shared[: len(ids) - 1]
+        shared = shared[: len(ids) - 1]
         while ids[: len(shared)] != shared:
             shared.pop()
-    return len(shared or [])
+    return len(shared)

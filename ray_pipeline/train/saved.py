@@ -16,6 +16,9 @@ FIRST = "default"
 SAMPLE_ROWS = 64
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.05, "nf4": 0.05}
 """Of probabilities. A 16-bit forward rounds each layer's output to 8 bits, and differs with the batch a row is in."""
+TYPICAL, FARTHEST = 0.4, 4
+"""Shares of it for the mean and for the largest of a sample's differences: of rounding, single rows go far astray; a
+wrong adapter moves most of them."""
 
 
 def verify_adapter(folder: Path) -> None:
@@ -29,6 +32,11 @@ def verify_adapter(folder: Path) -> None:
     if broken or not moved:
         what = f"{broken[0]} is not finite" if broken else "no weight has moved from where it started"
         raise ModelError(f"{folder}: the saved adapter cannot be used: {what}; lower train.learning_rate and run again")
+
+
+def agree(differences: npt.NDArray[np.float32], tolerance: float) -> bool:
+    """Whether rounding of so much explains the differences `[n]` of a sample's probabilities; not where one is NaN."""
+    return bool(differences.mean() <= TYPICAL * tolerance and differences.max() <= FARTHEST * tolerance)
 
 
 def check_whole(put_on: Any, name: str, folder: Path, url: str, base: str) -> None:
@@ -53,7 +61,7 @@ def compare(
 ) -> float:
     """Load the adapter into a fresh base and score a fixed sample of the tune rows, whose scores are `scores [n]`.
 
-    Returns the largest difference of a probability; raises ModelError where it is beyond the precision's tolerance.
+    Returns the largest difference of a probability; raises ModelError where rounding does not explain them.
     """
     from ray_pipeline.train import loop, model
 
@@ -61,11 +69,12 @@ def compare(
     fresh = model.load_adapter(rules, folder, device)
     prompts = [tune.ids[i] for i in sample]
     found = loop.score(fresh, prompts, pad_id, device, rules.micro_batch_rows)
-    difference = float(np.abs(found - scores[sample]).max())
-    if not difference <= TOLERANCE[rules.precision]:
+    differences = np.abs(found - scores[sample])
+    if not agree(differences, TOLERANCE[rules.precision]):
         raise ModelError(
-            f"{folder}: on a fresh base the saved adapter scores up to {difference:.3g} otherwise than in training; "
-            f"rounding in {rules.precision} explains {TOLERANCE[rules.precision]:g}. It cannot be trusted: change "
-            "train.deepspeed or train.precision and run again"
+            f"{folder}: after reloading, the saved adapter's scores differ by {differences.mean():.3g} in the mean and "
+            f"up to {differences.max():.3g} from those in training, more than rounding in {rules.precision} explains "
+            f"({TYPICAL * TOLERANCE[rules.precision]:g} and {FARTHEST * TOLERANCE[rules.precision]:g}). Do not use it: "
+            "change train.deepspeed or train.precision and run again"
         )
-    return difference
+    return float(differences.max())

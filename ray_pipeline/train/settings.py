@@ -39,7 +39,10 @@ def read(rules: Train) -> Settings:
 
 def identity(rules: Train) -> str | Settings:
     """What a training's identity knows of its settings: the name of ours, or what another file says."""
-    return rules.deepspeed if rules.deepspeed in get_args(DeepSpeed) else read(rules)
+    if rules.deepspeed in get_args(DeepSpeed):
+        return rules.deepspeed
+    passes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")  # which the recipe answers for
+    return {key: value for key, value in read(rules).items() if key not in passes}
 
 
 def _of_the_recipe(rules: Train) -> dict[tuple[str, ...], int | float | bool]:
@@ -80,6 +83,8 @@ def _checked(found: Settings, rules: Train) -> Settings:
     stage = found.get("zero_optimization", {}).get("stage")
     if stage not in (0, 1, 2, 3):
         raise refuse(f"zero_optimization.stage is {stage}, and must be 0, 1, 2 or 3")
+    if stage == 0 and rules.precision != "float32":  # its 16-bit optimiser begins with a step on no gradient
+        raise refuse(f"ZeRO-0 is for train.precision float32, and it is {rules.precision}: take zero2")
     if stage == 3 and rules.quantised:
         raise refuse(f"train.precision {rules.precision} does not work with ZeRO-3: take zero2, or bfloat16")
     if stage == 3 and rules.lora.dora:

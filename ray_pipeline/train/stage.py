@@ -2,21 +2,28 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, claim, cross_task, errors, folds, models, runtime, s3, storage, tables
+from ray_pipeline import artifact, chance, claim, cross_task, errors, folds, models, runtime, s3, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.chance import Hashes
 from ray_pipeline.folds import Fold
+from ray_pipeline.reading import rejected_files, slices
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.train import ADAPTER, card, settings, work
 
 RUN_NAME = "run"
+OWN_VERDICTS = "self_validation"
 CURVES = "part-{:05d}.parquet"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of a run's checkpoints."""
@@ -46,7 +53,7 @@ def _fit(context: Context, fold: Fold | None) -> Any:
     job = work.Job(
         recipe=recipe,
         encoded=context.inputs["encode"],
-        dropped=_dropped(context) | _dropped(context, cross_task.VERDICTS),
+        dropped=_dropped(context, OWN_VERDICTS, cross_task.VERDICTS),
         settings=settings.read(recipe.train),
         folder=folder,
         base=card.base_digest(recipe.train.model, recipe.train.revision),
@@ -78,8 +85,23 @@ def _fit(context: Context, fold: Fold | None) -> Any:
             callbacks=[failures.Leave(noted)],
         ),
     )
-    with failures.told(noted, recipe.runtime.max_failures), failures.no_room_told(recipe):
+    with failures.told(noted, recipe.runtime.max_failures), failures.no_room_told(recipe), _own_interrupt():
         return trainer.fit()
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Keep Ctrl-C what it was: Ray Train ends its run on it and exits as if all were done, and never gives it back."""
+    if threading.current_thread() is not threading.main_thread():  # where Ray leaves it alone, too
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as aborted:
+        raise KeyboardInterrupt from aborted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _for_ray(folder: str) -> tuple[Any, str]:
@@ -89,7 +111,7 @@ def _for_ray(folder: str) -> tuple[Any, str]:
 
 def run(context: Context) -> Outcome:
     """Fine-tune and keep the best adapter with its learning curves; with folds, one after the other."""
-    rules, encoded, dropped = context.recipe.train, context.inputs["encode"], _dropped(context)
+    rules, encoded, dropped = context.recipe.train, context.inputs["encode"], _dropped(context, OWN_VERDICTS)
     runtime.check_room(context.recipe.runtime, rules.workers)
     models.resolve(rules.model)
     folds.check(encoded, dropped, rules)
@@ -128,11 +150,12 @@ def _figures(folder: str) -> dict[str, float]:
     return {"evaluations": curves.num_rows, "padding_waste": round(1 - tokens / padded, 4)}
 
 
-def _dropped(context: Context, name: str = "self_validation") -> frozenset[str]:
-    """Ids of the rows that a self-validation, this task's or the other's, leaves out, if there is one."""
-    verdicts = context.inputs.get(name)
-    rejected = verdicts.rejected() if verdicts is not None else None
-    return frozenset(rejected.column("pair_id").to_pylist()) if rejected is not None else frozenset()
+def _dropped(context: Context, *names: str) -> Hashes:
+    """Hashes, by rising number, of the ids that self-validations among the inputs, if they are there, leave out."""
+    items = [context.inputs[name] for name in names if name in context.inputs]
+    pieces = (piece for item in items for url in rejected_files(item) for piece in slices(url, ["pair_id"]))
+    found = [chance.hashes(piece.table.column("pair_id").to_pylist()) for piece in pieces]
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *found]))
 
 
 def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[str]:
@@ -192,7 +215,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     model = models.identity(rules.model, rules.revision)
     unset = {name for name in ("folds", "joint") if not getattr(rules, name)}
     return (
-        rules.model_dump(exclude={"model", "revision", "start", "trackers", *unset})
+        rules.model_dump(exclude={"model", "revision", "start", "trackers", *unset, *rules.without_effect})
         | cross_task.identity(recipe)
         | {
             "model": model,
@@ -202,4 +225,4 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     )
 
 
-STAGE = Stage("train", ("encode", "self_validation"), config, run, schema_version=2)
+STAGE = Stage("train", ("encode", "self_validation"), config, run, schema_version=3)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,10 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import storage, threshold, tokens
+from ray_pipeline import chance, storage, threshold, tokens
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.chance import Hashes
 from ray_pipeline.errors import OutOfMemoryError, PipelineError, StorageError, TrainingError
 from ray_pipeline.folds import Fold
+from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.tokens import Places
 from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, trackers, warm_up
@@ -35,8 +38,8 @@ class Job:
     recipe: Recipe
     encoded: Artifact
     """The training set as token ids."""
-    dropped: frozenset[str]
-    """Ids of rows that are left out, of either task."""
+    dropped: Hashes
+    """Of the ids of rows that are left out, of either task, by rising number."""
     settings: settings.Settings
     """DeepSpeed's."""
     folder: str
@@ -192,7 +195,7 @@ def _fault(folder: Path) -> str | None:
 
 
 def _data(
-    recipe: Recipe, encoded: Artifact, dropped: frozenset[str], fold: Fold | None = None, joint: Artifact | None = None
+    recipe: Recipe, encoded: Artifact, dropped: Hashes, fold: Fold | None = None, joint: Artifact | None = None
 ) -> tuple[Any, Data]:
     """(tokenizer, training and tune examples); raises TrainingError for a part that nothing can be learnt from.
 
@@ -201,12 +204,11 @@ def _data(
     from ray_pipeline.train import batches, model
 
     tokenizer = model.load_tokenizer(recipe.train)
-    rows, ids = tokens.read([encoded, joint] if joint else [encoded])
-    labels = rows.column("label").to_numpy().astype(np.float32)
-    left_out = pc.is_in(rows.column("pair_id"), value_set=pa.array(list(dropped), pa.string())).to_numpy()
-    parts = (fold.parts(rows) if fold else rows.column("part")).to_numpy()
-    own = rows.column("artifact").to_numpy() == 0
-    train, tune = np.flatnonzero((parts == "train") & ~left_out), np.flatnonzero((parts == "tune") & ~left_out & own)
+    rows = tokens.read([encoded, joint] if joint else [encoded], partial(_part, dropped, fold))
+    known, labels = rows.known, rows.known.column("label").to_numpy().astype(np.float32)
+    own = pc.equal(known.column("source"), 0)
+    train = np.flatnonzero(pc.equal(known.column("part"), "train").to_numpy())
+    tune = np.flatnonzero(pc.and_(pc.equal(known.column("part"), "tune"), own).to_numpy())
     _both_labels("train", labels[train], "more labelled rows, or a smaller split.tune and split.holdout")
     _both_labels("tune", labels[tune], "a larger split.tune, or more labelled rows")
     train = _few(train, labels, recipe.train.overfit_rows)
@@ -218,11 +220,17 @@ def _data(
         )
 
     def examples(chosen: Places) -> Examples:
-        some = rows.take(chosen)
-        truncated, pair_ids = pc.sum(some["truncated"]).as_py(), some["pair_id"].to_pylist()
-        return Examples(ids.take(chosen), labels[chosen], truncated, pair_ids)
+        truncated = int(known.column("truncated").to_numpy()[chosen].sum())
+        return Examples(rows.prompts.take(chosen), labels[chosen], truncated, rows.pair_ids.take(chosen))
 
-    return tokenizer, Data(examples(train), examples(tune), rows.column("language").take(tune).to_pylist())
+    return tokenizer, Data(examples(train), examples(tune), known.column("language").take(pa.array(tune)).to_pylist())
+
+
+def _part(dropped: Hashes, fold: Fold | None, table: pa.Table) -> pa.ChunkedArray:
+    """What the rows of a shard are to this training; null for those that it does not look at."""
+    parts = fold.parts(table) if fold else table.column("part")
+    left_out = pa.array(chance.among(table.column("pair_id"), dropped))
+    return pc.if_else(left_out, None, parts)
 
 
 def _both_labels(part: str, labels: npt.NDArray[np.float32], remedy: str) -> None:
@@ -271,6 +279,8 @@ def _saved(job: Job, data: Data, tokenizer: Any, cut: float) -> card.Saved:
             vocabulary=len(tokenizer), pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
         ),
         split=recipe.split,
+        spelling=recipe.spelling,
+        wording=Prompt(recipe.task, recipe.prompt).wording,
         labels={"0": int((labels == 0).sum()), "1": int((labels == 1).sum())},
     )
 

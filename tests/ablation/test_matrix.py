@@ -64,7 +64,8 @@ def test_a_line_starts_from_a_recipe_that_the_matrix_names(tmp_path: Path) -> No
     others = [line.runs[3].other for line in study.lines]
     assert others[0] is None and others[1] is not None
     assert (others[1].name, others[1].train.lora.rank, others[1].train.epochs) == ("other", 8, 7)
-    with pytest.raises(RecipeError, match="there are 0 recipes of the other task beside it.*`others`"):
+    assert (others[1].train.seed, others[1].mix.seed, others[1].split.seed) == (3, 3, 0), "drawn anew as well"
+    with pytest.raises(RecipeError, match="needs exactly one recipe of the other task.*found 0.*`others`"):
         read(written(tmp_path, variants=variants), folder=tmp_path)
 
 

@@ -11,9 +11,8 @@ import pytest
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.ablation.verdicts import Verdict
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Estimate
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.data import Estimate
 
 from . import ran
 

@@ -183,7 +183,7 @@ def test_the_command_scores_as_the_model_in_a_notebook_does(
     refused = found.rejected()
     assert refused is not None and set(refused.column("line").to_pylist()) == {31, 32}
     assert found.manifest.extra == {"truncated": 0, "repeated": 12, "repeated_ids": 1}
-    assert "warning: 1 rows carry an id that another row has, too; every row was scored" in said
+    assert "warning: 1 rows have an id that another row also has; every row was scored" in said
     assert command.run("test", [*arguments, "--threshold", "0.9"]) == 1
     assert "its threshold is 0.4, this run's is 0.9" in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_the_command_follows_a_run_s_decision_as_the_model_in_a_notebook_does(
     assert command.run("test", arguments) == 1
     assert "has no column 'language'" in capsys.readouterr().err
     assert command.run("test", [*arguments, "--columns", "language=lang"]) == 0
-    assert ", or by language, calibrated by isotonic;" in capsys.readouterr().out
+    assert ", others by language; calibrated by isotonic;" in capsys.readouterr().out
     assert command.run("test", [*arguments, "--columns", "language=lang"]) == 0  # as a second call finds it
     found = artifact.load(str(tmp_path / "out"))
     assert found is not None

@@ -1,5 +1,6 @@
 """A model in a notebook: it loads what training saved, scores as training would, and names what is wrong."""
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,28 @@ def test_predictions_use_the_saved_threshold_or_the_one_given(loaded: RelevanceM
     assert loaded.predict(QUERIES, TARGETS).tolist() == (scores >= np.float32(0.4)).astype(int).tolist()
     middle = float(np.sort(scores)[1])
     assert loaded.predict(QUERIES, TARGETS, threshold=middle).sum() == (scores >= np.float32(middle)).sum()
+
+
+def test_a_model_shows_what_it_is_and_loads_without_a_word_about_its_head(
+    folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = RelevanceModel.load(folder, device="cpu")
+    assert repr(loaded) == f"RelevanceModel({folder}: QC, threshold 0.400)"
+    said = "".join(capfd.readouterr())
+    assert "MISSING" not in said and "down-stream" not in said
+
+
+def test_targets_are_read_as_the_adapter_s_training_read_them(
+    loaded: RelevanceModel, tmp_path: Path, folder: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "spelt")
+    saved = card.read(folder).model_copy(update={"spelling": recipe.Spelling(level_separator=" > ")})
+    card.write(str(tmp_path / "spelt"), saved)
+    spelt = RelevanceModel.load(tmp_path / "spelt", device="cpu")
+    scores = spelt.score(QUERIES, [target.replace(",", " > ") for target in TARGETS])
+    assert scores.tolist() == pytest.approx(loaded.score(QUERIES, TARGETS).tolist(), abs=1e-6)
+    with pytest.raises(ModelError, match="the data's level_separator is"):
+        RelevanceModel.load([folder, tmp_path / "spelt"], device="cpu")
 
 
 def test_any_sequence_of_texts_will_do(loaded: RelevanceModel) -> None:
@@ -143,7 +166,7 @@ def test_adapters_that_do_not_go_together_are_refused(
 def test_another_base_of_the_same_shapes_is_refused_and_the_same_one_elsewhere_is_not(
     folder: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="another one") as found:
+    with pytest.raises(ModelError, match="provide the original base") as found:
         RelevanceModel.load(folder, device="cpu", base="sandbox://random-qwen2")
     assert "sandbox://random-qwen2" in str(found.value) and made_adapters.saved(rules()).base in str(found.value)
     elsewhere = tmp_path / "moved"
@@ -156,7 +179,7 @@ def test_a_folder_in_place_of_a_hub_model_is_taken_if_told_so_and_it_reads_the_s
     facts = card.Tokenizer(vocabulary=len(words), pad_id=words.pad_token_id, bos_id=words.bos_token_id)
     hub = {"base": card.base_digest("some/hub-model", None), "chosen": rules()}
     folder, base = adapter(tmp_path / "hub", tokenizer=facts, **hub), models.resolve("sandbox://random-llama")
-    with pytest.raises(ModelError, match=r"another one.*--unchecked-base \(check_base=False\)"):
+    with pytest.raises(ModelError, match=r"original base.*--unchecked-base \(check_base=False\)"):
         RelevanceModel.load(folder, device="cpu", base=base)
     assert RelevanceModel.load(folder, device="cpu", base=base, check_base=False).score(["a"], ["b"]).shape == (1,)
     odd = adapter(tmp_path / "odd", tokenizer=facts.model_copy(update={"vocabulary": 5}), **hub)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_pipeline.errors import InputError
+from ray_pipeline.recipe import Spelling
 from ray_pipeline.scoring import rows
 from ray_pipeline.scoring.rows import Columns
 
@@ -52,6 +53,18 @@ def test_every_row_once_in_order_in_pieces_of_the_size_asked_for(format: str, si
     assert set(table.column("reason").to_pylist()) == {None}
     lines = table.column("line").to_pylist()
     assert lines == sorted(set(lines)) and lines[0] == {"parquet": 1, "jsonl": 1, "csv": 3}[format]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_rows_are_read_as_the_adapter_s_training_read_them(format: str, tmp_path: Path) -> None:
+    pairs = [{"q": "mug", "t": "Home,Garden > Mugs", "lang": "US"}, {"q": "\u200b\u3164", "t": "a > b", "lang": "de"}]
+    spelling = Spelling(level_separator=" > ", aliases={"us": "en"})
+    columns = Columns("q", "t", language="lang")
+    [piece] = rows.pieces(rows.find([write(tmp_path, format, pairs)]), 9, columns).values()
+    table = rows.read(piece, columns, spelling)
+    assert table.column("target").to_pylist() == ["Home, Garden,Mugs", "a,b"]
+    assert table.column("language").to_pylist() == ["en", "de"]
+    assert table.column("reason").to_pylist() == [None, "empty query"]
 
 
 def test_pieces_are_named_in_the_order_of_the_files(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import yaml
 
 from ray_pipeline import storage
 from ray_pipeline.errors import ModelError
+from ray_pipeline.prompt import INSTRUCTIONS, Prompt
 from ray_pipeline.recipe import Recipe, variant
 from ray_pipeline.train import card, model_card
 from ray_pipeline.train.card import Saved, Tokenizer
@@ -52,6 +53,16 @@ def test_another_versions_is_refused_and_the_field_named(tmp_path: Path, old: st
     assert old in text
     storage.write_bytes(str(tmp_path / card.FILE), text.replace(old, new, 1).encode())
     with pytest.raises(ModelError, match=rf"relevance\.json: {field}: .*another version"):
+        card.read(str(tmp_path))
+
+
+def test_an_adapter_of_other_wording_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = saved()
+    for wording in (None, Prompt(one.task, one.prompt).wording):
+        card.write(str(tmp_path), one.model_copy(update={"wording": wording}))
+        assert card.read(str(tmp_path)).wording == wording
+    monkeypatch.setitem(INSTRUCTIONS, (one.task, one.prompt.template), "Does it fit?")
+    with pytest.raises(ModelError, match=r"relevance\.json: wording: .*train again"):
         card.read(str(tmp_path))
 
 

@@ -59,5 +59,5 @@ def test_each_failure_is_told_with_the_tries_that_are_left(tmp_path: Path, capsy
         trainer.fit()
     first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  train: ")]
     assert "worker 0: " in first and "process has died" in first
-    assert first.endswith("its workers are started again, 1 of 1 times")
-    assert second.endswith("RuntimeError: the driver of the GPU is gone; no try is left")
+    assert first.endswith("restarting its workers (1 of at most 1)")
+    assert second.endswith("RuntimeError: the driver of the GPU is gone; no restarts left")

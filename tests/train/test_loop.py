@@ -172,6 +172,22 @@ def test_by_tokens_and_with_a_shared_beginning_the_run_is_the_same_and_goes_on_a
     assert again == lean
 
 
+def test_a_run_that_lacked_memory_goes_on_with_other_passes(tmp_path: Path) -> None:
+    """What `Train.without_effect` leaves out of the identity: a checkpoint counts steps, not passes."""
+    own = {"epochs": 3, "learning_rate": 3e-3}
+    whole, _, kept = make(tmp_path / "one", toy.rules(**own))
+    expected = whole.run().history
+    for name, value in (("micro_batch_rows", 2), ("micro_batch_tokens", 20), ("gradient_checkpointing", True)):
+        rules = toy.rules(**own, **{name: value})
+        assert name in rules.without_effect
+        again, _, _ = make(tmp_path / name, rules)
+        again.resume(kept.checkpoints[0])
+        for row, other in zip(again.run().history, expected, strict=True):
+            assert row["tune_loss"] == pytest.approx(other["tune_loss"], abs=1e-4)
+    assert toy.rules(lora=DROPOUT).without_effect == {"gradient_checkpointing"}
+    assert toy.rules(lora=DROPOUT, share_prefix=True).without_effect == set()
+
+
 def test_dropout_draws_from_the_restored_generator(tmp_path: Path) -> None:
     rules = toy.rules(epochs=2, lora=DROPOUT)
     first, engine, kept = make(tmp_path / "one", rules)

@@ -168,7 +168,7 @@ def test_answers_of_several_tokens_are_refused(answers: list[str], words: str) -
 def test_an_adapter_of_the_other_head_is_refused(tmp_path: Path) -> None:
     rules = toy.rules(head="yes_no")
     PlainEngine(moved(rules), rules, 1).save_adapter(tmp_path)
-    with pytest.raises(ModelError, match="head yes_no.*train\\.head classification"):
+    with pytest.raises(ModelError, match="head yes_no.*train\\.head is classification"):
         model.load_adapter(toy.rules(), tmp_path, "cpu")
 
 
@@ -303,3 +303,59 @@ def test_a_4_bit_base_passes_gradients_after_it_was_evaluated() -> None:
     assert before.keys() == after.keys() and any(bool(one.any()) for one in before.values())
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, atol=1e-3, rtol=1e-2)
+
+
+def test_a_head_gives_float32_in_any_precision() -> None:
+    rows = torch.randint(100, 500, (400, 12), generator=torch.Generator().manual_seed(1)).tolist()
+    made = moved(toy.rules("random-gemma3", precision="bfloat16")).bfloat16()
+    with torch.no_grad():
+        made.base.score.modules_to_save["default"].weight.mul_(20)
+    assert made(*model.pad(rows[:2], 0, "cpu")).dtype == torch.float32
+    assert len(set(score(made, rows, 0, "cpu").tolist())) > 390
+
+
+def other(folder: Path, kind: str) -> Train:
+    """A random base of a family of its own."""
+    import transformers as t
+
+    sizes = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    bases = {
+        "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**sizes, intermediate_size=64, eos_token_id=1, bos_token_id=2)),
+        "distilbert": lambda: t.DistilBertModel(
+            t.DistilBertConfig(vocab_size=600, dim=32, n_layers=2, n_heads=4, hidden_dim=64, pad_token_id=0)
+        ),
+        "modernbert": lambda: t.ModernBertModel(
+            t.ModernBertConfig(**sizes, intermediate_size=64, cls_token_id=2, sep_token_id=1)
+        ),
+        "gpt2": lambda: t.GPT2Model(t.GPT2Config(vocab_size=600, n_embd=32, n_layer=2, n_head=4)),
+        "deberta": lambda: t.DebertaV2Model(
+            t.DebertaV2Config(
+                **sizes, intermediate_size=64, max_position_embeddings=128, relative_attention=True,
+                share_att_key=True, pos_att_type=["p2c", "c2p"], position_buckets=32, type_vocab_size=0,
+                position_biased_input=False, pooler_hidden_size=32,
+            )
+        ),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    bases[kind]().save_pretrained(folder)
+    model.load_tokenizer(toy.rules()).save_pretrained(folder)
+    return toy.rules(batch_rows=4).model_copy(update={"model": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("phi3", "gate_up_proj, qkv_proj"), ("distilbert", "k_lin"), ("modernbert", "Wi, Wo, Wqkv"), ("gpt2", "c_attn")],
+)
+def test_a_family_whose_layers_would_be_left_out_is_refused(kind: str, names: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"no target matches its layers .*{names}.*choose a base"):
+        toy.classifier(other(tmp_path, kind))
+
+
+def test_what_a_base_lacks_is_trained_and_saved_with_the_adapter(tmp_path: Path) -> None:
+    rules = other(tmp_path / "base", "deberta")
+    made = moved(rules)
+    assert any("pooler.dense" in name for name in toy.trained_weights(made))
+    PlainEngine(made, rules, 1).save_adapter(tmp_path / "adapter")
+    fresh = model.load_adapter(rules.model_copy(update={"seed": 1}), tmp_path / "adapter", "cpu")
+    expected = score(made, prompts(), 0, "cpu").tolist()
+    assert score(fresh, prompts(), 0, "cpu").tolist() == pytest.approx(expected, abs=1e-6)

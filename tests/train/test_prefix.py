@@ -1,11 +1,14 @@
 """What all prompts begin with is computed once, and nothing changes but the time that it takes."""
 
+import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, MistralConfig, Qwen3Config
 
+from ray_pipeline import tokens
 from ray_pipeline.train import loop, model, prefix
 from ray_pipeline.train.model import Classifier
 
@@ -194,3 +197,15 @@ def test_what_prompts_have_in_common() -> None:
     assert prefix.common([[1, 2], [1, 2, 4]]) == 1  # each keeps a token of its own
     assert prefix.common([[7], [7]]) == 0
     assert prefix.common([[1, 2], [3]]) == 0
+
+
+def test_what_flat_tokens_begin_with_is_what_their_lists_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(prompts: list[list[int]]) -> tokens.Tokens:
+        lengths = np.array([len(ids) for ids in prompts], np.int64)
+        return tokens.Tokens(
+            np.array(list(itertools.chain.from_iterable(prompts)), np.int32), np.cumsum(lengths) - lengths, lengths
+        )
+
+    monkeypatch.setattr(tokens, "COMPARED_ROWS", 2)
+    for some in ([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]], [[1, 2], [1, 2, 4]], [[7], [7]], [[1, 2], [3]], [[5, 6, 7]]):
+        assert prefix.common(flat(some)) == prefix.common(some) == prefix.common(some[:1], flat(some[1:])), some

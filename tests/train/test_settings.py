@@ -23,8 +23,8 @@ def test_cluster_shows_the_settings_that_a_recipe_can_name() -> None:
 
 @pytest.mark.parametrize("name", get_args(DeepSpeed))
 def test_each_is_filled_in(name: str) -> None:
-    found = settings.read(rules(deepspeed=name))
-    assert found["zero_optimization"]["stage"] == rules(deepspeed=name).zero_stage
+    found = settings.read(rules(deepspeed=name, precision="float32" if name == "zero0" else "bfloat16"))
+    assert found["zero_optimization"]["stage"] == (3 if name.startswith("zero3") else int(name[4]))
     assert "auto" not in json.dumps(found)
     offloaded = {key for key in found["zero_optimization"] if key.startswith("offload_")}
     assert bool(offloaded) == name.endswith("offload")
@@ -103,3 +103,10 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path, text: str |
         path.write_text(text)
     with pytest.raises(RecipeError, match=r"own\.json"):
         settings.read(rules(deepspeed=str(path)))
+
+
+def test_zero_0_is_for_32_bits(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="ZeRO-0 is for train.precision float32, and it is bfloat16: take zero2"):
+        settings.read(written(tmp_path, zero_optimization={"stage": 0}).model_copy(update={"precision": "bfloat16"}))
+    with pytest.raises(ValueError, match="zero0 is for train.precision float32.*take zero2"):
+        rules(deepspeed="zero0", precision="bfloat16")

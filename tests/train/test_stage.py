@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,23 @@ def test_what_makes_another_adapter(recipe: Recipe, change: dict[str, Any]) -> N
     assert stage.config(variant(recipe, change)) != stage.config(recipe)
 
 
+def test_what_saves_memory_makes_no_other_adapter_as_long_as_no_mask_is_drawn(recipe: Recipe, tmp_path: Path) -> None:
+    from ray_pipeline.recipe import variant
+
+    own = tmp_path / "own.json"
+    own.write_text('{"zero_optimization": {"stage": 2}}')
+    still = variant(recipe, {"train.lora.dropout": 0.0, "train.deepspeed": str(own)})
+    for change in (
+        {"train.micro_batch_rows": 2}, {"train.micro_batch_tokens": 512}, {"train.share_prefix": False},
+        {"train.gradient_checkpointing": True},
+    ):  # fmt: skip
+        assert stage.config(variant(still, change)) == stage.config(still), change
+    saving = {"train.gradient_checkpointing": True}
+    assert stage.config(variant(recipe, saving)) == stage.config(recipe)
+    shared = variant(recipe, {"train.share_prefix": True})
+    assert stage.config(variant(shared, saving)) != stage.config(shared)
+
+
 def test_where_and_how_fast_it_is_trained_makes_no_other_adapter(recipe: Recipe, tmp_path: Path) -> None:
     from ray_pipeline.recipe import variant
 
@@ -117,6 +136,18 @@ def test_a_bucket_is_reached_by_our_own_settings(s3_bucket: str, monkeypatch: py
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_up")
+def test_ray_s_exit_on_ctrl_c_is_an_interrupt_and_leaves_the_handler_as_it_was() -> None:
+    def fit() -> None:
+        with stage._own_interrupt():
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does once it has aborted
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_workers_that_find_no_node_are_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     monkeypatch.setattr(stage.runtime, "check_room", lambda *_: None)  # the node is lost later than that

@@ -4,6 +4,7 @@ The stage itself loads each saved adapter into a fresh base and compares its sco
 """
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -57,9 +58,11 @@ def as_of_a_large_model(folder: Path) -> str:
 
 def test_two_workers_share_out_a_model_by_zero_3(tmp_path: Path) -> None:
     mix, large = runs.training_set(tmp_path), as_of_a_large_model(tmp_path)
+    interrupt = signal.getsignal(signal.SIGINT)
     check(
         runs.train(runs.make("sandbox://base", deepspeed=large, epochs=2, learning_rate=2e-2), mix, tmp_path / "train")
     )
+    assert signal.getsignal(signal.SIGINT) is interrupt, "Ctrl-C goes on to mean what it did"
 
 
 def killed_once(chosen: Recipe, mix: Artifact, folder: Path | str) -> Artifact:
