@@ -50,13 +50,13 @@ def run(command: Sequence[str], environment: Mapping[str, str], folder: Path) ->
 
 def plain(recipe: str, folder: Path, *options: str) -> tuple[float, float]:
     """Run a recipe as on a laptop."""
-    command = [sys.executable, "jobs/pipeline.py", recipe, *_places(folder), *options]
+    command = [sys.executable, "jobs/pipeline.py", recipe, *_places(folder, options)]
     return run(command, os.environ, folder)
 
 
 def submitted(head: heads.Head, recipe: str, folder: Path, *options: str) -> tuple[float, float]:
     """Run a recipe by `ray job submit`."""
-    return run(_submission(head, recipe, folder.name, *_places(folder), *options), head.environment, folder)
+    return run(_submission(head, recipe, folder.name, *_places(folder, options)), head.environment, folder)
 
 
 def submitted_to_s3(head: heads.Head, recipe: str, folder: Path) -> float:
@@ -78,8 +78,9 @@ def _submission(head: heads.Head, recipe: str, name: str, *options: str) -> list
     return [*command, "python", "jobs/pipeline.py", recipe, f"runtime.address={head.address}", *options]
 
 
-def _places(folder: Path) -> list[str]:
-    return ["--workdir", str(folder / "work"), "--output", str(folder / "out")]
+def _places(folder: Path, options: Sequence[str]) -> list[str]:
+    """With an output for a run to its end, which has no options of its own."""
+    return ["--workdir", str(folder / "work"), *(options or ["--output", str(folder / "out")])]
 
 
 @contextmanager

@@ -4,8 +4,8 @@
     python jobs/ablation.py jobs/recipes/ablations/ladder-qc.yaml --seeds 0 1 2 --output runs/ladder-qc
     python jobs/ablation.py my-shop.yaml my-shop-without-negatives.yaml --seeds 0 1
 
-What the recipes agree on is made once, runs follow each other, and the same command again goes on where it was stopped.
-Options of the form --seeds come after the files.
+What the recipes agree on is made once, runs follow one another, and the same command resumes where it was stopped.
+Options such as --seeds come after the files.
 """
 
 import logging

@@ -6,7 +6,9 @@
 The recipe's audit must be finished (python jobs/audit.py RECIPE). What was read appears in the report of the next run.
 """
 
-from ray_pipeline.annotation.command import main
+import sys
+
+from ray_pipeline.annotation.command import run
 
 if __name__ == "__main__":
-    main(__doc__)
+    sys.exit(run(__doc__))

@@ -1,6 +1,6 @@
 r"""Faithful translations only: runs a recipe up to the stage `audit`, reusing what is finished.
 
-python jobs/audit.py jobs/recipes/demo-qc.yaml
+    python jobs/audit.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

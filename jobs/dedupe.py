@@ -1,6 +1,6 @@
 r"""Pairs without duplicates, conflicts and leaks: runs a recipe up to the stage `dedupe`, reusing what is finished.
 
-python jobs/dedupe.py jobs/recipes/demo-qc.yaml
+    python jobs/dedupe.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

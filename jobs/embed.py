@@ -1,6 +1,6 @@
-r"""Vectors of unique targets: runs a recipe up to the stage `embed`, reusing what is finished.
+r"""Vectors of unique targets and, by choice, queries: runs a recipe up to the stage `embed`, reusing what is finished.
 
-python jobs/embed.py jobs/recipes/demo-qc.yaml
+    python jobs/embed.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

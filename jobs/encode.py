@@ -1,6 +1,6 @@
 r"""The training set as token ids: runs a recipe up to the stage `encode`, reusing what is finished.
 
-python jobs/encode.py jobs/recipes/demo-qc.yaml
+    python jobs/encode.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

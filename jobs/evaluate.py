@@ -1,6 +1,6 @@
 r"""Threshold, figures, report and submission: runs a recipe up to the stage `evaluate`, reusing what is finished.
 
-python jobs/evaluate.py jobs/recipes/demo-qc.yaml
+    python jobs/evaluate.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

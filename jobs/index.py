@@ -1,18 +1,19 @@
-"""An index.html of all runs in a folder, with their headline figures; written again by runs that end below it.
+"""An index.html of all runs in a folder, with their headline figures.
 
-python jobs/index.py runs
+    python jobs/index.py runs
+
+Runs whose output is below that folder update it when they end.
 """
 
-import argparse
 import sys
 
-from ray_pipeline import problems
+from ray_pipeline import cli, problems
 from ray_pipeline.report import index
 
 
 def main() -> int:
     """Parse and write; 0 done, 1 a problem of the user's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(__doc__)
     parser.add_argument(
         "folder", nargs="?", default="runs", help="folder or s3:// url of the runs' outputs (%(default)s)"
     )

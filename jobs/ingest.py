@@ -1,6 +1,6 @@
 r"""Raw files to validated pairs: runs a recipe up to the stage `ingest`, reusing what is finished.
 
-python jobs/ingest.py jobs/recipes/demo-qc.yaml
+    python jobs/ingest.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

@@ -7,7 +7,9 @@ A stage's name stands for its newest artifact in the working folder. (The file i
 other job would then import in place of Python's own module.)
 """
 
-from ray_pipeline.inspection.command import main
+import sys
+
+from ray_pipeline.inspection.command import run
 
 if __name__ == "__main__":
-    main(__doc__)
+    sys.exit(run(__doc__))

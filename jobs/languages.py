@@ -1,6 +1,6 @@
 r"""Corrected language tags: runs a recipe up to the stage `languages`, reusing what is finished.
 
-python jobs/languages.py jobs/recipes/demo-qc.yaml
+    python jobs/languages.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

@@ -1,27 +1,29 @@
-"""A trained adapter merged into its base: one model folder that needs no adapter, written only if its scores stay.
+"""A trained adapter merged into its base: one model folder that needs no adapter, written only if its scores agree.
 
     python jobs/merge.py runs/work/train/<fingerprint>/adapter --output merged/
     python jobs/merge.py s3://my-bucket/work/train/<fingerprint>/adapter --output s3://my-bucket/runs/merged
 
-An adapter of a 4-bit base is merged into the same base in 16 bits, which moves the scores: by how much is measured on a
-sample of made-up pairs and printed, and beyond --tolerance nothing is written.
+An adapter of a base in 4 or 8 bits is merged into the weights that these bits stand for, written in 16 bits. How far
+that changes the scores is measured on a sample of made-up pairs and printed; if it is more than --tolerance, nothing is
+written.
 """
 
-import argparse
 import sys
 
-from ray_pipeline import problems
+from ray_pipeline import cli, problems
 from ray_pipeline.scoring import adapters
 from ray_pipeline.train.merge import merge
 
 
 def main() -> int:
     """Parse the command line and run; the exit code is 0 for done, 1 for a problem of the user's, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(__doc__)
     parser.add_argument("adapter", help="folder or s3:// url of a saved adapter")
     parser.add_argument("--output", required=True, help="a new folder or s3:// url")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of the merged model (as it was trained)")
-    parser.add_argument("--tolerance", type=float, help="how far a probability may move (rounding of the precision)")
+    parser.add_argument(
+        "--precision", choices=["bfloat16", "float32"], help="of the merged model (default: as trained)"
+    )
+    parser.add_argument("--tolerance", type=float, help="how far a probability may change (default: by rounding)")
     parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
     options = parser.parse_args()
 

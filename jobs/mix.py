@@ -1,6 +1,6 @@
 r"""The training set: runs a recipe up to the stage `mix`, reusing what is finished.
 
-python jobs/mix.py jobs/recipes/demo-qc.yaml
+    python jobs/mix.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

@@ -1,6 +1,6 @@
-r"""Easy and hard negatives: runs a recipe up to the stage `negatives`, reusing what is finished.
+r"""Easy, hard and random negatives: runs a recipe up to the stage `negatives`, reusing what is finished.
 
-python jobs/negatives.py jobs/recipes/demo-qc.yaml
+    python jobs/negatives.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

@@ -4,7 +4,7 @@ r"""The main job: one or more recipes, from raw files to report and submission.
     python jobs/pipeline.py jobs/recipes/paper-qc.yaml --dry-run
     python jobs/pipeline.py jobs/recipes/demo-qc.yaml train.epochs=1 --until train
 
-The same command again goes on where it was stopped, and recomputes nothing that is finished.
+The same command, run again, resumes where it was stopped; nothing that is finished is computed again.
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

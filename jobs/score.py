@@ -1,10 +1,10 @@
-r"""Probabilities of relevance: for pairs of your own with a saved adapter, or for what a recipe has.
+r"""Probabilities of relevance: for your own pairs with a saved adapter, or for the data of a recipe.
 
     python jobs/score.py --adapter runs/work/train/<fingerprint>/adapter --input pairs/ --output scores
     python jobs/score.py jobs/recipes/demo-qc.yaml
 
-The first needs no recipe, and goes on where it was stopped if the same command comes again; `--help --adapter` shows
-its options. The second runs a recipe up to the stage `score`, reusing what is finished.
+The first needs no recipe, and resumes where it was stopped if it is run again; `--help --adapter` shows its options.
+The second runs a recipe up to the stage `score`, reusing what is finished.
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

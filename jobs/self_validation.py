@@ -1,6 +1,6 @@
 r"""Self-validation of the training set: runs a recipe up to the stage `self_validation`, reusing what is finished.
 
-python jobs/self_validation.py jobs/recipes/demo-qc.yaml self_validation.folds=3
+    python jobs/self_validation.py jobs/recipes/demo-qc.yaml self_validation.folds=3
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

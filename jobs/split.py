@@ -1,6 +1,6 @@
 r"""The parts train, tune, holdout: runs a recipe up to the stage `split`, reusing what is finished.
 
-python jobs/split.py jobs/recipes/demo-qc.yaml
+    python jobs/split.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

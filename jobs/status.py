@@ -1,13 +1,15 @@
-"""How far a run is: what is done, begun and left of its stages, and what was spent; starts no Ray.
+"""How far a run has got: which stages are done, begun and left, and what was spent; does not start Ray.
 
     python jobs/status.py runs/work                                      # everything in a working folder
     python jobs/status.py jobs/recipes/demo-qc.yaml train.epochs=1       # the stages of a recipe
     python jobs/status.py s3://my-bucket/runs/my-shop --workdir s3://my-bucket/work   # a finished run, by its output
 
-A stage that is begun is running now or was stopped; the command that runs it goes on with the shards that are missing.
+A stage that is begun is running now or was stopped; its command, run again, makes the shards that are missing.
 """
 
-from ray_pipeline.status import main
+import sys
+
+from ray_pipeline.status import run
 
 if __name__ == "__main__":
-    main(__doc__)
+    sys.exit(run(__doc__))

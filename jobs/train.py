@@ -1,6 +1,6 @@
 r"""LoRA fine-tuning to an adapter: runs a recipe up to the stage `train`, reusing what is finished.
 
-python jobs/train.py jobs/recipes/demo-qc.yaml
+    python jobs/train.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

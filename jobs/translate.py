@@ -1,6 +1,6 @@
-r"""Translations by Gemini: runs a recipe up to the stage `translate`, reusing what is finished.
+r"""Translations by Gemini or a local model: runs a recipe up to the stage `translate`, reusing what is finished.
 
-python jobs/translate.py jobs/recipes/demo-qc.yaml
+    python jobs/translate.py jobs/recipes/demo-qc.yaml
 
 On a cluster, from the project's folder, with recipes and data that its nodes can read:
 

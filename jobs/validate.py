@@ -1,4 +1,4 @@
-"""Does everything hold that must hold of a finished run? Every file, row and sum of it is looked at.
+"""Checks a finished run: does everything hold that must hold? Every file, row and sum is looked at.
 
     python jobs/validate.py runs/demo --workdir runs/work
     python jobs/validate.py my-shop.yaml train.epochs=1 --workdir s3://my-bucket/work
@@ -7,7 +7,9 @@ A run's output folder stands for the recipes in its report, and has its submissi
 invariants hold; 1: some are violated, and each is named with file and row.
 """
 
-from ray_pipeline.validation.command import main
+import sys
+
+from ray_pipeline.validation.command import run
 
 if __name__ == "__main__":
-    main(__doc__)
+    sys.exit(run(__doc__))

@@ -21,6 +21,8 @@ from ray_pipeline.errors import CorruptArtifactError, PipelineError
 
 MANIFEST = "manifest.json"
 SHARD_COUNTS = b"ray_pipeline.counts"
+WITHOUT_ROWS = ("train",)
+"""Stages whose shards hold something else than the rows which they count."""
 LIBRARIES = (
     "ray", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "sentence-transformers", "faiss-cpu",
     "google-genai", "pyarrow", "numpy", "lingua-language-detector", "scikit-learn",
@@ -171,7 +173,8 @@ def commit(
     seconds: float,
     extra: Mapping[str, Any],
 ) -> Artifact:
-    """Finish an artifact by writing its manifest; raises PipelineError where rows do not add up."""
+    """Finish an artifact by writing its manifest; raises PipelineError where rows do not add up, CorruptArtifactError
+    where the shards hold others."""
     if counts.rows_in != counts.rows_out + counts.rows_rejected:
         raise PipelineError(
             f"{stage}: {counts.rows_in} rows in, but {counts.rows_out} out and {counts.rows_rejected} rejected; "
@@ -179,6 +182,12 @@ def commit(
         )
     sizes = _shard_sizes(folder)
     rows = [shard.rows_out for shard in counts_of(folder, list(sizes))]
+    # Of a worker that outlived its run, or of another division.
+    if stage not in WITHOUT_ROWS and sum(rows) != counts.rows_out:
+        raise CorruptArtifactError(
+            f"{folder}: its {len(sizes)} shards hold {sum(rows)} rows, {counts.rows_out} were made: somebody else has "
+            "written there; delete the folder and run the same command again"
+        )
     spent = {key: int(counts.extra.get(f"{key}_tokens", 0)) for key in ("input", "output", "thinking")}
     manifest = Manifest(
         stage=stage,

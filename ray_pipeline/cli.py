@@ -19,6 +19,9 @@ from ray_pipeline.sandbox import serving
 OVERRIDE = re.compile(r"[\w.-]+=")
 MODELS = ("train.model", "embed.model", "audit.similarity_model", "translate.local.model")
 """Fields that may name a folder."""
+WORKDIR = "runs/work"
+WHOLE = (None, pipeline.STAGE_NAMES[-1])
+"""Last stages of a run that ends with a report."""
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -36,26 +39,60 @@ def run(description: str, until: str | None = None, arguments: Sequence[str] | N
 
     `until` fixes the last stage, for the job file of a single stage. Wrong usage exits with 2.
     """
-    options = _parser(description, until).parse_intermixed_args(arguments)
-    return problems.exit_code(lambda: _run(options, until or options.until), options.debug)
+    parser = _parser(description, until)
+    options = parser.parse_intermixed_args(arguments)
+    expect_recipe(parser, options.recipes)
+    if options.output and options.until not in WHOLE:
+        parser.error("--output: only a run to the last stage writes there; leave out --output or --until")
+    return problems.exit_code(lambda: _run(options), options.debug)
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """An empty command line whose help shows a job's docstring as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def at_least_one(text: str) -> int:
+    """An option's whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def expect_recipe(parser: argparse.ArgumentParser, items: Sequence[str]) -> None:
+    """Exit with 2 where nothing but values is named, or a key without its value."""
+    if all(map(is_override, items)):
+        parser.error("no recipe is named; see --help")
+    for item in items:
+        section, dot, _ = item.partition(".")
+        whole = is_override(item) or item.endswith((".yaml", ".yml"))
+        if dot and section in Recipe.model_fields and not whole:
+            parser.error(f"{item}: a value is set by key=value, such as {item}=…")
 
 
 def _parser(description: str, until: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(description)
+    parser.set_defaults(until=until, output=None)
     parser.add_argument(
         "recipes", nargs="+", metavar="RECIPE|key=value", help="recipe files, and values that override theirs"
     )
-    parser.add_argument("--output", help="folder or s3:// url of report and submission (runs/<names of the recipes>)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be run and spent, and do nothing")
+    if until in WHOLE:
+        parser.add_argument(
+            "--output", help="folder or s3:// url of report and submission (runs/<names of the recipes>)"
+        )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would run and what it would cost, and do nothing"
+    )
     add_common(parser)
     if until is None:
         parser.add_argument("--until", choices=pipeline.STAGE_NAMES, help="the last stage to run")
     return parser
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that every job has."""
-    parser.add_argument("--workdir", default="runs/work", help="folder or s3:// url of all artifacts (%(default)s)")
+def add_common(parser: argparse.ArgumentParser, workdir: str | None = WORKDIR) -> None:
+    """The options that every job has; `workdir` null: a run that is named knows its own."""
+    known = workdir or f"the named run's, else {WORKDIR}"
+    parser.add_argument("--workdir", default=workdir, help=f"folder or s3:// url of all artifacts ({known})")
     parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
 
 
@@ -71,20 +108,17 @@ def is_override(item: str) -> bool:
     return OVERRIDE.match(item) is not None
 
 
-def _run(options: argparse.Namespace, until: str | None) -> int:
+def _run(options: argparse.Namespace) -> int:
     chosen, workdir = recipes(options.recipes, options.workdir)
-    if not chosen:
-        print("no recipe is named; see --help", file=sys.stderr)
-        return 2
+    until: str | None = options.until
     if options.dry_run:
         print(describe(chosen, workdir, until))
         return problems.DONE
     output = options.output or os.path.join("runs", "+".join(item.name for item in chosen))
-    whole = until in (None, pipeline.STAGE_NAMES[-1])
-    if whole:
+    if until in WHOLE:
         storage.expect_folder(output)
     runs = pipeline.run(chosen, workdir, until)
-    if until is not None and not whole:
+    if until is not None and until not in WHOLE:
         last = {run.recipe.name: run.artifacts[until] for run, _ in runs}
         print("\n".join(f"{name}: {artifact.url}" for name, artifact in last.items()))
         return problems.DONE

@@ -11,9 +11,8 @@ import pyarrow.compute as pc
 from ray_pipeline import evaluate, metrics, scored
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import InputError
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Changed, Comparison, Difference
 from ray_pipeline.recipe import Evaluate
-from ray_pipeline.report.data import Changed, Comparison, Difference
 
 Array = npt.NDArray[Any]
 
@@ -43,20 +42,25 @@ def compare(run: Mapping[str, Artifact], other: Mapping[str, Artifact], name: st
         differences,
         int(other["train"].manifest.extra["training_rows"]),
         int(run["train"].manifest.extra["training_rows"]),
-        gained=_changed(run["dedupe"], first, second, (here == labels) & (there != labels)),
-        lost=_changed(run["dedupe"], first, second, (here != labels) & (there == labels)),
+        gained=_changed(run, first, second, (here == labels) & (there != labels)),
+        lost=_changed(run, first, second, (here != labels) & (there == labels)),
     )
 
 
 def answers(run: Mapping[str, Artifact]) -> pa.Table:
     """The labelled rows of holdout as a run answers them.
 
-    Columns: pair_id, part, probability, prediction, language, label, group_id.
+    Columns: pair_id, part, probability, prediction, language, label, group_id, shard (its number).
     """
     own, columns = ["pair_id", "part", "probability", "prediction"], ["pair_id", "language", "label", "group_id"]
     wanted = (pc.field("part") == "holdout") & pc.field("label").is_valid()
     pieces = scored.joined(run["dedupe"], run["evaluate"], columns, own)
-    return pa.concat_tables([piece.filter(wanted) for piece in pieces]).sort_by("pair_id").combine_chunks()
+    numbered = [_numbered(number, piece.filter(wanted)) for number, piece in enumerate(pieces)]
+    return pa.concat_tables(numbered).sort_by("pair_id").combine_chunks()
+
+
+def _numbered(shard: int, rows: pa.Table) -> pa.Table:
+    return rows.append_column("shard", pa.array(np.full(len(rows), shard, np.int32)))
 
 
 def aligned(tables: Sequence[pa.Table]) -> list[pa.Table]:
@@ -93,14 +97,16 @@ def slices(rows: pa.Table, seen: set[str]) -> dict[str, Array]:
     return {name: chosen for name, chosen in found.items() if len(chosen)}
 
 
-def _changed(pairs: Artifact, first: pa.Table, second: pa.Table, chosen: Array) -> list[Changed]:
+def _changed(run: Mapping[str, Artifact], first: pa.Table, second: pa.Table, chosen: Array) -> list[Changed]:
     """The chosen rows whose probability differs most, as people read them."""
     here, there = (_numbers(table, "probability") for table in (first, second))
     places = np.flatnonzero(chosen)
     places = places[np.argsort(-np.abs(here - there)[places], kind="stable")][:EXAMPLES]
     ids = first.column("pair_id").take(pa.array(places)).to_pylist()
     more = {pair: {"here": float(here[i]), "there": float(there[i])} for pair, i in zip(ids, places, strict=True)}
-    return [Changed(**row) for row in evaluate.with_texts(pairs, more)]
+    shards = list(run["evaluate"].manifest.shards)
+    names = {shards[number] for number in _numbers(first, "shard")[places]}
+    return [Changed(**row) for row in evaluate.with_texts(run["dedupe"], more, names)]
 
 
 def _numbers(table: pa.Table, column: str) -> Array:

@@ -21,11 +21,12 @@ from ray_pipeline import (
 )
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.duration import duration
 from ray_pipeline.estimate import Rows
 from ray_pipeline.gemini import ledger
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.pipeline import Step
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import SPLITS, Recipe
 from ray_pipeline.sandbox import serving
 from ray_pipeline.train import stage as train
 from ray_pipeline.train import trackers
@@ -51,7 +52,7 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
     yield f"{recipe.name} ({recipe.task})"
     trackers.check(recipe.train)
     rows, refused = _rows(recipe, steps[0].finished)
-    yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in ingest.SPLITS)
+    yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in SPLITS)
     yield from (f"  {line}" for line in refused)
     yield from (f"  {_status(step)}" for step in steps)
     others = pipeline.other_plans(recipe, workdir) if any(step.stage is train.STAGE for step in steps) else {}
@@ -66,7 +67,7 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
         yield (
             f"  {name}: about {one.items} items in {one.requests} requests, {_mode(one)}; "
             f"{one.input_tokens} input and {one.output_tokens} output tokens by {one.counted_by}; "
-            f"{_time(one.minutes)} at the recipe's limits; {price}{_answered(one)}"
+            f"{duration(60 * one.minutes)} at the recipe's limits; {price}{_answered(one)}"
         )
     prices = [one.usd for one in asked.values() if one.usd is not None]
     if asked and len(prices) == len(asked):
@@ -77,13 +78,12 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
     yield from (f"  {line}" for line in _training(recipe, steps, known, joint))
     yield from (f"  {line}" for line in _donor(recipe, others.get(cross_task.START, []), counted))
     if recipe.compare is not None:
-        yield f"  then again {recipe.compare.name}, sharing every artifact that agrees; what it adds is not above:"
+        yield (
+            f"  comparison run {recipe.compare.name}: reuses every identical artifact; "
+            "its extra cost is not included above:"
+        )
         other = recipes.variant(recipe, recipe.compare.set)
         yield from (f"    {_status(step)}" for step in pipeline.plan(other, workdir, until))
-
-
-def _time(minutes: float) -> str:
-    return f"{minutes:.1f} minutes" if minutes < 24 * 60 else f"{minutes / (24 * 60):.1f} days"
 
 
 def _answered(one: Estimate) -> str:
@@ -96,7 +96,7 @@ def _against_the_limit(price: float, twice: float, spent: float, limit: float | 
     """`twice`: what of the price may have been paid already."""
     before = f" besides the {spent:.4f} USD that the working folder's answers have cost" if spent else ""
     if limit is None:
-        return f"{price:.4f} USD{before}; no gemini.max_usd is set, so nothing would stop it at more"
+        return f"{price:.4f} USD{before}; gemini.max_usd is not set, so spending is not limited"
     enough = "would stop it before its end: raise it or ask for less"
     if spent + price - twice <= limit:
         enough = "is enough" if spent + price <= limit else "is enough only if some of that is already paid for"
@@ -110,7 +110,10 @@ def _training(recipe: Recipe, steps: Sequence[Step], known: Rows | None, joint: 
         return
     rules, found = recipe.train, _shape(recipe.train)
     if found is None:
-        yield f"train: memory and hours unknown: no config of {rules.model} is here, or its kind is not known"
+        yield (
+            f"train: memory and hours cannot be estimated: no local config of {rules.model}, "
+            "or an unsupported architecture"
+        )
         return
     labelled = (row for row in _furthest(recipe, done) if row["split"] == "train")
     sample = known.originals if known else list(islice(labelled, SAMPLE_ROWS))
@@ -181,7 +184,7 @@ def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list
     tally = ingest.preview(recipe)
     languages.expect_candidates(recipe.languages, tally.languages)
     refused = [
-        f"{name}: {rows} more will be rejected; {reason}: {tally.examples[name, reason]}"
+        f"{name}: {rows} will be rejected; {reason}: {tally.examples[name, reason]}"
         for (name, reason), rows in tally.refused.items()
     ]
     return tally.rows(tally.kept), refused
@@ -229,7 +232,7 @@ def _furthest(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[dict[str
         for table in done[stage].tables(["pair_id", "split", *selection.COLUMNS[1:]]):
             yield from table.to_pylist()
         return
-    for name in ("train", "dev", "test"):
+    for name in SPLITS:
         for position, record in enumerate(_records(recipe, name)):
             made = None if isinstance(record, rawfiles.Unreadable) else ingest.pair(record, recipe, name, position)
             if isinstance(made, dict):

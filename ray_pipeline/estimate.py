@@ -13,7 +13,7 @@ from ray_pipeline.gemini.ledger import Ledger
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.text import stable_number
+from ray_pipeline.text import UNDETERMINED, stable_number
 
 SAMPLE_ROWS = 5000
 REFUSED = "refused"
@@ -185,7 +185,7 @@ def _correct(recipe: Recipe, sample: list[dict[str, Any]]) -> list[str]:
         language = languages.decide(row["query"], row["language"], recipe.languages, detector)
         if language is None:
             asked.append(row["query"])
-            if row["language"] == languages.UNDETERMINED and recipe.languages.gemini:
+            if row["language"] == UNDETERMINED and recipe.languages.gemini:
                 language, _ = next(iter(detector.confidences(row["query"])), (None, 0.0))
         row["language"] = language or row["language"]
     return asked

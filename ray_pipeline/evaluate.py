@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from ray_pipeline import artifact, decision, metrics, scored, storage, tables
+from ray_pipeline import artifact, decision, metrics, problems, scored, storage, tables
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.decision import Decision
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.errors import CorruptArtifactError
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Breakdown, Estimate, Gain, Slice
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.data import Breakdown, Estimate, Gain, Slice
 from ray_pipeline.scored import Coded, Scored
 from ray_pipeline.stage import Context, Outcome, Stage
 
@@ -217,10 +217,11 @@ def predict(pairs: Artifact, scores: Artifact, rows: Scored, learnt: Decision, f
         for column, values in (("probability", piece.score), ("threshold", threshold), ("prediction", predicted)):
             table = table.append_column(column, pa.array(values))
         artifact.write_shard(folder, name, tables.conform(table, tables.PREDICTIONS), None, count)
-        worst += _mistakes(table.column("pair_id"), piece, predicted)
+        worst += [(*one, name) for one in _mistakes(table.column("pair_id"), piece, predicted)]
         start += count
     worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
-    return with_texts(pairs, {pair: {"score": score} for _, pair, score in worst})
+    more = {pair: {"score": score} for _, pair, score, _ in worst}
+    return with_texts(pairs, more, {name for *_, name in worst})
 
 
 def _mistakes(pair_ids: pa.ChunkedArray, piece: Scored, predicted: Array) -> list[tuple[float, str, float]]:
@@ -234,19 +235,31 @@ def _mistakes(pair_ids: pa.ChunkedArray, piece: Scored, predicted: Array) -> lis
     return [(row["distance"], row["pair"], row["score"]) for row in chosen.take(order).to_pylist()]
 
 
-def with_texts(pairs: Artifact, more: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Some pairs as people read them, in the order given, each with what else is known of it by its id."""
-    wanted, found = pa.array(list(more), pa.string()), {}
-    for table in pairs.tables(TEXTS):
+def with_texts(pairs: Artifact, more: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> list[dict[str, Any]]:
+    """Some pairs as people read them, in the order given, each with what else is known of it by its id.
+
+    They are looked for in the shards of these names first, which have the names of those that they were scored in.
+    """
+    wanted, found = pa.array(list(more), pa.string()), dict[str, dict[str, Any]]()
+    for name in sorted(pairs.manifest.shards, key=lambda name: name not in names):
+        if len(found) == len(more):
+            break
+        table = artifact.read_shard(storage.join(pairs.url, name), pairs.manifest.shards[name], TEXTS)
         for row in table.filter(pc.is_in(table.column("pair_id"), value_set=wanted)).to_pylist():
             found[row.pop("pair_id")] = row
     return [found[pair] | dict(known) for pair, known in more.items()]
 
 
 def load(evaluated: Artifact) -> Evaluation:
-    """What a finished evaluation has written."""
-    raw = json.loads(storage.read_bytes(storage.join(evaluated.url, EVALUATION)))
-    return TypeAdapter(Evaluation).validate_python(raw)
+    """What a finished evaluation has written; raises CorruptArtifactError where it is missing or damaged."""
+    url = storage.join(evaluated.url, EVALUATION)
+    remedy = f"delete {evaluated.url} and run the same command again"
+    try:
+        return TypeAdapter(Evaluation).validate_json(storage.read_bytes(url))
+    except FileNotFoundError as error:
+        raise CorruptArtifactError(f"{url}: is missing; {remedy}") from error
+    except ValidationError as error:
+        raise CorruptArtifactError(f"{url}: is damaged ({problems.first_fault(error)}); {remedy}") from error
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:

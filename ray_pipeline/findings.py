@@ -4,11 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ray_pipeline.report.data import Comparison, Difference, Estimate, Finding, Slice, TaskReport
-
-SEEN_GROUP = "seen languages"
-"""Names, in `TaskReport.groups` and `Comparison.differences`, of what the transfer findings compare."""
-WITHHELD_GROUP = "withheld languages"
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Comparison, Difference, Estimate, Slice
+from ray_pipeline.report.data import Finding, TaskReport
 
 WEAK_GAP = 0.1  # F1 below the task's that makes a language weak
 SHARE_GAP = 0.05  # predicted minus true share of positives
@@ -17,6 +14,7 @@ MIN_ROWS = 30  # a bootstrap of fewer rows looks narrower than it is
 MAX_ECE = 0.1
 MAX_REJECTED = 0.2
 MIN_AUROC = 0.6
+MAX_CUT = 0.05  # of the training prompts
 CONTRADICTED_GAP = 0.1  # share of an origin's rows beyond that of the originals
 SELECTIONS = {"f1": "F1", "auroc": "AUROC", "average_precision": "Average precision", "loss": "Loss"}
 REMOVED_LEAK = "dev or test"  # in deduplication's reason for a leak that it removed
@@ -43,6 +41,7 @@ def findings(task: TaskReport) -> list[Finding]:
         _audit,
         _versions,
         _few_rows,
+        _cut_prompts,
         _stopping,
     )
     found = [finding for check in checks for finding in check(task)]
@@ -53,7 +52,7 @@ def _baseline(task: TaskReport) -> Iterator[Finding]:
     """By the paired difference: the bar is of the same rows, and moves with them."""
     over = task.over_always_relevant
     text = f"F1 is {_shown(task.headline.f1)}; answering “relevant” to every row gives {task.always_relevant_f1:.3f}"
-    text += f", on the same rows a difference of {_shown(over, '+')}."
+    text += f": on the same rows, a difference of {_shown(over, '+')}."
     if not _known(over):
         yield Finding("warning", "Too few queries to judge", text)
     elif over.low > 0:
@@ -67,7 +66,7 @@ def _baseline(task: TaskReport) -> Iterator[Finding]:
 def _separation(task: TaskReport) -> Iterator[Finding]:
     auroc = task.scalars.get("auroc")
     if auroc is not None and (auroc.value < MIN_AUROC or auroc.low <= 0.5):
-        text = f"AUROC is {_shown(auroc)}; scores without any meaning have 0.5."
+        text = f"AUROC is {_shown(auroc)}; meaningless scores have 0.5."
         yield Finding("warning", "Scores hardly separate relevant from irrelevant", text)
 
 
@@ -155,15 +154,15 @@ def _comparison(task: TaskReport) -> Iterator[Finding]:
     for one in [whole, *withheld]:
         where = "" if one is whole else f" in {WITHHELD_GROUP}"
         level, verdict = _verdict(one.f1)
-        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows, of one training "
-        text += f"each; another seed may move it as much.{_sizes(task.joint_rows, task.comparison)}"
+        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows. Each side "
+        text += (
+            f"is a single training; another seed could change this as much.{_sizes(task.joint_rows, task.comparison)}"
+        )
         yield Finding(level, f"{verdict} {name}{where}", text)
 
 
 def _sizes(joint_rows: int, other: Comparison) -> str:
     """What either was trained on."""
-    if other.own_training_rows is None:
-        return ""
     sizes = ((other.own_training_rows, joint_rows, "here"), (other.training_rows, other.joint_rows, "there"))
     found = [f"{own:,}{f' + {more:,} of the other task' if more else ''} {place}" for own, more, place in sizes]
     return f" Training rows: {', '.join(found)}."
@@ -192,15 +191,15 @@ def _hard_negatives(task: TaskReport) -> Iterator[Finding]:
     rows = negatives + sum(row[2] for row in task.composition)
     text = (
         f"{hard:,} hard negatives are {hard / rows:.1%} of the training rows, {hard / negatives:.1%} of the "
-        "negatives. Near matches may be relevant after all, and then teach the model to doubt what is right."
+        "negatives. Near matches may be relevant after all, and then teach the model the wrong answer."
     )
     level = "note"
     if task.comparison is not None and task.comparison.differences:
         precision = _whole(task.comparison.differences).precision
         level = "warning" if precision.high < 0 else "note"
         text += (
-            f" Precision differs by {_shown(precision, '+')} from {task.comparison.name}, by all that the "
-            "two recipes do differently."
+            f" Precision differs by {_shown(precision, '+')} from {task.comparison.name}: the effect "
+            "of everything in which the two recipes differ."
         )
     yield Finding(level, "Hard negatives can be ambiguous", text)
 
@@ -209,8 +208,8 @@ def _calibration(task: TaskReport) -> Iterator[Finding]:
     ece, noise = task.scalars.get("ece"), _calibrated_ece(task.calibration)
     if ece is not None and ece.value - noise > MAX_ECE:
         text = (
-            f"The scores miss the true share of relevant rows by {_shown(ece)} on average (ECE), where calibrated ones "
-            f"would by {noise:.3f}: rank by them, do not read them as probabilities."
+            f"On average the scores are {_shown(ece)} away from the true share of relevant rows (ECE); chance alone "
+            f"would give {noise:.3f}. Use them for ranking, not as probabilities."
         )
         yield Finding("warning", "Scores are not calibrated", text)
 
@@ -227,7 +226,10 @@ def _choices(task: TaskReport) -> Iterator[Finding]:
         worse = gain.difference.high < 0 if gain.figure == "f1" else gain.difference.low > 0
         if worse:
             figure = {"f1": "F1", "log_loss": "log loss", "ece": "calibration error"}[gain.figure]
-            text = f"On holdout {gain.choice} changes {figure} by {_shown(gain.difference, '+')}: tune misled it."
+            text = (
+                f"On holdout, {gain.choice} changes {figure} by {_shown(gain.difference, '+')}: what looked best on "
+                "the tune part does not hold up here."
+            )
             yield Finding("warning", f"A choice made on tune does harm: {gain.choice}", text)
 
 
@@ -237,8 +239,8 @@ def _leaks(task: TaskReport) -> Iterator[Finding]:
         return
     found = {place: rows for place, rows in task.account.leaks.items() if place in ("dev", "test") and rows}
     if found:
-        figures = ", ".join(f"{rows:,} stand in {place}" for place, rows in found.items())
-        text = f"Of the training rows {figures}: figures on these flatter. Set dedupe.remove_leaks."
+        figures = " and ".join(f"{place} ({rows:,})" for place, rows in found.items())
+        text = f"Training rows also appear in {figures}, so figures there are too optimistic. Set dedupe.remove_leaks."
         yield Finding("note", "Training has seen rows of dev or test", text)
 
 
@@ -257,7 +259,7 @@ def _contradicted(task: TaskReport) -> Iterator[Finding]:
             words = f"{origin.replace('_', ' ')} rows"
             text = (
                 f"Models trained without them contradict {share:.1%} of the {words} and {shares['original']:.1%} of "
-                "the originals: wrong labels, or unnatural text."
+                "the originals: their labels may be wrong, or their text unnatural."
             )
             yield Finding("warning", f"Many {words} are contradicted", text)
 
@@ -270,7 +272,7 @@ def _audit(task: TaskReport) -> Iterator[Finding]:
             most = max(reasons, key=lambda reason: reasons[reason])
             figures.append(f"{language} {rejected / asked:.0%} of {asked:,} (most often: {most})")
     if figures:
-        text = f"Rejected are over {MAX_REJECTED:.0%} of the translations into {'; '.join(figures)}."
+        text = f"More than {MAX_REJECTED:.0%} of the translations into a language were rejected: {'; '.join(figures)}."
         yield Finding("warning", "Many translations were rejected", text)
 
 
@@ -288,17 +290,34 @@ def _few_rows(task: TaskReport) -> Iterator[Finding]:
             f"{one.name} {one.rows:,} rows, {'one class only' if one.one_class else f'F1 {_shown(one.f1)}'}"
             for one in few
         )
-        text = f"Under {MIN_ROWS} rows, rows of one class, or an F1 interval wider than {MAX_WIDTH}: {figures}."
-        yield Finding("note", f"Too few rows to say much on: {_names(few)}", text)
+        text = f"Fewer than {MIN_ROWS} rows, only one class, or an F1 interval wider than {MAX_WIDTH}: {figures}."
+        yield Finding("note", f"Too few rows to say much about: {_names(few)}", text)
 
 
 def _narrow(f1: Estimate) -> bool:
     return f1.high - f1.low <= MAX_WIDTH
 
 
+def _cut_prompts(task: TaskReport) -> Iterator[Finding]:
+    cut, prompts = task.cut_prompts or (0, 0)
+    if cut > MAX_CUT * prompts:
+        text = (
+            f"{cut:,} of {prompts:,} prompts of the training set ({cut / prompts:.0%}) are longer than "
+            "prompt.max_tokens: raise it, or the end of their targets is read neither in training nor in scoring."
+        )
+        yield Finding("warning", "Many prompts are cut", text)
+
+
 def _stopping(task: TaskReport) -> Iterator[Finding]:
     """Where training, or that of most folds, was best by what early stopping looks at."""
     trainings = task.folds or [task.curves]
+    if task.selection == "f1" and all(map(_unmoved, trainings)):
+        text = (
+            f"F1 on the rows that choose the adapter was {trainings[0][0]['tune_f1']:.3f} at every evaluation, as "
+            "where each row is answered “relevant”, so it could not choose: set train.selection: auroc."
+        )
+        yield Finding("warning", "F1 has not moved", text)
+        return
     best = [(_best(curve, task.selection), len(curve) - 1) for curve in trainings if len(curve) > 1]
     at_last, at_first = sum(place == last for place, last in best), sum(place == 0 for place, _ in best)
     if 2 * at_last > len(trainings):
@@ -306,6 +325,10 @@ def _stopping(task: TaskReport) -> Iterator[Finding]:
     elif 2 * at_first > len(trainings):
         text = f"{_best_at('first', at_first, task)}: lower the learning rate, or evaluate more often."
         yield Finding("warning", "Training got worse after its first evaluation", text)
+
+
+def _unmoved(curve: Sequence[Mapping[str, float]]) -> bool:
+    return len(curve) > 1 and len({point["tune_f1"] for point in curve}) == 1
 
 
 def _best(curve: Sequence[Mapping[str, float]], selection: str) -> int:

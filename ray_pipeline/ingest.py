@@ -16,9 +16,9 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.chance import hashes
 from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
-from ray_pipeline.recipe import Columns, Recipe
+from ray_pipeline.recipe import SPLITS, Columns, Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.text import language_code, normalise, stable_id
+from ray_pipeline.text import language_code, levels, normalise, stable_id, unseen
 
 WITHOUT_PLACE = (
     "broken JSON",
@@ -29,11 +29,17 @@ WITHOUT_PLACE = (
     "missing id",
 )
 """Reasons after which a row of dev or test cannot stand in a submission at all."""
-SPLITS = ("train", "dev", "test")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """As text, since that is what CSV holds."""
 LANGUAGE_COLUMN = Columns().language
 """Files need not have it: a recipe that names another means one that is there."""
+OTHER_SEPARATORS = (" > ", "/", "|")
+"""What levels of category paths are often joined by."""
+PATHS_LOOKED_AT = 10_000
+IDS_REMEMBERED = 1_000_000
+"""By a preview; in some 100 MB."""
+HINTS = {"duplicate id": " (ids that repeat across files: data.columns.id: null takes a row's position instead)"}
+"""By reason."""
 PIECE_ROWS = 50_000
 """Of a slice that are Python objects at a time."""
 
@@ -55,6 +61,8 @@ class Tally:
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     """Kept rows by tag."""
+    targets: list[str] = field(default_factory=list)
+    """Of some kept rows."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """By split and reason, in words: the first such row that was met."""
 
@@ -65,6 +73,7 @@ class Tally:
         if key not in self.examples:
             column = f", {row['field']}" if row["field"] else ""
             self.examples[key] = f"{row['file']}, line {row['line']}{column}: {row['detail'] or row['reason']}"
+            self.examples[key] += HINTS.get(row["reason"], "")
 
     def reasons(self, *splits: str) -> Counter[str]:
         """Refused rows by reason, of some splits or all."""
@@ -84,18 +93,19 @@ class Tally:
 
 def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -> dict[str, Any] | Rejection:
     """One record of a split as a row of `tables.PAIRS`, or why not."""
-    columns = recipe.data.columns
+    columns, spelling = recipe.data.columns, recipe.spelling
     if columns.task and record.get(columns.task) not in (None, "", recipe.task):
         return Rejection("unknown task", columns.task, f"{record[columns.task]!r} is not {recipe.task}")
     texts = {}
     for name, column in {"query": columns.query, "target": recipe.target_column}.items():
         value = record.get(column)
-        texts[name] = "" if value is None else " ".join(str(value).split())
-        if not texts[name]:
+        text = "" if value is None else str(value)
+        texts[name] = " ".join((spelling.target(text) if name == "target" else text).split())
+        if unseen(texts[name]):
             return Rejection(f"missing {name}" if value is None else f"empty {name}", column)
         if isinstance(value, (dict, list)):
             return Rejection(f"{name} is not text", column)
-    label = _label(record.get(columns.label))
+    label = _label(record.get(columns.label), recipe.data.labels)
     if isinstance(label, Rejection) or (label is None and split == "train"):
         return replace(label or Rejection("missing label"), field=columns.label)
     identity = record.get(columns.id) if columns.id else position
@@ -103,20 +113,24 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
         return Rejection("missing id", columns.id)
     tag = record.get(columns.language) if columns.language else None
     tag = None if tag is None else str(tag)
+    language = language_code(None if tag is None else spelling.tag(tag))
     pair_id = f"{recipe.task}-{split}-{identity}"
     return {
         "pair_id": pair_id, "task": recipe.task, "split": split, "part": None,
-        "language": language_code(tag), "language_raw": tag, **texts, "label": label, "query_en": None,
+        "language": language, "language_raw": tag, **texts, "label": label, "query_en": None,
         "origin": "original", "source_id": pair_id, "group_id": stable_id(normalise(texts["query"])),
         "position": position, "similarity": None,
     }  # fmt: skip
 
 
-def _label(value: Any) -> int | Rejection | None:
+def _label(value: Any, own: Mapping[str, int]) -> int | Rejection | None:
     if value is None or value == "":
         return None
-    label = LABELS.get(str(value).strip().lower())
-    return Rejection("wrong label", detail=f"{value!r} is neither 0 nor 1") if label is None else label
+    label = (own or LABELS).get(str(value).strip().lower())
+    if label is not None:
+        return label
+    known = f"none of {', '.join(own)}" if own else "neither 0 nor 1"
+    return Rejection("wrong label", detail=f"{value!r} is {known}; data.labels says what others mean")
 
 
 def _rows(part: Slice, recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -213,12 +227,17 @@ def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[t
     first[1:] = ids[1:] != ids[:-1]
     refused = []
     for row in table.filter(pa.array(~first)).to_pylist():
-        number, line = rawfiles.place(row["position"])
-        file = RawFile(row["split"], number, files[row["split"], number], "jsonl")
-        refused.append(_refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}"))
+        number, _ = rawfiles.place(row["position"])
+        refused.append(_repeated(RawFile(row["split"], number, files[row["split"], number], "jsonl"), row))
     rejected = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
     kept = tables.conform(table.filter(pa.array(first)), tables.PAIRS)
     return artifact.write_shard(folder, name, kept, rejected, table.num_rows)
+
+
+def _repeated(file: RawFile, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair whose id another row before it has, as a row of `tables.REJECTED_INPUT`."""
+    _, line = rawfiles.place(row["position"])
+    return _refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}")
 
 
 def _files(recipe: Recipe) -> list[RawFile]:
@@ -236,6 +255,8 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
         "task": recipe.task,
         "columns": recipe.data.columns.model_dump(),
         "target": recipe.target_column,
+        "labels": recipe.data.labels,
+        "spelling": recipe.spelling.model_dump(),
         "files": files,
     }
 
@@ -278,7 +299,8 @@ def _account(context: Context, made: int) -> Outcome:
     """Count what is there of the rows made, and stop where a split is empty, one-sided or has too many bad rows."""
     folder = context.folder
     tally = Tally()
-    for name in artifact.present_shards(folder):
+    names = artifact.present_shards(folder)
+    for name in names:
         table = storage.read_parquet(storage.join(folder, name), ["split", "label", "language"])
         for row in table.group_by(table.column_names).aggregate([([], "count_all")]).to_pylist():
             tally.kept[row["split"], row["label"]] += row["count_all"]
@@ -290,7 +312,10 @@ def _account(context: Context, made: int) -> Outcome:
             alike = table.filter((pc.field("split") == key["split"]) & (pc.field("reason") == key["reason"]))
             tally.refuse(alike.slice(0, 1).to_pylist()[0], key["count_all"])
     check(context.recipe, tally, storage.join(folder, "rejected"))
+    some = storage.read_parquet(storage.join(folder, names[0]), ["target"]).slice(0, PATHS_LOOKED_AT)
+    tally.targets = some.column("target").to_pylist()
     _say_untagged(context.recipe, tally)
+    _say_flat(context.recipe, tally)
     kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
     counts = Counts(kept.total() + refused.total(), kept.total(), dict(tally.reasons()))
     extra = {"splits": kept, "rejected_by_split": refused, "languages": tally.languages}
@@ -298,19 +323,29 @@ def _account(context: Context, made: int) -> Outcome:
 
 
 def preview(recipe: Recipe) -> Tally:
-    """What single rows of the raw files tell, repeated ids aside, without writing; raises InputError as a run would."""
-    tally = Tally()
+    """What the raw files tell without writing; raises InputError as a run would.
+
+    Of repeated ids, those are seen that are among the first `IDS_REMEMBERED`.
+    """
+    tally, ids = Tally(), set[int]()
     files = _files(recipe)
     _check_lines(files, recipe)
     for part in rawfiles.numbered_slices(files):
         for row in _rows(part, recipe):
+            if "reason" not in row and hash(row["pair_id"]) in ids:
+                row = _repeated(part.file, row)
             if "reason" in row:
                 tally.refuse(row)
-            else:
-                tally.kept[row["split"], row["label"]] += 1
-                tally.languages[row["language"]] += 1
+                continue
+            tally.kept[row["split"], row["label"]] += 1
+            tally.languages[row["language"]] += 1
+            if len(tally.targets) < PATHS_LOOKED_AT:
+                tally.targets.append(row["target"])
+            if len(ids) < IDS_REMEMBERED:
+                ids.add(hash(row["pair_id"]))
     check(recipe, tally)
     _say_untagged(recipe, tally)
+    _say_flat(recipe, tally)
     return tally
 
 
@@ -320,6 +355,19 @@ def _say_untagged(recipe: Recipe, tally: Tally) -> None:
     if column and set(tally.languages) == {language_code(None)}:
         remedy = "name the column in data.columns.language, or set that to null if there is none"
         print(f"  ingest: no row has a language in the column {column!r}; {remedy}", file=sys.stderr, flush=True)
+
+
+def _say_flat(recipe: Recipe, tally: Tally) -> None:
+    """Say so where category paths have one level only, and look as if something else joined more."""
+    if recipe.task != "QC" or any(len(levels(target)) > 1 for target in tally.targets):
+        return
+    found = {separator: sum(separator in target for target in tally.targets) for separator in OTHER_SEPARATORS}
+    most = max(found, key=lambda separator: found[separator])
+    if 2 * found[most] > len(tally.targets):
+        print(
+            f"  ingest: no category path has a second level, and {found[most]} of {len(tally.targets)} hold {most!r}; "
+            f'if that joins levels, set data.level_separator: "{most}"', file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
@@ -369,4 +417,4 @@ def _whereabouts(example: str, where: str | None) -> str:
     return f"; the first: {example}" + (f"; all are in {where}" if where else "")
 
 
-STAGE = Stage("ingest", (), config, run, schema_version=4)
+STAGE = Stage("ingest", (), config, run, schema_version=5)

@@ -1,4 +1,4 @@
-"""Correction of language tags: script and a local detector decide the clear cases, Gemini the rest (paper, step 1)."""
+"""Correction of language tags: script and a local detector decide the clear cases, Gemini the rest."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,9 +18,8 @@ from ray_pipeline.recipe import Languages, Recipe
 from ray_pipeline.scripts import SCRIPTS, SHARED, scripts
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.text import language_code
+from ray_pipeline.text import UNDETERMINED, is_language_code, language_code
 
-UNDETERMINED = "und"
 STRAY = 0.01
 """Up to this share of the rows, a tag that is no candidate is taken for a mistake."""
 
@@ -77,6 +76,12 @@ def expect_candidates(rules: Languages, tags: Mapping[str, int]) -> None:
     least = max(1, STRAY * sum(tags.values()))
     lost = {tag: rows for tag, rows in tags.items() if rows > least and tag not in (UNDETERMINED, *rules.candidates)}
     if rules.correct and lost:
+        for tag in lost:
+            if not is_language_code(tag):
+                raise RecipeError(
+                    f"{tag!r} is no language code: map it by languages.aliases, such as {{{tag}: en}}, or set "
+                    "data.columns.language: null"
+                )
         counted = ", ".join(f"{tag} ({rows} rows)" for tag, rows in sorted(lost.items(), key=lambda item: -item[1]))
         raise RecipeError(
             f"languages.candidates lacks {counted}: such rows would be given one of {', '.join(rules.candidates)}; "
@@ -114,6 +119,7 @@ class Correction:
             answers = self._fanout.answer(list(asked.values()))
             for question, item in asked.items():
                 decided[question] = self._accept(answers[item.key].text)
+            extra["unanswered"] = float(sum(answers[item.key].text is None for item in asked.values()))
             extra |= self._fanout.counts()
         languages = [decided[question] or question[1] for question in zip(texts, tags, strict=True)]
         extra["corrected"] = float(sum(new != old for new, old in zip(languages, tags, strict=True)))
@@ -162,16 +168,15 @@ def _ask(context: Context) -> Outcome:
 
 
 def _by_query(context: Context) -> list[Source]:
-    """Pairs in shards by query, as an earlier attempt divided them: what it finished goes by their names."""
-    folder, done = storage.join(context.folder, "by_query"), storage.join(context.folder, "by_query.done")
-    if not storage.exists(done):
-        storage.remove_tree(folder)
-        inputs = shards.sources([context.inputs["ingest"]])
-        buckets = -(-sum(source.rows for source in inputs) // context.recipe.runtime.shard_rows)
+    """Pairs in shards by query."""
+    folder, inputs = storage.join(context.folder, "by_query"), shards.sources([context.inputs["ingest"]])
+    buckets = -(-sum(source.rows for source in inputs) // context.recipe.runtime.shard_rows)
+
+    def make() -> None:
         write = partial(_write, folder)
         shards.shuffle(_bucketed(inputs, buckets), write, buckets=buckets, label="languages: by query")
-        storage.write_bytes(done, b"")
-    return shards.written(folder)
+
+    return shards.once(folder, make)
 
 
 def _bucketed(inputs: Sequence[Source], buckets: int) -> Any:
@@ -186,7 +191,7 @@ def _write(folder: str, table: pa.Table, name: str) -> Counts:
 
 
 def _tally(counts: Counts) -> dict[str, Any]:
-    return {key: int(counts.extra.get(key, 0)) for key in ("asked", "corrected")}
+    return {key: int(counts.extra.get(key, 0)) for key in ("asked", "unanswered", "corrected")}
 
 
 def _keep() -> shards.Work:

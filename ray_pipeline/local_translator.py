@@ -14,42 +14,30 @@ from typing import Any
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError, RecipeError
 from ray_pipeline.gemini.prompts import Item
+from ray_pipeline.language_names import NAMES
 from ray_pipeline.recipe import LocalTranslator
-from ray_pipeline.text import stable_id
+from ray_pipeline.text import UNDETERMINED, stable_id
 
 EDITION = 1
 """Of what a model is asked and how its answer is read: raise it when either changes, for it belongs to the identity."""
-UNDETERMINED = "und"
 LONGEST = 512
 """Tokens of what the model reads; a longer text is no search query and gets no translation."""
 
-LANGUAGES = {
-    "af": ("Afrikaans", "afr_Latn"), "ar": ("Arabic", "arb_Arab"), "az": ("Azerbaijani", "azj_Latn"),
-    "be": ("Belarusian", "bel_Cyrl"), "bg": ("Bulgarian", "bul_Cyrl"), "bn": ("Bengali", "ben_Beng"),
-    "bs": ("Bosnian", "bos_Latn"), "ca": ("Catalan", "cat_Latn"), "cs": ("Czech", "ces_Latn"),
-    "da": ("Danish", "dan_Latn"), "de": ("German", "deu_Latn"), "el": ("Greek", "ell_Grek"),
-    "en": ("English", "eng_Latn"), "es": ("Spanish", "spa_Latn"), "et": ("Estonian", "est_Latn"),
-    "eu": ("Basque", "eus_Latn"), "fa": ("Persian", "pes_Arab"), "fi": ("Finnish", "fin_Latn"),
-    "fr": ("French", "fra_Latn"), "ga": ("Irish", "gle_Latn"), "gl": ("Galician", "glg_Latn"),
-    "gu": ("Gujarati", "guj_Gujr"), "he": ("Hebrew", "heb_Hebr"), "hi": ("Hindi", "hin_Deva"),
-    "hr": ("Croatian", "hrv_Latn"), "hu": ("Hungarian", "hun_Latn"), "hy": ("Armenian", "hye_Armn"),
-    "id": ("Indonesian", "ind_Latn"), "is": ("Icelandic", "isl_Latn"), "it": ("Italian", "ita_Latn"),
-    "ja": ("Japanese", "jpn_Jpan"), "ka": ("Georgian", "kat_Geor"), "kk": ("Kazakh", "kaz_Cyrl"),
-    "km": ("Khmer", "khm_Khmr"), "kn": ("Kannada", "kan_Knda"), "ko": ("Korean", "kor_Hang"),
-    "lo": ("Lao", "lao_Laoo"), "lt": ("Lithuanian", "lit_Latn"), "lv": ("Latvian", "lvs_Latn"),
-    "mk": ("Macedonian", "mkd_Cyrl"), "ml": ("Malayalam", "mal_Mlym"), "mn": ("Mongolian", "khk_Cyrl"),
-    "mr": ("Marathi", "mar_Deva"), "ms": ("Malay", "zsm_Latn"), "mt": ("Maltese", "mlt_Latn"),
-    "my": ("Burmese", "mya_Mymr"), "nb": ("Norwegian", "nob_Latn"), "ne": ("Nepali", "npi_Deva"),
-    "nl": ("Dutch", "nld_Latn"), "no": ("Norwegian", "nob_Latn"), "pa": ("Punjabi", "pan_Guru"),
-    "pl": ("Polish", "pol_Latn"), "pt": ("Portuguese", "por_Latn"), "ro": ("Romanian", "ron_Latn"),
-    "ru": ("Russian", "rus_Cyrl"), "si": ("Sinhala", "sin_Sinh"), "sk": ("Slovak", "slk_Latn"),
-    "sl": ("Slovenian", "slv_Latn"), "sq": ("Albanian", "als_Latn"), "sr": ("Serbian", "srp_Cyrl"),
-    "sv": ("Swedish", "swe_Latn"), "sw": ("Swahili", "swh_Latn"), "ta": ("Tamil", "tam_Taml"),
-    "te": ("Telugu", "tel_Telu"), "th": ("Thai", "tha_Thai"), "tl": ("Tagalog", "tgl_Latn"),
-    "tr": ("Turkish", "tur_Latn"), "uk": ("Ukrainian", "ukr_Cyrl"), "ur": ("Urdu", "urd_Arab"),
-    "uz": ("Uzbek", "uzn_Latn"), "vi": ("Vietnamese", "vie_Latn"), "zh": ("Chinese", "zho_Hans"),
+FLORES = {
+    "af": "afr_Latn", "ar": "arb_Arab", "az": "azj_Latn", "be": "bel_Cyrl", "bg": "bul_Cyrl", "bn": "ben_Beng",
+    "bs": "bos_Latn", "ca": "cat_Latn", "cs": "ces_Latn", "da": "dan_Latn", "de": "deu_Latn", "el": "ell_Grek",
+    "en": "eng_Latn", "es": "spa_Latn", "et": "est_Latn", "eu": "eus_Latn", "fa": "pes_Arab", "fi": "fin_Latn",
+    "fr": "fra_Latn", "ga": "gle_Latn", "gl": "glg_Latn", "gu": "guj_Gujr", "he": "heb_Hebr", "hi": "hin_Deva",
+    "hr": "hrv_Latn", "hu": "hun_Latn", "hy": "hye_Armn", "id": "ind_Latn", "is": "isl_Latn", "it": "ita_Latn",
+    "ja": "jpn_Jpan", "ka": "kat_Geor", "kk": "kaz_Cyrl", "km": "khm_Khmr", "kn": "kan_Knda", "ko": "kor_Hang",
+    "lo": "lao_Laoo", "lt": "lit_Latn", "lv": "lvs_Latn", "mk": "mkd_Cyrl", "ml": "mal_Mlym", "mn": "khk_Cyrl",
+    "mr": "mar_Deva", "ms": "zsm_Latn", "mt": "mlt_Latn", "my": "mya_Mymr", "nb": "nob_Latn", "ne": "npi_Deva",
+    "nl": "nld_Latn", "no": "nob_Latn", "pa": "pan_Guru", "pl": "pol_Latn", "pt": "por_Latn", "ro": "ron_Latn",
+    "ru": "rus_Cyrl", "si": "sin_Sinh", "sk": "slk_Latn", "sl": "slv_Latn", "sq": "als_Latn", "sr": "srp_Cyrl",
+    "sv": "swe_Latn", "sw": "swh_Latn", "ta": "tam_Taml", "te": "tel_Telu", "th": "tha_Thai", "tl": "tgl_Latn",
+    "tr": "tur_Latn", "uk": "ukr_Cyrl", "ur": "urd_Arab", "uz": "uzn_Latn", "vi": "vie_Latn", "zh": "zho_Hans",
 }  # fmt: skip
-"""ISO 639-1: the English name, for chat models, and the FLORES-200 code, which NLLB goes by."""
+"""The FLORES-200 codes, which NLLB goes by, by ISO 639-1 code."""
 
 _INSTRUCTION = (
     "Translate the search query of an online shop from {source} to {target}, the way a shopper there would type it. "
@@ -257,7 +245,7 @@ def _nllb(name: str, tokenizer: Any, start: int) -> Prompting:
     """Language tokens before the text and, forced, before the answer; a text of no language counts as the target's."""
 
     def code(language: str) -> int:
-        candidates = [LANGUAGES[language][1]] if language in LANGUAGES else []
+        candidates = [FLORES[language]] if language in FLORES else []
         found = [_token(tokenizer, token) for token in (*candidates, f"__{language}__")]
         known = [token for token in found if token is not None]
         if not known:
@@ -298,7 +286,7 @@ def _chat(name: str, tokenizer: Any) -> Prompting:
         if takes_codes:
             before = target if source == UNDETERMINED else source
             return [{"type": "text", "source_lang_code": before, "target_lang_code": target, "text": text}]
-        names = {UNDETERMINED: "its language"} | {code: name for code, (name, _) in LANGUAGES.items()}
+        names = NAMES | {UNDETERMINED: "its language"}
         for language in (source, target):
             if language not in names:
                 raise _unknown(name, language)

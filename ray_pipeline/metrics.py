@@ -9,12 +9,13 @@ import numpy.typing as npt
 from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
 
 from ray_pipeline import resample
-from ray_pipeline.report.data import Estimate, Slice
+from ray_pipeline.figures import Estimate, Slice
 from ray_pipeline.sums import SCALARS, Sums, bins_of, distinct
 
 Array = npt.NDArray[Any]
 ECE = SCALARS.index("ece")
 
+CALIBRATION_BINS = 10
 RATES = ("f1", "precision", "recall")
 MIN_GROUPS = 20
 """Below this many groups the bounds are NaN: a bootstrap of so few claims more than it knows.
@@ -222,13 +223,18 @@ def pr_curve(labels: Array, scores: Array, points: int = 200) -> list[tuple[floa
     return [(float(hits[i] / hits[-1]), float(hits[i] / predicted[i]), float(thresholds[i])) for i in chosen]
 
 
-def calibration_bins(labels: Array, scores: Array, bins: int = 10) -> list[tuple[float, float, int]]:
+def calibration_bins(labels: Array, scores: Array) -> list[tuple[float, float, int]]:
     """(mean score, share of positives, rows) of each equal-width score bin that holds rows, by rising score.
 
     `labels [n]` hold 0/1, `scores [n]` floats in [0, 1].
     """
-    rows, mean_score, share = _bins(labels, scores, bins)
-    return [(float(m), float(s), int(r)) for m, s, r in zip(mean_score, share, rows, strict=True)]
+    places = bins_of(np.asarray(scores), CALIBRATION_BINS)
+    rows, score_sum, positives = (
+        np.bincount(places, weights=column, minlength=CALIBRATION_BINS) for column in (None, scores, labels)
+    )
+    held = rows > 0
+    mean_score, share = score_sum[held] / rows[held], positives[held] / rows[held]
+    return [(float(m), float(s), int(r)) for m, s, r in zip(mean_score, share, rows[held], strict=True)]
 
 
 def _confusion(labels: Array, predictions: Array) -> Array:
@@ -303,16 +309,6 @@ def block_weights(blocks: int, draws: int, seed: int) -> Array:
 
 def _none(names: tuple[str, ...]) -> Array:
     return np.empty((0, len(names)))
-
-
-def _bins(labels: Array, scores: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Rows, mean score and share of positives of the equal-width bins over [0, 1] that hold rows."""
-    places = bins_of(np.asarray(scores), bins)
-    rows, score_sum, positive_sum = (
-        np.bincount(places, weights=column, minlength=bins) for column in (None, scores, labels)
-    )
-    held = rows > 0
-    return rows[held], score_sum[held] / rows[held], positive_sum[held] / rows[held]
 
 
 def _estimates(names: tuple[str, ...], values: Array, drawn: Array, groups: int) -> dict[str, Estimate]:

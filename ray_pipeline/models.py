@@ -61,7 +61,7 @@ def expect(name: str, revision: str | None, field: str, here: bool) -> None:
         hf_hub_download(name, "config.json", revision=revision)
     except errors.GatedRepoError as error:
         raise ModelError(
-            f"{field} {name}: its owner wants the licence accepted: do so on the model's page, and set HF_TOKEN in the "
+            f"{field} {name}: is a gated model: accept its licence on the model's page, and set HF_TOKEN in the "
             "environment (of every node, on a cluster)"
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
@@ -91,3 +91,20 @@ def _folder(name: str) -> Path | None:
     if name.startswith(("/", "./", "../", "~")):
         raise ModelError(f"{name}: no such folder; name a model folder or a hub model")
     return None
+
+
+def positions(name: str, revision: str | None) -> int | None:
+    """The most tokens that a model reads, by its configuration on this machine; null: not known, or no limit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = _folder(name)
+    found = folder / "config.json" if folder else try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(found, str | Path) or not Path(found).is_file():
+        return None
+    config = json.loads(Path(found).read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    most = text.get("max_position_embeddings")
+    if most is None or text.get("position_biased_input") is False:  # DeBERTa-v3 has relative positions only
+        return None
+    offset = text.get("pad_token_id", 1) + 1 if "roberta" in text.get("model_type", "") else 0
+    return int(most) - offset

@@ -3,21 +3,29 @@
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+
 from ray_pipeline import evaluate, folds, rawfiles, storage
+from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import Unreadable
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import TARGET_COLUMNS, Recipe
 from ray_pipeline.report import assemble
-from ray_pipeline.report.assemble import Finished
 from ray_pipeline.report.render import render
+from ray_pipeline.sandbox import serving
 from ray_pipeline.scoring import decided
 from ray_pipeline.scoring.decided import Decided
+from ray_pipeline.stage import Finished
 from ray_pipeline.submission import SubmissionTask, verify_submission, write_submission
 
 SUBMISSIONS = {"test": "submission.zip", "dev": "submission_dev.zip"}
+MANY_ROWS = 1 << 20
+"""With more, at up to 1 KiB each, a submission's file may be larger than 1 GiB."""
 Runs = Sequence[tuple[Finished, Finished | None]]
 
 
@@ -29,10 +37,12 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
     for name in SUBMISSIONS.values():
         storage.remove_file(storage.join(folder, name))
     tasks = [assemble.task_report(run, other) for run, other in runs]
-    notices = [run.recipe.notice for run, _ in runs if run.recipe.notice]
+    recipes = [run.recipe for run, _ in runs]
+    about = assemble.report(tasks, command, [*(one.notice for one in recipes), *map(serving.notice, recipes)])
+    workdir = runs[0][0].artifacts["evaluate"].url.rsplit("/", 2)[0]
     files = {
-        "report.html": render(assemble.report(tasks, command, notices)).encode(),
-        "metrics.json": assemble.metrics_json(tasks).encode(),
+        "report.html": render(about).encode(),
+        "metrics.json": assemble.metrics_json(tasks, about.notice, workdir).encode(),
     } | {f"decision-{run.recipe.name}.json": decided.dumps(_decided(run)) for run, _ in runs}
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
@@ -64,16 +74,41 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
 
 def _submission(run: Finished, split: str) -> SubmissionTask:
     recipe = run.recipe
-    predictions: dict[str, int] = {}
-    for table in run.artifacts["evaluate"].tables(["pair_id", "split", "prediction"]):
-        rows = table.to_pylist()
-        predictions.update({row["pair_id"]: row["prediction"] for row in rows if row["split"] == split})
+    predictions = Predictions(run.artifacts["evaluate"], split)
     default = recipe.data.rejected_prediction
 
     def predicted(identity: Any) -> int | None:
         return predictions.get(f"{recipe.task}-{split}-{identity}", default)
 
-    return SubmissionTask(_raw_rows(recipe, split), predicted)
+    return SubmissionTask(_raw_rows(recipe, split), predicted, len(predictions) > MANY_ROWS)
+
+
+class Predictions:
+    """Predictions of a split's rows by hashes of their pair_ids, so long that no two are the same: 17 bytes a row."""
+
+    def __init__(self, evaluated: Artifact, split: str) -> None:
+        found, answers = [np.zeros(0, "S16")], [np.zeros(0, np.int8)]
+        for table in evaluated.tables(["pair_id", "split", "prediction"]):
+            rows = table.filter(pc.equal(table.column("split"), split))
+            found.append(np.array([_digest(pair) for pair in rows.column("pair_id").to_pylist()], "S16"))
+            answers.append(rows.column("prediction").to_numpy())
+        hashes = np.concatenate(found)
+        order = np.argsort(hashes)
+        self._hashes, self._answers = hashes[order], np.concatenate(answers)[order]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def get(self, pair_id: str, default: int | None) -> int | None:
+        """A row's prediction, or what stands for one that it has not."""
+        wanted = np.array([_digest(pair_id)], "S16")
+        place = int(np.searchsorted(self._hashes, wanted)[0])
+        there = np.array_equal(self._hashes[place : place + 1], wanted)  # of arrays: a scalar loses zeros at its end
+        return int(self._answers[place]) if there else default
+
+
+def _digest(pair_id: str) -> bytes:
+    return blake2b(pair_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _raw_ids(recipe: Recipe, split: str) -> Iterator[Any]:
@@ -83,7 +118,7 @@ def _raw_ids(recipe: Recipe, split: str) -> Iterator[Any]:
 def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
     """The raw rows of a split in the input's order, under the competition's names of the columns; read anew."""
     columns = recipe.data.columns
-    target = {"QC": "category_path", "QI": "item_title"}[recipe.task]
+    target = TARGET_COLUMNS[recipe.task]
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
         for part in rawfiles.numbered_slices([file]):
             for row, record in rawfiles.records(part, recipe.raw_columns):

@@ -37,10 +37,9 @@ from ray_pipeline.errors import RecipeError
 from ray_pipeline.gemini.client import api_key
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.assemble import Finished
 from ray_pipeline.sandbox import serving
 from ray_pipeline.scoring import vllm
-from ray_pipeline.stage import Context, Stage
+from ray_pipeline.stage import Context, Finished, Stage
 from ray_pipeline.train import stage as train
 from ray_pipeline.train import trackers
 
@@ -188,16 +187,17 @@ def _expect_room(recipe: Recipe, pending: set[str]) -> None:
 
 def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
     """Make what another run has not finished by now; raises StoppedError while another run makes it."""
-    with claim.held(storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")):
-        return artifact.load(step.folder) or _made(step, recipe, workdir, done)
+    with claim.held(storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")) as claimed:
+        return artifact.load(step.folder) or _made(step, recipe, workdir, done, claimed)
 
 
-def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
+def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact], claimed: claim.Claim) -> Artifact:
     inputs = {name: done[name] for name in step.inputs}
     started = time.monotonic()
     with problems.unwrapped():
         runtime.check_room(recipe.runtime, 1, {"CPU": 1})
-        outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config))
+        outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config, claimed.watch()))
+    claimed.check()
     seconds = time.monotonic() - started
     return artifact.commit(
         step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, outcome.extra

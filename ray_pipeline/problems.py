@@ -4,18 +4,28 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pydantic import ValidationError
+
 from ray_pipeline.errors import PipelineError
 
-DONE, PROBLEM = 0, 1
-"""Exit codes."""
+DONE, PROBLEM, STOPPED = 0, 1, 130
+"""Exit codes; the last is that of Ctrl-C."""
 RAY_ADVICE = "\nFailed to apply UDF transform after "
 """Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
 
 
 def exit_code(work: Callable[[], int], debug: bool) -> int:
-    """The exit code of some work; a problem of the user's is printed and gives 1, unless `debug` lets it through."""
+    """The exit code of some work; a problem of the user's is printed and gives 1, unless `debug` lets it through.
+
+    Ctrl-C gives 130.
+    """
     try:
         return work()
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
     except Exception as error:
         problem = within(error)
         if debug or problem is None:
@@ -34,6 +44,12 @@ def unwrapped() -> Iterator[None]:
         if found is None or found is error:
             raise
         raise found from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a file is not of its form, and what is wrong there: the first of its faults."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
 def within(error: BaseException | None) -> PipelineError | None:

@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from ray_pipeline.duration import duration
+
 LOG_EVERY_SECONDS = 10.0
 
 
@@ -44,9 +46,9 @@ class Progress:
     def line(self, seconds: float) -> str:
         """The line after some seconds of work."""
         rate = self._rows / seconds if seconds > 0 else 0.0
-        left = seconds / self._done * (self._total - self._done) if self._done else float("nan")
+        left = f", {duration(seconds / self._done * (self._total - self._done))} left" if self._done else ""
         spent = f", {self._usd:.4f} USD" if self._usd else ""
         return (
             f"  {self._label}: {self._done}/{self._total} {self._unit}, {self._rows} rows, "
-            f"{rate:.0f} rows/s, {left:.0f} s left{spent}"
+            f"{rate:.0f} rows/s{left}{spent}"
         )

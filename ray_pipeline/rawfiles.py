@@ -33,6 +33,12 @@ ROW_BYTES = 200
 """About what a row of text takes."""
 REMEDY = "replace the file, or take it out of the input"
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+OTHER_KINDS = dict.fromkeys(("gz", "zip", "bz2", "xz", "zst", "7z"), "is compressed: unpack it")
+OTHER_KINDS |= dict.fromkeys(("xlsx", "xls", "ods"), "is a spreadsheet: save it as CSV in UTF-8")
+"""By ending: what to do about files that are not read."""
+OTHER_SEPARATORS = {"csv": (";", "\t", "|"), "tsv": (";", ",", "|")}
+"""What fields are separated by instead, by format."""
+_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
 SIGNATURES = {
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK\x03\x04": "zipped, as XLSX is", b"\x1f\x8b": "gzipped",
     b"PAR1": "Parquet",
@@ -199,6 +205,8 @@ def _format(url: str, format: str) -> Format:
     if format != "auto":
         return format  # type: ignore[return-value]
     ending = storage.name(url).rsplit(".", 1)[-1].lower()
+    if ending in OTHER_KINDS:
+        raise InputError(f"{url}: {OTHER_KINDS[ending]}")
     if ending not in ENDINGS:
         raise InputError(f"{url}: unknown ending; set data.format to jsonl, csv, tsv or parquet")
     return ENDINGS[ending]
@@ -206,8 +214,10 @@ def _format(url: str, format: str) -> Format:
 
 def _expect_text(source: IO[bytes], file: RawFile) -> None:
     """Raise InputError for a file whose first bytes say that it is of another kind."""
-    head = source.read(4)
+    head = source.read(64)
     source.seek(0)
+    if file.format == "jsonl" and _ARRAY.match(head):
+        raise InputError(f"{file.url}: is one JSON array; write JSON Lines: one object per line, without the brackets")
     for signature, kind in SIGNATURES.items():
         if head.startswith(signature):
             raise InputError(f"{file.url}: is {kind}; write it as {file.format} in UTF-8")
@@ -241,8 +251,7 @@ def _parse_json(line: bytes) -> Record:
     except UnicodeDecodeError as error:
         return Unreadable("invalid UTF-8", f"byte {error.start} of the line", raw)
     except (ValueError, RecursionError) as error:
-        array = "a line must be a JSON object, and the file no array: " if line.startswith(b"[") else ""
-        return Unreadable("broken JSON", f"{array}{error}"[:RAW_CHARACTERS], raw)
+        return Unreadable("broken JSON", str(error)[:RAW_CHARACTERS], raw)
     if not isinstance(value, dict):
         return Unreadable("broken JSON", "a line must be a JSON object", raw)
     if b"\\u" in line and _HALF_CHARACTER.search(line) and not _is_unicode(value):
@@ -288,8 +297,19 @@ def _csv_records(
         for _, line, fields in _csv_rows(text, file, names, before):
             if names is None:
                 names = fields
+                _expect_separated(file, names)
             elif fields:
                 yield before + line, _checked_csv(names, fields)
+
+
+def _expect_separated(file: RawFile, names: list[str]) -> None:
+    """Raise InputError where the names of all columns are taken for one."""
+    found = next((other for other in OTHER_SEPARATORS[file.format] if other in names[0]), None) if names else None
+    if len(names) == 1 and found:
+        own = {"csv": "commas", "tsv": "tabs"}[file.format]
+        raise InputError(
+            f"{file.url}: seems to be separated by {found!r}: write it with {own}, or name it .csv or .tsv as it is"
+        )
 
 
 def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None, before: int = 0) -> Iterator[tsv.Row]:

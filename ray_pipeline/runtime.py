@@ -11,6 +11,7 @@ from typing import Any
 from ray_pipeline import s3
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Runtime
+from ray_pipeline.recipe.section import holds_credentials
 
 WORKER_ENVIRONMENT = (*s3.VARIABLES, "GOOGLE_GEMINI_BASE_URL", "HF_HOME")
 """Handed from the driver to every worker. Secrets are not: a cluster's nodes have them in their own environment."""
@@ -31,7 +32,7 @@ def start(runtime: Runtime) -> None:
     import ray
 
     if not ray.is_initialized():
-        environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
+        environment = _handed_on(os.environ)
         environment |= {"TOKENIZERS_PARALLELISM": "false", s3.REACHED_VARIABLE: "1"}
         options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.ERROR}
         if runtime.address == "local":
@@ -39,6 +40,12 @@ def start(runtime: Runtime) -> None:
         else:
             _join(runtime.address, options)
     _quiet()
+
+
+def _handed_on(variables: Mapping[str, str]) -> dict[str, str]:
+    """What workers are told; an address with a password in it, which Ray would show, is left to the nodes too."""
+    there = {name: variables[name] for name in WORKER_ENVIRONMENT if name in variables}
+    return {name: value for name, value in there.items() if not holds_credentials(value)}
 
 
 def _start_here(runtime: Runtime, options: Mapping[str, Any]) -> None:
@@ -144,7 +151,7 @@ def check_limits(runtime: Runtime, workers: int = 1, each: Mapping[str, float] |
     wanted = dict(each or model_worker(runtime))
     short = [name for name, amount in wanted.items() if amount * workers > there.get(name, 0)]
     if short and runtime.address != "local":
-        _tell(f"the cluster's nodes have no room yet for {_described(workers, wanted)}: their stages will wait for it")
+        _tell(f"the cluster has no room yet for {_described(workers, wanted)}; stages that need it will wait")
     elif short:
         name, amount = short[0], wanted[short[0]]
         field = KNOBS.get(name, "runtime.accelerator_type")

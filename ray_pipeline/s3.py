@@ -123,6 +123,15 @@ def reached(url: str) -> None:
     _reached.add(_bucket(url))
 
 
+def faults() -> tuple[type[Exception], ...]:
+    """What goes wrong on the way to the store and is no OSError."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import ClientError as Refusal
+
+    return BotoCoreError, Refusal, ClientError
+
+
 def refusal(error: PermissionError, action: str) -> str:
     """What to do where the store does not let these credentials do it."""
     return (

@@ -4,6 +4,7 @@ Pure rules, and their application to shards on Ray: counts of the strata first, 
 driver holds counts and cuts, never rows.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ray_pipeline.apportion import apportion
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.recipe import Translate
 from ray_pipeline.shards import Source
-from ray_pipeline.text import levels, stable_id, stable_number
+from ray_pipeline.text import UNDETERMINED, levels, stable_id, stable_number
 
 PIVOT = "en"
 ALL = 2**64 - 1
@@ -35,7 +36,7 @@ def stratum(row: Row, language: str, rules: Translate) -> Stratum | None:
 
     Only originals of the train part may: tune and holdout are never translated into training.
     """
-    if row["part"] != "train" or row["language"] in (language, "und"):
+    if row["part"] != "train" or row["language"] in (language, UNDETERMINED):
         return None
     if rules.sources and row["language"] not in rules.sources:
         return None
@@ -202,13 +203,9 @@ def _written(folder: str, table: pa.Table, name: str) -> Counts:
 
 
 def _name(key: Stratum) -> str:
-    import json
-
     return json.dumps(key)
 
 
 def _stratum(name: str) -> Stratum:
-    import json
-
     language, source, label, category = json.loads(name)
     return language, source, label, category

@@ -5,10 +5,11 @@ that are whole and makes the others.
 """
 
 import gc
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +22,12 @@ from ray_pipeline.telemetry import Telemetry
 from ray_pipeline.text import stable_number
 
 BUCKET = "__bucket"
-SHUFFLED_BYTES = 128 << 20
-"""What a task of a shuffle divides among the buckets at a time; Ray asks for twice as much memory for it."""
+LEAST_SHUFFLED, MOST_SHUFFLED = 128 << 20, 1 << 30
+"""What a task of a shuffle divides among the buckets at a time, in bytes; Ray asks for twice as much memory for it."""
+BUCKET_BYTES = 16 << 20
+"""About what a bucket holds: 50,000 pairs."""
+MOST_OBJECTS = 200_000
+"""Each task makes an object for each bucket, and each object costs the driver about 6 KB."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,19 @@ def written(folder: str) -> list[Source]:
     names = artifact.present_shards(folder)
     found = zip(names, artifact.counts_of(folder, names), strict=True)
     return [Source(name, storage.join(folder, name), counts.rows_out) for name, counts in found]
+
+
+def once(folder: str, make: Callable[[], object]) -> list[Source]:
+    """The shards that `make` writes into a folder, unless an earlier attempt did: what is made of them has their names.
+
+    A file beside the folder says that all are there; without it, what is there goes.
+    """
+    done = f"{folder}.done"
+    if not storage.exists(done):
+        storage.remove_tree(folder)
+        make()
+        storage.write_bytes(done, b"")
+    return written(folder)
 
 
 def dataset(
@@ -243,8 +261,14 @@ def grouped(dataset: Any, function: Callable[[pa.Table], pa.Table], buckets: int
     if buckets == 1:  # nothing to bring together: one block holds all
         return dataset.repartition(1).map_batches(function, batch_size=None, batch_format="pyarrow")
     dataset.context.shuffle_strategy = ShuffleStrategy.SHUFFLE_V2
-    dataset.context.shuffle_input_batch_bytes = SHUFFLED_BYTES
+    dataset.context.shuffle_input_batch_bytes = shuffled_at_once(buckets)
     return dataset.groupby(BUCKET, num_partitions=buckets).map_groups(function, batch_format="pyarrow")
+
+
+def shuffled_at_once(buckets: int) -> int:
+    """The bytes that a task of a shuffle divides, so that the tasks make no more than about MOST_OBJECTS."""
+    tasks = max(1, MOST_OBJECTS // buckets)
+    return min(MOST_SHUFFLED, max(LEAST_SHUFFLED, buckets * BUCKET_BYTES // tasks))
 
 
 def text_buckets(texts: pa.ChunkedArray, buckets: int) -> pa.Array:
@@ -254,22 +278,15 @@ def text_buckets(texts: pa.ChunkedArray, buckets: int) -> pa.Array:
 
 def counts_table(counts: Iterable[Counts]) -> pa.Table:
     """Counts as rows that travel through Ray Data."""
-    import json
-    from dataclasses import asdict
-
     return pa.table({"counts": pa.array([json.dumps(asdict(item)) for item in counts], pa.string())})
 
 
 def _stop_table(error: StoppedError) -> pa.Table:
-    import json
-
     return pa.table({"counts": pa.array([json.dumps({"stopped": str(error)})], pa.string())})
 
 
 def collect(dataset: Any, label: str, shards: int, progress: Progress | None = None) -> list[Counts]:
     """Run a dataset whose rows are counts, showing progress as they come; raises StoppedError if a worker has."""
-    import json
-
     _release_workers()
     found: list[Counts] = []
     stopped: list[str] = []

@@ -4,10 +4,8 @@ Reads manifests, the footers of shards and the ledger, on the local disk or S3; 
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from ray_pipeline import artifact, cli, pipeline, problems, storage
 from ray_pipeline import recipe as recipes
@@ -16,7 +14,7 @@ from ray_pipeline.errors import InputError
 from ray_pipeline.gemini import ledger
 from ray_pipeline.inspection.text import aligned
 from ray_pipeline.recipe import Gemini, Recipe
-from ray_pipeline.validation.command import REPORT, reported
+from ray_pipeline.validation.command import REPORT, recorded, reported
 
 DONE, BEGUN, LEFT = "done", "begun", "left"
 HEADINGS = ("stage", "state", "shards", "rows in", "out", "rejected", "seconds", "USD", "artifact")
@@ -88,22 +86,18 @@ def describe(title: str, lines: Sequence[Line]) -> Iterator[str]:
     yield from aligned([HEADINGS, *(line.cells for line in lines)], NUMBERS)
 
 
-def main(description: str) -> NoReturn:
-    """Run the job and exit; see `run`."""
-    sys.exit(run(description))
-
-
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and tell; returns 0, or 1 for a problem of the user's. Wrong usage exits with 2."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(description)
     parser.add_argument(
         "items",
         nargs="+",
         metavar="WORKDIR|RUN|RECIPE|key=value",
         help="a working folder, a run's output folder, or recipe files and values that override theirs",
     )
-    cli.add_common(parser)
+    cli.add_common(parser, workdir=None)
     options = parser.parse_intermixed_args(arguments)
+    cli.expect_recipe(parser, options.items)
     return problems.exit_code(lambda: _tell(options), options.debug)
 
 
@@ -119,8 +113,6 @@ def _tell(options: argparse.Namespace) -> int:
         told = list(describe(workdir, lines))
     else:
         chosen, workdir = _chosen(options, folders)
-        if not chosen:
-            raise InputError("no recipe is named; see --help")
         whose = chosen[0].gemini
         told = [
             line
@@ -139,8 +131,8 @@ def _names_recipe(item: str) -> bool:
 def _chosen(options: argparse.Namespace, folders: Sequence[str]) -> tuple[list[Recipe], str]:
     """The recipes that are named, or that the report of an output folder shows, and the working folder."""
     if not folders:
-        return cli.recipes(options.items, options.workdir)
-    _, workdir = cli.recipes([], options.workdir)
+        return cli.recipes(options.items, options.workdir or cli.WORKDIR)
+    _, workdir = cli.recipes([], options.workdir or recorded(folders[0]))
     page = storage.read_bytes(storage.join(folders[0], REPORT)).decode()
     return cli.placed(reported(page, folders[0]), workdir), workdir
 

@@ -35,6 +35,9 @@ CHUNK_BYTES = 8 << 20
 FOOTER_BYTES = 64 << 10
 """Of a Parquet file's end, more than its footer takes as a rule."""
 
+CHANGED = ("PreconditionFailed", "ConditionalRequestConflict")
+"""How S3 says that an object is not as a write expects it."""
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -64,6 +67,12 @@ def size(url: str) -> int:
     """Bytes of a file."""
     with _guarded(url, "look at"):
         return Path(url).stat().st_size if not is_remote(url) else cast(int, s3.connect(url).size(url))
+
+
+def modified(url: str) -> float:
+    """When a file was last written, in seconds since 1970; raises FileNotFoundError if it is not there."""
+    with _guarded(url, "look at"):
+        return Path(url).stat().st_mtime if not is_remote(url) else float(s3.connect(url).modified(url).timestamp())
 
 
 def read_bytes(url: str) -> bytes:
@@ -120,6 +129,34 @@ def write_bytes(url: str, data: bytes) -> None:
             return
         with _in_place_of(url) as temporary:
             temporary.write_bytes(data)
+
+
+def tag(url: str) -> str | None:
+    """The ETag of an object; null in a store that has none. Raises FileNotFoundError."""
+    with _guarded(url, "look at"):
+        return cast(str | None, s3.connect(url).info(url).get("ETag"))
+
+
+def write_unless_changed(url: str, data: bytes, before: str | None) -> bool:
+    """Write a small object if it still has the ETag `before`, null: if none is there; returns whether it was written.
+
+    A store that knows no such conditions writes it in any case.
+    """
+    condition = {"IfNoneMatch": "*"} if before is None else {"IfMatch": before}
+    with _guarded(url, "write"), _in_a_bucket(url):
+        file_system = s3.connect(url)
+        if s3.is_s3(url):
+            try:
+                file_system.pipe_file(url, data, **condition)
+                return True
+            except OSError as error:
+                code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+                if code in CHANGED or (code == "NoSuchKey" and before is not None):
+                    return False
+                if code != "NotImplemented":
+                    raise
+        file_system.pipe_file(url, data)
+    return True
 
 
 def copy_file(path: Path, url: str) -> int:
@@ -408,6 +445,8 @@ def local_folder(url: str, into: Path) -> Path:
         return Path(url)
     for file in list_files(url):
         target = str(into / file.removeprefix(url.rstrip("/") + "/"))
+        if not Path(target).resolve().is_relative_to(into.resolve()):
+            raise StorageError(f"{file}: its name leads out of {into}: remove it, or name another folder")
         with open_read(file) as source, _guarded(target, "write"), _in_place_of(target) as temporary:
             _write(temporary, source)
     return into
@@ -483,7 +522,7 @@ def _guarded(url: str, action: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{url}: cannot {action} it: {_explain(error, url, action)}") from error
     except Exception as error:
-        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+        if is_remote(url) and isinstance(error, s3.faults()):
             raise StorageError(f"{url}: cannot {action} it: {error}; check AWS_ENDPOINT_URL and credentials") from error
         raise
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, SupportsInt
 
 from ray_pipeline.errors import CorruptArtifactError, InputError
+from ray_pipeline.recipe import TARGET_COLUMNS
 
-TARGET_KEYS = {"QC": "category_path", "QI": "item_title"}
 _SHOWN = 5  # ids that an error names
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same rows give the same bytes
 
@@ -27,6 +27,8 @@ class SubmissionTask:
     """The competition file's parsed lines in its order, keys and values as they are there; read once."""
     predictions: Mapping[Any, SupportsInt] | Callable[[Any], SupportsInt | None]
     """0 or 1 by the row's `id` (its type as in the file); a callable gives None where it has none."""
+    large: bool = False
+    """Whether its file may be larger than 1 GiB, for which the zip needs other headers (ZIP64), said beforehand."""
 
 
 def write_submission(destination: str | Path | BinaryIO, tasks: Mapping[str, SubmissionTask]) -> dict[str, int]:
@@ -37,21 +39,22 @@ def write_submission(destination: str | Path | BinaryIO, tasks: Mapping[str, Sub
     gives equal bytes (with one zlib). Raises `InputError` for an unknown task, a task without rows, a row
     without a key, a prediction that is missing or neither 0 nor 1.
     """
-    unknown = sorted(set(tasks) - set(TARGET_KEYS))
+    unknown = sorted(set(tasks) - set(TARGET_COLUMNS))
     if unknown or not tasks:
-        raise InputError(f"A submission is of QC and QI; the tasks given are {unknown or 'none'}: name these.")
+        what = f"unknown tasks: {', '.join(unknown)}" if unknown else "no task is given"
+        raise InputError(f"a submission holds QC, QI or both; {what}")
     counts: dict[str, int] = {}
     with tempfile.TemporaryFile() as spool:
         with zipfile.ZipFile(spool, "w") as archive:
             for name in sorted(tasks):
-                with archive.open(_member(name), "w") as file:
+                with archive.open(_member(name), "w", force_zip64=tasks[name].large) as file:
                     counts[name] = _write_task(file, name, tasks[name])
         spool.seek(0)
         _deliver(spool, destination)
     return counts
 
 
-def verify_submission(source: str | Path | BinaryIO, expected: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
+def verify_submission(source: str | Path | IO[bytes], expected: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
     """Reads a submission back and returns its rows by task.
 
     `expected` holds the ids of each task's competition file in its order. Raises `CorruptArtifactError`
@@ -69,7 +72,7 @@ def verify_submission(source: str | Path | BinaryIO, expected: Mapping[str, Iter
 
 
 def _broken(what: str) -> CorruptArtifactError:
-    return CorruptArtifactError(f"The submission is broken: {what}. Write it again.")
+    return CorruptArtifactError(f"the submission is broken: {what}; write it again")
 
 
 def _file_name(task: str) -> str:
@@ -85,7 +88,7 @@ def _member(task: str) -> zipfile.ZipInfo:
 
 
 def _keys(task: str) -> tuple[str, ...]:
-    return ("id", "language", "origin_query", TARGET_KEYS[task])
+    return ("id", "language", "origin_query", TARGET_COLUMNS[task])
 
 
 def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
@@ -98,17 +101,17 @@ def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
             missing += 1
             first_missing += [kept["id"]] if missing <= _SHOWN else []
         elif prediction not in (0, 1):
-            raise InputError(f"{name}: prediction {prediction!r} of id {kept['id']!r}: make it 0 or 1.")
+            raise InputError(f"{name}: prediction {prediction!r} of id {kept['id']!r} must be 0 or 1")
         elif not missing:
             line = json.dumps({**kept, "prediction": int(prediction)}, ensure_ascii=False)
             file.write(line.encode() + b"\n")
     if number == 0:
-        raise InputError(f"{name}: the competition file has no rows: check the recipe's path to it.")
+        raise InputError(f"{name}: the competition file has no rows: check the recipe's path to it")
     if missing:
         raise InputError(
             f"{name}: {missing} of {number} rows have no prediction, the first ids: "
-            f"{', '.join(map(repr, first_missing))}. Score every row of this file (look for these ids among "
-            "the rejected rows of earlier stages) and write the submission again."
+            f"{', '.join(map(repr, first_missing))}; score every row of this file (look for these ids among "
+            "the rejected rows of earlier stages) and write the submission again"
         )
     return number
 
@@ -116,7 +119,7 @@ def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
 def _kept(name: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     absent = [key for key in _keys(name) if key not in row]
     if absent:
-        raise InputError(f"{name}: row {number} of the competition file has no {', '.join(absent)}: add it.")
+        raise InputError(f"{name}: row {number} of the competition file has no {', '.join(absent)}: add it")
     return {key: row[key] for key in _keys(name)}
 
 
@@ -142,7 +145,7 @@ def _verify_task(archive: zipfile.ZipFile, task: str, ids: Iterable[Hashable]) -
         for number, (line, expected) in enumerate(zip_longest(file, ids, fillvalue=end), start=1):
             where = f"{_file_name(task)}, line {number}"
             if line is end or expected is end:
-                raise _broken(f"{where}: {'a row is missing' if line is end else 'a row too many'}")
+                raise _broken(f"{where}: {'a row is missing' if line is end else 'there is a row too many'}")
             _verify_line(line, task, expected, where)
     return number
 

@@ -6,6 +6,8 @@ import string
 import unicodedata
 from functools import lru_cache
 
+UNDETERMINED = "und"
+"""The tag of a text whose language nobody knows (ISO 639-2)."""
 LANGUAGE_ALIASES = {"vn": "vi", "jp": "ja", "kr": "ko", "cn": "zh", "in": "id"}
 """Tags seen in the wild that are not ISO 639-1 for the language they stand for."""
 _CODES = """
@@ -17,6 +19,7 @@ sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi
 """
 ISO_639_1 = frozenset(_CODES.split())
 
+LEVEL_SEPARATOR = ","
 _LEVEL_SEPARATOR = re.compile(r",(?! )")
 _CACHED_TEXTS, _CACHED_CHARACTERS = 1 << 16, 200
 """How many normal forms are remembered, and of texts up to which length: tens of megabytes at most."""
@@ -177,11 +180,27 @@ def stable_share(*parts: str) -> float:
     return stable_number(*parts) / 2**64
 
 
+def unseen(text: str) -> bool:
+    """Whether a reader would see nothing of a text: white space, control and format characters, fillers."""
+    return all(c.isspace() or c in _UNSEEN or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+
+
+def is_language_code(code: str) -> bool:
+    """Whether a code is of ISO 639-1, or has the form of those of ISO 639-3."""
+    return code in ISO_639_1 or re.fullmatch("[a-z]{3}", code) is not None
+
+
 @lru_cache(4096)
 def language_code(tag: str | None) -> str:
     """A raw language tag as ISO 639-1 in lower case; `und` for none."""
     code = (tag or "").lower().replace("_", "-").split("-")[0].strip()
-    return LANGUAGE_ALIASES.get(code, code) or "und"
+    return LANGUAGE_ALIASES.get(code, code) or UNDETERMINED
+
+
+def category_path(text: str, separator: str) -> str:
+    """A path whose levels another separator joins, as `levels` reads it: in a level's name, a comma gets its space."""
+    names = (_LEVEL_SEPARATOR.sub(", ", name).strip(" ,") for name in text.split(separator))
+    return ",".join(name for name in names if name)
 
 
 def levels(path: str) -> list[str]:

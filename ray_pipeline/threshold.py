@@ -130,16 +130,16 @@ def _cuts(distinct: Array) -> Array:
 def _check(labels: Array, scores: Array) -> None:
     if len(labels) == 0:
         raise InputError(
-            "The tune part has no rows, so no threshold can be chosen: give the recipe a larger tune share, "
-            "or more labelled rows."
+            "the tune part has no rows, so no threshold can be chosen: give the recipe a larger tune share, "
+            "or more labelled rows"
         )
     if not np.isfinite(scores).all():
         raise InputError(
             f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores of the tune part are not finite, "
-            "so no threshold can be chosen: lower the learning rate, check that training's loss stays finite."
+            "so no threshold can be chosen: lower the learning rate, and check that training's loss stays finite"
         )
     if labels.min() == labels.max():
         raise InputError(
-            f"All {len(labels)} rows of the tune part have label {int(labels[0])}, so no threshold can be "
-            "chosen: give the recipe a larger tune share, or labelled rows of both classes."
+            f"all {len(labels)} rows of the tune part have label {int(labels[0])}, so no threshold can be "
+            "chosen: give the recipe a larger tune share, or labelled rows of both classes"
         )

@@ -4,14 +4,16 @@ Gemini translates, or a model of one's own where data may not leave. Only rows o
 pivot is made for every query of every split.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from ray_pipeline import models, shards, storage, tables
+from ray_pipeline import artifact, local_translator, models, shards, storage, tables
 from ray_pipeline.artifact import Counts
+from ray_pipeline.errors import StoppedError
 from ray_pipeline.gemini import fanout
 from ray_pipeline.gemini.fanout import Fanout
 from ray_pipeline.gemini.ledger import Answer
@@ -63,9 +65,7 @@ class LocalTranslation:
     """Fills the translations of a shard of requests by a model of one's own."""
 
     def __init__(self, settings: LocalTranslator, device: str) -> None:
-        from ray_pipeline.local_translator import Translator
-
-        self._translator = Translator(settings, device)
+        self._translator = local_translator.Translator(settings, device)
 
     def __call__(self, table: pa.Table) -> shards.Result:
         return filled(table, self._answer)
@@ -84,13 +84,11 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.translate
     if not rules.languages and not rules.pivot:
         return {"translate": None}
-    chosen = rules.model_dump(exclude={"translator", "local"})
+    chosen = rules.model_dump(exclude={"translator", "local", "max_rejected_share"})
     if rules.local is not None:
         local = rules.local.model_dump(exclude={"batch_rows"})
-        return {
-            "translate": chosen,
-            "local": {**local, "model": models.identity(rules.local.model, rules.local.revision)},
-        }
+        model = models.identity(rules.local.model, rules.local.revision)
+        return {"translate": chosen, "local": {**local, "edition": local_translator.EDITION, "model": model}}
     return {"translate": chosen, "gemini": fanout.identity(recipe.gemini, "translate")}
 
 
@@ -100,21 +98,35 @@ def run(context: Context) -> Outcome:
     if not sources:
         return Outcome(Counts())
     if context.recipe.translate.local is not None:
-        return _run_local(context, sources, context.recipe.translate.local)
-    return _run_gemini(context, sources)
+        outcome = _run_local(context, sources, context.recipe.translate.local)
+    else:
+        outcome = _run_gemini(context, sources)
+    _check(context, outcome.counts)
+    return outcome
+
+
+def _check(context: Context, counts: Counts) -> None:
+    """Raise StoppedError where too many requests have no translation; their shards go, to be asked about again."""
+    limit = context.recipe.translate.max_rejected_share
+    if counts.rows_rejected <= limit * counts.rows_in:
+        return
+    names = artifact.present_shards(context.folder)
+    for name, shard in zip(names, artifact.counts_of(context.folder, names), strict=True):
+        if shard.rows_rejected:
+            storage.remove_file(storage.join(context.folder, name))
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in Counter(counts.reasons).most_common())
+    raise StoppedError(
+        f"translate: {counts.rows_rejected} of {counts.rows_in} requests have no translation, more than "
+        f"translate.max_rejected_share {limit:.0%} allows ({reasons}): run the same command again, which asks about "
+        "them anew and pays for nothing twice, or raise that share to go on without them"
+    )
 
 
 def _sources(context: Context) -> list[Source]:
-    """The shards of requests, as an earlier attempt divided them: what it finished goes by their names."""
-    folder, done = storage.join(context.folder, "requests"), storage.join(context.folder, "requests.done")
-    if storage.exists(done):
-        return shards.written(folder)
-    storage.remove_tree(folder)
-    recipe = context.recipe
+    """The shards of requests."""
+    folder, recipe = storage.join(context.folder, "requests"), context.recipe
     rows = min(recipe.runtime.shard_rows, SHARD_ROWS)
-    sources = write_requests(context.inputs["split"], recipe.translate, folder, rows)
-    storage.write_bytes(done, b"")
-    return sources
+    return shards.once(folder, partial(write_requests, context.inputs["split"], recipe.translate, folder, rows))
 
 
 def _run_gemini(context: Context, sources: Sequence[Source]) -> Outcome:

@@ -120,6 +120,14 @@ def test_no_refused_rows(place: str) -> None:
     assert made.manifest.rows_rejected == 0
 
 
+def test_shards_that_somebody_else_has_written_are_not_committed(place: str) -> None:
+    counts = artifact.write_shard(place, "part-00000.parquet", rows(0, 3), None, 3)
+    artifact.write_shard(place, "part-00007.parquet", rows(3, 5), None, 2)
+    with pytest.raises(CorruptArtifactError, match=r"its 2 shards hold \d rows, 3 were made"):
+        artifact.commit(place, "audit", {}, {}, counts, 0, {})
+    assert artifact.load(place) is None
+
+
 @pytest.mark.parametrize(("rows_in", "out"), [(4, 3), (2, 3), (0, 1)])
 def test_rows_that_do_not_add_up_are_refused(place: str, rows_in: int, out: int) -> None:
     artifact.write_shard(place, "part-00000.parquet", rows(0, out), None, rows_in)

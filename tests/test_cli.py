@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_pipeline import artifact, cli, pipeline
+from ray_pipeline import artifact, cli, pipeline, status
+from ray_pipeline.ablation import command as ablation
+from ray_pipeline.annotation import command as annotation
 from ray_pipeline.gemini.client import KEY_VARIABLES
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_server import GeminiServer
+from ray_pipeline.validation import command as validation
 
 from . import pipeline_recipe
 
@@ -92,6 +95,53 @@ def test_wrong_usage_exits_with_2() -> None:
     with pytest.raises(SystemExit) as found:
         cli.run("test", arguments=["--no-such-option"])
     assert found.value.code == 2
+
+
+def test_ctrl_c_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.run("test", arguments=["recipe.yaml"]) == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on from here\n"
+
+
+def test_a_key_without_its_value_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as found:
+        cli.run("test", arguments=["recipe.yaml", "train.batch_rows", "32"])
+    assert (
+        found.value.code == 2 and "a value is set by key=value, such as train.batch_rows=…" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda values: cli.run("test", arguments=values),
+        lambda values: ablation.run("test", values),
+        lambda values: annotation.run("test", ["read", "filled.csv", *values]),
+        lambda values: status.run("test", values),
+        lambda values: validation.run("test", values),
+    ],
+)
+def test_values_alone_are_wrong_usage_of_every_job(
+    run: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as found:
+        run(["train.epochs=1"])
+    assert found.value.code == 2 and "no recipe is named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("until", "more", "words"),
+    [(None, ["--until", "mix"], "leave out --output or --until"), ("mix", [], "unrecognized arguments: --output")],
+)
+def test_an_output_that_nothing_would_write_is_wrong_usage(
+    until: str | None, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as found:
+        cli.run("test", until, ["recipe.yaml", "--output", "out", *more])
+    assert found.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(job: Job) -> None:

@@ -42,7 +42,7 @@ def go_on(run: dict[str, Any], workdir: str) -> int:
     data = run["recipe"].data
     files = [f"data.{split}={json.dumps(getattr(data, split))}" for split in ("train", "dev", "test")]
     arguments = [str(run["path"]), f"runtime.shard_rows={SHARD_ROWS}", *files, "--workdir", workdir]
-    return cli.run("test", "mix", [*arguments, "--output", str(run["folder"] / "other")])
+    return cli.run("test", "mix", arguments)
 
 
 def rows(workdir: str, stage: str) -> pa.Table:

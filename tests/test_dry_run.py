@@ -90,7 +90,7 @@ def test_minutes_are_at_the_tighter_limit(make: Any, tmp_path: Path) -> None:
     found = estimates(of_days, tmp_path)["translate"]
     assert found.minutes == (found.requests - 1) * 24 * 60
     said = dry_run.describe([of_days], str(tmp_path / "work"), None)
-    assert f"{found.requests - 1}.0 days at the recipe's limits" in said
+    assert f"{found.requests - 1} d 00 h at the recipe's limits" in said
 
 
 def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        (None, "no gemini.max_usd is set"),
+        (None, "gemini.max_usd is not set"),
         (1e9, "gemini.max_usd 1e+09 is enough"),
         (0.01, "gemini.max_usd 0.01 would stop it"),
     ],
@@ -134,6 +134,8 @@ def test_the_api_counts_where_a_key_is_at_hand(make: Any, tmp_path: Path, server
         "translate"
     ]
     assert "a local estimate (the API does not answer countTokens now)" in local.counted_by
+    ours = estimates(make(**FIXED, translate__pivot=True, gemini__base_url="sandbox://"), tmp_path)["translate"]
+    assert ours.counted_by.startswith("the sandbox's server")
     assert found.input_tokens == pytest.approx(local.input_tokens, rel=0.3)
     assert found.input_tokens != local.input_tokens
 
@@ -270,7 +272,7 @@ def test_rows_that_a_run_would_refuse_are_said_with_place_and_reason(make: Any, 
     (tmp_path / "train.txt").write_text("\n".join(lines))
     said = dry_run.describe([make(languages__gemini=False)], str(tmp_path / "work"), None)
     assert f"rows: train {ROWS - 1}, dev 0, test 0" in said
-    assert f"train: 1 more will be rejected; wrong label: {tmp_path}/train.txt, line 7, label: 'yes' is neither" in said
+    assert f"train: 1 will be rejected; wrong label: {tmp_path}/train.txt, line 7, label: 'yes' is neither" in said
 
 
 @pytest.mark.parametrize(

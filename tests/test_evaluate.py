@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ray_pipeline import artifact, decision, evaluate, scored, tables
+from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.evaluate import Evaluation
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context
@@ -84,7 +85,8 @@ def test_the_headline_is_of_holdout_only(tmp_path: Path, recipe: Recipe) -> None
     dev = rows(None, [0] * 9, [0.99] * 9, 300, split="dev")
     more = rows("tune", [1, 0], [0.95, 0.05], 400)
     again = run(tmp_path / "2", recipe, [*tune(), *more, *holdout(), *dev])
-    assert repr(again.headline) == repr(whole) and again.scalars == found.scalars and again.languages == found.languages
+    for name in ("headline", "scalars", "languages"):
+        assert repr(getattr(again, name)) == repr(getattr(found, name)), "in which one NaN is as another"
     assert again.errors == found.errors and again.pr_curve == found.pr_curve and again.calibration == found.calibration
 
 
@@ -164,7 +166,21 @@ def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_p
 
 def test_the_order_of_shards_does_not_matter(tmp_path: Path, recipe: Recipe) -> None:
     chosen = [*tune(), *holdout()]
-    assert run(tmp_path / "1", recipe, chosen) == run(tmp_path / "2", recipe, chosen[::-1])
+    one, other = run(tmp_path / "1", recipe, chosen), run(tmp_path / "2", recipe, chosen[::-1])
+    assert repr(one) == repr(other), "in which one NaN is as another"
+
+
+def test_a_damaged_evaluation_is_named(tmp_path: Path, recipe: Recipe) -> None:
+    evaluated = stage(tmp_path, recipe, [*tune(), *holdout()])
+    file = Path(evaluated.url, evaluate.EVALUATION)
+    for damage, words in (
+        (lambda: file.write_bytes(file.read_bytes()[:100]), r"is damaged \(the file: .*\)"),
+        (lambda: file.write_text("{}"), r"is damaged \(decision: .*\)"),
+        (file.unlink, "is missing"),
+    ):
+        damage()
+        with pytest.raises(CorruptArtifactError, match=f"{file}: {words}; delete {evaluated.url} and run"):
+            evaluate.load(evaluated)
 
 
 def by_language() -> list[Row]:
@@ -235,3 +251,14 @@ def test_of_too_many_categories_the_small_ones_are_put_together(monkeypatch: pyt
     monkeypatch.setattr(evaluate, "MOST_SLICES", 2)
     found = evaluate._largest(column)
     assert found.names == ["d", evaluate.OTHERS] and found.codes.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_texts_are_read_of_the_shards_that_hold_the_rows(tmp_path: Path) -> None:
+    pairs = made.finished(tmp_path, "dedupe", [made.pair(i) for i in range(9)], tables.PAIRS, shards=3)
+    more = {f"QC-train-{i}": {"score": i / 10} for i in (7, 1)}
+    everywhere = evaluate.with_texts(pairs, more, [])
+    for number in (0, 2):
+        Path(pairs.shards[number]).unlink()
+    found = evaluate.with_texts(pairs, more, {"part-00001.parquet"})
+    assert [(row["query"], row["score"]) for row in found] == [("query 7", 0.7), ("query 1", 0.1)]
+    assert found == everywhere

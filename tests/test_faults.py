@@ -40,7 +40,7 @@ def gemini() -> Iterator[GeminiServer]:
 def start(folder: Path, server: GeminiServer, *options: str) -> subprocess.Popen[bytes]:
     recipe = pipeline_recipe.write(folder, gemini__base_url=server.url, gemini__sandbox=True)
     command = [sys.executable, str(JOB), str(recipe), "--workdir", str(folder / "work")]
-    command += ["--output", str(folder / "out"), *options]
+    command += options or ["--output", str(folder / "out")]
     log = (folder / "log.txt").open("ab")
     environment = os.environ | {"GEMINI_API_KEY": "sandbox-key"}
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment)

@@ -6,19 +6,9 @@ from typing import Any
 
 import pytest
 
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP, findings
-from ray_pipeline.report.data import (
-    Comparison,
-    Contradicted,
-    DataAccount,
-    Difference,
-    Estimate,
-    Finding,
-    Gain,
-    Slice,
-    StageCost,
-    TaskReport,
-)
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Comparison, Difference, Estimate, Gain, Slice
+from ray_pipeline.findings import findings
+from ray_pipeline.report.data import Contradicted, DataAccount, Finding, StageCost, TaskReport
 
 NAN = math.nan
 
@@ -182,7 +172,7 @@ def test_comparison(f1: Estimate, title: str, level: str) -> None:
     assert one.level == level
     assert f"{f1.value:+.3f}" in one.text
     assert "1,000 here, 500 there" in one.text
-    assert "of one training each; another seed may move it as much" in one.text
+    assert "Each side is a single training; another seed could change this as much." in one.text
 
 
 def test_comparison_counts_rows_of_the_other_task() -> None:
@@ -195,7 +185,7 @@ def test_comparison_counts_rows_of_the_other_task() -> None:
 
 def test_comparison_names_withheld_languages() -> None:
     parts = [compared(around(0.05), name=WITHHELD_GROUP, rows=3), compared(around(0.0))]
-    task = report(comparison=Comparison("plain", parts, 500))
+    task = report(comparison=Comparison("plain", parts, 500, 1000))
     assert f"Better than plain in {WITHHELD_GROUP}" in titles(task)
     assert "No difference shown from plain" in titles(task)
 
@@ -205,7 +195,7 @@ def test_hard_negatives() -> None:
     alone = found("Hard negatives", report(composition=composition))
     assert alone.level == "note"
     assert "10.0% of the training rows, 25.0% of the negatives" in alone.text
-    worse = Comparison("plain", [compared(around(0.0), precision=around(-0.04))], 500)
+    worse = Comparison("plain", [compared(around(0.0), precision=around(-0.04))], 500, 1000)
     one = found("Hard negatives", report(composition=composition, comparison=worse))
     assert one.level == "warning"
     assert "-0.040" in one.text
@@ -219,8 +209,8 @@ def test_calibrated_scores_of_few_rows_are_not_warned_of() -> None:
     # Of 40 rows at 0.5 in five bins, calibrated scores miss by sqrt(2 / pi * 0.25 / 8) = 0.141 on average.
     few, many = ([(0.5, 0.6, rows)] * 5 for rows in (8, 800))
     assert "not calibrated" not in titles(report(scalars={"ece": around(0.2)}, calibration=few))
-    assert "would by 0.141" in found("not calibrated", report(scalars={"ece": around(0.25)}, calibration=few)).text
-    assert "would by 0.014" in found("not calibrated", report(scalars={"ece": around(0.2)}, calibration=many)).text
+    assert "would give 0.141" in found("not calibrated", report(scalars={"ece": around(0.25)}, calibration=few)).text
+    assert "would give 0.014" in found("not calibrated", report(scalars={"ece": around(0.2)}, calibration=many)).text
 
 
 def test_choices_that_holdout_speaks_against() -> None:
@@ -238,7 +228,7 @@ def test_choices_that_holdout_speaks_against() -> None:
 def test_leaks_that_are_kept() -> None:
     account = DataAccount({"dev": 7, "test": 0, "holdout": 3}, {}, {}, {"duplicate": 1}, [], None)
     one = found("has seen rows of dev or test", report(account=account))
-    assert "7 stand in dev" in one.text and "holdout" not in one.text and " 0 " not in one.text
+    assert "appear in dev (7), so" in one.text and "holdout" not in one.text and " 0 " not in one.text
     removed = replace(account, removed={"leaks into dev or test": 7})
     assert "has seen" not in titles(report(account=removed))
 
@@ -280,6 +270,27 @@ def test_stopping(f1: list[float], title: str) -> None:
     assert "0.900" in found(title, report(curves=curves(f1))).text
     assert title not in titles(report(curves=curves(f1)[:1]))
     assert title not in titles(report())
+
+
+def test_an_f1_that_never_moves_is_no_reason_for_more_epochs() -> None:
+    still = curves([0.8, 0.8, 0.8])
+    one = found("F1 has not moved", report(curves=still))
+    assert "0.800 at every evaluation" in one.text and "train.selection: auroc" in one.text
+    assert "epochs" not in titles(report(curves=still))
+    for other in (
+        report(curves=still[:1]),
+        report(curves=curves([0.8, 0.8, 0.9])),
+        report(curves=still, folds=[still, curves([0.7, 0.8])]),
+    ):
+        assert "not moved" not in titles(other)
+
+
+def test_many_cut_prompts_are_told_with_the_setting() -> None:
+    one = found("Many prompts are cut", report(cut_prompts=(30, 100)))
+    assert (
+        one.level == "warning" and "30 of 100" in one.text and "(30%)" in one.text and "prompt.max_tokens" in one.text
+    )
+    assert "prompts are cut" not in titles(report(cut_prompts=(5, 100))) + titles(report(cut_prompts=None))
 
 
 def test_stopping_goes_by_what_the_recipe_selects_by() -> None:

@@ -65,6 +65,7 @@ def test_dev_and_test_need_no_label(make_recipe: Make, split: str, label: Any) -
         ({"item_title": " \t"}, "empty target", "item_title"),
         ({"origin_query": None}, "missing query", "origin_query"),
         ({"origin_query": ""}, "empty query", "origin_query"),
+        ({"origin_query": "\u200b \x00\u3164"}, "empty query", "origin_query"),
         ({"origin_query": ["mug"]}, "query is not text", "origin_query"),
         ({"item_title": {"en": "mug"}}, "target is not text", "item_title"),
         ({"label": None}, "missing label", "label"),
@@ -90,7 +91,57 @@ def test_refused_with_reason_and_field(make_recipe: Make, changes: dict[str, Any
 @pytest.mark.parametrize("label", [2, "yes"])
 def test_a_wrong_label_is_refused_in_dev_too(make_recipe: Make, label: Any) -> None:
     found = pair(QI | {"label": label}, make_recipe("QI"), "dev", 1)
-    assert found == Rejection("wrong label", "label", f"{label!r} is neither 0 nor 1")
+    assert found == Rejection(
+        "wrong label", "label", f"{label!r} is neither 0 nor 1; data.labels says what others mean"
+    )
+
+
+@pytest.mark.parametrize(("label", "meant"), [("E", 1), ("s", 1), (" I ", 0), (3, 1)])
+def test_labels_mean_what_the_recipe_says(make_recipe: Make, label: Any, meant: int) -> None:
+    recipe = make_recipe("QI", data__labels={"E": 1, "S": 1, "C": 0, "I": 0, 3: 1})
+    assert made(QI | {"label": label}, recipe)["label"] == meant
+    refused = pair(QI | {"label": 1}, recipe, "train", 1)
+    assert (
+        isinstance(refused, Rejection)
+        and refused.detail == "1 is none of e, s, c, i, 3; data.labels says what others mean"
+    )
+
+
+def test_paths_of_another_separator_come_into_the_usual_form(make_recipe: Make) -> None:
+    row = QI | {"task": "QC", "category_path": "Home,Garden >  Tools, sharp > Saws"}
+    assert made(row, make_recipe("QC", data__level_separator=" > "))["target"] == "Home, Garden,Tools, sharp,Saws"
+    assert made(row, make_recipe("QC"))["target"] == "Home,Garden > Tools, sharp > Saws"
+    titled = QI | {"item_title": "mug > cup"}
+    assert made(titled, make_recipe("QI", data__level_separator=" > "))["target"] == "mug > cup"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("Home > Tools", "' > '"), ("Home/Tools", "'/'"), ("a,b/c", ""), ("Tools", "")]
+)
+def test_paths_that_seem_to_be_joined_otherwise_are_spoken_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_recipe: Make, path: str, told: str
+) -> None:
+    write(tmp_path / "a.jsonl", *({"id": i, "origin_query": "mug", "category_path": path, "label": i} for i in (0, 1)))
+    place = {"data__train": [str(tmp_path)], "data__columns__language": None}
+    ingest.preview(make_recipe("QC", **place))
+    assert (f"2 of 2 hold {told}" if told else "") in (said := capsys.readouterr().err) and bool(said) == bool(told)
+
+
+def test_a_preview_sees_repeated_ids(tmp_path: Path, make_recipe: Make) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", *(QI | {"id": i, "label": i % 2} for i in range(3)))
+    place = {"data__train": [str(tmp_path)], "data__max_rejected_share": 0.5}
+    tally = ingest.preview(make_recipe("QI", **place))
+    assert (tally.kept.total(), tally.reasons()) == (3, {"duplicate id": 3})
+    said = tally.examples["train", "duplicate id"]
+    assert "b.jsonl, line 1, id: QI-train-0" in said and "data.columns.id: null" in said
+    assert ingest.preview(make_recipe("QI", **place, data__columns__id=None)).kept.total() == 6
+
+
+def test_what_changes_the_pairs_changes_their_identity(make_recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").touch()
+    changes = [{}, {"data__level_separator": "/"}, {"data__labels": {"E": 1}}, {"languages__aliases": {"us": "en"}}]
+    assert len({json.dumps(ingest.config(make_recipe("QC", **change))) for change in changes}) == 4
 
 
 @pytest.mark.parametrize(("column", "reason"), [("id", "missing id"), ("item_title", "missing target")])
@@ -111,6 +162,12 @@ def test_a_record_without_a_task_is_the_recipe_s(make_recipe: Make, value: Any) 
 def test_language_tags(make_recipe: Make, tag: Any, language: str, raw: str | None) -> None:
     row = made(QI | {"language": tag}, make_recipe("QI"))
     assert (row["language"], row["language_raw"]) == (language, raw)
+
+
+@pytest.mark.parametrize(("tag", "language"), [("us", "en"), ("US", "en"), ("in", "en"), ("jp", "ja"), (None, "und")])
+def test_a_shop_s_locales_stand_for_languages(make_recipe: Make, tag: Any, language: str) -> None:
+    row = made(QI | {"language": tag}, make_recipe("QI", languages__aliases={"us": "en", "IN": "en"}))
+    assert (row["language"], row["language_raw"]) == (language, tag)
 
 
 def test_no_language_column(make_recipe: Make) -> None:
@@ -169,7 +226,7 @@ def test_positions_follow_the_input_and_refused_rows_name_their_line(
 def test_refused_records_of_odd_text_can_be_written(tmp_path: Path, make_recipe: Make) -> None:
     (tmp_path / "a.txt").write_bytes(
         b'{"id": 1, "origin_query": "a \\ud83d", "item_title": "b", "label": 1}\n'
-        b'{"id": 2, "origin_query": "\\u0000", "item_title": "b", "label": 7}\n'
+        b'{"id": 2, "origin_query": "mug \\u0000", "item_title": "b", "label": 7}\n'
     )
     pairs, refused = parsed(tmp_path, make_recipe("QI"))
     assert (pairs, [row["reason"] for row in refused]) == ([], ["invalid Unicode", "wrong label"])

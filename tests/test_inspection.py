@@ -217,6 +217,7 @@ def test_what_is_no_artifact_is_named(mined: Artifact, tmp_path: Path, capsys: A
         return str(capsys.readouterr().err)
 
     assert "no such folder" in said(str(tmp_path / "nothing"))
+    assert "did you mean negatives?" in said("negative")
     assert "holds no finished artifact" in said("mix", "--workdir", str(tmp_path))
     shard = Path(mined.shards[1])
     whole = shard.read_bytes()

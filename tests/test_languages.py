@@ -178,6 +178,10 @@ def test_a_language_of_many_rows_that_is_no_candidate_stops_before_it_is_lost() 
     languages.expect_candidates(rules.model_copy(update={"candidates": ["en", "fr", "nl"]}), tags)
     languages.expect_candidates(rules.model_copy(update={"correct": False}), tags)
     languages.expect_candidates(rules, {})
+    with pytest.raises(
+        RecipeError, match=r"'us' is no language code: map it by languages\.aliases, such as \{us: en\}"
+    ):
+        languages.expect_candidates(rules, {"en": 50, "us": 50})
 
 
 def test_identity_holds_the_rules_and_the_model_only_where_gemini_is_asked(make_recipe: Callable[..., Recipe]) -> None:

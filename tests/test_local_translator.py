@@ -26,8 +26,10 @@ from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError, RecipeError
 from ray_pipeline.gemini.prompts import Item
-from ray_pipeline.local_translator import LANGUAGES, LONGEST, Prompt, Translator, _version, first_line
+from ray_pipeline.language_names import NAMES
+from ray_pipeline.local_translator import FLORES, LONGEST, Prompt, Translator, _version, first_line
 from ray_pipeline.recipe import Languages, LocalTranslator
+from ray_pipeline.text import UNDETERMINED
 
 WORDS = {
     "red shoes": ("rote schuhe", "chaussures rouges"),
@@ -141,7 +143,7 @@ def llama(folder: Path, template: str | None) -> None:
     kinds = pre_tokenizers.Split(split, "isolated")
     base = json.dumps({item.text: item.target for item in PAIRS})
     seen = {word for text in [*TEXTS, " ".join(TEXTS), "en de fr", base] for word, _ in kinds.pre_tokenize_str(text)}
-    asks = " ".join(name for name, _ in LANGUAGES.values())
+    asks = " ".join(NAMES.values())
     seen |= {word for word, _ in kinds.pre_tokenize_str(asks)} | {f" {word}" for text in TEXTS for word in text.split()}
     core = Tokenizer(WordLevel({w: i for i, w in enumerate([*SPECIAL, *ROLES, *sorted(seen)])}, unk_token="<unk>"))
     core.pre_tokenizer, core.decoder = kinds, decoders.Fuse()
@@ -372,8 +374,8 @@ def test_first_line(answer: str, complete: bool, line: str) -> None:
 
 
 def test_languages_are_those_of_the_vendors() -> None:
-    assert {code for _, code in LANGUAGES.values()} <= set(FAIRSEQ_LANGUAGE_CODES)
-    assert set(Languages().candidates) | {"tr", "nl", "zh"} <= set(LANGUAGES)
+    assert set(FLORES.values()) <= set(FAIRSEQ_LANGUAGE_CODES)
+    assert set(Languages().candidates) | {"tr", "nl", "zh"} <= set(FLORES) == set(NAMES) - {UNDETERMINED}
 
 
 def test_m2m100_has_language_tokens_of_its_own(tmp_path: Path) -> None:

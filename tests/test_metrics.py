@@ -12,8 +12,8 @@ from sklearn.metrics import (  # type: ignore[import-untyped, unused-ignore]
 )
 
 from ray_pipeline import metrics, resample, sums
+from ray_pipeline.figures import Estimate
 from ray_pipeline.metrics import Array
-from ray_pipeline.report.data import Estimate
 
 
 def clustered(seed: int, groups: int, rows: int = 8) -> tuple[Array, Array, Array]:

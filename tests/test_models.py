@@ -45,7 +45,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("owner/gated", None, r"train\.model owner/gated: .*licence.*HF_TOKEN"),
+        ("owner/gated", None, r"train\.model owner/gated: is a gated model.*HF_TOKEN"),
         ("owner/none", "v2", r"train\.model owner/none, revision v2: .*no such model"),
         ("my models/x", None, "no such folder here"),
     ],

@@ -14,7 +14,7 @@ import pytest
 from ray_pipeline import outputs, rawfiles, tables
 from ray_pipeline.errors import InputError
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.assemble import Finished
+from ray_pipeline.stage import Finished
 
 from . import made
 
@@ -124,6 +124,20 @@ def test_dev_has_a_submission_of_its_own_and_both_tasks_share_one(tmp_path: Path
     for task, prediction in {"QC": 0, "QI": 1}.items():
         (row,) = submitted(tmp_path / "out", "submission_dev.zip", f"submit_{task}.txt")
         assert row["prediction"] == prediction and row["id"] == 7
+
+
+def test_predictions_are_found_by_id_and_by_nothing_like_it(
+    tmp_path: Path, csv_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {str(number): number % 2 for number in range(2000)}
+    finished = run(tmp_path, csv_recipe, wanted)
+    found = outputs.Predictions(finished.artifacts["evaluate"], "test")
+    assert {key: found.get(f"QC-test-{key}", None) for key in wanted} == wanted
+    assert found.get("QC-test-2000", None) is None and found.get("QC-dev-1", 7) == 7
+    assert len(outputs.Predictions(finished.artifacts["evaluate"], "dev")) == 0
+    assert not outputs._submission(finished, "test").large
+    monkeypatch.setattr(outputs, "MANY_ROWS", 1999)
+    assert outputs._submission(finished, "test").large
 
 
 def test_two_recipes_of_one_task_have_no_submission(tmp_path: Path, csv_recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ray_pipeline import progress
+from ray_pipeline.duration import duration
 from ray_pipeline.progress import Progress
 
 
@@ -25,6 +26,17 @@ def test_line_shows_done_rows_rate_and_time_left() -> None:
     shown = Progress("translate", 8, "shards")
     shown.advance(2, rows=500)
     assert shown.line(10.0) == "  translate: 2/8 shards, 500 rows, 50 rows/s, 30 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"), (0.25, "0.2 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min"), (61, "1 min"),
+        (3_599, "1 h 00 min"), (7_260, "2 h 01 min"), (86_400, "1 d 00 h"), (187_200, "2 d 04 h"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_told_as_people_do(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_dollars_are_shown_once_some_are_spent() -> None:

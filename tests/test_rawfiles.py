@@ -36,6 +36,24 @@ def reasons(records: list[tuple[int, Record]]) -> dict[int, str]:
     return {row: record.reason for row, record in records if isinstance(record, Unreadable)}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", b'\xef\xbb\xbf[\n  {"id": 1},\n  {"id": 2}\n]', "is one JSON array; write JSON Lines"),
+        ("a.csv", b"id;query\n1;mug\n", "seems to be separated by ';': write it with commas"),
+        ("a.csv", b"id\tquery\n1\tmug\n", r"separated by '\\t': .*, or name it \.csv or \.tsv as it is"),
+        ("a.tsv", b"id,query\n1,mug\n", "seems to be separated by ','"),
+        ("a.csv.gz", b"\x1f\x8b", "is compressed: unpack it"),
+        ("a.xlsx", b"PK", "is a spreadsheet: save it as CSV in UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_it_is_says_what_to_do(
+    write: Write, name: str, content: bytes, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        read(write(name, content))
+
+
 def test_jsonl_with_bom_and_blank_lines_keeps_the_file_s_line_numbers(write: Write) -> None:
     path = write("a.txt", b'\xef\xbb\xbf{"id": 1}\r\n\n   \n{"id": 2}\n{"id": "caf\xc3\xa9"}')
     assert read(path) == [(1, {"id": 1}), (4, {"id": 2}), (5, {"id": "café"})]
@@ -179,11 +197,6 @@ def test_a_file_that_is_no_text_is_named_with_its_kind(write: Write, format: str
         read(write(f"a.{format}", content))
 
 
-def test_a_json_array_is_told_from_broken_lines(write: Write) -> None:
-    [(row, record), *_] = read(write("a.json", b'[\n {"id": 1}\n]'))
-    assert row == 1 and isinstance(record, Unreadable) and "the file no array" in record.detail
-
-
 def test_a_large_csv_is_cut_between_its_records(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("a.csv", b'\xef\xbb\xbfid,q\r\n1,"x\r\ny\nz"\r\n2,b\r\n\r\n3,"c ""d"""\r\n4,\xff\r\n5,e,f\r\n6,g')
     whole = read(path)
@@ -269,10 +282,12 @@ def test_format_by_ending(write: Write, name: str, format: str) -> None:
     assert rawfiles.find("dev", [str(path)], "auto") == [RawFile("dev", 0, str(path), format)]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["a.xlsx", "a.txt.gz", "noending"])
-def test_an_unknown_ending_is_refused_unless_the_format_is_named(write: Write, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.xlsx", "spreadsheet"), ("a.txt.gz", "unpack"), ("noending", r"ending; set data\.format")]
+)
+def test_an_unknown_ending_is_refused_unless_the_format_is_named(write: Write, name: str, said: str) -> None:
     path = write(name, b'{"id": 1}')
-    with pytest.raises(InputError, match=r"unknown ending; set data\.format") as caught:
+    with pytest.raises(InputError, match=said) as caught:
         rawfiles.find("train", [str(path)], "auto")
     assert str(path) in str(caught.value)
     assert read(path, "jsonl") == [(1, {"id": 1})]

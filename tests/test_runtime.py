@@ -36,6 +36,13 @@ def test_workers_know_the_endpoints_and_secrets_are_not_handed_on() -> None:
     assert not [name for name in told["env_vars"] if "KEY" in name or "SECRET" in name or "TOKEN" in name.split("_")]
 
 
+def test_an_address_with_a_password_is_not_handed_on() -> None:
+    variables = {"GOOGLE_GEMINI_BASE_URL": "https://me:secret@proxy", "AWS_REGION": "here"}
+    assert runtime._handed_on(variables) == {"AWS_REGION": "here"}
+    open_ones = {"GOOGLE_GEMINI_BASE_URL": "https://proxy/v"}
+    assert runtime._handed_on(open_ones) == open_ones
+
+
 def test_ray_data_loses_no_block_and_shows_no_bars() -> None:
     context = ray.data.DataContext.get_current()
     assert context.max_errored_blocks == 0

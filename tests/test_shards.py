@@ -296,6 +296,33 @@ def test_workers_killed_in_a_shuffle_lose_no_row(tmp_path: Path) -> None:
     assert [count.rows_out for count in counts] == [8, 8]
 
 
+@pytest.mark.parametrize("buckets", [1, 5, 200, 1000, 2000, 20_000, 300_000])
+def test_a_shuffle_of_many_buckets_is_made_of_few_tasks(buckets: int) -> None:
+    """Each task makes an object for each bucket, and the driver knows them all."""
+    at_once = shards.shuffled_at_once(buckets)
+    assert shards.LEAST_SHUFFLED <= at_once <= shards.MOST_SHUFFLED
+    objects = buckets * buckets * shards.BUCKET_BYTES / at_once
+    assert objects <= 1.02 * shards.MOST_OBJECTS or at_once == shards.MOST_SHUFFLED
+    assert buckets > 1000 or at_once == shards.LEAST_SHUFFLED
+
+
+def test_what_is_done_once_is_done_again_only_if_it_was_cut_short(tmp_path: Path) -> None:
+    folder, made = str(tmp_path / "divided"), []
+
+    def make() -> None:
+        made.append(storage.exists(storage.join(folder, "part-00009.parquet")))
+        artifact.write_shard(folder, "part-00000.parquet", rows(0, 3), None, 3)
+
+    artifact.write_shard(folder, "part-00009.parquet", rows(0, 1), None, 1)  # of one that was killed
+    first = shards.once(folder, make)
+    assert [(source.name, source.rows) for source in first] == [("part-00000.parquet", 3)]
+    assert shards.once(folder, make) == first
+    assert made == [False]
+    Path(f"{folder}.done").unlink()
+    assert shards.once(folder, make) == first
+    assert made == [False, False]
+
+
 def test_shuffle_of_nothing(tmp_path: Path) -> None:
     empty = pa.table({"number": pa.array([], pa.int64()), shards.BUCKET: pa.array([], pa.int64())})
 

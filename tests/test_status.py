@@ -32,8 +32,9 @@ def test_an_output_folder_stands_for_its_recipes(
     finished_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = finished_run["folder"]
-    assert status.run("test", [str(folder / "out"), "--workdir", str(folder / "work")]) == 0
-    assert f"small-qc (QC): {len(pipeline.STAGES)} done" in capsys.readouterr().out
+    for more in ([], ["--workdir", str(folder / "work")]):
+        assert status.run("test", [str(folder / "out"), *more]) == 0
+        assert f"small-qc (QC): {len(pipeline.STAGES)} done" in capsys.readouterr().out
 
 
 def begin(place: str) -> str:
@@ -70,8 +71,6 @@ def test_a_folder_that_holds_no_run_is_named(tmp_path: Path, capsys: pytest.Capt
     assert f"{tmp_path}: holds no artifacts" in capsys.readouterr().err
     assert status.run("test", [str(tmp_path), "x.yaml"]) == 1
     assert "one folder alone" in capsys.readouterr().err
-    assert status.run("test", ["train.epochs=1"]) == 1
-    assert "no recipe is named" in capsys.readouterr().err
 
 
 def test_a_folder_whose_name_holds_an_equals_sign_is_no_override(

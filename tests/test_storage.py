@@ -101,6 +101,7 @@ def test_what_is_written_is_read(place: str) -> None:
     assert storage.exists(url) and storage.exists(place)
     assert storage.read_bytes(url) == b"second one"
     assert storage.size(url) == 10
+    assert abs(storage.modified(url) - time.time()) < 60
     with storage.open_read(url) as file:
         file.seek(7)
         assert file.read() == b"one"
@@ -109,7 +110,7 @@ def test_what_is_written_is_read(place: str) -> None:
 def test_an_absent_file_is_told_from_an_empty_one(place: str) -> None:
     storage.write_bytes(storage.join(place, "empty"), b"")
     assert storage.read_bytes(storage.join(place, "empty")) == b""
-    for look in (storage.read_bytes, storage.size, storage.content_hash):
+    for look in (storage.read_bytes, storage.size, storage.modified, storage.content_hash):
         with pytest.raises(FileNotFoundError):
             look(storage.join(place, "absent"))
 
@@ -339,6 +340,16 @@ def test_folders_travel_both_ways(place: str, tmp_path: Path) -> None:
     got = storage.local_folder(url, tmp_path / "copy")
     assert {name: (got / name).read_bytes() for name in everything_in(got)} == files
     assert (got == Path(url)) is not storage.is_remote(url), "a local folder is used where it is"
+
+
+def test_a_name_cannot_lead_out_of_the_folder_that_is_copied_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "memory://traversal/adapter"
+    monkeypatch.setattr(storage, "list_files", lambda folder: [f"{url}/../../outside"])
+    with pytest.raises(StorageError, match="its name leads out of"):
+        storage.local_folder(url, tmp_path / "copy")
+    assert everything_in(tmp_path) == []
 
 
 def test_content_hash_goes_with_the_content(place: str) -> None:

@@ -69,6 +69,21 @@ def test_path_is_written_and_verified(tmp_path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["submission.zip"]
 
 
+def test_a_large_file_is_announced_to_the_zip_and_a_small_one_keeps_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoken(large: bool) -> bytes:
+        file = io.BytesIO()
+        write_submission(file, {"QC": SubmissionTask(qc_rows(), {1: 0, 2: 1, 3: 1}, large)})
+        return file.getvalue()
+
+    small = spoken(False)
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # in place of 2 GiB
+    with pytest.raises(RuntimeError, match="force_zip64"):
+        spoken(False)
+    large = spoken(True)
+    assert lines(large, "submit_QC.txt") == lines(small, "submit_QC.txt") and large != small
+    assert verify_submission(io.BytesIO(large), {"QC": IDS}) == {"QC": 3}
+
+
 def test_bytes_do_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     before = written()
     monkeypatch.setattr("time.time", lambda: 2_000_000_000.0)
@@ -81,7 +96,7 @@ def test_missing_predictions_leave_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "submission.zip"
     path.write_bytes(b"old")
     rows = [{**qc_rows()[0], "id": i} for i in range(10)]
-    with pytest.raises(InputError, match=r"QC: 8 of 10 .* 1, 2, 3, 4, 5\. Score every row"):
+    with pytest.raises(InputError, match="QC: 8 of 10 .* 1, 2, 3, 4, 5; score every row"):
         write_submission(path, {"QC": SubmissionTask(rows, {0: 1, 9: 0})})
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -95,11 +110,11 @@ def test_ids_of_another_type_are_missing() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "QC and QI.*none"),
+        ({}, "QC, QI or both; no task is given"),
         ({"QX": SubmissionTask([], {})}, "QX"),
         ({"QC": SubmissionTask([], {})}, "no rows"),
         ({"QC": SubmissionTask(qi_rows(), lambda _: 1)}, "row 1 .* no category_path"),
-        ({"QC": SubmissionTask(qc_rows(), lambda _: 2)}, "prediction 2 of id 3"),
+        ({"QC": SubmissionTask(qc_rows(), lambda _: 2)}, "prediction 2 of id 3 must be 0 or 1"),
         ({"QC": SubmissionTask(qc_rows(), lambda _: 0.7)}, "prediction 0.7 of id 3"),
     ],
 )
@@ -125,7 +140,7 @@ def edited(change: Callable[[list[Row]], Any]) -> io.BytesIO:
     [
         (lambda rows: rows.reverse(), "line 1: id 2 where 3"),
         (lambda rows: rows.pop(), "line 3: a row is missing"),
-        (lambda rows: rows.append(rows[0]), "line 4: a row too many"),
+        (lambda rows: rows.append(rows[0]), "line 4: there is a row too many"),
         (lambda rows: rows[1].update(prediction=2), "line 2: prediction 2"),
         (lambda rows: rows[1].update(prediction=True), "line 2: prediction True"),
         (lambda rows: rows[1].update(label=1), "line 2: its keys"),

@@ -55,8 +55,8 @@ def test_all_positive_may_be_best() -> None:
     ("labels", "scores", "message"),
     [
         ([], [], "no rows.*larger tune share"),
-        ([1, 1], [0.2, 0.3], "All 2 rows.*label 1.*both classes"),
-        ([0, 0], [0.2, 0.3], "All 2 rows.*label 0.*both classes"),
+        ([1, 1], [0.2, 0.3], "all 2 rows.*label 1.*both classes"),
+        ([0, 0], [0.2, 0.3], "all 2 rows.*label 0.*both classes"),
         ([0, 1], [0.2, float("nan")], "1 of 2 scores.*learning rate"),
     ],
 )

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, tables, translate
+from ray_pipeline import artifact, local_translator, tables, translate
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import StoppedError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context
@@ -24,7 +26,7 @@ def pairs(tmp_path: Path) -> Artifact:
     return finished(tmp_path, "split", rows, tables.PAIRS)
 
 
-def test_identity(make_recipe: Callable[..., Recipe]) -> None:
+def test_identity(make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     def config(**changes: Any) -> Any:
         return translate.config(make_recipe(**changes))
 
@@ -33,6 +35,28 @@ def test_identity(make_recipe: Callable[..., Recipe]) -> None:
     assert config(**base, gemini__concurrency=1, gemini__items_per_request=3, gemini__max_usd=1) == config(**base)
     assert config(**base, gemini__model="other") != config(**base)
     assert config(**base, translate__seed=1) != config(**base)
+    local = base | {"translate__translator": "local", "translate__local__model": "owner/name"}
+    before = config(**local)
+    assert config(**local, translate__local__batch_rows=3) == before != config(**base)
+    monkeypatch.setattr(local_translator, "EDITION", 2)
+    assert config(**local) != before, "a changed instruction makes new translations"
+
+
+def test_too_many_requests_without_a_translation_are_asked_about_again(
+    tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    def check(share: float) -> None:
+        recipe = make_recipe(translate__languages=["de"], translate__max_rejected_share=share)
+        translate._check(Context(recipe, {}, str(tmp_path), str(tmp_path), {}), artifact.total(counts))
+
+    table, refused = pa.table({"id": [1, 2, 3]}), pa.table({"id": [4, 5], "reason": ["timed out", "timed out"]})
+    counts = [artifact.write_shard(str(tmp_path), "part-00000.parquet", table, refused, 5)]
+    counts.append(artifact.write_shard(str(tmp_path), "part-00001.parquet", table, None, 3))
+    check(0.25)
+    assert len(artifact.present_shards(str(tmp_path))) == 2
+    with pytest.raises(StoppedError, match=r"2 of 8 requests .* translate\.max_rejected_share 20%.*timed out: 2"):
+        check(0.2)
+    assert artifact.present_shards(str(tmp_path)) == ["part-00001.parquet"], "what is whole stays"
 
 
 @pytest.mark.usefixtures("ray_up")

@@ -15,9 +15,9 @@ import pytest
 
 from ray_pipeline import artifact, evaluate, ingest, outputs, pipeline, recipe, tables
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.embed.model import LENGTH_TOLERANCE
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.assemble import Finished
-from ray_pipeline.stage import Context
+from ray_pipeline.stage import Context, Finished
 from ray_pipeline.validation import command, joined
 from ray_pipeline.validation.check import FAILED, PASSED, Check, Checks
 from ray_pipeline.validation.joined import Buckets, Entries
@@ -333,6 +333,14 @@ def test_vectors_of_two_dimensions_are_named(run: dict[str, Artifact], tmp_path:
     assert f"{url}: its vectors have 2 numbers, the first shard's 4" in found["vectors"].shown
 
 
+def test_a_length_that_embedding_accepts_is_no_fault(run: dict[str, Artifact], tmp_path: Path) -> None:
+    url = shard(run, "embed", 1)
+    short = np.array([1 - 0.9 * LENGTH_TOLERANCE, 0, 0, 0], np.float16)
+    rows = [row | {"vector": short} for row in pq.read_table(url).to_pylist()]
+    change(url, lambda _: pa.Table.from_pylist(rows, schema=tables.embeddings(4)))
+    assert checked(tmp_path).vectors.violations == 0
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "another prediction", "a row less"])
 def test_a_broken_submission_is_named(run: dict[str, Artifact], tmp_path: Path, damage: str) -> None:
     import zipfile
@@ -379,7 +387,6 @@ def test_a_stage_that_is_not_finished_leaves_the_others_checked(run: dict[str, A
         (["{folder}/nothing.yaml"], "cannot be read"),
         (["{folder}/empty"], "shows no recipe"),
         (["{folder}/empty", "{folder}/run.yaml"], "alone"),
-        (["train.epochs=1"], "no recipe is named"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path: Path, arguments: list[str], words: str, capsys: Any) -> None:
@@ -387,6 +394,23 @@ def test_what_is_no_run_is_refused(tmp_path: Path, arguments: list[str], words: 
     (tmp_path / "empty" / "report.html").write_text("<p>nothing</p>")
     assert command.run("d", [item.format(folder=tmp_path) for item in arguments]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_working_folder_that_holds_nothing_of_a_run_is_named(
+    run: dict[str, Artifact], tmp_path: Path, capsys: Any
+) -> None:
+    for arguments in ([str(tmp_path / "out")], [str(tmp_path / "run.yaml")]):
+        assert command.run("d", [*arguments, "--workdir", str(tmp_path / "elsewhere")]) == 1
+        said = capsys.readouterr()
+        assert f"nothing of this run in {tmp_path}/elsewhere: name its --workdir" in said.err and not said.out
+
+
+def test_the_working_folder_is_the_one_that_the_run_has_left_word_of(tmp_path: Path) -> None:
+    assert command.recorded(str(tmp_path)) == "runs/work"
+    (tmp_path / "metrics.json").write_text('{"tasks": {}, "workdir": "/elsewhere/work"}')
+    assert command.recorded(str(tmp_path)) == "/elsewhere/work"
+    (tmp_path / "metrics.json").write_text("[]")
+    assert command.recorded(str(tmp_path)) == "runs/work"
 
 
 def test_a_damaged_manifest_is_named(run: dict[str, Artifact], tmp_path: Path, capsys: Any) -> None:
@@ -414,6 +438,13 @@ def test_rows_of_a_key_meet_in_one_bucket_however_many_there_are() -> None:
     assert len(found) == 20 and sorted(chain.from_iterable(found)) == sorted(keys)
     assert sum(len(set(bucket)) for bucket in found) == 500
     assert max(map(len, found)) < 300
+
+
+def test_there_are_no_more_buckets_than_files_may_be_open() -> None:
+    with Buckets(10**10, bucket_rows=1) as buckets:
+        buckets.add(entries(["a", "b"], ["x", "y"]))
+        assert sorted(map(len, buckets))[-2:] == [1, 1]
+        assert len(list(buckets)) == joined.MOST_BUCKETS
 
 
 @pytest.mark.parametrize("bucket_rows", [3, 1000])

@@ -12,10 +12,9 @@ import yaml
 from benchmarks import results
 from ray_pipeline.ablation.table import outcome
 from ray_pipeline.comparison import WHOLE
-from ray_pipeline.findings import SEEN_GROUP, WITHHELD_GROUP
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Difference, Estimate
 from ray_pipeline.recipe import Section
 from ray_pipeline.report import charts, render
-from ray_pipeline.report.data import Difference, Estimate
 from ray_pipeline.report.svg import drawing, tag, text
 
 HERE = Path(__file__).parent

@@ -1,9 +1,7 @@
 """The command line of the annotation job: export sheets, read them back."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from ray_pipeline import cli, pipeline, problems, storage
 from ray_pipeline.annotation import answers, sampling, sheets
@@ -13,38 +11,42 @@ from ray_pipeline.errors import InputError
 from ray_pipeline.recipe import Recipe
 
 
-def main(description: str) -> NoReturn:
-    """Run the job and exit; see `run`."""
-    sys.exit(run(description))
-
-
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns 0 for done, 1 for a problem of the user's. Wrong usage exits with 2."""
     parser = _parser(description)
     options = parser.parse_intermixed_args(arguments)
+    options.sheets = [item for item in options.items if sheets.is_sheet(item) and not cli.is_override(item)]
+    options.items = [item for item in options.items if item not in options.sheets]
+    cli.expect_recipe(parser, options.items)
     if options.action == "export" and options.sheet is None:
         parser.error("export needs --sheet FILE.csv or FILE.xlsx")
     return problems.exit_code(lambda: (_export if options.action == "export" else _read)(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("export", "read"))
+    parser = cli.command_line(description)
     parser.add_argument(
-        "items", nargs="+", metavar="RECIPE|key=value|SHEET", help="recipe files, values that override, filled sheets"
+        "action", choices=("export", "read"), help="write sheets for people to fill in, or read them back"
     )
-    parser.add_argument("--sheet", help="export: the file to write, .csv or .xlsx; with several annotators -1, -2, …")
-    parser.add_argument("--rows", type=_positive, default=300, help="export: translations to look at (%(default)s)")
-    parser.add_argument("--annotators", type=_positive, default=2, help="export: people, a file each (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="export: of the choice and order of rows (%(default)s)")
+    parser.add_argument(
+        "items",
+        nargs="+",
+        metavar="RECIPE|key=value|SHEET",
+        help="recipe files, values that override theirs, filled sheets",
+    )
+    parser.add_argument(
+        "--sheet",
+        help="export: the file to write, .csv or .xlsx; with several annotators, -1, -2, … is added to its name",
+    )
+    parser.add_argument(
+        "--rows", type=cli.at_least_one, default=300, help="export: number of translations to judge (%(default)s)"
+    )
+    parser.add_argument(
+        "--annotators", type=cli.at_least_one, default=2, help="export: number of people, one file each (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="export: seed for choosing and ordering rows (%(default)s)")
     cli.add_common(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -64,8 +66,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> int:
-    names = [item for item in options.items if sheets.is_sheet(item) and not cli.is_override(item)]
-    audits = _audits([item for item in options.items if item not in names], options.workdir)
+    names: list[str] = options.sheets
+    audits = _audits(options.items, options.workdir)
     people_named = [answers.annotator(name) for name in names]
     if not names or len(set(people_named)) < len(names):
         raise InputError("name the filled sheets, .csv or .xlsx, each with a file name of its own: it names the person")
@@ -88,8 +90,6 @@ def _read(options: argparse.Namespace) -> int:
 def _audits(items: Sequence[str], folder: str) -> list[Artifact]:
     """The finished audits of some recipes, each once: recipes may share one."""
     chosen, workdir = cli.recipes(items, folder)
-    if not chosen:
-        raise InputError("no recipe is named; see --help")
     found = [_audit(recipe, workdir) for recipe in chosen]
     return list({audited.url: audited for audited in found}.values())
 

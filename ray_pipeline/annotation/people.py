@@ -13,7 +13,7 @@ from ray_pipeline.annotation import sampling
 from ray_pipeline.annotation.answers import QUESTIONS, load
 from ray_pipeline.annotation.sampling import ACCEPTED, Candidate, Stratum
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.report.data import Agreement, People, Rate
+from ray_pipeline.figures import Agreement, People, Rate
 
 MAJORITY, CHECKS, JUDGE = "people", "checks", "judge"
 Votes = Mapping[str, Mapping[str, bool]]

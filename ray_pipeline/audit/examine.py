@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_pipeline.audit import similarity
-from ray_pipeline.audit.gemini import UNDETERMINED, Asker
+from ray_pipeline.audit.gemini import Asker
 from ray_pipeline.audit.rules import Fault, Row, fault
 from ray_pipeline.audit.similarity import Meaning, resemblance
 from ray_pipeline.detector import Lingua
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.text import stable_share
+from ray_pipeline.text import UNDETERMINED, stable_share
 
 VERDICT_FAULTS = {"label_at_risk": "judged label at risk", "lost": "judged lost"}
 

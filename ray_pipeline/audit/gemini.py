@@ -12,7 +12,6 @@ from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.recipe import Gemini, Recipe
 
-UNDETERMINED = "und"
 RELEVANT = {1: "yes", 0: "no", None: "unknown"}
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ray_pipeline import models
-from ray_pipeline.errors import ModelError
+from ray_pipeline.embed.model import load
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.text import normalise
 
@@ -51,15 +51,10 @@ class Meaning:
     """Compares meanings; may be called from several threads, which it serves one after the other."""
 
     def __init__(self, recipe: Recipe) -> None:
-        from sentence_transformers import SentenceTransformer
-
         model = model_of(recipe)
         self._prompt, self._batch = model.prompt, recipe.runtime.embed_batch_rows
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
-        try:
-            self._model = SentenceTransformer(models.resolve(model.name), revision=model.revision, device=device)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{field_of(recipe)} {model.name}: cannot be loaded: {error}") from error
+        self._model = load(field_of(recipe), model.name, model.revision, device)
         self._turn = threading.Lock()  # a tokenizer cannot serve two threads
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> list[float]:

@@ -13,6 +13,7 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.audit import gemini, similarity
 from ray_pipeline.audit.examine import Examiner, Finding, languages
 from ray_pipeline.audit.rules import Row
+from ray_pipeline.claim import Watch
 from ray_pipeline.gemini import fanout, ledger, quota_actor
 from ray_pipeline.recipe import Gemini, Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -106,7 +107,7 @@ def run(context: Context) -> Outcome:
     sources = shards.sources([context.inputs["translate"]])
     if not sources:
         return Outcome(Counts())
-    with quotas(recipe, workdir) as held:
+    with quotas(recipe, workdir, context.watch) as held:
         counts = shards.map_shards(
             sources,
             partial(Audit, recipe, workdir, held),
@@ -119,13 +120,13 @@ def run(context: Context) -> Outcome:
 
 
 @contextmanager
-def quotas(recipe: Recipe, workdir: str) -> Iterator[dict[str, Any]]:
+def quotas(recipe: Recipe, workdir: str, watch: Watch | None = None) -> Iterator[dict[str, Any]]:
     """The quota of each model that is asked, by the model's name."""
     asked = {question.gemini.model: question.gemini for question in gemini.questions(recipe).values()}
     with ExitStack() as stack:
         spent = ledger.spent(workdir, recipe.gemini) if asked else 0.0
         yield {
-            model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent))
+            model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent, watch))
             for model, one in asked.items()
         }
 

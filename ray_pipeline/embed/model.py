@@ -1,6 +1,7 @@
 """A sentence-transformers model as the recipe sets it, and what is wrong with the vectors that it makes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,32 +18,38 @@ LENGTH_TOLERANCE = 0.02
 """How far the length of a normalised vector may be from 1: bfloat16 and the rounding to float16 take their share."""
 
 
+def load(field: str, model: str, revision: str | None, device: str) -> Any:
+    """The sentence-transformers model that a recipe's field names; raises ModelError where it cannot be loaded.
+
+    Its weights have to be safetensors: other files may run code as they are read.
+    """
+    from safetensors import SafetensorError
+    from sentence_transformers import SentenceTransformer
+
+    name = models.resolve(model)
+    try:
+        return SentenceTransformer(
+            name, revision=revision, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+    # TypeError: a module's settings lack a field.
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"{field} {model}: cannot be loaded from {name}: {error}; complete the folder, or name another model"
+        ) from error
+
+
 class Model:
     """Embeds texts; raises ModelError where the model cannot be loaded or does not fit the recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
         import torch
-        from safetensors import SafetensorError
-        from sentence_transformers import SentenceTransformer
 
         self._rules, self._batch = recipe.embed, recipe.runtime.embed_batch_rows
-        name, device = models.resolve(self._rules.model), "cuda" if recipe.runtime.gpus_per_worker else "cpu"
+        device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
         if device == "cpu":
             self._batch = min(self._batch, CPU_BATCH)
-        try:
-            self._model = SentenceTransformer(
-                name, revision=self._rules.revision, device=device, trust_remote_code=False
-            ).to(getattr(torch, self._rules.precision))
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            SafetensorError,
-        ) as error:  # TypeError: a module's settings lack a field
-            raise ModelError(
-                f"embed.model {self._rules.model}: cannot be loaded from {name}: {error}; "
-                "complete the folder, or name another model"
-            ) from error
+        loaded = load("embed.model", self._rules.model, self._rules.revision, device)
+        self._model = loaded.to(getattr(torch, self._rules.precision))
         if self._rules.max_tokens is not None:
             self._limit(self._rules.max_tokens)
 

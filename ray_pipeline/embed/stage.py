@@ -140,16 +140,15 @@ def _write_unique(table: pa.Table, name: str, folder: str) -> Counts:
 def unique_texts(context: Context) -> list[Source]:
     """Write the distinct texts of the train part as shards, in the order of their hashes; returns them."""
     pairs, folder = context.inputs["split"], storage.join(context.folder, "texts")
-    done = storage.join(context.folder, "texts.done")
-    if not storage.exists(done):
-        storage.remove_tree(folder)
-        columns = roles(context.recipe)
-        buckets = max(1, round(len(columns) * pairs.manifest.rows_out / context.recipe.runtime.shard_rows))
+    columns = roles(context.recipe)
+    buckets = max(1, round(len(columns) * pairs.manifest.rows_out / context.recipe.runtime.shard_rows))
+
+    def make() -> None:
         read = partial(_read_texts, columns=columns, buckets=buckets)
         dataset = shards.dataset(shards.sources([pairs]), read, [*columns, "part"])
         shards.shuffle(dataset, partial(_write_unique, folder=folder), buckets=buckets, label="unique texts")
-        storage.write_bytes(done, b"")
-    return shards.written(folder)
+
+    return shards.once(folder, make)
 
 
 def embed(context: Context, texts: Sequence[Source], make: Callable[[], Embedding]) -> Counts:

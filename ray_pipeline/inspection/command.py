@@ -1,11 +1,8 @@
 """The command line of the inspection job: an artifact's folder, or a stage's name, to text and a page."""
 
 import argparse
-import sys
+import difflib
 from collections.abc import Sequence
-from typing import NoReturn
-
-import fsspec
 
 from ray_pipeline import cli, pipeline, problems, reading, storage
 from ray_pipeline.artifact import MANIFEST, Artifact
@@ -15,11 +12,6 @@ from ray_pipeline.inspection.profile import profile
 from ray_pipeline.inspection.text import show
 
 
-def main(description: str) -> NoReturn:
-    """Run the job and exit; see `run`."""
-    sys.exit(run(description))
-
-
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns 0 for done, 1 for a problem of the user's. Wrong usage exits with 2."""
     options = _parser(description).parse_args(arguments)
@@ -27,18 +19,18 @@ def run(description: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(description)
     parser.add_argument("artifact", help="folder or s3:// url of an artifact, or a stage's name: its newest one")
     parser.add_argument("--html", metavar="PAGE", help="also write an HTML page: a file or s3:// url")
-    parser.add_argument("--examples", type=_count, default=5, help="rows to show (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows (%(default)s)")
+    parser.add_argument("--examples", type=_count, default=5, help="number of rows to show (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for choosing rows (%(default)s)")
     cli.add_common(parser)
     return parser
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) > 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1000")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 1000")
     return int(text)
 
 
@@ -53,6 +45,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _artifact(name: str, workdir: str) -> Artifact:
     is_stage = name in pipeline.STAGE_NAMES and not storage.exists(name)
+    near = difflib.get_close_matches(name, pipeline.STAGE_NAMES, n=1)
+    if near and not is_stage and not storage.list_files(name):
+        raise InputError(f"{name}: is no stage and no artifact's folder; did you mean {near[0]}?")
     return reading.finished(_newest(workdir, name) if is_stage else name.rstrip("/"))
 
 
@@ -63,9 +58,4 @@ def _newest(workdir: str, stage: str) -> str:
     manifests = [url for url in storage.list_files(folder) if storage.name(url) == MANIFEST and url.count("/") == depth]
     if not manifests:
         raise InputError(f"{folder}: holds no finished artifact; run jobs/{stage}.py first, or name another --workdir")
-    return max(manifests, key=_changed).removesuffix(f"/{MANIFEST}")
-
-
-def _changed(url: str) -> float:
-    fs, path = fsspec.core.url_to_fs(url)
-    return float(fs.modified(path).timestamp())
+    return max(manifests, key=storage.modified).removesuffix(f"/{MANIFEST}")

@@ -10,6 +10,7 @@ from ray_pipeline.report.svg import round_step
 
 MOST_BINS = 4096
 FINEST = 1e-4
+BARS = 24
 
 
 class Histogram:
@@ -49,12 +50,12 @@ class Histogram:
             wider[place // 10] += count
         self._bins = wider
 
-    def bars(self, most: int = 24) -> list[tuple[float, float, int]]:
-        """(from, to, values) of neighbouring bars of a round width, about `most` of them, empty ones included."""
+    def bars(self) -> list[tuple[float, float, int]]:
+        """(from, to, values) of neighbouring bars of a round width, about `BARS` of them, empty ones included."""
         if not self.rows:
             return []
         # A step of 1, 2 or 5 times a power of ten holds a whole number of bins, for theirs is a power of ten.
-        step = round_step(max((self.high - self.low) / most, self._width))
+        step = round_step(max((self.high - self.low) / BARS, self._width))
         ratio = max(1, round(step / self._width))
         merged: Counter[int] = Counter()
         for place, count in self._bins.items():

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ray_pipeline.inspection import text
 from ray_pipeline.inspection.histogram import Histogram
 from ray_pipeline.inspection.profile import Profile
@@ -12,7 +10,10 @@ from ray_pipeline.report import charts, render, svg
 
 def page(found: Profile) -> str:
     """The whole page; every text of the artifact is escaped."""
-    return _environment().get_template("page.html.j2").render(found=found, facts=text.facts(found))
+    environment = render.environment(Path(__file__).parent)
+    environment.globals.update(histogram=histogram, origins=charts.ORIGINS)
+    environment.filters.update(top=text.top, literal=text.literal)
+    return environment.get_template("page.html.j2").render(found=found, facts=text.facts(found))
 
 
 def histogram(found: Histogram, axis: str, label: str, colour: str = "origin-0") -> str:
@@ -29,24 +30,3 @@ def histogram(found: Histogram, axis: str, label: str, colour: str = "origin-0")
         title = f"{low:.4g} to {high:.4g}: {rows:,} rows"
         drawn += svg.tag("rect", title=title, height=round(bottom - y(rows), 1), class_=colour, **box) if rows else ""
     return svg.drawing(268, label, svg.y_axis(y, left, right, "rows"), svg.x_axis(x, bottom, bottom, axis), drawn)
-
-
-def _environment() -> Environment:
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader([here, here.parent / "report"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(charts=charts, histogram=histogram, origins=charts.ORIGINS)
-    environment.filters.update(
-        count=render.count,
-        share=render.share,
-        top=text.top,
-        literal=text.literal,
-        language=lambda code: render.LANGUAGES.get(code, code),
-        named_rows=lambda rows: [(render.LANGUAGES.get(name, name), *rest) for name, *rest in rows],
-    )
-    return environment

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ray_pipeline.duration import duration
 from ray_pipeline.inspection.histogram import Histogram
 from ray_pipeline.inspection.profile import Example, Profile, shortened
-from ray_pipeline.report.render import count, duration, money, share
+from ray_pipeline.report.render import count, money, share
 
 MOST_VALUES = 20
 """Values of one column that are listed; the rest is summed up."""

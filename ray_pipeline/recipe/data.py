@@ -1,10 +1,25 @@
 """Sections of the raw data: where it is, its languages, its parts."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ray_pipeline.recipe.section import Count, LanguageCode, Positive, Section, Share
+from ray_pipeline.text import LEVEL_SEPARATOR
+
+
+def _as_text(key: Any) -> str:
+    """A key that YAML may take for a number, in lower case; raises ValueError for what it takes for true or false."""
+    if isinstance(key, bool):
+        raise ValueError('YAML reads yes, no, on and off as true and false: write "yes"')
+    return str(key).strip().lower()
+
+
+Key = Annotated[str, BeforeValidator(_as_text)]
+
+
+SPLITS = ("train", "dev", "test")
+"""Of the raw files: the fields of `Data` that name them."""
 
 
 class Columns(Section):
@@ -34,6 +49,12 @@ class Data(Section):
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
     """`auto`: by the file's ending; `.txt` and `.json` are JSON Lines."""
     columns: Columns = Columns()
+    level_separator: str = Field(default=LEVEL_SEPARATOR, min_length=1)
+    """What joins the levels of a QC target, such as `" > "`. A comma counts without a space after it only: a level's
+    own name may hold ", ". What else is set is replaced by such a comma when the files are read."""
+    labels: dict[Key, Literal[0, 1]] = {}
+    """What graded or worded labels mean, such as `{E: 1, S: 1, C: 0, I: 0}`, in capitals or not; a label that it lacks
+    is refused. Empty: labels are 0 and 1, or false and true."""
     max_rejected_share: Share = 0.05
     """The run stops when a larger share of a split's rows is rejected."""
     rejected_prediction: Literal[0, 1] | None = None
@@ -50,12 +71,14 @@ class Sandbox(Section):
 
 
 class Languages(Section):
-    """Correction of language tags (paper, step 1)."""
+    """Correction of language tags."""
 
     candidates: list[LanguageCode] = Field(
         default=["en", "fr", "es", "ko", "pt", "ja", "de", "it", "pl", "ar", "th", "id", "vi"], min_length=1
     )
     """The languages that a query can be in; ISO 639-1."""
+    aliases: dict[Key, LanguageCode] = {}
+    """Tags of the data that are no language codes, such as a shop's locales, and their languages: `{us: en}`."""
     correct: bool = True
     """False: tags are only normalised (`vn` to `vi`)."""
     min_confidence: Share = 0.65

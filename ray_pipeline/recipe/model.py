@@ -15,16 +15,16 @@ class Prompt(Section):
     """What the model reads."""
 
     template: Literal["zero_shot", "four_steps"] = "zero_shot"
-    """`four_steps`: the instruction names translation, intent, match and judgement (2nd team); three times as long,
-    which costs little where what prompts begin with is computed once."""
+    """`four_steps`: the instruction names translation, intent, match and judgement (arXiv 2601.05259); three times as
+    long, which costs little where what prompts begin with is computed once."""
     language_tag: bool = False
     """The query follows its language's code: `[de] rote schuhe`."""
     level_markers: bool = False
-    """QC: `[L1] home [L2] kitchen` instead of the raw path (EAR-MP, DILAB)."""
+    """QC: `[L1] home [L2] kitchen` instead of the raw path (arXiv 2510.23018)."""
     pivot: bool = False
-    """The query is followed by ` - ` and its English translation (1st team)."""
+    """The query is followed by ` - ` and its English translation (arXiv 2510.25428)."""
     max_tokens: Positive = 128
-    """Longer prompts are cut: the target first, then the query; counted."""
+    """Longer prompts are cut: the target first, down to half of the room, then the query; counted."""
 
 
 class Lora(Section):
@@ -41,7 +41,7 @@ class Lora(Section):
 
 
 class Train(Section):
-    """LoRA fine-tuning of a classifier under Ray Train and DeepSpeed (paper, step 5)."""
+    """LoRA fine-tuning of a classifier under Ray Train and DeepSpeed."""
 
     model: str = "google/gemma-3-12b-it"
     """Hub name, local folder, or `sandbox://…`."""
@@ -85,6 +85,7 @@ class Train(Section):
 
     ZeRO-2 shares out the optimiser, ZeRO-3 the weights too, once they are loaded: the base has to fit one GPU all the
     same. With offload they rest in the CPU's memory. Gradients are whole on each GPU until a step ends.
+    ZeRO-0 is for float32 alone.
     """
     scheduler: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up."""
@@ -107,13 +108,14 @@ class Train(Section):
     deterministic: bool = False
     """Slower operations that give the same bits each time on the same GPU, where torch has one; else it warns."""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """Train so many adapters, each without one fold of the groups of the train part, and average their scores (1st
-    team). Each is stopped by its own fold's original rows; none of them looks at the tune part, from which threshold
-    and calibration of the averaged scores are learnt. Takes so many times as long. Null: one adapter, on all rows."""
+    """Train so many adapters, each without one fold of the groups of the train part, and average their scores
+    (arXiv 2510.25428). Each is stopped by its own fold's original rows; none of them looks at the tune part, from which
+    threshold and calibration of the averaged scores are learnt. Takes so many times as long. Null: one adapter, on all
+    rows."""
     start: str | None = None
-    """Begin with another adapter in place of an empty one (1st team): `QC` or `QI`, that of the other task's recipe in
-    the same command; or an adapter's folder or `s3://` prefix. Base, head and `lora` must agree, and so must the
-    splits, so that it has seen no query of this recipe's tune and holdout."""
+    """Begin with another adapter in place of an empty one (arXiv 2510.25428): `QC` or `QI`, that of the other task's
+    recipe in the same command; or an adapter's folder or `s3://` prefix. Base, head and `lora` must agree, and so must
+    the splits, so that it has seen no query of this recipe's tune and holdout."""
     joint: bool = False
     """Learn from the train part of the other task's recipe in the same command, too; the instruction, which names the
     task, tells the rows apart. Everything is still chosen and judged by this task's own rows. Base and splits must
@@ -133,6 +135,11 @@ class Train(Section):
                 f"train.precision {self.precision} does not work with train.deepspeed {self.deepspeed}: take zero2, or "
                 "bfloat16"
             )
+        if self.deepspeed == "zero0" and self.precision != "float32":
+            raise ValueError(
+                "train.deepspeed zero0 is for train.precision float32: in 16 bits its optimiser begins with a step on "
+                "no gradient; take zero2"
+            )
         if self.lora.dora and self.deepspeed.startswith("zero3"):
             raise ValueError(
                 f"train.lora.dora does not work with train.deepspeed {self.deepspeed}, which puts away the weights that"
@@ -150,6 +157,16 @@ class Train(Section):
     def quantised(self) -> bool:
         """Whether bitsandbytes holds the base."""
         return self.precision in ("int8", "nf4")
+
+    @property
+    def without_effect(self) -> set[str]:
+        """Fields that change the result by rounding alone: a training that lacked memory goes on with other values.
+
+        Dropout draws its masks pass by pass, so with it passes are part of the result.
+        """
+        if self.lora.dropout == 0:
+            return {"micro_batch_rows", "micro_batch_tokens", "share_prefix", "gradient_checkpointing"}
+        return set() if self.share_prefix else {"gradient_checkpointing"}
 
     @property
     def zero_stage(self) -> int:

@@ -8,8 +8,13 @@ from ray_pipeline.recipe.data import Data, Languages, Sandbox, Split
 from ray_pipeline.recipe.model import Evaluate, Prompt, Score, Train
 from ray_pipeline.recipe.runtime import Runtime, Storage
 from ray_pipeline.recipe.section import Section
+from ray_pipeline.recipe.spelling import Spelling
 from ray_pipeline.recipe.training_set import Dedupe, Embed, Mix, Negatives, SelfValidation
 from ray_pipeline.recipe.translation import Audit, Gemini, Translate
+from ray_pipeline.text import LEVEL_SEPARATOR
+
+TARGET_COLUMNS = {"QC": "category_path", "QI": "item_title"}
+"""The competition's, by task."""
 
 
 class Compare(Section):
@@ -87,7 +92,13 @@ class Recipe(Section):
     @property
     def target_column(self) -> str:
         """The raw files' column that holds the target."""
-        return self.data.columns.target or {"QC": "category_path", "QI": "item_title"}[self.task]
+        return self.data.columns.target or TARGET_COLUMNS[self.task]
+
+    @property
+    def spelling(self) -> Spelling:
+        """How the raw files write levels and languages."""
+        separator = self.data.level_separator if self.task == "QC" else LEVEL_SEPARATOR
+        return Spelling(level_separator=separator, aliases=self.languages.aliases)
 
     @property
     def raw_columns(self) -> frozenset[str]:

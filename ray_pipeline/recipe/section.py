@@ -1,12 +1,11 @@
 """What the sections of a recipe share: their base, and the kinds of values."""
 
-import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ray_pipeline.text import ISO_639_1, LANGUAGE_ALIASES
+from ray_pipeline.text import LANGUAGE_ALIASES, is_language_code
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
@@ -20,8 +19,10 @@ def _language(code: Any) -> str:
         raise ValueError('YAML reads no as false: write "no"')
     if isinstance(code, str) and code in LANGUAGE_ALIASES:
         raise ValueError(f"{code!r} is not that language's ISO 639-1 code: write {LANGUAGE_ALIASES[code]}")
-    if not isinstance(code, str) or not (code in ISO_639_1 or re.fullmatch("[a-z]{3}", code)):
-        raise ValueError(f"{code!r} is no ISO 639-1 code: write such as de or ja")
+    if not isinstance(code, str) or not is_language_code(code):
+        raise ValueError(
+            f"{code!r} is no ISO 639-1 code: write such as de or ja; languages.aliases maps other tags of the data"
+        )
     return code
 
 

@@ -43,7 +43,7 @@ class Embed(Section):
 
 
 class Negatives(Section):
-    """Negatives mined by cosine similarity to the positive target (paper, step 4), or to the query.
+    """Negatives mined by cosine similarity to the positive target, or to the query.
 
     A target that the same normalised query stands with anywhere, be it in dev or test, or in a row that `split` or
     `dedupe` left out, is never its negative; labels are not looked at.
@@ -88,8 +88,9 @@ class Negatives(Section):
     index_recall: OpenShare = 0.99
     """What an approximation is set to reach on a sample of the corpus: the share of the true neighbours."""
     corpus_rows_at_once: Positive | None = None
-    """A worker holds no more vectors than this and reads them again for each of its shards; null: it holds all, and
-    without GPUs there are no more workers than the nodes' memory has room for.
+    """A worker holds no more vectors than this and reads all of them again for each shard of pairs, twice for each kind
+    that is mined: a hundred GB of vectors and a thousand shards make 200 TB. Larger `runtime.shard_rows`, fewer shards.
+    Null: it holds all. Either way a node has no more workers than there is memory for.
 
     Changes memory and time, not what is found.
     """

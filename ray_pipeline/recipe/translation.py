@@ -114,7 +114,7 @@ class LocalTranslator(Section):
 
 
 class Translate(Section):
-    """Translation augmentation (paper, step 2) and the English pivot (1st team)."""
+    """Translation augmentation and the English pivot (arXiv 2510.25428)."""
 
     languages: list[LanguageCode] = []
     """Languages to translate training queries into; empty: no augmentation."""
@@ -128,6 +128,8 @@ class Translate(Section):
     """`local`: the model of `local`; no query leaves the workers."""
     local: LocalTranslator | None = None
     """Needed by translator local."""
+    max_rejected_share: Share = 0.2
+    """More requests without a translation stop the stage; they are asked about again by the same command."""
     seed: int = 0
 
     @model_validator(mode="after")

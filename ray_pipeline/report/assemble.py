@@ -4,27 +4,26 @@ import datetime
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ray_pipeline import artifact, comparison, evaluate
+from ray_pipeline import artifact, comparison, evaluate, reading
 from ray_pipeline import recipe as recipes
 from ray_pipeline.annotation.people import people
 from ray_pipeline.annotation.sampling import ACCEPTED
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.figures import Comparison, Difference, Estimate
 from ray_pipeline.findings import findings
 from ray_pipeline.prompt import SHOWN, Prompt
-from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.data import (
-    Comparison,
     Contradicted,
     DataAccount,
-    Difference,
-    Estimate,
     Report,
     StageCost,
     TaskReport,
@@ -32,31 +31,12 @@ from ray_pipeline.report.data import (
     distinct,
     labels,
 )
+from ray_pipeline.stage import Finished
 
 EXAMPLES_PER_VERDICT = 2
 MOST_EXAMPLES = 40
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One recipe's run: its artifacts by stage name, and those that were there before."""
-
-    recipe: Recipe
-    artifacts: Mapping[str, Artifact]
-    reused: frozenset[str]
-    others: Sequence["Finished"] = ()
-    """What its training has taken of the other task's recipe, with all that this was made from."""
-
-    @property
-    def taken(self) -> list[Artifact]:
-        """The artifacts that only `others` have, each once."""
-        known = {item.url for item in self.artifacts.values()}
-        return list({item.url: item for one in self.others for item in one.made if item.url not in known}.values())
-
-    @property
-    def made(self) -> list[Artifact]:
-        """All that this run rests on, each once."""
-        return [*self.artifacts.values(), *self.taken]
+KIND = ["target_language", "verdict"]
+"""By what examples of translations are told apart."""
 
 
 def task_report(run: Finished, other: Finished | None) -> TaskReport:
@@ -185,9 +165,11 @@ def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, di
     for table in audit.tables(["target_language"]):
         accepted.update(table.column("target_language").to_pylist())
     refused: dict[str, Counter[str]] = {}
-    for table in filter(None, (translate.rejected(), audit.rejected())):
-        for row in table.select(["target_language", "reason"]).to_pylist():
-            refused.setdefault(row["target_language"], Counter())[row["reason"]] += 1
+    columns = ["target_language", "reason"]
+    for url in [*reading.rejected_files(translate), *reading.rejected_files(audit)]:
+        for piece in reading.slices(url, columns):
+            for row in piece.table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+                refused.setdefault(row["target_language"], Counter())[row["reason"]] += row["count_all"]
     languages = sorted(set(accepted) | set(refused))
     reasons = {language: dict(refused.get(language, {})) for language in languages}
     return [(one, accepted[one] + sum(reasons[one].values()), accepted[one], reasons[one]) for one in languages]
@@ -195,41 +177,48 @@ def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, di
 
 def _audit_quality(languages: Sequence[str], audited: Artifact) -> list[TranslationQuality]:
     """By target language: what was found beyond the rules, of accepted and refused translations alike."""
+    sums = {language: Counter[str]() for language in languages}
+    kinds = {(language, name): Counter[str]() for language in languages for name in ("failed", "verdict")}
     columns = ["target_language", "similarity", "back_similarity", "verdict", "mended", "failed"]
-    found: dict[str, dict[str, list[Any]]] = {language: {name: [] for name in columns[1:]} for language in languages}
-    rejected = audited.rejected()
-    for table in [*audited.tables(columns), *([rejected.select(columns)] if rejected is not None else [])]:
-        for row in table.to_pylist():
-            for name in columns[1:]:
-                if row[name] is not None:
-                    found[row["target_language"]][name].append(row[name])
+    for table in _audited(audited, columns, columns):
+        figures = [("similarity", "sum"), ("back_similarity", "sum")]
+        figures += [(name, "count") for name in ("similarity", "back_similarity", "mended")]
+        for row in table.group_by("target_language").aggregate(figures).to_pylist():
+            language = row.pop("target_language")
+            sums[language].update({name: value or 0 for name, value in row.items()})
+        for name in ("failed", "verdict"):
+            known = table.filter(pc.is_valid(table.column(name)))
+            for row in known.group_by(["target_language", name]).aggregate([([], "count_all")]).to_pylist():
+                kinds[row["target_language"], name][row[name]] += row["count_all"]
     return [
         TranslationQuality(
-            language, _mean(values["similarity"]), len(values["mended"]), dict(Counter(values["failed"])),
-            _mean(values["back_similarity"]), len(values["back_similarity"]), dict(Counter(values["verdict"])),
+            language, _mean(one, "similarity"), one["mended_count"], dict(kinds[language, "failed"]),
+            _mean(one, "back_similarity"), one["back_similarity_count"], dict(kinds[language, "verdict"]),
         )
-        for language, values in found.items()
+        for language, one in sums.items()
     ]  # fmt: skip
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(sums: Mapping[str, float], name: str) -> float | None:
+    rows = sums[f"{name}_count"]
+    return sums[f"{name}_sum"] / rows if rows else None
+
+
+def _audited(audited: Artifact, columns: list[str], of_refused: list[str]) -> Iterator[pa.Table]:
+    """Translations a shard at a time, and then those refused, a slice at a time."""
+    yield from audited.tables(columns)
+    for url in reading.rejected_files(audited):
+        yield from (piece.table for piece in reading.slices(url, of_refused))
 
 
 def _audit_examples(audit: Artifact) -> list[dict[str, str]]:
     """A few translations of each verdict and language, the first by their id; of too many kinds, one of each."""
     names = ["translation_id", "source_language", "target_language", "text", "translation"]
-    rejected = audit.rejected()
-    tables = [
-        table.append_column("detail", pa.nulls(len(table), pa.string())) for table in audit.tables([*names, "failed"])
-    ]
-    tables += [] if rejected is None else [rejected.select([*names, "reason", "detail"])]
     taken: dict[tuple[bool, str, str], list[dict[str, Any]]] = {}
-    for table in tables:
-        for row in table.to_pylist():
-            verdict = row.get("reason") or row.get("failed") or ACCEPTED
-            members = taken.setdefault((verdict == ACCEPTED, row["target_language"], verdict), [])
-            members.append(row | {"verdict": verdict, "source": row["text"]})
+    for table in _audited(audit, [*names, "failed"], [*names, "reason", "detail"]):
+        for row in _first_of_each(table):
+            members = taken.setdefault((row["verdict"] == ACCEPTED, row["target_language"], row["verdict"]), [])
+            members.append({"detail": None} | row | {"source": row["text"]})
             members.sort(key=lambda row: row["translation_id"])
             del members[EXAMPLES_PER_VERDICT:]
     shown = ("source_language", "target_language", "source", "translation", "verdict", "detail")
@@ -237,6 +226,22 @@ def _audit_examples(audit: Artifact) -> list[dict[str, str]]:
     chosen = sorted(turns, key=lambda turn: turn[:3])[:MOST_EXAMPLES]
     chosen.sort(key=lambda turn: (turn[2], turn[0]))
     return [{name: row[name] or "" for name in shown} for *_, row in chosen]
+
+
+def _first_of_each(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of lowest id of each language and verdict, which becomes a column."""
+    verdict = pc.fill_null(table.column("reason" if "reason" in table.column_names else "failed"), ACCEPTED)
+    table = table.append_column("verdict", verdict)
+    table = table.take(pc.sort_indices(table, [(name, "ascending") for name in (*KIND, "translation_id")]))
+    rows = table.select(KIND).group_by(KIND, use_threads=False).aggregate([([], "count_all")])  # in the table's order
+    counts = rows.column("count_all").to_numpy()
+    starts = np.cumsum(counts) - counts
+    places = [
+        start + place
+        for start, count in zip(starts, counts, strict=True)
+        for place in range(min(count, EXAMPLES_PER_VERDICT))
+    ]
+    return list(table.take(pa.array(places, pa.int64())).to_pylist())
 
 
 def _costs(run: Finished, other: Finished | None) -> list[StageCost]:
@@ -270,24 +275,25 @@ def _cut_prompts(encoded: Artifact) -> tuple[int, int]:
     return encoded.manifest.extra["truncated"], encoded.manifest.rows_out
 
 
-def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str]) -> Report:
+def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str | None]) -> Report:
     """The whole report."""
     return Report(
         title="Search relevance: " + " and ".join(f"{task.task} ({task.recipe_name})" for task in tasks),
-        created=_now(),
+        created=now(),
         average_f1=_average_f1(tasks) if len(tasks) > 1 else None,
         tasks=list(tasks),
         versions=artifact.versions(),
         command=command,
-        notice=" ".join(dict.fromkeys(notices)) or None,
+        notice=" ".join(dict.fromkeys(filter(None, notices))) or None,
     )
 
 
-def metrics_json(tasks: Sequence[TaskReport]) -> str:
-    """The figures that scripts rely on, as JSON; a figure that cannot be known is null."""
+def metrics_json(tasks: Sequence[TaskReport], notice: str | None = None, workdir: str | None = None) -> str:
+    """The figures that scripts rely on, as JSON, and where the run's artifacts are; what cannot be known is null."""
     found = {label: _task_metrics(task) for label, task in zip(labels(tasks), tasks, strict=True)}
     average = _average_f1(tasks)
-    return json.dumps({"tasks": found, "average_f1": average and _number(average), "created": _now()}, indent=1)
+    figures = {"tasks": found, "average_f1": average and _number(average), "created": now()}
+    return json.dumps(figures | {"notice": notice, "workdir": workdir}, indent=1)
 
 
 def _average_f1(tasks: Sequence[TaskReport]) -> float | None:
@@ -295,7 +301,8 @@ def _average_f1(tasks: Sequence[TaskReport]) -> float | None:
     return fmean(task.headline.f1.value for task in tasks) if distinct(tasks) else None
 
 
-def _now() -> str:
+def now() -> str:
+    """The moment, as ISO 8601 in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from ray_pipeline.report.data import Difference, Estimate, Slice
+from ray_pipeline.figures import Difference, Estimate, Slice
 from ray_pipeline.report.svg import (
     WIDTH,
     Scale,

@@ -1,64 +1,10 @@
-"""What a report shows: plain values, made by `evaluate` and `pipeline`, drawn by `render`."""
+"""What a report shows: plain values, put together by `assemble`, drawn by `render`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ray_pipeline.decision import Decision
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % bootstrap interval; the bounds are NaN where rows are too few to say."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Quality on some of the held-out rows, e.g. one language."""
-
-    name: str
-    rows: int
-    positives: int
-    f1: Estimate
-    precision: Estimate
-    recall: Estimate
-    seen: bool = True
-    """False where training has next to no original row of this language (withheld by the recipe)."""
-    scalars: dict[str, Estimate] = field(default_factory=dict)
-    """auroc, pr_auc, log_loss, ece; empty where they were not asked for."""
-    queries: int | None = None
-    """Groups of rows that hang together, from which intervals resample; null: not known."""
-
-    @property
-    def one_class(self) -> bool:
-        """Whether all its rows are relevant, or none is: its F1 then says little of the model."""
-        return self.rows > 0 and self.positives in (0, self.rows)
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """Quality by something other than language, e.g. the length of the query."""
-
-    name: str
-    slices: list[Slice]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What a choice that was made on tune is worth on holdout, paired."""
-
-    choice: str
-    """E.g. `the task’s threshold in place of 0.5`."""
-    figure: str
-    """f1, log_loss or ece."""
-    before: float
-    after: float
-    difference: Estimate
-    """After minus before; for log_loss and ece less is better."""
+from ray_pipeline.figures import Breakdown, Comparison, Estimate, Gain, People, Slice
 
 
 @dataclass(frozen=True)
@@ -69,55 +15,6 @@ class Finding:
     """`good`, `note` or `warning`."""
     title: str
     text: str
-
-
-@dataclass(frozen=True)
-class Difference:
-    """This run minus its comparison on the same rows: paired, resampled by query."""
-
-    name: str
-    rows: int
-    f1: Estimate
-    precision: Estimate
-    recall: Estimate
-    gained: int = 0
-    """Rows that only this run answers rightly."""
-    lost: int = 0
-    """Rows that only the comparison answers rightly."""
-    p_value: float = math.nan
-    """Of McNemar's exact test that both are right equally often; it takes rows as independent."""
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A row on which the two runs answer differently."""
-
-    language: str
-    query: str
-    query_en: str | None
-    target: str
-    label: int
-    here: float
-    """This run's probability."""
-    there: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the recipe's `compare` run (e.g. the same without translation) shows."""
-
-    name: str
-    differences: list[Difference]
-    training_rows: int
-    """Training rows of the comparison."""
-    own_training_rows: int | None = None
-    """Training rows of this run; null: not known."""
-    gained: list[Changed] = field(default_factory=list)
-    """Examples of rows that only this run answers rightly, those whose probability moved most first."""
-    lost: list[Changed] = field(default_factory=list)
-    """Examples of rows that only the comparison answers rightly."""
-    joint_rows: int = 0
-    """Rows of the other task that the comparison was trained on beside its own."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +35,9 @@ class StageCost:
     reasons: dict[str, int] = field(default_factory=dict)
     """Why rows were rejected, with counts."""
     unexpected_versions: list[str] = field(default_factory=list)
-    compared: str = ""
-    """Name of the run of `compare` that alone needed it."""
     """What the server says it answered with, where that is not the recipe's model."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How many of some rows, with the 95 % Wilson interval of their share; the bounds are NaN where there are none."""
-
-    yes: int
-    rows: int
-    low: float
-    high: float
+    compared: str = ""
+    """For whom else it ran: the comparison's name, or `for <task>`; empty for the run itself."""
 
 
 @dataclass(frozen=True)
@@ -169,40 +56,6 @@ class TranslationQuality:
     back_translated: int
     verdicts: dict[str, int]
     """Rows by the judge's verdict."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Two who answered the same question on the same rows."""
-
-    first: str
-    second: str
-    question: str
-    rows: int
-    share: float
-    """Of the rows on which both say the same."""
-    kappa: float | None
-    """Cohen's; None where all answers are alike, or there are none."""
-
-
-@dataclass(frozen=True)
-class People:
-    """What people say of a sample of the translations; a tie between them counts as no."""
-
-    annotators: list[str]
-    rows: int
-    """Rows that at least one of them has judged."""
-    meaning_kept: dict[str, Rate]
-    """By target language, of the translations that the checks accept."""
-    label_holds: dict[str, Rate]
-    agreements: list[Agreement]
-    """Between annotators, and of their majority with the checks and the judge."""
-    precision: float
-    """Of the translations that the checks refuse, the share whose meaning people call lost; NaN without any."""
-    recall: float
-    """Of the translations whose meaning people call lost, the share that the checks refuse; NaN without any."""
-    checks: dict[str, Rate]
-    """By check: of the rows that it refused, those whose meaning people call lost."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class RunFigures:
     tasks: dict[str, TaskFigures]
     average_f1: float | None
     created: str | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ray_pipeline.duration import duration
+from ray_pipeline.figures import Estimate, Rate, Slice
+from ray_pipeline.language_names import language
 from ray_pipeline.metrics import MIN_GROUPS
 from ray_pipeline.report import charts
-from ray_pipeline.report.data import Estimate, Finding, Rate, Report, Slice, StageCost, TaskReport, labels
+from ray_pipeline.report.data import Finding, Report, StageCost, TaskReport, labels
 
 TASKS = {"QC": "query – category path", "QI": "query – item title"}
 LEVELS = ("warning", "note", "good")
-LANGUAGES = {
-    "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "id": "Indonesian",
-    "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese",
-    "ru": "Russian", "th": "Thai", "tr": "Turkish", "und": "undetermined", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
 SCALARS = {"auroc": "AUROC", "pr_auc": "PR-AUC", "log_loss": "Log loss", "ece": "Expected calibration error"}
 ABSENT = "–"
 
@@ -80,10 +78,10 @@ def _sorted_findings(tasks: Sequence[TaskReport]) -> list[tuple[str, Finding]]:
     return sorted(found, key=lambda pair: LEVELS.index(pair[1].level))
 
 
-def environment() -> Environment:
-    """Where the pages' templates find each other, and how figures are worded."""
+def environment(*folders: Path) -> Environment:
+    """Where the pages' templates find each other, some in other folders, and how figures are worded."""
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -103,9 +101,9 @@ def environment() -> Environment:
         decimal=decimal,
         duration=duration,
         money=money,
-        language=lambda code: LANGUAGES.get(code, code),
-        named=lambda parts: [replace(part, name=LANGUAGES.get(part.name, part.name)) for part in parts],
-        named_rows=lambda rows: [(LANGUAGES.get(name, name), *rest) for name, *rest in rows],
+        language=language,
+        named=lambda parts: [replace(part, name=language(part.name)) for part in parts],
+        named_rows=lambda rows: [(language(name), *rest) for name, *rest in rows],
         scalar=lambda name: SCALARS.get(name, name),
         column=lambda words: (words, "n"),
         seed_column=lambda seed: (f"Seed {seed}", "n"),
@@ -163,7 +161,7 @@ def verdict(difference: Estimate, less: bool = False) -> tuple[str, str]:
         return "gain", "better"
     if difference.high < 0:
         return "loss", "worse"
-    return "unclear", "no difference that the rows can show"
+    return "unclear", "no significant difference"
 
 
 def count(value: int) -> str:
@@ -194,14 +192,6 @@ def wilson(rate: Rate) -> str:
 def decimal(value: float | None) -> str:
     """A figure between 0 and 1, to two decimals; a dash where it is not known."""
     return ABSENT if value is None else f"{value:.2f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def money(usd: float | None) -> str:

@@ -7,7 +7,8 @@ from html import escape
 
 WIDTH = 520
 """Drawing units across; the page scales a chart to its column."""
-LEGEND_ROW = 20
+LEGEND_TOP, LEGEND_ROW = 14, 20
+TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Scale:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
-    def ticks(self, count: int = 5) -> list[float]:
-        """Round values inside the range, about `count` of them."""
-        step = round_step((self.high - self.low) / count)
+    def ticks(self) -> list[float]:
+        """Round values inside the range, about `TICKS` of them."""
+        step = round_step((self.high - self.low) / TICKS)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(index * step, 10) for index in range(first, last + 1)]
 
@@ -43,7 +44,7 @@ def fitted(values: Iterable[float], start: float, end: float, *, within: tuple[f
     low, high = min(shown), max(shown)
     if high - low < 1e-9:
         low, high = low - 0.05, high + 0.05
-    step = round_step((high - low) / 5)
+    step = round_step((high - low) / TICKS)
     low, high = (math.floor(low / step) - 0.5) * step, (math.ceil(high / step) + 0.5) * step
     return Scale(max(low, within[0]), min(high, within[1]), start, end)
 
@@ -88,18 +89,18 @@ def number(value: float, step: float = 1.0) -> str:
     return f"{value:.{max(0, -math.floor(math.log10(step)))}f}".replace("-", "−")
 
 
-def x_axis(x: Scale, top: float, bottom: float, label: str, count: int = 5) -> str:
+def x_axis(x: Scale, top: float, bottom: float, label: str) -> str:
     """Grid lines, tick labels and a title for the horizontal axis."""
-    ticks = x.ticks(count)
+    ticks = x.ticks()
     step = ticks[1] - ticks[0] if len(ticks) > 1 else x.high - x.low
     grid = "".join(line(x(tick), top, x(tick), bottom, "grid") for tick in ticks)
     labels = "".join(text(x(tick), bottom + 18, number(tick, step), class_="tick") for tick in ticks)
     return grid + labels + text((x.start + x.end) / 2, bottom + 40, label, class_="axis")
 
 
-def y_axis(y: Scale, left: float, right: float, label: str, count: int = 5) -> str:
+def y_axis(y: Scale, left: float, right: float, label: str) -> str:
     """Grid lines, tick labels and a title for the vertical axis."""
-    ticks = y.ticks(count)
+    ticks = y.ticks()
     step = ticks[1] - ticks[0] if len(ticks) > 1 else y.high - y.low
     grid = "".join(line(left, y(tick), right, y(tick), "grid") for tick in ticks)
     labels = "".join(text(left - 8, y(tick) + 4, number(tick, step), "end", class_="tick") for tick in ticks)
@@ -107,12 +108,13 @@ def y_axis(y: Scale, left: float, right: float, label: str, count: int = 5) -> s
     return grid + labels + text(left, y.end - 14, label, "start", class_="axis")
 
 
-def legend(entries: Sequence[tuple[str, str, str]], y: float = 14) -> str:
+def legend(entries: Sequence[tuple[str, str, str]]) -> str:
     """Rows of (shape, class, words); shapes are `circle`, `diamond`, `line`, `tick` and `box`."""
     drawn = []
     for (shape, class_, words), (x, below) in zip(entries, _legend_places(entries), strict=True):
-        sample = _sample(shape, x + 6, y + below, class_)
-        drawn.append(sample + text(x + 20, y + below + 4, words, "start", class_="legend"))
+        y = LEGEND_TOP + below
+        sample = _sample(shape, x + 6, y, class_)
+        drawn.append(sample + text(x + 20, y + 4, words, "start", class_="legend"))
     return "".join(drawn)
 
 

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.errors import InputError
 from ray_pipeline.sandbox.terms import UNSPACED, Match, Terms, normal
+from ray_pipeline.text import UNDETERMINED, language_code
 
-UNDETERMINED = "und"
 _LEXICON = Path(__file__).parent / "lexicon"
 _LEXICON_FILES = ("nouns.tsv", "modifiers.tsv", "words.tsv")
-_ALIASES = {"vn": "vi"}
 # First and last character of each script that (nearly) names its language; kana decides before Han.
 _SCRIPTS = {
     "ja": (("\u3041", "\u30ff"),),
@@ -63,7 +62,7 @@ class Dictionary:
     def translate(self, text: str, source: str | None, target: str) -> str:
         """Replace each known term by the target's; a source that is absent or matches nothing is detected."""
         text = normal(text)
-        target = code(target)
+        target = language_code(target)
         terms, matches = self._found(text, source)
         if not terms or terms.language == target:
             return text
@@ -75,7 +74,7 @@ class Dictionary:
         A text without a known term becomes that other term.
         """
         text = normal(text)
-        target = code(target)
+        target = language_code(target)
         _, matches = self._found(text, source)
         wrong = max(matches, key=lambda match: match.end - match.start, default=Match(0, len(text), -1))
         right = self._concepts[wrong.concept].get(target) if wrong.concept >= 0 else text
@@ -91,7 +90,7 @@ class Dictionary:
     def detect(self, text: str, among: Collection[str] | None = None) -> str:
         """The language (of `among`) whose terms cover most of the text, or "und" if none or several do so."""
         text = normal(text)
-        allowed = set(self._terms) if among is None else {code(language) for language in among}
+        allowed = set(self._terms) if among is None else {language_code(language) for language in among}
         script = _script(text)
         if script and script != "zh":  # Han alone may be Chinese or Japanese: the terms decide
             return script if script in allowed else UNDETERMINED
@@ -102,7 +101,7 @@ class Dictionary:
 
     def _found(self, text: str, language: str | None) -> tuple[Terms | None, list[Match]]:
         """The terms of the language, or of the likeliest one if that has none in the text, and where they stand."""
-        terms = self._terms.get(code(language)) if language else None
+        terms = self._terms.get(language_code(language)) if language else None
         matches = terms.find(text) if terms else []
         return (terms, matches) if matches else self._best(text)
 
@@ -135,12 +134,6 @@ class Dictionary:
         pieces.append(text[at:])
         # Terms out of a script without spaces would run together.
         return " ".join(" ".join(pieces).split()) if spaced and _glued(text, matches) else "".join(pieces)
-
-
-def code(language: str) -> str:
-    """The plain lower-case language code: `pt-BR` is `pt`, and `vn` is `vi`."""
-    plain = language.lower().split("-")[0]
-    return _ALIASES.get(plain, plain)
 
 
 def _glued(text: str, matches: list[Match]) -> bool:
@@ -199,4 +192,5 @@ def _levels(row: dict[str, Any], path: Path) -> Iterator[dict[str, str]]:
 
 def _concept(cells: Mapping[str, str]) -> dict[str, str]:
     """The terms of one concept, without empty cells and columns that are no two-letter language code."""
-    return {code(name): term.strip() for name, term in cells.items() if len(name) == 2 and term and term.strip()}
+    terms = {language_code(name): (term or "").strip() for name, term in cells.items() if len(name) == 2}
+    return {language: term for language, term in terms.items() if term}

@@ -5,12 +5,12 @@ It is read from the tab-separated files beside this module, in the folder `lexic
 
 import csv
 import functools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_pipeline.errors import InputError
+from ray_pipeline.text import levels
 
 LANGUAGES = ("en", "fr", "es", "ko", "pt", "ja", "de", "it", "pl", "ar", "th", "id", "vi")
 """ISO 639-1 codes in the order of the files' columns."""
@@ -19,7 +19,6 @@ Terms = dict[str, tuple[str, ...]]
 """Language → the term that a dictionary knows, then its synonyms; all lower case."""
 
 _FOLDER = Path(__file__).parent / "lexicon"
-_LEVEL_BREAK = re.compile(r",(?! )")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Lexicon:
 
 def split_path(path: str) -> tuple[str, ...]:
     """Split a category path into its levels; a comma followed by a space belongs to a level's name."""
-    return tuple(_LEVEL_BREAK.split(path))
+    return tuple(levels(path))
 
 
 @functools.cache

@@ -28,6 +28,7 @@ VOCABULARY = 5000
 HIDDEN = 128
 SPECIAL = ("<pad>", "<eos>", "<bos>")
 _WORDS = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+")  # marks too: Thai vowels stay in their word
+EMBEDDER_RATE = 0.02
 _TEMPERATURE = 0.1
 _EMBEDDING_SPREAD = 0.03
 """Standard deviation of the reader's first vectors, about that of an untrained model."""
@@ -51,14 +52,14 @@ def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedT
 
 
 def embed(
-    vectors: torch.Tensor, words: Any, corpus: Corpus, steps: int, rows: int, before: str = "", rate: float = 0.02
+    vectors: torch.Tensor, words: Any, corpus: Corpus, steps: int, rows: int, before: str = ""
 ) -> Iterator[float]:
     """Train the tokens' vectors `[v, h]` in place by contrast, a text being their mean; yields each step's loss.
 
     `before` is put before each text: in the midst of a line words have other tokens than at its start.
     """
     bag = torch.nn.EmbeddingBag.from_pretrained(vectors, freeze=False)  # shares the memory
-    optimiser = torch.optim.Adam(bag.parameters(), lr=rate)
+    optimiser = torch.optim.Adam(bag.parameters(), lr=EMBEDDER_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=steps)
     for _ in range(steps):
         left, right = [

@@ -6,13 +6,26 @@ from pathlib import Path
 
 from ray_pipeline import storage
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import SPLITS, Recipe
 from ray_pipeline.text import stable_id
 
 SCHEME = "sandbox://"
 SHOP = "sandbox://shop/"
 SHOP_VERSION = "1"
 """Raised when the generator writes other rows for the same spec."""
+
+
+def notice(recipe: Recipe) -> str | None:
+    """What a report says of the stand-ins that a recipe names; null where it names none."""
+    models = {"gemini.base_url": recipe.gemini.base_url, "train.model": recipe.train.model}
+    models |= {"embed.model": recipe.embed.model}
+    named = [field for field, value in models.items() if (value or "").startswith(SCHEME)]
+    if not named:
+        return None
+    return (
+        f"The sandbox stood in for {', '.join(named)}: figures, verdicts and dollars that depend on it show that the "
+        "parts work together, and nothing else."
+    )
 
 
 def with_shop(recipe: Recipe, workdir: str) -> Recipe:
@@ -24,7 +37,7 @@ def with_shop(recipe: Recipe, workdir: str) -> Recipe:
     if wrong:
         raise RecipeError(f"data: {wrong[0]} is not known; the sample shop's files are {SHOP}train_QC.txt and so on")
     folder = _write_shop(recipe, workdir)
-    paths = {name: [_placed(path, folder) for path in getattr(recipe.data, name)] for name in ("train", "dev", "test")}
+    paths = {name: [_placed(path, folder) for path in getattr(recipe.data, name)] for name in SPLITS}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ray_pipeline.recipe import TARGET_COLUMNS
 from ray_pipeline.sandbox import lexicon
 from ray_pipeline.sandbox.lexicon import Modifier, Noun, split_path
 
@@ -130,13 +131,6 @@ def is_relevant_path(noun: Noun, path: str) -> bool:
     return noun.levels[: len(levels)] == levels and (len(levels) >= 2 or path == noun.path)
 
 
-def is_relevant_item(query: Query, item: Item) -> bool:
-    """QI's rule: the same kind of product, and no colour or audience other than the one asked for."""
-    offered = {modifier.kind: modifier for modifier in item.modifiers}
-    asked = [modifier for modifier in query.modifiers if modifier.kind in _CLASHING_KINDS]
-    return item.noun == query.noun and all(offered.get(one.kind, one) == one for one in asked)
-
-
 def rows(spec: ShopSpec, task: Task, split: Split) -> Iterator[dict[str, object]]:
     """Make the rows of one file in order, one at a time in constant memory."""
     return (row(spec, task, split, index) for index in range(spec.size(split)))
@@ -150,7 +144,7 @@ def row(spec: ShopSpec, task: Task, split: Split, index: int) -> dict[str, objec
         "task": task,
         "language": _RAW_TAGS.get(made.query.tag, made.query.tag),
         "origin_query": made.query.text,
-        "category_path" if task == "QC" else "item_title": made.target,
+        TARGET_COLUMNS[task]: made.target,
     }
     if split == "train":
         as_string = _random(spec, task, split, index, "label type").random() < _LABEL_AS_STRING

@@ -1,11 +1,12 @@
 """The command line of the validation job: recipes, or a run's output folder, to a table of invariants."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -14,6 +15,7 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.inspection.text import aligned
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.report.index import METRICS
 from ray_pipeline.validation import across, files, kept, rows, submitted
 from ray_pipeline.validation.check import FAILED, Check, Checks
 from ray_pipeline.validation.files import Table
@@ -22,41 +24,47 @@ REPORT = "report.html"
 RECIPE_TITLE = "Recipe "
 
 
-def main(description: str) -> NoReturn:
-    """Run the job and exit; see `run`."""
-    sys.exit(run(description))
-
-
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns 0 if all invariants hold, else 1. Wrong usage exits with 2."""
-    options = _parser(description).parse_intermixed_args(arguments)
+    parser = _parser(description)
+    options = parser.parse_intermixed_args(arguments)
+    cli.expect_recipe(parser, options.items)
     return problems.exit_code(lambda: _validate(options), options.debug)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.command_line(description)
     parser.add_argument(
         "items", nargs="+", metavar="RUN|RECIPE|key=value", help="a run's output folder, or its recipe files and values"
     )
-    cli.add_common(parser)
+    cli.add_common(parser, workdir=None)
     return parser
 
 
 def _validate(options: argparse.Namespace) -> int:
     output = _output(options.items)
     if output is None:
-        chosen, workdir = cli.recipes(options.items, options.workdir)
+        chosen, workdir = cli.recipes(options.items, options.workdir or cli.WORKDIR)
     else:
-        _, workdir = cli.recipes([], options.workdir)
+        _, workdir = cli.recipes([], options.workdir or recorded(output))
         chosen = cli.placed(reported(storage.read_bytes(storage.join(output, REPORT)).decode(), output), workdir)
-    if not chosen:
-        raise InputError("no recipe is named; see --help")
+    if not any(step.finished for recipe in chosen for step in pipeline.plan(recipe, workdir)):
+        raise InputError(f"nothing of this run in {workdir}: name its --workdir")
     checks = check(chosen, workdir, output)
     print("\n".join(_lines(checks)))
     failed = [one for one in checks if one.result == FAILED]
     if failed:
         print(f"\nerror: {len(failed)} of {len(list(checks))} invariants are violated", file=sys.stderr)
     return problems.PROBLEM if failed else problems.DONE
+
+
+def recorded(output: str) -> str:
+    """The working folder that a run has left word of in its output folder; the usual one where it has not."""
+    try:
+        figures = json.loads(storage.read_bytes(storage.join(output, METRICS)))
+    except (FileNotFoundError, ValueError):
+        return cli.WORKDIR
+    return figures.get("workdir") or cli.WORKDIR if isinstance(figures, dict) else cli.WORKDIR
 
 
 def _output(items: Sequence[str]) -> str | None:

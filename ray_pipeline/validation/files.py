@@ -25,8 +25,6 @@ PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", 
 """Stages that take in every row that another gives out."""
 MIXED = ("train", "tune")
 """Parts of which mix takes in every row of dedupe and negatives."""
-WITHOUT_ROWS = ("train",)
-"""Stages whose shards hold something else than the rows which they count."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +111,11 @@ def _look_at_counts(found: Artifact, rows: Mapping[str, int], check: Check) -> N
         check.demand(rows[url] == promised, url, f"holds {rows[url]} rows, its manifest says {promised}")
         counts = artifact.shard_counts(url)
         check.demand(counts.rows_out == rows[url], url, f"holds {rows[url]} rows, its footer says {counts.rows_out}")
-        if manifest.stage not in WITHOUT_ROWS:
+        if manifest.stage not in artifact.WITHOUT_ROWS:
             said = f"{counts.rows_in} rows in, {rows[url]} out and {refused} rejected do not add up"
             check.demand(counts.rows_in == rows[url] + refused, url, said)
     _demand_sums(manifest, place, check)
-    if manifest.stage not in WITHOUT_ROWS:
+    if manifest.stage not in artifact.WITHOUT_ROWS:
         written = sum(rows[url] for url in found.shards)
         check.demand(manifest.rows_out == written, place, f"rows_out {manifest.rows_out}, the shards hold {written}")
     reasons = _reasons(found)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +21,9 @@ from ray_pipeline.reading import Slice
 from ray_pipeline.validation.check import MOST_SHOWN, Check, row_place
 
 BUCKET_ROWS = 1_000_000
-"""About what is held at once; each bucket has an open file, of which a process may have about a thousand."""
+"""About what is held at once, as long as MOST_BUCKETS are enough for it."""
+MOST_BUCKETS = 256
+"""Each has an open file, and a part of each slice."""
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -49,7 +52,7 @@ class Buckets:
     def __init__(self, rows: int, bucket_rows: int | None = None) -> None:
         self.files: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._count = max(1, -(-rows // (bucket_rows or BUCKET_ROWS)))
+        self._count = min(MOST_BUCKETS, max(1, -(-rows // (bucket_rows or BUCKET_ROWS))))
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -75,9 +78,12 @@ class Buckets:
         if self._count == 1:
             self._writers[0].write_table(table)
             return
-        numbers = pa.array([zlib.crc32(key.encode()) % self._count for key in table.column("key").to_pylist()])
-        for number in pc.unique(numbers).to_pylist():
-            self._writers[number].write_table(table.filter(pc.equal(numbers, number)))
+        numbers = np.array([zlib.crc32(key.encode()) % self._count for key in table.column("key").to_pylist()], int)
+        ordered = table.take(pa.array(np.argsort(numbers, kind="stable")))
+        ends = np.cumsum(np.bincount(numbers, minlength=self._count)).tolist()
+        for writer, start, end in zip(self._writers, [0, *ends], ends, strict=False):
+            if start < end:
+                writer.write_table(ordered.slice(start, end - start))
 
     def _table(self, entries: Entries) -> pa.Table:
         piece = entries.piece

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ray_pipeline import evaluate, folds, storage
-from ray_pipeline.errors import ModelError
+from ray_pipeline import evaluate, folds, problems, storage
+from ray_pipeline.errors import CorruptArtifactError, ModelError
 from ray_pipeline.evaluate import Evaluation
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report.index import METRICS, RunFigures, TaskFigures
@@ -65,7 +65,7 @@ def _evaluation(table: Table) -> Evaluation | None:
     """What a stage has evaluated; null where its file is missing or damaged."""
     try:
         return evaluate.load(table.artifact)
-    except (FileNotFoundError, ValueError):  # no JSON, or not of its form
+    except CorruptArtifactError:
         return None
 
 
@@ -89,9 +89,7 @@ def _read(url: str, kind: type[Content], check: Check) -> Content | None:
         check.demand(False, url, f"is missing; {AGAIN}")
         return None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        check.demand(False, url, f"{where}: {first['msg']}; {AGAIN}")
+        check.demand(False, url, f"{problems.first_fault(error)}; {AGAIN}")
         return None
     check.demand(True, url, "")
     return found

@@ -8,18 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline import reading
+from ray_pipeline.embed.model import LENGTH_TOLERANCE
 from ray_pipeline.inspection.profile import matrix
 from ray_pipeline.reading import Slice
+from ray_pipeline.recipe import SPLITS
 from ray_pipeline.text import language_code
 from ray_pipeline.validation.check import Check, Checks
 from ray_pipeline.validation.files import Table
 
 LANGUAGE = r"^[a-z]{2,3}$"
 """What a recipe may translate into."""
-SPLITS, PARTS = ("train", "dev", "test"), ("train", "tune", "holdout")
+PARTS = ("train", "tune", "holdout")
 NEGATIVE = r"_negative$"
-LENGTH_TOLERANCE = 5e-3
-"""Of a vector of length 1 in float16, of thousands of numbers."""
 SIMILARITY_TOLERANCE = 1e-3
 
 

@@ -1,6 +1,5 @@
 """A submission against the raw files and the predictions: the input's rows, in their order, each as evaluated."""
 
-import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -31,8 +30,8 @@ def look(folder: str, evaluated: Sequence[tuple[Recipe, Table]], check: Check) -
 
 def _look_at(url: str, split: str, chosen: Sequence[tuple[Recipe, Table]], check: Check) -> None:
     try:
-        data = storage.read_bytes(url)
-        verify_submission(io.BytesIO(data), {recipe.task: _ids(recipe, split) for recipe, _ in chosen})
+        with storage.open_read(url) as file:
+            verify_submission(file, {recipe.task: _ids(recipe, split) for recipe, _ in chosen})
     except FileNotFoundError:
         check.demand(False, url, "is missing; run the recipe's command again")
         return
@@ -40,7 +39,7 @@ def _look_at(url: str, split: str, chosen: Sequence[tuple[Recipe, Table]], check
         check.demand(False, url, str(error))
         return
     for recipe, table in chosen:
-        judge(check, 2 * table.manifest.rows_out, _predictions(url, data, split, recipe, table), divided)
+        judge(check, 2 * table.manifest.rows_out, _predictions(url, split, recipe, table), divided)
 
 
 def _ids(recipe: Recipe, split: str) -> Iterator[Any]:
@@ -55,7 +54,7 @@ def _ids(recipe: Recipe, split: str) -> Iterator[Any]:
                     yield record.get(column) if column else rawfiles.position(file, row)
 
 
-def _predictions(url: str, data: bytes, split: str, recipe: Recipe, table: Table) -> Iterator[Entries]:
+def _predictions(url: str, split: str, recipe: Recipe, table: Table) -> Iterator[Entries]:
     """Each row's prediction as the submission and as the evaluation have it: they must be of one kind."""
     for shard in table.shards:
         for piece in reading.slices(shard, ["pair_id", "split", "prediction"]):
@@ -63,7 +62,7 @@ def _predictions(url: str, data: bytes, split: str, recipe: Recipe, table: Table
             keys = pa.compute.if_else(mine, piece.table.column("pair_id"), None)
             yield Entries(piece, keys, piece.table.column("prediction").cast(pa.string()))
     file = f"submit_{recipe.task}.txt"
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(file) as lines:
+    with storage.open_read(url) as source, zipfile.ZipFile(source) as archive, archive.open(file) as lines:
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(lines):
             row = json.loads(line)

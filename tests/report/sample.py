@@ -5,21 +5,23 @@ from dataclasses import replace
 
 from ray_pipeline.calibration import Calibration
 from ray_pipeline.decision import Decision
-from ray_pipeline.report.data import (
+from ray_pipeline.figures import (
     Agreement,
     Breakdown,
     Changed,
     Comparison,
-    Contradicted,
-    DataAccount,
     Difference,
     Estimate,
-    Finding,
     Gain,
     People,
     Rate,
-    Report,
     Slice,
+)
+from ray_pipeline.report.data import (
+    Contradicted,
+    DataAccount,
+    Finding,
+    Report,
     StageCost,
     TaskReport,
     TranslationQuality,

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ray_pipeline.figures import Difference, Estimate
 from ray_pipeline.report import charts
-from ray_pipeline.report.data import Difference, Estimate
 from ray_pipeline.report.svg import LEGEND_ROW, WIDTH, Scale, fitted, number
 
 from .sample import comparison, composition, estimate, languages, part, pr_curve, sample_task

@@ -29,6 +29,12 @@ def test_every_run_is_listed_with_its_figures(tmp_path: Path) -> None:
     assert "0.100" not in page.text
 
 
+def test_what_a_report_notes_is_noted_beside_its_run(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.json").write_text(assemble.metrics_json([sample.sample_task("QC", 0.8)], "Made up."))
+    assert "Made up." in Page(Path(index.write(str(tmp_path))).read_text()).text
+
+
 def test_runs_of_before_lack_some_figures(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     task = {"f1": 0.5, "precision": None, "recall": 1, "auroc": None, "threshold": 0.1, "always_relevant_f1": 0.4}

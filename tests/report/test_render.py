@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ray_pipeline.report.data import Estimate, Report, TranslationQuality
-from ray_pipeline.report.render import bounds, duration, merged_stages, money, render, total, verdict
+from ray_pipeline.figures import Estimate
+from ray_pipeline.report.data import Report, TranslationQuality
+from ray_pipeline.report.render import bounds, merged_stages, money, render, total, verdict
 
 from .sample import account as sample_account
 from .sample import comparison as sample_comparison
@@ -96,12 +97,12 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "no-translation",
         "seen languages 800 +0.002 −0.009 to +0.013",
         "better 96 51 < 0.001",
-        "Both are of one training each; another seed may move a difference as much.",
+        "Each side is a single training; another seed could change a difference as much.",
         "The tune part chose threshold and best epoch; the labels",
         "without those that were killed before",
         "397,512",
         "German Wanderschuhe hiking shoes shoes,boots relevant 0.910 0.220",
-        "Rows that only “no-translation” answers rightly: the 1 whose",
+        "Rows that only “no-translation” answers correctly: the 1 whose",
         "靴 24cm shoes,socks not relevant 0.710 0.310",
         "garden 3 queries: too few",
         "musical instruments one class only one class only 1.014",
@@ -120,7 +121,7 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "99.3% of the true",
         "hard negative 0.3 to 0.5 4,200",
         "German de translated 42,000 1,260 3.0%",
-        "no difference that the rows can show",
+        "no significant difference",
         "240,000",
         "holdout 6,080 66.7%",
         "test 100,000 unknown",
@@ -131,8 +132,8 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "German de 0.81 0.74 500 rows 94.0% 1,000 rows 3.8% 2.2% 40",
         "Arabic ar 0.84 0.74 503 rows – – – 37 length 12, wrong script 3",
         "anna, ben looked at 150 translations",
-        "of what fails them, people call lost 84.2%",
-        "of what people call lost, fails them 37.7%",
+        "share of refused translations that people also call wrong 84.2%",
+        "share of translations people call wrong that the checks refuse 37.7%",
         "anna, ben meaning kept 92.0% 150 rows 0.71",
         "anna, ben label holds 99.0% 150 rows –",
         "people, judge meaning kept 95.1% 101 rows 0.66",
@@ -237,7 +238,7 @@ def test_what_was_not_asked_of_translations_is_not_shown() -> None:
 def test_people_who_found_nothing_lost_are_shown() -> None:
     found = replace(sample_people(), precision=NAN, recall=NAN, checks={}, label_holds={}, agreements=[])
     text = Page(render(replace(sample_report(), tasks=[replace(sample_task(), people=found)]))).text
-    assert "fails them, people call lost –" in text and "nan" not in text and "Failed check" not in text
+    assert "that people also call wrong –" in text and "nan" not in text and "Failed check" not in text
 
 
 def test_two_recipes_of_one_task_keep_their_anchors_apart() -> None:
@@ -293,7 +294,7 @@ def test_totals_say_when_a_price_is_unknown() -> None:
     [
         (0.01, 0.02, "better"),
         (-0.02, -0.01, "worse"),
-        (-0.01, 0.02, "no difference that the rows can show"),
+        (-0.01, 0.02, "no significant difference"),
         (NAN, NAN, "too few rows to say"),
     ],
 )
@@ -308,17 +309,17 @@ def test_less_is_better_for_some() -> None:
     )
 
 
+def test_languages_go_by_their_english_names() -> None:
+    parts = [replace(sample_task().languages[0], name=name) for name in ("cs", "und", "xx")]
+    text = Page(render(replace(sample_report(), tasks=[replace(sample_task(), languages=parts)]))).text
+    assert "Czech" in text and "undetermined" in text and "xx" in text
+
+
 def test_numbers_in_words() -> None:
     assert [money(value) for value in (None, 0.0, 0.0123, 1234.5)] == [
         "unknown price",
         "$0.00",
         "$0.0123",
         "$1,234.50",
-    ]
-    assert [duration(value) for value in (0.25, 61, 3_599, 7_260)] == [
-        "0.2 s",
-        "1 min",
-        "1 h 00 min",
-        "2 h 01 min",
     ]
     assert bounds(Estimate(0.1, -0.1, 0.3), sign=True) == "−0.100 to +0.300"

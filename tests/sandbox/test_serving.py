@@ -93,6 +93,15 @@ def ask(recipe: Recipe) -> object:
     return asyncio.run(run())
 
 
+def test_stand_ins_are_named_and_nothing_else() -> None:
+    own = {"train": {"model": "a/b"}, "embed": {"model": "a/b"}}
+    assert serving.notice(shop_recipe(**own)) is None
+    trial = serving.notice(
+        shop_recipe(train={"model": "sandbox://base"}, embed={"model": "a/b"}, gemini={"base_url": "sandbox://"})
+    )
+    assert trial is not None and "stood in for gemini.base_url, train.model:" in trial
+
+
 def test_a_local_gemini_for_as_long_as_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "a key of the user's own")
     with serving.gemini(shop_recipe(gemini={"base_url": "sandbox://"})) as served:
