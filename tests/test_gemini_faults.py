@@ -63,9 +63,9 @@ def make_context(
     ]
     pairs: Artifact = finished(tmp_path / "in", "split", rows, tables.PAIRS)
     recipe = make_recipe(
-        translate__languages=["de"], gemini__base_url=server.url, gemini__items_per_request=PER_REQUEST,
-        gemini__concurrency=CONCURRENCY, gemini__requests_per_minute=60_000, gemini__tokens_per_minute=10**8,
-        gemini__attempts=3, **runtime,
+        translate__languages=["de"], translate__max_rejected_share=1.0, gemini__base_url=server.url,
+        gemini__items_per_request=PER_REQUEST, gemini__concurrency=CONCURRENCY, gemini__requests_per_minute=60_000,
+        gemini__tokens_per_minute=10**8, gemini__attempts=3, **runtime,
     )  # fmt: skip
     return Context(recipe, {"split": pairs}, f"{workdir}/translate/f0", workdir, {})
 
