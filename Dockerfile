@@ -11,8 +11,7 @@ FROM ${RAY_IMAGE} AS sources
 ARG FAISS=gpu
 WORKDIR /home/ray/sources
 COPY --chown=ray:users pyproject.toml constraints.txt README.md ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['${FAISS}'], 'boto3', sep='\n')" > requirements.txt \
-    && cp constraints.txt pins.txt
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['${FAISS}'], 'boto3', sep='\n')" > requirements.txt
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['vllm'])" > vllm.txt
 COPY --chown=ray:users ray_pipeline ray_pipeline
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir wheels .
@@ -27,11 +26,11 @@ USER 1000
 # An index of PyTorch's builds for another CUDA, or for none; empty: the one that pip uses.
 ARG TORCH_INDEX=""
 WORKDIR /home/ray/app
-COPY --from=sources --chown=ray:users /home/ray/sources/requirements.txt /home/ray/sources/pins.txt ./
+COPY --from=sources --chown=ray:users /home/ray/sources/requirements.txt /home/ray/sources/constraints.txt ./
 # torch first: its build decides which CUDA libraries come along. Its version is the pinned one, if not in one word:
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(grep '^torch==' pins.txt)" \
-    && pip install --no-cache-dir -r requirements.txt -c pins.txt
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(grep '^torch==' constraints.txt)" \
+    && pip install --no-cache-dir -r requirements.txt -c constraints.txt
 COPY --from=sources --chown=ray:users /home/ray/sources/wheels wheels
 RUN pip install --no-cache-dir --no-deps wheels/*.whl && rm -r wheels
 COPY --chown=ray:users jobs jobs

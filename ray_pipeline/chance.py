@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Hashes = npt.NDArray[np.uint64]
+NONE = -1
+"""Stands for a row that is not there."""
 
 
 def hashes(texts: Sequence[str]) -> Hashes:
@@ -16,12 +18,19 @@ def hashes(texts: Sequence[str]) -> Hashes:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
+def lookup(keys: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    """Where each of `wanted` stands among rising `keys`; NONE where it does not."""
+    if not len(keys):
+        return np.full(len(wanted), NONE)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, places, NONE)
+
+
 def among(texts: pa.ChunkedArray, chosen: Hashes) -> npt.NDArray[np.bool_]:
     """Which texts have one of some hashes, which rise: `[n]`."""
     if not len(chosen):
         return np.zeros(len(texts), np.bool_)
-    own = hashes(texts.to_pylist())
-    return np.asarray(chosen[np.minimum(np.searchsorted(chosen, own), len(chosen) - 1)] == own)
+    return np.asarray(lookup(chosen, hashes(texts.to_pylist())) != NONE)
 
 
 def names(numbers: Hashes) -> pa.Array:

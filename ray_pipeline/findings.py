@@ -313,8 +313,8 @@ def _stopping(task: TaskReport) -> Iterator[Finding]:
     trainings = task.folds or [task.curves]
     if task.selection == "f1" and all(map(_unmoved, trainings)):
         text = (
-            f"F1 on the rows that choose the adapter was {trainings[0][0]['tune_f1']:.3f} at every evaluation, as "
-            "where each row is answered “relevant”, so it could not choose: set train.selection: auroc."
+            f"F1 on the rows that choose the adapter was {trainings[0][0]['tune_f1']:.3f} at every evaluation, as it "
+            "is where every row is answered “relevant”; it chose nothing: set train.selection: auroc."
         )
         yield Finding("warning", "F1 has not moved", text)
         return

@@ -86,9 +86,8 @@ def read(encoded: Sequence[Artifact], part: Callable[[pa.Table], Any] | None = N
         there = pc.is_valid(parts)
         table, parts = table.filter(there), parts.filter(there)
         values = table.column("ids").combine_chunks()
-        flat += memoryview(
-            values.flatten().to_numpy()
-        )  # grows in place: a list of arrays would be there twice in the end
+        # It grows in place: a list of arrays would be there twice in the end.
+        flat += memoryview(values.flatten().to_numpy())
         lengths.append(pc.list_value_length(values).to_numpy().astype(np.int64))
         ids.append(table.column("pair_id"))
         columns = {"source": pa.array(np.full(len(table), number, np.int8)), "part": parts.dictionary_encode()}

@@ -256,7 +256,7 @@ def test_the_list_of_dependencies_is_the_project_s_with_its_pins(tmp_path: Path)
     subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=environment, check=True)
     wanted = {re.split(r"[\[<>=]", line)[0] for line in (tmp_path / "requirements.txt").read_text().split()}
     assert {"ray", "torch", "faiss-gpu", "deepspeed", "google-genai"} <= wanted and "faiss-cpu" not in wanted
-    pins = (tmp_path / "pins.txt").read_text()
+    pins = (tmp_path / "constraints.txt").read_text()
     assert all(f"\n{name}==" in pins for name in ("torch", "faiss-cpu", "faiss-gpu", "boto3"))
     named = {package for package in health.PACKAGES.values() if package and package != "ray-pipeline"}
     assert named <= wanted, "the health command imports what the project depends on"

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline.chance import Hashes, hashes
-from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, lookup
+from ray_pipeline.chance import NONE, Hashes, hashes, lookup
+from ray_pipeline.negatives.corpus import Corpus, Rows
 from ray_pipeline.negatives.search import Group
 from ray_pipeline.recipe import Negatives
 from ray_pipeline.text import levels

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ray_pipeline import storage
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.chance import Hashes, hashes
+from ray_pipeline.chance import NONE, Hashes, hashes, lookup
 from ray_pipeline.embed import store
 from ray_pipeline.text import normalise
 
@@ -22,8 +22,6 @@ Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 BLOCK_ROWS = 65_536
-NONE = -1
-"""Stands for a row that is not there."""
 
 
 class Source(Protocol):
@@ -170,14 +168,6 @@ def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Co
 def forms(texts: Sequence[str]) -> Hashes:
     """`stable_number` of the normal form of each text."""
     return hashes([normalise(text) for text in texts])
-
-
-def lookup(keys: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> Rows:
-    """Where each of `wanted` stands among rising `keys`; NONE where it does not."""
-    if not len(keys):
-        return np.full(len(wanted), NONE)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, places, NONE)
 
 
 def unit(vectors: Vectors | Halves) -> Vectors:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_pipeline.chance import Hashes, mixed
-from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
+from ray_pipeline.chance import NONE, Hashes, mixed
+from ray_pipeline.negatives.corpus import Corpus, Rows, Vectors
 from ray_pipeline.negatives.offers import Mask, Offers, Taken
 from ray_pipeline.negatives.search import Group, Neighbours
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ray_pipeline.negatives.corpus import NONE, Vectors
+from ray_pipeline.chance import NONE
+from ray_pipeline.negatives.corpus import Vectors
 from ray_pipeline.negatives.offers import Mask, Offers
 from ray_pipeline.negatives.search import Neighbours
 from ray_pipeline.recipe import Negatives

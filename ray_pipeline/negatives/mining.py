@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from ray_pipeline import recipe as recipes
 from ray_pipeline import shards, tables
-from ray_pipeline.chance import Hashes, hashes, names
+from ray_pipeline.chance import NONE, Hashes, hashes, names
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import easy, hard, known, offers, search, wants
 from ray_pipeline.negatives.candidates import Candidates
-from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
+from ray_pipeline.negatives.corpus import Corpus, Rows, Vectors
 from ray_pipeline.negatives.known import Known
 from ray_pipeline.negatives.offers import Accepted, Offers, Taken
 from ray_pipeline.negatives.search import Approximate, Group, Neighbours

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.chance import Hashes, mixed
-from ray_pipeline.negatives.corpus import NONE, Rows, Vectors, lookup
+from ray_pipeline.chance import NONE, Hashes, lookup, mixed
+from ray_pipeline.negatives.corpus import Rows, Vectors
 
 Mask = npt.NDArray[np.bool_]
 

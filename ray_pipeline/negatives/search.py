@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.negatives.corpus import NONE, Corpus, Rows, Vectors
+from ray_pipeline.chance import NONE
+from ray_pipeline.negatives.corpus import Corpus, Rows, Vectors
 
 GPU_NEIGHBOURS = 2048
 """faiss finds no more than this on a GPU."""

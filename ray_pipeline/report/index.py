@@ -34,9 +34,11 @@ class RunFigures:
     """A run's metrics.json."""
 
     tasks: dict[str, TaskFigures]
-    average_f1: float | None
+    average_f1: float | None = None
     created: str | None = None
     notice: str | None = None
+    workdir: str | None = None
+    """Of the run's artifacts."""
 
 
 @dataclass(frozen=True)

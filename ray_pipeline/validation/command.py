@@ -1,7 +1,6 @@
 """The command line of the validation job: recipes, or a run's output folder, to a table of invariants."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
@@ -9,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ray_pipeline import cli, pipeline, problems, storage
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.inspection.text import aligned
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.index import METRICS
+from ray_pipeline.report.index import METRICS, RunFigures
 from ray_pipeline.validation import across, files, kept, rows, submitted
 from ray_pipeline.validation.check import FAILED, Check, Checks
 from ray_pipeline.validation.files import Table
@@ -61,10 +61,10 @@ def _validate(options: argparse.Namespace) -> int:
 def recorded(output: str) -> str:
     """The working folder that a run has left word of in its output folder; the usual one where it has not."""
     try:
-        figures = json.loads(storage.read_bytes(storage.join(output, METRICS)))
-    except (FileNotFoundError, ValueError):
+        figures = TypeAdapter(RunFigures).validate_json(storage.read_bytes(storage.join(output, METRICS)))
+    except (FileNotFoundError, ValidationError):
         return cli.WORKDIR
-    return figures.get("workdir") or cli.WORKDIR if isinstance(figures, dict) else cli.WORKDIR
+    return figures.workdir or cli.WORKDIR
 
 
 def _output(items: Sequence[str]) -> str | None:

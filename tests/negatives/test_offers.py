@@ -5,9 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ray_pipeline.chance import mixed
+from ray_pipeline.chance import NONE, mixed
 from ray_pipeline.negatives import offers
-from ray_pipeline.negatives.corpus import NONE
 from ray_pipeline.negatives.offers import Taken
 
 

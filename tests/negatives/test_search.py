@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_pipeline.chance import NONE
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import easy, search
-from ray_pipeline.negatives.corpus import NONE, Corpus, Reread, Rows
+from ray_pipeline.negatives.corpus import Corpus, Reread, Rows
 from ray_pipeline.negatives.offers import Offers, Taken
 from ray_pipeline.negatives.search import Approximate, Group, Neighbours
 from ray_pipeline.text import normalise, stable_number
