@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import pyarrow.compute as pc
@@ -18,9 +18,10 @@ from ray_pipeline import (
     rawfiles,
     selection,
     split,
+    storage,
 )
 from ray_pipeline import recipe as recipes
-from ray_pipeline.artifact import Artifact
+from ray_pipeline.artifact import Artifact, read_shard
 from ray_pipeline.duration import duration
 from ray_pipeline.estimate import Rows
 from ray_pipeline.gemini import ledger
@@ -37,6 +38,10 @@ TAKEN = {
 }
 SAMPLE_ROWS = 1000
 """Whose texts tell how long prompts are."""
+SAMPLED = (
+    f"more than {ingest.PREVIEW_ROWS:,} rows of a split are estimated from a sample of them; queries that recur "
+    "elsewhere are counted again, so what they cost is rather too high"
+)
 
 
 def describe(chosen: Sequence[Recipe], workdir: str, until: str | None) -> str:
@@ -51,9 +56,9 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
     """`counted`: fingerprints of the trainings whose hours are said elsewhere; those said here are added."""
     yield f"{recipe.name} ({recipe.task})"
     trackers.check(recipe.train)
-    rows, refused = _rows(recipe, steps[0].finished)
+    rows, more = _rows(recipe, steps[0].finished)
     yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in SPLITS)
-    yield from (f"  {line}" for line in refused)
+    yield from (f"  {line}" for line in more)
     yield from (f"  {_status(step)}" for step in steps)
     others = pipeline.other_plans(recipe, workdir) if any(step.stage is train.STAGE for step in steps) else {}
     for name, why in TAKEN.items():
@@ -115,7 +120,7 @@ def _training(recipe: Recipe, steps: Sequence[Step], known: Rows | None, joint: 
             "or an unsupported architecture"
         )
         return
-    labelled = (row for row in _furthest(recipe, done) if row["split"] == "train")
+    labelled = (row for row, _ in _furthest(recipe, done) if row["split"] == "train")
     sample = known.originals if known else list(islice(labelled, SAMPLE_ROWS))
     each = _mean_tokens(done["encode"]) if "encode" in done else footprint.row_tokens(recipe, sample)
     rows = _train_rows(recipe, done, known) + joint
@@ -177,23 +182,18 @@ def _status(step: Step) -> str:
 
 
 def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list[str]]:
-    """The rows of each split, and of raw files what is said of those that a run would refuse."""
+    """The rows of each split, and what else is said of raw files: what a run would refuse, and if that is estimated."""
     if ingested is not None:
         languages.expect_candidates(recipe.languages, ingested.manifest.extra.get("languages", {}))
         return Counter(ingested.manifest.extra["splits"]), []
     tally = ingest.preview(recipe)
     languages.expect_candidates(recipe.languages, tally.languages)
+    sampled = [SAMPLED] if tally.sampled else []
     refused = [
         f"{name}: {rows} will be rejected; {reason}: {tally.examples[name, reason]}"
         for (name, reason), rows in tally.refused.items()
     ]
-    return tally.rows(tally.kept), refused
-
-
-def _records(recipe: Recipe, split: str) -> Iterator[rawfiles.Record]:
-    for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
-        for part in rawfiles.slices(file):
-            yield from (record for _, record in rawfiles.records(part, recipe.raw_columns))
+    return tally.rows(tally.kept), sampled + refused
 
 
 def estimates(recipe: Recipe, steps: Sequence[Step], known: Rows | None = None) -> dict[str, Estimate]:
@@ -219,21 +219,36 @@ def _known(recipe: Recipe, done: Mapping[str, Artifact]) -> Rows:
     return estimate.read(recipe, _pairs(recipe, done), corrected="languages" in done)
 
 
-def _pairs(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[dict[str, Any]]:
-    """The pairs with their parts, of the furthest stage that is done, else of the raw files."""
-    for row in _furthest(recipe, done):
+def _pairs(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The pairs with their parts, of the furthest stage that is done, else of the raw files; see `_furthest`."""
+    for row, times in _furthest(recipe, done):
         part, refused = split.place(row, recipe.split) if row["split"] == "train" else (None, None)
-        yield row | {"part": part if refused is None else estimate.REFUSED}
+        yield row | {"part": part if refused is None else estimate.REFUSED}, times
 
 
-def _furthest(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[dict[str, Any]]:
+def _furthest(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Pairs, each with the number that it stands for: 1, unless there are so many that a sample is read."""
     stage = next((name for name in ("split", "languages", "ingest") if name in done), None)
-    if stage is not None:
-        for table in done[stage].tables(["pair_id", "split", *selection.COLUMNS[1:]]):
-            yield from table.to_pylist()
+    if stage is None:
+        yield from _raw(recipe)
         return
+    found = done[stage]
+    shards, every = list(found.manifest.shards), max(1, round(found.manifest.rows_out / ingest.PREVIEW_ROWS))
+    for i in range(0, len(shards), every):
+        table = read_shard(storage.join(found.url, shards[i]), None, ["pair_id", "split", *selection.COLUMNS[1:]])
+        times = min(every, len(shards) - i)
+        yield from ((row, times) for row in table.to_pylist())
+
+
+def _raw(recipe: Recipe) -> Iterator[tuple[dict[str, Any], int]]:
+    """The pairs of the raw files, as `_furthest` gives them."""
+    position = count()
     for name in SPLITS:
-        for position, record in enumerate(_records(recipe, name)):
-            made = None if isinstance(record, rawfiles.Unreadable) else ingest.pair(record, recipe, name, position)
-            if isinstance(made, dict):
-                yield made
+        files = rawfiles.find(name, getattr(recipe.data, name), recipe.data.format)
+        for part, times in rawfiles.sample(files, ingest.PREVIEW_ROWS):
+            for _, record in rawfiles.records(part, recipe.raw_columns):
+                if isinstance(record, rawfiles.Unreadable):
+                    continue
+                made = ingest.pair(record, recipe, name, next(position))
+                if isinstance(made, dict):
+                    yield made, times

@@ -43,7 +43,10 @@ class Sample:
 
 @dataclass
 class Rows:
-    """What is known of the pairs: how many, how often queries come, and samples. Memory: a number per query."""
+    """What is known of the pairs: how many, how often queries come, and samples. Memory: a number per query.
+
+    Where rows stand for many that were not read, questions that recur among those are counted again.
+    """
 
     sample: Sample = field(default_factory=Sample)
     """Of the labelled rows of the train part."""
@@ -52,24 +55,24 @@ class Rows:
     train: int = 0
     queries: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     """Rows of the train part by language tag and query."""
-    questions: set[int] = field(default_factory=set)
-    """Distinct pairs of query and language tag, in all splits."""
+    questions: dict[int, int] = field(default_factory=dict)
+    """Distinct pairs of query and language tag, in all splits, and how many each stands for."""
     kept: set[int] = field(default_factory=set)
     """Those that the split does not refuse."""
     originals: list[dict[str, Any]] = field(default_factory=list)
     """The sample of the train part, once all rows are read, with languages as far as they can be told by now."""
 
-    def add(self, row: Row) -> None:
-        """Count a row."""
+    def add(self, row: Row, times: int = 1) -> None:
+        """Count a row that stands for so many."""
         question = stable_number(row["query"], row["language"])
         if question not in self.questions:
-            self.questions.add(question)
+            self.questions[question] = times
             self.asked.add(question, row)
         if row["part"] != REFUSED:
             self.kept.add(question)
         if row["part"] != "train":
             return
-        self.train += 1
+        self.train += times
         self.queries[row["language"]][stable_number(row["query"])] += 1
         self.sample.add(stable_number("sample", row["pair_id"]), row)
 
@@ -95,11 +98,11 @@ class Wanted:
     """Those of them that a run would choose."""
 
 
-def read(recipe: Recipe, rows: Iterable[Row], corrected: bool) -> Rows:
-    """What the pairs tell; `corrected` says whether their language tags are final."""
+def read(recipe: Recipe, rows: Iterable[tuple[Row, int]], corrected: bool) -> Rows:
+    """What pairs tell, each with the number that it stands for; `corrected`: whether their language tags are final."""
     known = Rows()
-    for row in rows:
-        known.add(row)
+    for row, times in rows:
+        known.add(row, times)
     known.originals = known.sample.rows
     if not corrected and recipe.languages.correct:
         _correct(recipe, known.originals)
@@ -111,7 +114,7 @@ def estimates(recipe: Recipe, known: Rows, to_do: set[str], workdir: str) -> dic
     questions, found = known.asked.rows, {}
     if "languages" in to_do and recipe.languages.correct and recipe.languages.gemini and questions:
         texts = [Item(text) for text in _correct(recipe, questions)]
-        number = round(len(known.questions) * len(texts) / len(questions))
+        number = round(sum(known.questions.values()) * len(texts) / len(questions))
         possible = recipe.languages.candidates
         found["languages"] = _unanswered(recipe, workdir, "detect_language", possible, [(number, texts)], texts)
     if to_do & {"translate", "audit"}:
@@ -204,6 +207,6 @@ def translations(recipe: Recipe, known: Rows) -> list[Wanted]:
             found.append(Wanted(language, rows, distinct, eligible, chosen))
     if rules.pivot and sample:
         foreign = [row for row in sample if row["language"] != selection.PIVOT]
-        distinct = round(len(known.kept) * len(foreign) / len(sample))
+        distinct = round(sum(known.questions[one] for one in known.kept) * len(foreign) / len(sample))
         found.append(Wanted(selection.PIVOT, 0, distinct, foreign, foreign))
     return found

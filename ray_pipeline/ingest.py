@@ -38,6 +38,8 @@ OTHER_SEPARATORS = (" > ", "/", "|")
 PATHS_LOOKED_AT = 10_000
 IDS_REMEMBERED = 1_000_000
 """By a preview; in some 100 MB."""
+PREVIEW_ROWS = 1_000_000
+"""Of a split, that a preview reads; of more, a sample."""
 HINTS = {"duplicate id": " (ids that repeat across files: data.columns.id: null takes a row's position instead)"}
 """By reason."""
 PIECE_ROWS = 50_000
@@ -65,6 +67,8 @@ class Tally:
     """Of some kept rows."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """By split and reason, in words: the first such row that was met."""
+    sampled: bool = False
+    """Whether rows were counted from a sample."""
 
     def refuse(self, row: Mapping[str, Any], rows: int = 1) -> None:
         """Count a row of `tables.REJECTED_INPUT`, or so many that begin with it."""
@@ -325,20 +329,22 @@ def _account(context: Context, made: int) -> Outcome:
 def preview(recipe: Recipe) -> Tally:
     """What the raw files tell without writing; raises InputError as a run would.
 
-    Of repeated ids, those are seen that are among the first `IDS_REMEMBERED`.
+    Of a split with more than `PREVIEW_ROWS` rows it reads a sample and counts each row of it many times. Of repeated
+    ids, those are seen that are among the first `IDS_REMEMBERED`.
     """
     tally, ids = Tally(), set[int]()
     files = _files(recipe)
     _check_lines(files, recipe)
-    for part in rawfiles.numbered_slices(files):
+    for part, times in _sample(files):
+        tally.sampled |= times > 1
         for row in _rows(part, recipe):
             if "reason" not in row and hash(row["pair_id"]) in ids:
                 row = _repeated(part.file, row)
             if "reason" in row:
-                tally.refuse(row)
+                tally.refuse(row, times)
                 continue
-            tally.kept[row["split"], row["label"]] += 1
-            tally.languages[row["language"]] += 1
+            tally.kept[row["split"], row["label"]] += times
+            tally.languages[row["language"]] += times
             if len(tally.targets) < PATHS_LOOKED_AT:
                 tally.targets.append(row["target"])
             if len(ids) < IDS_REMEMBERED:
@@ -347,6 +353,11 @@ def preview(recipe: Recipe) -> Tally:
     _say_untagged(recipe, tally)
     _say_flat(recipe, tally)
     return tally
+
+
+def _sample(files: Sequence[RawFile]) -> Iterator[tuple[Slice, int]]:
+    for split in SPLITS:
+        yield from rawfiles.sample([file for file in files if file.split == split], PREVIEW_ROWS)
 
 
 def _say_untagged(recipe: Recipe, tally: Tally) -> None:

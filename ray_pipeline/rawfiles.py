@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -25,6 +25,8 @@ ENDINGS: dict[str, Format] = {
 SLICE_BYTES = 64 << 20
 SLICE_RECORDS = 250_000
 """Of a CSV that is larger."""
+SAMPLE_RECORDS = 5000
+"""Of a file of lines, in each place where a sample looks at it."""
 BATCH_ROWS = 8192
 """Of a Parquet file that are Python objects at a time."""
 RAW_CHARACTERS = 300
@@ -123,7 +125,7 @@ def count_rows(part: Slice) -> int:
     return sum(1 for _ in _lines(part))
 
 
-def numbered_slices(files: list[RawFile]) -> list[Slice]:
+def numbered_slices(files: Sequence[RawFile]) -> list[Slice]:
     """All slices, each knowing how many rows of its file come before it."""
     found = []
     cut = storage.for_each(slices, files, lambda file: file.url)
@@ -134,6 +136,22 @@ def numbered_slices(files: list[RawFile]) -> list[Slice]:
             if file.format == "jsonl" and len(parts) > 1:
                 first += count_rows(part)
     return found
+
+
+def sample(files: Sequence[RawFile], rows: int) -> list[tuple[Slice, int]]:
+    """Slices with about so many rows in all, evenly spread over some files, each with the number that it stands for.
+
+    All of them, each for itself, where the files have hardly more rows.
+    """
+    every = max(1, round(sum(map(rows_about, files)) / rows))
+    if every == 1:
+        return [(part, 1) for part in numbered_slices(files)]
+    parts = [part for file in files for part in _pieces(file)]
+    return [(parts[i], min(every, len(parts) - i)) for i in range(0, len(parts), every)]
+
+
+def _pieces(file: RawFile) -> list[Slice]:
+    return slices(file) if file.format == "parquet" else cut(file, SAMPLE_RECORDS)
 
 
 def cut(file: RawFile, rows: int) -> list[Slice]:

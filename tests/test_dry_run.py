@@ -1,5 +1,6 @@
 """What a run would ask of Gemini and what it would cost, said beforehand."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ray_pipeline import dry_run, estimate, pipeline, tables
+from ray_pipeline import dry_run, estimate, ingest, pipeline, rawfiles, tables
 from ray_pipeline.errors import InputError
 from ray_pipeline.estimate import Rows
 from ray_pipeline.gemini import ledger
@@ -264,6 +265,46 @@ def test_the_plan_names_rows_and_stages_and_writes_nothing(make: Any, tmp_path: 
     assert f"rows: train {ROWS}, dev 0, test 0" in said
     assert [name for name in pipeline.STAGE_NAMES if f"{name:<10} to do" in said] == ["ingest", "languages", "split"]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_of_many_rows_a_sample_tells_about_all(
+    make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    rows, names = 6000, ["id", "language", "origin_query", "category_path", "label"]
+    for language, part in {"en": range(0, rows // 3), "fr": range(rows // 3, rows)}.items():
+        fields = ((i, language, f"red shoes {i}", "a", i % 2 if i % 10 else "") for i in part)
+        lines = [dict(zip(names, one, strict=True)) for one in fields]
+        with (tmp_path / f"{language}.{format}").open("w", newline="") as file:
+            if format == "csv":
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(lines)
+            else:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+    recipe = make_recipe(
+        data__train=[str(tmp_path / f"*.{format}")], data__dev=[], data__test=[], data__max_rejected_share=0.2, **FIXED
+    )
+    monkeypatch.setattr(ingest, "PREVIEW_ROWS", 200)
+    monkeypatch.setattr(rawfiles, "SAMPLE_RECORDS", 10)
+    read = list(dry_run._pairs(recipe, {}))
+    assert len(read) < rows / 4 and sum(times for _, times in read) == pytest.approx(0.9 * rows, rel=0.05)
+    known = estimate.read(recipe, read, corrected=True)
+    assert known.train == pytest.approx(0.9 * rows * (1 - recipe.split.tune - recipe.split.holdout), rel=0.1)
+    assert sum(known.questions.values()) == pytest.approx(0.9 * rows, rel=0.05)
+    tally = ingest.preview(recipe)
+    assert tally.sampled and tally.kept.total() + tally.refused.total() == rows
+    assert tally.languages["fr"] == pytest.approx(2 * tally.languages["en"], rel=0.1)
+    assert dry_run.SAMPLED in dry_run.describe([recipe], str(tmp_path / "work"), "split")
+
+
+def test_of_a_large_artifact_some_shards_tell_about_all(
+    make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = made.finished(tmp_path, "ingest", [made.pair(i) for i in range(200)], tables.PAIRS, shards=20)
+    monkeypatch.setattr(ingest, "PREVIEW_ROWS", 50)
+    read = list(dry_run._pairs(make_recipe(), {"ingest": pairs}))
+    assert (len(read), sum(times for _, times in read)) == (50, 200)
 
 
 def test_rows_that_a_run_would_refuse_are_said_with_place_and_reason(make: Any, tmp_path: Path) -> None:
