@@ -110,7 +110,7 @@ def worker(folder: str) -> None:
     rows = scored.read(pairs, scores, "QI")
     seconds["read"], clock = time.perf_counter() - clock, time.perf_counter()
     learnt = decision.learn(rows, rules)
-    errors = evaluate.predict(pairs, scores, rows, learnt, storage.join(folder, "evaluate"))
+    errors = evaluate.predict(pairs, scores, "QI", learnt, storage.join(folder, "evaluate"))
     seconds["predict"], clock = time.perf_counter() - clock, time.perf_counter()
     found = evaluate.evaluate(rows, learnt, set(LANGUAGES) - set(UNSEEN), rules, errors)
     seconds["figures"] = time.perf_counter() - clock

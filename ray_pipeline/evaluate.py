@@ -203,23 +203,19 @@ def _change(rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -
     return metrics.difference(rows.label, after, before, rows.group, **how)["f1"]
 
 
-def predict(pairs: Artifact, scores: Artifact, rows: Scored, learnt: Decision, folder: str) -> list[dict[str, Any]]:
-    """Write the predictions of every shard of scores; returns the mistakes on holdout that the model was surest of.
-
-    `rows` are those of the shards, in their order.
-    """
-    start, worst = 0, []
-    for name, count in scores.manifest.shards.items():
-        table = artifact.read_shard(storage.join(scores.url, name), count)
-        piece = learnt.calibrated(rows.at(np.arange(start, start + count)))
+def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, folder: str) -> list[dict[str, Any]]:
+    """Write the predictions of every shard of scores; returns the mistakes on holdout that the model was surest of."""
+    worst = list[tuple[float, str, float, str]]()
+    for name, table in zip(scores.manifest.shards, scored.joined(pairs, scores, own=tables.SCORES.names), strict=True):
+        piece = learnt.calibrated(scored.of(table, task))
         threshold = learnt.thresholds(piece)
         predicted = (piece.score >= threshold).astype(np.int8)
+        found = table.select(tables.SCORES.names)
         for column, values in (("probability", piece.score), ("threshold", threshold), ("prediction", predicted)):
-            table = table.append_column(column, pa.array(values))
-        artifact.write_shard(folder, name, tables.conform(table, tables.PREDICTIONS), None, count)
+            found = found.append_column(column, pa.array(values))
+        artifact.write_shard(folder, name, tables.conform(found, tables.PREDICTIONS), None, found.num_rows)
         worst += [(*one, name) for one in _mistakes(table.column("pair_id"), piece, predicted)]
-        start += count
-    worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
+        worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
     more = {pair: {"score": score} for _, pair, score, _ in worst}
     return with_texts(pairs, more, {name for *_, name in worst})
 
@@ -272,12 +268,13 @@ def run(context: Context) -> Outcome:
     pairs, scores, rules = context.inputs["dedupe"], context.inputs["score"], context.recipe.evaluate
     rows = scored.read(pairs, scores, context.recipe.task)
     learnt = decision.learn(rows, rules)
-    errors = predict(pairs, scores, rows, learnt, context.folder)
+    errors = predict(pairs, scores, context.recipe.task, learnt, context.folder)
     evaluation = evaluate(rows, learnt, seen_languages(pairs), rules, errors)
     storage.write_bytes(
         storage.join(context.folder, EVALUATION), json.dumps(asdict(evaluation), ensure_ascii=False).encode()
     )
-    return Outcome(Counts(len(rows), len(rows)), {"threshold": learnt.threshold})
+    written = scores.manifest.rows_out
+    return Outcome(Counts(written, written), {"threshold": learnt.threshold})
 
 
 STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=6)

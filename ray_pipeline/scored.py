@@ -1,4 +1,4 @@
-"""Scored rows as columns of numbers: what figures are made of, ten million rows in some hundred megabytes."""
+"""Scored rows as columns of numbers: what figures are made of, ten million labelled rows in some hundred megabytes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -94,12 +94,21 @@ class Scored:
 
 
 def read(pairs: Artifact, scores: Artifact, task: str) -> Scored:
-    """All rows that have a score; raises CorruptArtifactError for a score whose pair is not there."""
-    table = pa.concat_tables([_narrow(piece, task) for piece in joined(pairs, scores)])
-    part = Coded.of(table.column("part"))
+    """All scored rows with a label; raises CorruptArtifactError for a score whose pair is not there."""
+    labelled = (piece.filter(pc.is_valid(piece.column("label"))) for piece in joined(pairs, scores))
+    return _columns(pa.concat_tables([_narrow(piece, task) for piece in labelled]))
+
+
+def of(table: pa.Table, task: str) -> Scored:
+    """The rows of a table that `joined` has given, labelled or not."""
+    return _columns(_narrow(table, task))
+
+
+def _columns(table: pa.Table) -> Scored:
+    """The columns of what `_narrow` has made."""
     return Scored(
         split=Coded.of(table.column("split")),
-        part=part,
+        part=Coded.of(table.column("part")),
         language=Coded.of(table.column("language")),
         origin=Coded.of(table.column("origin")),
         length=Coded(LENGTH_NAMES, table.column("length").to_numpy()),

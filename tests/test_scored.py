@@ -25,13 +25,16 @@ def both(folder: Path, rows: list[dict[str, Any]], shards: int = 1) -> tuple[Art
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_every_score_finds_its_pair(tmp_path: Path, shards: int) -> None:
     rows = [made.pair(i, language="de" if i % 3 else "en", label=None if i == 4 else i % 2) for i in range(9)]
-    found = scored.read(*both(tmp_path, rows, shards), "QC")
-    assert len(found) == 9
+    pairs, scores = both(tmp_path, rows, shards)
+    found = scored.read(pairs, scores, "QC")
+    assert len(found) == 8, "one has no label"
     position = np.round(found.score * 100).astype(int)
     assert [found.language.names[code] for code in found.language.codes] == [rows[i]["language"] for i in position]
-    assert found.label.tolist() == [-1 if i == 4 else i % 2 for i in position]
+    assert found.label.tolist() == [i % 2 for i in position]
     in_order = found.labelled(part="holdout")
     assert len(in_order) == 8 and (np.diff(in_order.score) > 0).all() and len(found.labelled(part="tune")) == 0
+    pieces = [scored.of(table, "QC") for table in scored.joined(pairs, scores)]
+    assert sum(map(len, pieces)) == 9 and sum((piece.label == -1).sum() for piece in pieces) == 1
 
 
 def test_texts_become_lengths_and_categories(tmp_path: Path) -> None:
