@@ -11,9 +11,9 @@ import ray
 
 from ray_pipeline import artifact, shards, storage
 from ray_pipeline.artifact import Counts
-from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini import batch, ledger, mode, pricing, quota_actor
-from ray_pipeline.gemini.fanout import VERSION, is_expected, needs, unexpected_version, workers
+from ray_pipeline.gemini.batch import BatchOutcome
+from ray_pipeline.gemini.fanout import VERSION, expect_version, needs, workers
 from ray_pipeline.gemini.ledger import Answer, Ledger, Log
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.watch import FanoutProgress
@@ -88,15 +88,17 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
         may_spend=lambda usd: bool(ray.get(held.may_spend.remote(usd))),
         tell=partial(_tell, label),
     )
-    if outcome.wasted_usd:
-        logs.keep([Answer(ledger.WASTED, None, "answered nothing", None, outcome.wasted_usd)])
     logs.close()
     _tell(label, outcome.sentence())
+    return _settle(gemini, outcome, held)
+
+
+def _settle(gemini: Gemini, outcome: BatchOutcome, held: Any) -> Counts:
+    """Tell the quota what batch jobs have cost; raises GeminiError for a version that the recipe stops at."""
     tokens = (outcome.input_tokens, outcome.output_tokens + outcome.thinking_tokens)
     ray.get(held.paid.remote(outcome.requests, tokens, outcome.usd, 0))
     for version in outcome.versions:
-        if gemini.other_version == "stop" and not is_expected(gemini, version):
-            raise GeminiError(unexpected_version(gemini, version))
+        expect_version(gemini, version)
     names = ("requests", "input_tokens", "output_tokens", "thinking_tokens", "cached_tokens", "usd")
     spent = {name: float(getattr(outcome, name)) for name in names}
     jobs = {"batch_jobs": float(outcome.jobs), "batch_requests": float(outcome.requests)}

@@ -20,7 +20,7 @@ from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.questions import Questions, fan_out
 from ray_pipeline.recipe import LocalTranslator, Recipe
-from ray_pipeline.runtime import check_room, gpu_placement
+from ray_pipeline.runtime import check_room, model_pool
 from ray_pipeline.selection import write_requests
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -126,7 +126,7 @@ def _sources(context: Context) -> list[Source]:
     """The shards of requests."""
     folder, recipe = storage.join(context.folder, "requests"), context.recipe
     rows = min(recipe.runtime.shard_rows, SHARD_ROWS)
-    return shards.once(folder, partial(write_requests, context.inputs["split"], recipe.translate, folder, rows))
+    return shards.once(folder, lambda: write_requests(context.inputs["split"], recipe.translate, folder, rows))
 
 
 def _run_gemini(context: Context, sources: Sequence[Source]) -> Outcome:
@@ -147,10 +147,7 @@ def _run_local(context: Context, sources: Sequence[Source], settings: LocalTrans
             context.folder,
             tables.TRANSLATIONS,
             label="translate",
-            workers=runtime.translate_workers,
-            num_cpus=runtime.cpus_per_worker,
-            num_gpus=runtime.gpus_per_worker,
-            resources=gpu_placement(runtime),
+            **model_pool(runtime, runtime.translate_workers),
         )
     )
 

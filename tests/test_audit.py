@@ -4,19 +4,23 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_pipeline import audit, tables
 from ray_pipeline.audit import rules as made_rules
+from ray_pipeline.audit import stage
 from ray_pipeline.audit.examine import Finding, languages, sample
 from ray_pipeline.audit.rules import Fault, numbers, weight
 from ray_pipeline.audit.similarity import resemblance
 from ray_pipeline.audit.stage import divided, tally
 from ray_pipeline.detector import Lingua
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.recipe import Audit, Recipe
+from ray_pipeline.gemini.quota_actor import QuotaActor
+from ray_pipeline.recipe import Audit, Gemini, Recipe
 from ray_pipeline.sandbox import lexicon, shop
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_answers import Prompt, PromptItem, answer
@@ -448,3 +452,23 @@ def test_an_empty_brand_is_refused() -> None:
 def test_the_detector_looks_for_what_may_occur(make_recipe: Callable[..., Recipe]) -> None:
     found = languages(make_recipe(languages__candidates=["fr", "es"], translate__languages=["nl"]))
     assert found == ["en", "es", "fr", "nl"]
+
+
+def test_what_max_usd_has_left_is_divided_among_the_models(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextmanager
+    def here(gemini: Gemini, workdir: str, usd: float, watch: Any) -> Iterator[QuotaActor]:
+        yield QuotaActor(gemini, workdir, "run", usd)
+
+    monkeypatch.setattr(stage.quota_actor, "held", here)
+    monkeypatch.setattr(stage.quota_actor, "_metrics", lambda model: {})
+    recipe = make_recipe(
+        audit__judge_share=1.0, audit__judge_model="gemini-2.5-pro", audit__second_model="gemini-2.5-flash",
+        gemini__max_usd=1.0,
+    )  # fmt: skip
+    for spent, least, most in ((0.0, 0.4, 0.6), (0.5, 0.2, 0.3)):
+        monkeypatch.setattr(stage.ledger, "spent", lambda *arguments, spent=spent: spent)
+        with stage.quotas(recipe, str(tmp_path)) as held:
+            assert set(held) == {"gemini-2.5-pro", "gemini-2.5-flash"}
+            assert [(one.may_spend(least), one.may_spend(most)) for one in held.values()] == [(True, False)] * 2

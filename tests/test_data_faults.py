@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -71,19 +70,6 @@ def same_vectors(first: pa.Table, second: pa.Table) -> None:
     assert first.drop_columns("vector").equals(second.drop_columns("vector"))
 
 
-def when(due: Callable[[], Any], action: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a moment has come."""
-
-    def wait() -> None:
-        while not due():
-            time.sleep(0.01)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MiB."""
@@ -116,7 +102,7 @@ def test_a_worker_killed(stage: str, finished_run: dict[str, Any], tmp_path: Pat
         os.kill(victim.pid, signal.SIGKILL)
         killed.append(victim.pid)
 
-    thread = when(lambda: (work / stage).exists() and processes.named("_ShardWorker"), kill)
+    thread = processes.when(lambda: (work / stage).exists() and processes.named("_ShardWorker"), kill)
     assert go_on(finished_run, str(work)) == 0
     thread.join()
     assert killed
@@ -150,7 +136,7 @@ def test_the_store_away_for_twenty_seconds(
         time.sleep(20)
         s3_server.start()
 
-    thread = when(lambda: storage.list_files(storage.join(url, stage)), away)
+    thread = processes.when(lambda: storage.list_files(storage.join(url, stage)), away)
     assert go_on(finished_run, url) == 0
     thread.join()
     same_tables(finished_run, url)

@@ -16,13 +16,17 @@ import pytest
 from ray_pipeline import artifact, storage, tables, translate
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import StoppedError
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.gemini import ledger
+from ray_pipeline.gemini.fanout import HARMLESS
+from ray_pipeline.recipe import Price, Recipe
 from ray_pipeline.sandbox.dictionary import Dictionary
+from ray_pipeline.sandbox.gemini_batches import BatchFaults
 from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
 from ray_pipeline.sandbox.gemini_server import GeminiServer
 from ray_pipeline.stage import Context
 from tests import processes
 from tests.made import finished, pair
+from tests.processes import when
 
 pytestmark = pytest.mark.usefixtures("ray_up")
 
@@ -94,25 +98,18 @@ def changed(context: Context, **settings: Any) -> Context:
 
 def repeated(server: GeminiServer) -> int:
     """Answers that the server gave a second time."""
-    return sum(count - 1 for count in server.stats.answered.values())
+    return sum(count - 1 for count in answered(server).values())
+
+
+def answered(server: GeminiServer) -> Counter[tuple[str, str, str, str]]:
+    """How often the server has answered each of the stage's items; not what asks whether it answers at all."""
+    probe = ("translate", HARMLESS.text, HARMLESS.source, HARMLESS.target)
+    return Counter({item: count for item, count in server.stats.answered.items() if item != probe})
 
 
 def stopped(context: Context, match: str, **settings: Any) -> None:
     with pytest.raises(StoppedError, match=match):
         translate.run(changed(context, **settings))
-
-
-def when(due: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a moment has come."""
-
-    def wait() -> None:
-        while not due():
-            time.sleep(0.01)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 def test_a_mix_of_faults_leaves_no_row_behind(context: Context, server: GeminiServer) -> None:
@@ -165,15 +162,17 @@ def test_a_worker_and_the_quota_killed_cost_what_was_under_way(shared: Context, 
     server.faults = SLOW
     killed: list[int] = []
 
-    def kill(name: str) -> None:
-        victim = processes.named(name)[0]
-        killed.append(victim.pid)
-        os.kill(victim.pid, signal.SIGKILL)
+    def kill(name: str, after: int) -> threading.Thread:
+        def due() -> bool:
+            if server.stats.requests <= after:
+                return False
+            found = processes.named(name)
+            killed.extend(one.pid for one in found[:1])
+            return bool(found)
 
-    threads = [
-        when(lambda: server.stats.requests > 15, lambda: kill("QuotaActor")),
-        when(lambda: server.stats.requests > 30, lambda: kill("_ShardWorker")),
-    ]
+        return when(due, lambda: os.kill(killed[-1], signal.SIGKILL))
+
+    threads = [kill("QuotaActor", after=8), kill("_ShardWorker", after=16)]
     assert not check(shared)
     for thread in threads:
         thread.join()
@@ -199,8 +198,6 @@ def test_a_finished_ledger_asks_nothing(shared: Context, server: GeminiServer) -
 
 @pytest.mark.soak
 def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(shared: Context, server: GeminiServer) -> None:
-    from ray_pipeline.sandbox.gemini_batches import BatchFaults
-
     server.batch_faults = BatchFaults(line_missing=0.2, seed=1)
     outcome = translate.run(changed(shared, mode="batch", poll_seconds=0.1, batch_requests=20))
     assert outcome.counts.rows_out == ROWS
@@ -213,8 +210,6 @@ def test_batch_jobs_answer_at_half_price_and_live_requests_the_rest(shared: Cont
 
 
 def test_jobs_of_an_earlier_run_are_read_in_any_mode(context: Context, server: GeminiServer) -> None:
-    from ray_pipeline.sandbox.gemini_batches import BatchFaults
-
     server.batch_faults = BatchFaults(never_ends=1)
     thread = when(lambda: server.stats.batch_jobs == 3, lambda: setattr(server, "key", "another"))
     stopped(context, "refuses the key", mode="batch", poll_seconds=0.1, batch_requests=20)
@@ -222,6 +217,36 @@ def test_jobs_of_an_earlier_run_are_read_in_any_mode(context: Context, server: G
     server.key, server.batch_faults = KEY, BatchFaults()
     assert not check(context, poll_seconds=0.1)
     assert (server.stats.requests, repeated(server)) == (0, 0), "what was paid for is waited for, not asked live"
+
+
+def test_a_batch_s_bill_counts_for_the_live_requests_after_it(context: Context, server: GeminiServer) -> None:
+    server.batch_faults = BatchFaults(line_missing=0.2, seed=1)
+    price = Price(input=0, output=1e5, batch_input=3000, batch_output=0)  # a live request costs up to 144 USD
+    stopped(context, r"gemini\.max_usd: .* are spent", mode="batch", poll_seconds=0.1, price=price, max_usd=155.0)
+    spent = ledger.spent(context.workdir, context.recipe.gemini)
+    assert spent == pytest.approx(server.stats.batch_prompt_tokens * 3000 / 1e6) and spent > 11
+    assert (server.stats.batch_jobs, server.stats.requests) == (1, 0)
+
+
+def test_a_job_answered_by_another_version_stops_the_run_and_is_not_asked_again(
+    context: Context, server: GeminiServer
+) -> None:
+    server.model_version = "gemini-other"
+    stopped(context, "answered as 'gemini-other'", mode="batch", poll_seconds=0.1, other_version="stop")
+    assert not check(context, mode="batch", poll_seconds=0.1)
+    assert (server.stats.batch_jobs, server.stats.requests, repeated(server)) == (1, 0, 0)
+
+
+def test_what_too_many_refusals_have_cost_stays_counted(context: Context, server: GeminiServer) -> None:
+    strict = context.recipe.translate.model_copy(update={"max_rejected_share": 0.0})
+    recipe = context.recipe.model_copy(update={"translate": strict})
+    server.faults = Faults(block_words=("kettle 5",))
+    stopped(Context(recipe, context.inputs, context.folder, context.workdir, {}), "have no translation")
+    outcome = translate.run(context)
+    assert outcome.counts.rows_rejected > 0 and repeated(server) == 0
+    billed = (server.stats.prompt_tokens * 0.3 + server.stats.candidates_tokens * 2.5) / 1e6
+    assert ledger.spent(context.workdir, context.recipe.gemini) == pytest.approx(billed)
+    assert outcome.extra["answers_usd"] == pytest.approx(billed, rel=0.2)
 
 
 @pytest.mark.soak
@@ -233,7 +258,7 @@ def test_each_fault_at_scale(context: Context, server: GeminiServer, fault: str,
     settings = {"timeout_seconds": 1.0} if fault == "slow" else {}
     check(context, **settings)
     assert fault == "slow" or repeated(server) == 0
-    assert max(server.stats.answered.values(), default=0) <= 3 * context.recipe.gemini.attempts, (
+    assert max(answered(server).values(), default=0) <= 3 * context.recipe.gemini.attempts, (
         "as one of four, of two, and alone"
     )
 

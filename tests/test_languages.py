@@ -1,12 +1,16 @@
 """Language tags: scripts settle the clear cases, a detector the sure ones, and the rest stays open."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from ray_pipeline import languages
 from ray_pipeline.detector import Lingua
 from ray_pipeline.errors import RecipeError
+from ray_pipeline.gemini.ledger import Answer
+from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.languages import decide
 from ray_pipeline.recipe import Languages, Recipe
 from ray_pipeline.scripts import scripts
@@ -168,6 +172,35 @@ def test_confidences_are_probabilities_best_first(lingua: Lingua) -> None:
 )
 def test_scripts(text: str, expected: dict[str, int]) -> None:
     assert scripts(text) == expected
+
+
+def test_an_answer_is_taken_where_it_is_possible_and_counted(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"zapatos": "fr", "zapatilla": "tl", "nike": "und", "adidas": None, "shoes": "es"}
+
+    class Asked:
+        """A fan-out that knows the answers."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self.skipped = 0
+
+        def skip(self, rows: int) -> None:
+            self.skipped += rows
+
+        def answer(self, items: Sequence[Item]) -> dict[str, Answer]:
+            return {item.key: Answer(item.key, answers[item.text]) for item in items}
+
+        def counts(self) -> dict[str, float]:
+            return {"skipped": float(self.skipped)}
+
+    monkeypatch.setattr(languages, "Fanout", Asked)
+    monkeypatch.setattr(languages, "detector", lambda rules: Fixed(("de", 0.1)))
+    texts, tags = [*answers, "zapatos"], ["en", "en", "en", "en", "de", "en"]
+    given = pa.table({"query": texts, "language": tags})
+    result = languages.Correction(make_recipe(), "")(given)
+    assert result.table.column("language").to_pylist() == ["fr", "en", "und", "en", "de", "fr"]
+    assert result.extra == {"asked": 4, "unanswered": 1, "corrected": 3, "skipped": 2}
 
 
 def test_a_language_of_many_rows_that_is_no_candidate_stops_before_it_is_lost() -> None:

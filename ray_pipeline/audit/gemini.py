@@ -6,9 +6,8 @@ from typing import Any
 
 from ray_pipeline.audit import similarity
 from ray_pipeline.errors import RecipeError
-from ray_pipeline.gemini import fanout
+from ray_pipeline.gemini import fanout, prices
 from ray_pipeline.gemini.fanout import Fanout
-from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.recipe import Gemini, Recipe
 
@@ -51,11 +50,11 @@ def check(recipe: Recipe) -> None:
             f"audit.second_model {recipe.gemini.model} is gemini.model and would say the same again: name another"
         )
     for question in questions(recipe).values():
-        if recipe.gemini.max_usd is not None and price_of(question.gemini) is None:
-            raise RecipeError(
-                f"gemini.max_usd is set, but the price of {question.gemini.model}, which the audit asks, is unknown: "
-                "take a model of the price table, or leave gemini.max_usd out"
-            )
+        prices.expect_known(
+            question.gemini.model_copy(update={"mode": "live"}),  # as the audit asks, whatever the recipe says
+            f"{question.gemini.model}, which the audit asks,",
+            "take a model of the price table, or leave gemini.max_usd out",
+        )
 
 
 def identity(question: Question) -> list[Any]:

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ray_pipeline import models
-from ray_pipeline.embed.model import load
+from ray_pipeline import memory, models
+from ray_pipeline.embed.model import exhausted, load
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.text import normalise
 
@@ -38,7 +39,7 @@ def model_of(recipe: Recipe) -> Model:
     """The model that the recipe compares meanings by."""
     if recipe.audit.similarity_model is not None:
         return Model(recipe.audit.similarity_model, None, "")
-    return Model(recipe.embed.model, recipe.embed.revision, recipe.embed.prompt)
+    return Model(recipe.embed.model, recipe.embed.revision, recipe.embed.prompts["target"])
 
 
 def identity(recipe: Recipe) -> Mapping[str, Any]:
@@ -54,7 +55,8 @@ class Meaning:
         model = model_of(recipe)
         self._prompt, self._batch = model.prompt, recipe.runtime.embed_batch_rows
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
-        self._model = load(field_of(recipe), model.name, model.revision, device)
+        self._field = field_of(recipe)
+        self._model = load(self._field, model.name, model.revision, device)
         self._turn = threading.Lock()  # a tokenizer cannot serve two threads
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> list[float]:
@@ -62,7 +64,7 @@ class Meaning:
         if not first:
             return []
         unique = sorted({*first, *second}, key=lambda text: (len(text), text))  # little padding in a batch
-        with self._turn:
+        with self._turn, memory.enough(partial(exhausted, self._field)):
             vectors = self._model.encode(
                 [self._prompt + text for text in unique],
                 batch_size=self._batch,

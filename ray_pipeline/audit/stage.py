@@ -143,12 +143,7 @@ def workers(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.runtime
     if similarity.wanted(recipe):
         runtime.check_room(settings)
-        return {
-            "workers": settings.embed_workers,
-            "num_cpus": settings.cpus_per_worker,
-            "num_gpus": settings.gpus_per_worker,
-            "resources": runtime.gpu_placement(settings),
-        }
+        return runtime.model_pool(settings, settings.embed_workers)
     if gemini.questions(recipe):
         runtime.check_room(settings, 1, fanout.needs(settings))
         return fanout.workers(settings)

@@ -19,8 +19,16 @@ from ray_pipeline.errors import GeminiError
 from ray_pipeline.gemini.batch_jobs import Job, Jobs
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records, request_key
 from ray_pipeline.gemini.batch_results import Lines, answers, replies
-from ray_pipeline.gemini.client import Missing, RateLimited, Reply, Unavailable, output_cap, request_body
-from ray_pipeline.gemini.ledger import Answer
+from ray_pipeline.gemini.client import (
+    UNKNOWN_VERSION,
+    Missing,
+    RateLimited,
+    Reply,
+    Unavailable,
+    output_cap,
+    request_body,
+)
+from ray_pipeline.gemini.ledger import NOTHING, Answer
 from ray_pipeline.gemini.prices import Price, price_of
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.requests import group, input_tokens
@@ -58,8 +66,6 @@ class BatchOutcome:
     cached_tokens: int = 0
     usd: float = 0.0
     """Of all that was read and not kept before; 0 where the price is unknown."""
-    wasted_usd: float = 0.0
-    """Of these, what answered no item, so that no answer carries it."""
     versions: Counter[str] = field(default_factory=Counter)
     """Responses by the version of the model that answered."""
     states: dict[str, str] = field(default_factory=dict)
@@ -97,11 +103,11 @@ def fill(
     recipe's deadline, whichever comes first.
 
     `folder` keeps the jobs' records, local or on S3; an item is in one job of a folder at most, so that what a job has
-    left is not put into another one. `keep` is given answers as they are read, and has to have made them durable when
-    it returns. `known` tells which of some item keys are answered, so that of a job that was read in part before a kill
-    the rest is kept; by default all are taken to be that are not among `items`. `may_spend` is asked before each job
-    about the most, in USD, that all jobs not yet read can cost together with it. `tell` is given lines for a log,
-    `clock` tells the seconds since 1970.
+    left is not put into another one. `keep` is given answers as they are read, and what requests that answered nothing
+    have cost; it has to have made them durable when it returns. `known` tells which of some keys were kept, so that of
+    a job that was read in part before a kill the rest is kept; by default all that are not among `items`. `may_spend`
+    is asked before each job about the most, in USD, that all jobs not yet read can cost together with it. `tell` is
+    given lines for a log, `clock` tells the seconds since 1970.
 
     Raises GeminiError where no progress is possible (key, model, network), StoppedError while another run is at the
     same records. To be called where no event loop runs.
@@ -272,7 +278,7 @@ class _Run:
         file = await self._jobs.upload(spool.path)
         count = sum(len(keys) for keys in spool.asked)
         deadline = self._started + self._gemini.deadline_hours * 3600
-        record = Record(name, self._clock(), deadline, file, len(spool.asked), count, most_usd)
+        record = Record(name, self._clock(), file, len(spool.asked), count, most_usd, deadline)
         self._records.save_asked(record, spool.asked)
         self._records.save(record)
         job = await self._jobs.create(file, name, lambda: self._may_wait(record))
@@ -366,8 +372,8 @@ class _Run:
         """Hand over the answers in a result, some thousands at once; returns what its lines were."""
         asked, pending, lines = self._records.asked(record), list[tuple[Reply, list[Answer]]](), Lines()
         found = record.display_name in self._found
-        # Asked once a job, since the ledger is read for it.
-        known = self._known_of({key for keys in asked.values() for key in keys.split()}) if found else set[str]()
+        keys_of = {*asked, *(key for keys in asked.values() for key in keys.split())}
+        known = self._known_of(keys_of) if found else set[str]()  # once a job, since the ledger is read for it
         for keys, reply in replies(self._kind, path, asked, lines):
             pending.append((reply, answers(keys, reply, self._usd_of(reply))))
             if len(pending) == REPLIES_AT_ONCE:
@@ -381,32 +387,32 @@ class _Run:
         fresh = list[Answer]()
         for reply, given in pending:
             new = [answer for answer in given if answer.key not in known]
-            if new or not given:
+            if new:
                 self._count(reply, new)
             fresh += new
         if fresh:
             self._keep(fresh)
-        self.outcome.answered += sum(not found or self._recorded.wants(answer.key) for answer in fresh)
+        answered = [answer for answer in fresh if answer.reason != NOTHING]
+        self.outcome.answered += sum(not found or self._recorded.wants(answer.key) for answer in answered)
 
     def _known_of(self, keys: set[str]) -> set[str]:
         return self._known(keys) if self._known else {key for key in keys if not self._recorded.wants(key)}
 
     def _count(self, reply: Reply, new: list[Answer]) -> None:
-        outcome, usd = self.outcome, sum(answer.usd for answer in new) if new else self._usd_of(reply)
+        outcome = self.outcome
         outcome.input_tokens += reply.input_tokens
         outcome.output_tokens += reply.output_tokens
         outcome.thinking_tokens += reply.thinking_tokens
         outcome.cached_tokens += reply.cached_tokens
-        outcome.versions[reply.model_version or "unknown"] += 1
-        outcome.usd += usd
-        outcome.wasted_usd += 0.0 if new else usd
+        outcome.versions[reply.model_version or UNKNOWN_VERSION] += 1
+        outcome.usd += sum(answer.usd for answer in new)
 
     def _usd_of(self, reply: Reply) -> float:
         price = price_of(self._gemini, reply.model_version)
         return _usd(price, reply.input_tokens, reply.output_tokens, reply.thinking_tokens, reply.cached_tokens)
 
     def _is_late(self, record: Record) -> bool:
-        return self._clock() >= record.deadline
+        return self._clock() >= (record.deadline or record.started + self._gemini.deadline_hours * 3600)
 
 
 def _usd(price: Price | None, read: int, written: int, thought: int = 0, cached: int = 0) -> float:

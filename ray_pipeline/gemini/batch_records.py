@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 
 from ray_pipeline import storage
+from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.text import stable_id
 
 
@@ -24,14 +25,14 @@ class Record:
     """Made from what the job asks; the server lists jobs by it."""
     started: float
     """When it was asked for, in seconds since 1970."""
-    deadline: float
-    """When it is given up, in the same."""
     input: str
     """The server's name of the uploaded file."""
     requests: int
     items: int
     most_usd: float
     """What it costs at most, if the price is known."""
+    deadline: float = 0.0
+    """When it is given up, in seconds since 1970; 0 where an earlier version of this program has not said."""
     job: str | None = None
     """The server's name of the job; null until we know that it was created."""
     ended: str | None = None
@@ -45,9 +46,8 @@ class Records:
         self._folder = folder
 
     def all(self) -> list[Record]:
-        """Every record, in the order of their jobs' names."""
-        files = [url for url in storage.list_files(self._folder) if url.endswith(".json")]
-        return [Record(**json.loads(storage.read_bytes(url))) for url in files]
+        """Every record, in the order of their jobs' names; raises CorruptArtifactError for one that cannot be read."""
+        return [_read(url) for url in storage.list_files(self._folder) if url.endswith(".json")]
 
     def save(self, record: Record) -> None:
         """Write a record, in place of the one before."""
@@ -73,6 +73,16 @@ class Records:
 
     def _url(self, record: Record, ending: str) -> str:
         return storage.join(self._folder, f"{record.display_name}.{ending}")
+
+
+def _read(url: str) -> Record:
+    try:
+        return Record(**json.loads(storage.read_bytes(url)))
+    except (ValueError, TypeError) as error:
+        raise CorruptArtifactError(
+            f"{url}: is damaged, or of another version of this program ({error}): delete it and run the same command "
+            "again; answers of its batch job that were not read yet are then asked and paid for again"
+        ) from error
 
 
 def request_key(keys: Iterable[str]) -> str:

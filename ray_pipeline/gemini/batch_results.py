@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ray_pipeline.gemini.batch_records import request_key
 from ray_pipeline.gemini.client import Reply, read_reply
-from ray_pipeline.gemini.ledger import Answer
+from ray_pipeline.gemini.ledger import NOTHING, Answer
 from ray_pipeline.gemini.prompts import Kind
 from ray_pipeline.gemini.wire import Line
 
@@ -58,8 +59,13 @@ def _line(text: bytes) -> Line:
 
 
 def answers(keys: list[str], reply: Reply, usd: float) -> list[Answer]:
-    """The answers of a reply; a lone item that was blocked has no other, a request of several leaves its items."""
-    if len(keys) == 1 and not reply.answers and reply.blocked:
-        return [Answer(keys[0], None, reply.reason, reply.model_version, usd)]
-    share = usd / max(1, len(reply.answers))
+    """The answers of a reply; a lone item that was blocked has no other, a request of several leaves its items.
+
+    What a request that answered nothing has cost stands under the request's own key, so that it is kept only once.
+    """
+    if not reply.answers:
+        refused = len(keys) == 1 and reply.blocked
+        key, reason = (keys[0], reply.reason) if refused else (request_key(keys), NOTHING)
+        return [Answer(key, None, reason, reply.model_version, usd)]
+    share = usd / len(reply.answers)
     return [Answer(key, text, None, reply.model_version, share) for key, text in reply.answers.items()]

@@ -30,6 +30,8 @@ SANDBOX_KEY = "sandbox-key"
 """The sandbox's server's, which is no secret: workers have it wherever they are, and never send it the user's own."""
 OUTPUT_TOKENS_PER_ITEM = 100
 """Cap of the answer, besides twice the text's own; doubled, then tripled, where it was reached."""
+UNKNOWN_VERSION = "unknown"
+"""Stands among the versions for answers that name none."""
 LONGEST_REFUSAL_SECONDS = 3600.0
 """After so long with nothing but 429, waiting is given up: credit may be spent, or the project blocked."""
 NO_PROXY_VARIABLES = ("no_proxy", "NO_PROXY")
@@ -108,7 +110,7 @@ class Usage:
         self.thinking_tokens += reply.thinking_tokens
         self.cached_tokens += reply.cached_tokens
         self.usd += usd
-        self.versions[reply.model_version or "unknown"] += 1
+        self.versions[reply.model_version or UNKNOWN_VERSION] += 1
 
 
 def endpoint(gemini: Gemini) -> str | None:
@@ -303,7 +305,10 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
             "what was answered is kept: the same command goes on from there"
         ) from error
     if error.code == 404:
-        raise GeminiError(f"{where} has no model {gemini.model!r}: set gemini.model") from error
+        raise GeminiError(
+            f"{where} has no model {gemini.model!r}: set gemini.model to one that it has; answers of another model are "
+            "not used for it: all is asked and paid for again"
+        ) from error
     raise GeminiError(f"{where} refuses the request: {error.code} {error.status}: {error.message}") from error
 
 

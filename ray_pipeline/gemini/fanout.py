@@ -16,6 +16,7 @@ from ray_pipeline.gemini import thinking
 from ray_pipeline.gemini.client import (
     LONGEST_REFUSAL_SECONDS,
     OUTPUT_TOKENS_PER_ITEM,
+    UNKNOWN_VERSION,
     Client,
     RateLimited,
     Reply,
@@ -97,7 +98,7 @@ class Fanout:
         ledger = Ledger(self._folder, wanted)
         missing = [item for key, item in wanted.items() if ledger.get(key) is None]
         for key in wanted:
-            self._check_version(known.model_version if (known := ledger.get(key)) else None)
+            expect_version(self._gemini, known.model_version if (known := ledger.get(key)) else None)
         self.skip(len(items) - len(missing))
         if missing:
             try:
@@ -163,25 +164,28 @@ class Fanout:
         share = usd / max(1, len(reply.answers))
         ledger.append(Answer(k, text, None, reply.model_version, share) for k, text in reply.answers.items())
         left = [item for item in items if item.key not in reply.answers]
-        blocked = len(items) == 1 and reply.blocked
-        if not reply.answers and not blocked and usd:
+        alone = len(left) == len(items) == 1
+        if alone and reply.blocked:
+            ledger.append([Answer(left[0].key, None, reply.reason, reply.model_version, usd)])
+        elif not reply.answers and usd:
             ledger.waste(reply.model_version, usd)
-        self._check_version(reply.model_version)
-        if len(left) == 1 and len(items) == 1:
-            if blocked:
-                ledger.append([Answer(left[0].key, None, reply.reason, reply.model_version, usd)])
-                self.skip(1)
-            elif reply.unavailable or tries + 1 == SINGLE_TRIES:
-                ledger.remember(Answer(left[0].key, None, reply.reason, reply.model_version))
-                self.skip(1)
-            else:
-                await self._resolve(session, ledger, left, tries + 1)
+        expect_version(self._gemini, reply.model_version)
+        if alone:
+            await self._resolve_one(session, ledger, left[0], reply, tries)
         elif tries == 0 and _only_thought(reply):
             await self._resolve(session, ledger, left, tries=1)
         elif left:
             middle = (len(left) + 1) // 2
             for half in filter(None, (left[:middle], left[middle:])):
                 await self._resolve(session, ledger, half)
+
+    async def _resolve_one(self, session: _Session, ledger: Ledger, item: Item, reply: Reply, tries: int) -> None:
+        """Ask again about a lone item without an answer; in the end, or if it is blocked, count it as refused."""
+        if not reply.blocked and not reply.unavailable and tries + 1 < SINGLE_TRIES:
+            return await self._resolve(session, ledger, [item], tries + 1)
+        if not reply.blocked:
+            ledger.remember(Answer(item.key, None, reply.reason, reply.model_version))
+        self.skip(1)
 
     async def _ask(self, session: _Session, ledger: Ledger, items: list[Item], cap_factor: int) -> Reply:
         """Ask until the server answers; a request that keeps failing while others succeed has an empty answer."""
@@ -290,10 +294,6 @@ class Fanout:
         cap = output_cap(self._gemini, items, cap_factor)
         return max(self._price.usd(tokens, cap) or 0.0, self._price.usd(tokens, 0, cap) or 0.0)
 
-    def _check_version(self, found: str | None) -> None:
-        if self._gemini.other_version == "stop" and found is not None and not is_expected(self._gemini, found):
-            raise GeminiError(unexpected_version(self._gemini, found))
-
     def _unreachable(self, detail: str) -> str:
         where = shown(self._gemini)
         return (
@@ -344,18 +344,21 @@ def concurrency(gemini: Gemini) -> int:
 
 
 def is_expected(gemini: Gemini, version: str) -> bool:
-    """Whether the server's name of its model is the one that the recipe expects."""
+    """Whether the server's name of its model is the one that the recipe expects; one that it has not told may be."""
+    if version == UNKNOWN_VERSION:
+        return True
     if gemini.model_version is not None:
         return version == gemini.model_version
     return version.startswith(gemini.model.removeprefix("models/"))
 
 
-def unexpected_version(gemini: Gemini, found: str) -> str:
-    """What to tell of an answer by another version."""
-    return (
-        f"the server answered as {found!r}, but the recipe expects {gemini.model_version or gemini.model}: set "
-        "gemini.model_version to the version you accept, or gemini.other_version to report; answers so far are kept"
-    )
+def expect_version(gemini: Gemini, version: str | None) -> None:
+    """Raise GeminiError for an answer by another version, where the recipe says to stop at one."""
+    if gemini.other_version == "stop" and not is_expected(gemini, version or UNKNOWN_VERSION):
+        raise GeminiError(
+            f"the server answered as {version!r}, but the recipe expects {gemini.model_version or gemini.model}: set "
+            "gemini.model_version to the version you accept, or gemini.other_version to report; answers so far are kept"
+        )
 
 
 def workers(runtime: Runtime) -> dict[str, Any]:

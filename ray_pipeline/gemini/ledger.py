@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,9 @@ T = TypeVar("T")
 FLUSH_SECONDS = 2.0
 LISTINGS = 100
 WASTED = ""
-"""The key under which a request's cost stands when it answered no item."""
+"""The key under which a live request's cost stands when it answered no item; that of a batch job has its own."""
+NOTHING = "answered nothing"
+"""The reason that stands with such a cost."""
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -147,7 +150,7 @@ class Ledger:
         self._known.update({answer.key: answer for answer in new})
         self._log.append(new)
 
-    def waste(self, model_version: str | None, usd: float, reason: str = "answered nothing") -> None:
+    def waste(self, model_version: str | None, usd: float, reason: str = NOTHING) -> None:
         """Keep account of a request that was paid for and answered nothing."""
         self._log.append([Answer(WASTED, None, reason, model_version, usd)])
 
@@ -190,16 +193,20 @@ def _read(url: str, listed: Callable[[], Iterable[str]], read: Callable[[str], T
     """What `read` makes of each file listed below a folder; they are listed anew where one vanishes."""
     found: dict[str, T] = {}
     for _ in range(LISTINGS):
-        vanished = False
-        for file in list(listed()):
-            if file not in found:
-                try:
-                    found[file] = read(file)
-                except FileNotFoundError:  # its writer has just put it into another file
-                    vanished = True
-        if not vanished:
+        new = [file for file in listed() if file not in found]
+        contents = storage.for_each(partial(_unless_gone, read), new)
+        found |= {file: content for file, content in zip(new, contents, strict=True) if content is not None}
+        if all(content is not None for content in contents):
             return found
     raise StorageError(f"{url}: files vanish while they are read; is another run clearing the working folder?")
+
+
+def _unless_gone(read: Callable[[str], T], file: str) -> T | None:
+    """What is read of a file; null where its writer has just put it into another one."""
+    try:
+        return read(file)
+    except FileNotFoundError:
+        return None
 
 
 def _overlapping(url: str, low: int, high: int) -> Iterator[str]:

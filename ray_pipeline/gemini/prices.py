@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from ray_pipeline.errors import RecipeError
 from ray_pipeline.recipe import Gemini
 
 
@@ -65,3 +66,17 @@ def price_of(gemini: Gemini, version: str | None = None) -> Price | None:
     thinking = own.output if own.thinking is None else own.thinking
     cached = own.input if own.cached is None else own.cached
     return Price(own.input, own.output, thinking, cached, own.batch_input, own.batch_output, "recipe", "")
+
+
+def expect_known(gemini: Gemini, model: str, remedy: str) -> None:
+    """Raise RecipeError where spending is limited and the price of the model, named in words, is unknown."""
+    if gemini.max_usd is None:
+        return
+    price = price_of(gemini)
+    if price is None:
+        raise RecipeError(f"gemini.max_usd is set, but the price of {model} is unknown: {remedy}")
+    if gemini.mode == "batch" and price.batch_output is None:
+        raise RecipeError(
+            f"gemini.max_usd is set, but the price of {model} in batch mode is unknown: "
+            "set gemini.price.batch_input and batch_output, or gemini.mode live"
+        )

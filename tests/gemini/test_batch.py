@@ -19,12 +19,13 @@ from google.genai import errors, types
 from pydantic.alias_generators import to_camel
 
 from ray_pipeline import claim, storage
-from ray_pipeline.errors import GeminiError, StoppedError
+from ray_pipeline.errors import CorruptArtifactError, GeminiError, StoppedError
 from ray_pipeline.gemini import batch, batch_jobs
 from ray_pipeline.gemini.batch import BatchOutcome
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records
 from ray_pipeline.gemini.batch_results import Lines, replies
-from ray_pipeline.gemini.client import Client, Reply, request_body
+from ray_pipeline.gemini.client import UNKNOWN_VERSION, Client, Reply, request_body
+from ray_pipeline.gemini.fanout import VERSION, account, expect_version
 from ray_pipeline.gemini.ledger import Answer
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.gemini.prompts import Item, Kind
@@ -199,7 +200,6 @@ def test_jobs_answer_what_live_requests_do_at_half_the_price(
     texts, usd = live(gemini, items, kind, languages)
     assert kept.texts() == texts and len(texts) == 40
     assert kept.usd == pytest.approx(outcome.usd) == pytest.approx(usd / 2)
-    assert outcome.wasted_usd == 0
     for record in records_in(place):
         assert record.ended == "succeeded"
         assert not is_uploaded(server, record.input)
@@ -318,6 +318,20 @@ def test_a_driver_killed_between_its_writes(
     assert kept.usd == pytest.approx(bill(server))
     assert [record.ended for record in records_in(tmp_path)] == ["succeeded", "succeeded"]
     assert fill(gemini, tmp_path, kept) == BatchOutcome()
+
+
+@pytest.mark.parametrize("nth", [6, 7, 8])
+def test_what_answered_nothing_is_kept_once_wherever_the_driver_is_killed(
+    server: GeminiServer, tmp_path: Path, kept: Kept, nth: int
+) -> None:
+    server.faults = Faults(truncated=1)
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, nth)
+        with pytest.raises(Killed):
+            fill(settings(server), tmp_path, kept)
+    outcome = fill(settings(server), tmp_path, kept, known=lambda keys: keys & {answer.key for answer in kept.answers})
+    assert (outcome.items, outcome.answered, server.stats.batch_jobs) == (40, 0, 2)
+    assert kept.usd == pytest.approx(bill(server)) and kept.usd > 0
 
 
 def test_a_job_that_may_yet_be_listed_is_not_forgotten(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
@@ -490,8 +504,9 @@ def test_answers_that_cannot_be_read_are_left_and_their_cost_is_told(
 ) -> None:
     server.faults = Faults().changed({fault: 1})
     outcome = fill(settings(server), tmp_path, kept)
-    assert (outcome.answered, outcome.left, kept.answers) == (0, 40, [])
-    assert outcome.wasted_usd == outcome.usd == pytest.approx(bill(server))
+    assert (outcome.answered, outcome.left, len(kept.left())) == (0, 40, 40)
+    assert {(answer.text, answer.reason) for answer in kept.answers} == {(None, "answered nothing")}
+    assert [kept.usd, outcome.usd] == pytest.approx([bill(server)] * 2)
     assert outcome.usd > 0
 
 
@@ -500,7 +515,7 @@ def test_an_item_missing_from_an_answer_is_left(server: GeminiServer, tmp_path: 
     outcome = fill(settings(server), tmp_path, kept)
     assert 30 <= outcome.answered < 40
     assert kept.texts().items() <= RIGHT.items()
-    assert (kept.usd, outcome.wasted_usd) == (pytest.approx(bill(server)), 0)
+    assert kept.usd == pytest.approx(bill(server)) and len(kept.answers) == outcome.answered
 
 
 def test_a_blocked_request_is_left_unless_it_is_about_one_item(
@@ -509,7 +524,8 @@ def test_a_blocked_request_is_left_unless_it_is_about_one_item(
     server.faults = Faults(block_words=("shoes 25",))
     outcome = fill(settings(server), tmp_path / "four", kept)
     assert (outcome.answered, outcome.left) == (36, 4)
-    assert 0 < outcome.wasted_usd < outcome.usd == pytest.approx(bill(server))
+    assert 0 < sum(answer.usd for answer in kept.answers if answer.text is None) < kept.usd
+    assert [kept.usd, outcome.usd] == pytest.approx([bill(server)] * 2)
     alone = Kept()
     outcome = fill(settings(server, items_per_request=1), tmp_path / "one", alone)
     assert outcome.left == 0
@@ -558,6 +574,45 @@ def test_jobs_that_never_end_are_cancelled_at_the_deadline(server: GeminiServer,
     assert [job.state for job in jobs_of(server)] == [types.JobState.JOB_STATE_CANCELLED] * 2
     assert server.stats.batch_requests == 0
     assert fill(settings(server), place, kept).jobs == 0
+
+
+def test_a_job_of_a_version_that_recorded_no_deadline_is_read(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, 4)
+        with pytest.raises(Killed):
+            fill(settings(server), tmp_path, kept)
+    [file] = tmp_path.rglob("ray-pipeline-*.json")
+    found = json.loads(file.read_text())
+    del found["deadline"]
+    file.write_text(json.dumps(found))
+    assert fill(settings(server), tmp_path, kept).answered == 40 and once(server)
+    assert server.stats.batch_jobs == 2
+
+
+@pytest.mark.parametrize("text", ["{ cut", "[]", '{"display_name": "a"}', '{"of_a_newer_version": 1}'])
+def test_a_record_that_cannot_be_read_is_named_with_the_remedy(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(CorruptArtifactError, match=r"a\.json: is damaged, or of another version .*delete it and run"):
+        Records(str(tmp_path)).all()
+
+
+class Nameless(GeminiServer):
+    """Does not tell which version answers."""
+
+    def _signed(self, content: dict[str, object], model: str, response: str) -> dict[str, object]:
+        return content
+
+
+def test_an_answer_that_names_no_version_is_not_taken_for_another_s(tmp_path: Path, kept: Kept) -> None:
+    with Nameless(DICTIONARY, key=KEY) as server:
+        gemini = settings(server, other_version="stop")
+        outcome = fill(gemini, tmp_path, kept)
+    assert outcome.versions == {UNKNOWN_VERSION: 10}
+    for version in (*outcome.versions, None, "gemini-2.5-flash-001"):
+        expect_version(gemini, version)
+    assert account(gemini, {VERSION + UNKNOWN_VERSION: 10.0})["unexpected_versions"] == []
+    with pytest.raises(GeminiError, match="answered as 'gemini-3', but the recipe expects gemini-2.5-flash"):
+        expect_version(gemini, "gemini-3")
 
 
 def test_the_deadline_of_a_job_outlives_its_driver(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
@@ -818,7 +873,7 @@ def test_a_result_is_read_by_key_whatever_else_it_holds(tmp_path: Path) -> None:
 
 def test_records_are_read_as_they_were_written(place: str) -> None:
     records = Records(place)
-    first = Record("a", 1.5, 9.5, "files/x", 2, 3, 0.25)
+    first = Record("a", 1.5, "files/x", 2, 3, 0.25, 9.5)
     records.save_asked(first, [["0a", "0b"], ["ff"]])
     records.save(first)
     named = replace(first, job="batches/y", ended="succeeded")

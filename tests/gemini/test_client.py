@@ -189,10 +189,18 @@ def test_errors_of_the_server_are_worth_another_try(server: GeminiServer, fault:
     assert ask(server.url) == Unavailable(detail, "server error")
 
 
-@pytest.mark.parametrize(("code", "status"), [(409, "ABORTED"), (499, "CANCELLED")])
-def test_a_request_that_the_server_gave_up_is_worth_another_try(code: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [
+        (409, "ABORTED", "server error"),
+        (499, "CANCELLED", "server error"),
+        (408, "REQUEST_TIMEOUT", "timed out"),
+        (504, "DEADLINE_EXCEEDED", "timed out"),
+    ],
+)
+def test_a_request_that_the_server_gave_up_is_worth_another_try(code: int, status: str, reason: Any) -> None:
     with answering(code, error_body(code, status)) as url:
-        assert ask(url) == Unavailable(f"{code} {status}", "server error")
+        assert ask(url) == Unavailable(f"{code} {status}", reason, billed=reason == "timed out")
 
 
 def ended(reason: str) -> bytes:
@@ -262,20 +270,22 @@ def test_a_local_server_is_reached_past_a_proxy(
 
 def test_a_dropped_connection_is_worth_another_try(server: GeminiServer) -> None:
     server.faults = Faults(dropped=1)
-    assert isinstance(ask(server.url), Unavailable)
+    outcome = ask(server.url)
+    assert isinstance(outcome, Unavailable) and outcome.billed, "it may have been answered"
 
 
 def test_a_server_that_does_not_answer_in_time_is_worth_another_try(server: GeminiServer) -> None:
     server.faults = Faults(slow=1, slow_seconds=1)
     outcome = ask(server.url, timeout_seconds=0.2)
     assert isinstance(outcome, Unavailable) and "Timeout" in outcome.detail
+    assert outcome.billed, "it may have been answered"
 
 
 def test_a_refused_connection_and_an_address_that_is_none() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        assert isinstance(ask(f"http://127.0.0.1:{free.getsockname()[1]}"), Unavailable)
-    assert isinstance(ask("http://no-such-host.invalid"), Unavailable)
+        outcomes = [ask(f"http://127.0.0.1:{free.getsockname()[1]}"), ask("http://no-such-host.invalid")]
+    assert [isinstance(outcome, Unavailable) and not outcome.billed for outcome in outcomes] == [True, True]
 
 
 @pytest.mark.parametrize("status", [200, 502, 503])
@@ -339,7 +349,7 @@ def test_a_key_from_a_file_may_end_its_line(server: GeminiServer, monkeypatch: p
 
 
 def test_a_model_that_is_not_there(server: GeminiServer) -> None:
-    with pytest.raises(GeminiError, match=r"has no model 'tunedModels/none': set gemini\.model"):
+    with pytest.raises(GeminiError, match=r"has no model 'tunedModels/none': set gemini\.model .* is asked and paid"):
         ask(server.url, model="tunedModels/none")
 
 

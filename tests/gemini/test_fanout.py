@@ -33,6 +33,7 @@ from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_faults import ANSWER_FAULTS, REQUEST_FAULTS, Faults
 from ray_pipeline.sandbox.gemini_server import GeminiServer
 from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, candidate, usage
+from tests import processes
 
 pytestmark = pytest.mark.usefixtures("ray_up", "opened")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
@@ -105,7 +106,12 @@ def test_every_item_is_answered(server: GeminiServer, tmp_path: Path) -> None:
     assert counts["input_tokens"] == server.stats.prompt_tokens
     assert counts["output_tokens"] == server.stats.candidates_tokens
     assert counts["usd"] == pytest.approx((counts["input_tokens"] * 0.3 + counts["output_tokens"] * 2.5) / 1e6)
+    assert counts["answers_usd"] == pytest.approx(counts["usd"])
     assert not any(asking.counts().values()), "counted since the last call"
+    again = fanout(server.url, tmp_path)
+    again.answer(ITEMS[:8])
+    found = account(again._gemini, again.counts())
+    assert found["usd"] == 0 and found["answers_usd"] == pytest.approx(counts["usd"] / 5, rel=0.1), "paid for before"
 
 
 def test_nothing_to_ask(server: GeminiServer, tmp_path: Path) -> None:
@@ -307,8 +313,10 @@ def test_what_was_answered_before_a_failure_is_kept(server: GeminiServer, tmp_pa
     first = fanout(server.url, tmp_path).answer(ITEMS[:10])
     paid = server.stats.answered.total()
     server.faults = Faults(error500=1)
+    failing = fanout(server.url, tmp_path, attempts=1)
     with pytest.raises(GeminiError, match="keeps failing"):
-        fanout(server.url, tmp_path, attempts=1).answer(ITEMS)
+        failing.answer(ITEMS)
+    assert failing.counts()["lost_usd"] == 0, "what the server has refused is not billed"
     server.faults = Faults()
     answers = fanout(server.url, tmp_path).answer(ITEMS)
     assert {key: answers[key] for key in first} == first
@@ -404,21 +412,14 @@ def test_the_quota_s_death_stops_workers_for_a_moment_and_loses_no_count(server:
     )
     with quota_actor.held(gemini, str(tmp_path)) as held:
         asking = Fanout(gemini, "translate", str(tmp_path), held)
-        killer = threading.Thread(target=_kill_soon, args=(held, server))
-        killer.start()
+        process = ray.get(held.process.remote())
+        killer = processes.when(lambda: server.stats.requests >= 8, lambda: os.kill(process, signal.SIGKILL))
         assert texts(asking.answer(ITEMS[:24])) == {key: RIGHT[key] for key in list(RIGHT)[:24]}
         killer.join()
         assert server.stats.requests == 24
         with pytest.raises(GeminiError, match=r"gemini\.requests_per_day: .* of 40 are spent: run .* after midnight"):
             asking.answer(ITEMS + [Item("red shoes 99", "en", "de"), Item("red dress 99", "en", "de")] * 4)
         assert server.stats.requests <= 40, "what was used before the death is remembered"
-
-
-def _kill_soon(held: Any, server: GeminiServer) -> None:
-    process = ray.get(held.process.remote())
-    while server.stats.requests < 8:
-        time.sleep(0.01)
-    os.kill(process, signal.SIGKILL)
 
 
 def test_several_threads_share_a_worker_s_connections(server: GeminiServer, tmp_path: Path) -> None:
@@ -434,8 +435,11 @@ def test_a_row_that_times_out_alone_is_refused_and_the_others_go_through(tmp_pat
     with Hanging(DICTIONARY, key=KEY) as server:
         bad = Item("red hang 31", "en", "de")
         items = [*ITEMS[:5], bad, *ITEMS[5:]]
-        answers = fanout(server.url, tmp_path, timeout_seconds=1, attempts=2, items_per_request=4).answer(items)
+        asking = fanout(server.url, tmp_path, timeout_seconds=1, attempts=2, items_per_request=4)
+        answers = asking.answer(items)
         assert (answers[bad.key].text, answers[bad.key].reason) == (None, "timed out")
+        counts = asking.counts()
+        assert 0 < counts["lost_usd"] < counts["usd"], "what nobody waited for may be billed"
         assert texts(answers) == RIGHT | {bad.key: None}
         again = fanout(server.url, tmp_path, timeout_seconds=1, attempts=1, items_per_request=4)
         server.hangs = False
@@ -514,6 +518,27 @@ def test_an_answer_that_ends_for_another_reason_is_tried_again_and_not_recorded(
         assert server.stats.requests == SINGLE_TRIES
     with GeminiServer(DICTIONARY, key=KEY) as server:
         assert fanout(server.url, tmp_path).answer(ITEMS[:1])[ITEMS[0].key].text, "another run asks again"
+
+
+class Remembering(GeminiServer):
+    """Has five tokens of every request in its cache."""
+
+    def _signed(self, content: dict[str, object], model: str, response: str) -> dict[str, object]:
+        counts: Any = content["usageMetadata"]
+        return super()._signed(content | {"usageMetadata": counts | {"cachedContentTokenCount": 5}}, model, response)
+
+
+def test_thoughts_and_cached_tokens_have_prices_of_their_own(tmp_path: Path) -> None:
+    price = {"input": 1.0, "output": 2.0, "thinking": 8.0, "cached": 0.1}
+    with Remembering(DICTIONARY, key=KEY) as server:
+        asking = fanout(server.url, tmp_path, model="gemini-2.5-flash", thinking_budget=-1, price=price)
+        assert texts(asking.answer(ITEMS)) == RIGHT
+        counts, stats = asking.counts(), server.stats
+    cached = 5 * stats.requests
+    assert counts["cached_tokens"] == cached and counts["thinking_tokens"] == stats.thoughts_tokens > 0
+    read = stats.prompt_tokens - cached + 0.1 * cached
+    assert counts["usd"] == pytest.approx((read + 2 * stats.candidates_tokens + 8 * stats.thoughts_tokens) / 1e6)
+    assert ledger.spent(str(tmp_path), asking._gemini) == pytest.approx(counts["usd"])
 
 
 def test_dollars_are_those_of_the_model_that_answered(server: GeminiServer, tmp_path: Path) -> None:

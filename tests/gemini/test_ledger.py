@@ -173,6 +173,22 @@ def test_what_a_writer_ends_meanwhile_is_summed_all_the_same(place: str, monkeyp
     assert ledger.spent(place, Gemini()) == 0.75
 
 
+def test_files_in_a_bucket_are_read_many_at_once(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, read = f"s3://{s3_bucket}/ledger-at-once-{os.getpid()}", storage.read_bytes
+    for answer in ANSWERS:
+        book = Ledger(url, KEYS)
+        book.append([answer])
+        book.flush()
+    all_three = threading.Barrier(len(ANSWERS), timeout=30)
+
+    def together(file: str) -> bytes:
+        all_three.wait()
+        return read(file)
+
+    monkeypatch.setattr(storage, "read_bytes", together)
+    assert known(url) == {answer.key: answer for answer in ANSWERS}
+
+
 def test_answers_that_come_while_others_are_written_are_kept(place: str) -> None:
     book = Ledger(place, ["0000", "ffff"])
     answers = [Answer(f"{number:04x}", "x") for number in range(400)]

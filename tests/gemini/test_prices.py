@@ -1,10 +1,12 @@
 """Tests of ray_pipeline.gemini.prices."""
 
 import datetime
+from typing import Any
 
 import pytest
 
-from ray_pipeline.gemini.prices import price_of, table
+from ray_pipeline.errors import RecipeError
+from ray_pipeline.gemini.prices import expect_known, price_of, table
 from ray_pipeline.recipe import Gemini, Price
 
 
@@ -51,3 +53,17 @@ def test_a_price_that_ends_is_followed_by_the_next() -> None:
     before, after = (table(datetime.date(*day))["gemini-3.8-flash"] for day in ((2026, 12, 31), (2027, 1, 1)))
     assert (after.input, after.output) == (2 * before.input, 2 * before.output)
     assert len(table(datetime.date(2026, 1, 1))) == len(table(datetime.date(2030, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "gemini-99"}, "price of this model is unknown: name another"),
+        ({"mode": "batch", "price": Price(input=1.0, output=8.0)}, "in batch mode is unknown: set gemini.price.batch"),
+    ],
+)
+def test_a_limit_needs_a_price(changes: dict[str, Any], said: str) -> None:
+    expect_known(Gemini(**changes), "this model", "name another")
+    expect_known(Gemini(max_usd=1, mode="batch"), "this model", "name another")
+    with pytest.raises(RecipeError, match=said):
+        expect_known(Gemini(max_usd=1, **changes), "this model", "name another")

@@ -147,7 +147,7 @@ def test_a_permit_of_a_worker_that_died_is_void_in_the_end_and_costs_what_others
 
 def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> quota_actor.QuotaActor:
     monkeypatch.setattr(quota_actor, "_metrics", lambda model: defaultdict(Silent))
-    gemini = Gemini(model="shared", max_usd=0.1)
+    gemini = Gemini(model="shared", max_usd=0.1, requests_per_day=changes.pop("requests_per_day", None))
     return quota_actor.QuotaActor(gemini, str(tmp_path), **{"run": "first", "usd": 0.0, **changes})
 
 
@@ -178,7 +178,7 @@ def test_while_the_disk_is_away_permits_are_leased_as_far_as_was_promised(
     held = actor(tmp_path, monkeypatch)
     [(permit, _)] = held.lease([Ask(1, 0.03)]).permits
     held.settle(permit, (1, 1), 0.0, 1)
-    monkeypatch.setattr(quota_actor, "SAVE_SECONDS", 0.05)
+    monkeypatch.setattr(quota_actor, "SAVE_SECONDS", 30.0)
     monkeypatch.setattr(storage, "write_bytes", away)
     assert len(held.lease([Ask(1, 0.03)]).permits) == 1, "promised before"
     asked = held._quota.used.requests
@@ -186,6 +186,29 @@ def test_while_the_disk_is_away_permits_are_leased_as_far_as_was_promised(
     monkeypatch.setattr(quota_actor, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(StorageError, match="the store is away"):
         held.lease([Ask(1, 0.05)])
+
+
+def test_a_new_day_has_its_requests_again_while_an_actor_lives_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(day: str) -> None:
+        monkeypatch.setattr(quota_actor, "_today", lambda: day)
+
+    def leased(held: quota_actor.QuotaActor) -> int:
+        held._quota.next_request = 0.0  # as if a while had passed
+        return len(held.lease([Ask(1)] * 5).permits)
+
+    on("2026-03-01")
+    held = actor(tmp_path, monkeypatch, requests_per_day=3)
+    assert leased(held) == 3
+    with pytest.raises(GeminiError, match="requests_per_day"):
+        leased(held)
+    on("2026-03-02")
+    assert leased(held) == 3
+    with pytest.raises(GeminiError, match="requests_per_day"):
+        leased(actor(tmp_path, monkeypatch, requests_per_day=3, run="second"))
+    on("2026-03-03")
+    assert leased(actor(tmp_path, monkeypatch, requests_per_day=3, run="third")) == 3
 
 
 def away(url: str, data: bytes) -> None:
@@ -310,7 +333,8 @@ def test_counts_are_exported_as_ray_metrics(tmp_path: Path) -> None:
         node = ray.nodes()[0]
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         found: dict[str, float] = {}
-        while len(found) < 5:  # Ray reports every ten seconds
+        until = time.monotonic() + 90
+        while len(found) < 5 and time.monotonic() < until:  # Ray reports every ten seconds
             time.sleep(0.5)
             lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
             mine = [line for line in lines if f'model="{model}"' in line]
