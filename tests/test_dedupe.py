@@ -188,6 +188,16 @@ def test_conflicts_are_counted_by_what_became_of_them(policy: str, decided: int,
     assert (found["conflicts_decided"], found["conflicts_dropped"]) == (decided, dropped)
 
 
+@pytest.mark.parametrize("part", exact.PARTS)
+def test_conflicts_and_duplicates_are_counted_by_part(part: str) -> None:
+    rows = [row("a1"), row("a2"), row("a3", label=0), row("b1", "boots"), row("b2", "boots", label=0)]
+    rows += [row("c1", "hats", 0), row("c2", "hats", 0), row("d1", "caps"), row("d2", "caps", label=0)]
+    found = counts([one | {"part": part} for one in rows] + [unlabelled("u1"), unlabelled("u2")])
+    other = {f"{kind}_{name}": 0 for kind in stage.BY_PART for name in exact.PARTS}
+    own = {f"settled_{part}": 1, f"unsettled_{part}": 2, f"duplicates_{part}": 2}
+    assert {name: found[name] for name in other} == other | own
+
+
 def by_hand(rows: list[dict[str, Any]], rules: Dedupe) -> dict[str, str]:
     """The same verdicts by plain loops over normal forms."""
     key = {r["pair_id"]: (normalise(r["query"]), normalise(r["target"])) for r in rows}

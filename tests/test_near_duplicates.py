@@ -307,11 +307,12 @@ def test_rows_of_different_labels_are_no_near_duplicates_but_leak_alike() -> Non
 
 
 def test_the_account_adds_up_over_shards() -> None:
-    counts = Counts(2, 2, {}, {"leaks_dev": 1.0, "near_leaks_dev": 2.0, "conflicts_decided": 3.0, "translated": 4.0})
+    counts = Counts(2, 2, {}, {"leaks_dev": 1.0, "near_leaks_dev": 2.0, "settled_tune": 3.0, "translated": 4.0})
     from ray_pipeline.dedupe import stage
 
     assert stage._account(counts + counts) == {
-        "leaks": {"dev": 2}, "near_leaks": {"dev": 4}, "conflicts": {"decided": 6}, "translated": 8,
+        "leaks": {"dev": 2}, "near_leaks": {"dev": 4}, "conflicts": {}, "translated": 8,
+        "settled": {"tune": 6}, "unsettled": {}, "duplicates": {},
     }  # fmt: skip
 
 

@@ -92,6 +92,16 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             ["negatives.index hnsw", "negatives.corpus_rows_at_once"],
         ),
         ("QI", {"negatives__branch": "same"}, ["negatives.branch", "task QC"]),
+        (
+            "QI",
+            {"negatives__origins": ["translated"], "negatives__anchor": "query"},
+            ["negatives.origins", "negatives.anchor"],
+        ),
+        (
+            "QI",
+            {"self_validation__folds": 3, "train__label_smoothing": 0.1},
+            ["self_validation.confidence 0.95", "train.label_smoothing 0.1"],
+        ),
         ("QC", {"prompt__pivot": True}, ["prompt.pivot", "translate.pivot"]),
         ("QI", {"prompt__level_markers": True}, ["prompt.level_markers", "task QC"]),
         ("QI", {"split__by": "branch"}, ["split.by branch", "task QC"]),
@@ -251,6 +261,11 @@ def test_a_section_that_stands_twice_is_named_with_its_line(write: Callable[...,
 def test_no_mapping(write: Callable[..., Path], text: str) -> None:
     with pytest.raises(RecipeError, match="empty or not a mapping"):
         recipe.read(write(text))
+
+
+def test_a_matrix_is_told_from_a_recipe(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"is a matrix of variants.*jobs/ablation\.py"):
+        recipe.read(write("name: ladder\nbase: a.yaml\nvariants: {one: {}}\n"))
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

@@ -128,9 +128,12 @@ def test_what_is_dropped_is_rich_in_turned_labels(judged: Any) -> None:
     assert not any(kept.column("contradicted").to_pylist())
 
 
-def test_folds_leave_nothing_behind_and_a_second_run_trains_nothing(judged: Any) -> None:
+def test_folds_leave_nothing_behind_and_a_second_run_trains_nothing(
+    judged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context, found, _, _ = judged
     assert not storage.exists(storage.join(context.folder, self_validation.FOLDS))
+    monkeypatch.setattr(self_validation, "_fold", None)  # nothing to call
     again = self_validation.run(context)
     assert again.counts.rows_out == found.manifest.rows_out
     assert not storage.exists(storage.join(context.folder, self_validation.FOLDS))

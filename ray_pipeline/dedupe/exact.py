@@ -13,6 +13,7 @@ from ray_pipeline.text import normalise
 
 PLACES = ("tune", "holdout", "dev", "test")
 """Where training rows may leak to: by the column `part` for the first two, by `split` for the others."""
+PARTS = ("train", "tune", "holdout")
 REASONS = (
     (None, None),
     ("leaks into tune or holdout", "the translated query stands there"),
@@ -34,7 +35,11 @@ class Verdicts:
     reasons: pa.Array
     details: pa.Array
     counts: dict[str, float]
-    """`leaks_<place>`: training rows that stand there too. `conflicts_decided`, `conflicts_dropped`: pairs."""
+    """`leaks_<place>`: training rows that stand there too. `conflicts_decided`, `conflicts_dropped`: pairs.
+
+    Of each part, `settled_<part>` and `unsettled_<part>`: pairs with both labels, where one is decided on or they are
+    dropped; `duplicates_<part>`: rows that are left out because an equal one stays.
+    """
 
 
 def keys(texts: pa.ChunkedArray) -> Numbers:
@@ -77,6 +82,8 @@ def verdicts(table: pa.Table, rules: recipes.Dedupe) -> Verdicts:
     left = labelled & (codes == STAYS)
     keeper, counts = _settle(codes, left, by_pair, rows.column("label").fill_null(-1).to_numpy(), rules.conflicts)
     counts |= {f"leaks_{name}": float(found.sum()) for name, found in leaking.items()}
+    for name in PARTS:
+        counts |= _of_part(name, mask(rows, "part", name), codes, by_pair, keeper)
     back = np.argsort(order)
     kept = rows.column("pair_id").take(pa.array(keeper, mask=keeper < 0))
     reasons, details = (column.take(pa.array(back)) for column in _words(codes, kept))
@@ -143,6 +150,16 @@ def _settle(
         "conflicts_dropped": float((disputed & (decided < 0)).sum()),
     }
     return np.where(refused, keeper, -1), counts
+
+
+def _of_part(name: str, own: Mask, codes: Numbers, pairs: Numbers, keeper: Numbers) -> dict[str, float]:
+    """What became of the rows of a part, in numbers; see `Verdicts`."""
+    conflict = own & (codes == CONFLICT)
+    return {
+        f"settled_{name}": float(len(np.unique(pairs[conflict & (keeper >= 0)]))),
+        f"unsettled_{name}": float(len(np.unique(pairs[conflict & (keeper < 0)]))),
+        f"duplicates_{name}": float((own & (codes == DUPLICATE)).sum()),
+    }
 
 
 def _words(codes: Numbers, kept: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:

@@ -16,6 +16,8 @@ from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 
 ORDER = [("pair_id", "ascending")]
+BY_PART = ("settled", "unsettled", "duplicates")
+"""What is counted of train, tune and holdout; see `exact.Verdicts`."""
 
 
 def translated_pairs(table: pa.Table, task: str) -> pa.Table:
@@ -136,13 +138,13 @@ def run(context: Context) -> Outcome:
 
 
 def _account(counts: Counts) -> dict[str, Any]:
-    """The totals of the shards for the manifest: leaks by part, conflicts by what became of them."""
+    """The totals of the shards for the manifest: leaks by part, conflicts by what became of them, BY_PART."""
     totals = sorted(counts.extra.items())
     found: dict[str, Any] = {"translated": int(counts.extra.get("translated", 0))}
-    for kind in ("leaks", "near_leaks", "conflicts"):
+    for kind in ("leaks", "near_leaks", "conflicts", *BY_PART):
         named = ((name.removeprefix(f"{kind}_"), total) for name, total in totals if name.startswith(f"{kind}_"))
         found[kind] = {name: int(total) for name, total in named}
     return found
 
 
-STAGE = Stage("dedupe", ("split", "audit"), config, run, schema_version=3)
+STAGE = Stage("dedupe", ("split", "audit"), config, run, schema_version=4)

@@ -16,7 +16,7 @@ from ray_pipeline.negatives.search import Group, Neighbours
 POOL = 128
 """Candidates that a want for an easy negative looks at; among so many are some of the lowest few percent."""
 SPARE = 32
-"""At most so many of the lowest are left out because the query knows them, and still the quantile is full."""
+"""Extra candidates, so that the quantile stays full when up to this many are already known for the query."""
 LISTED = 8
 """Targets that a want for an easy negative asks for, one after another, where others have them."""
 TRIES = 64

@@ -1,6 +1,6 @@
-"""Pairs that are known beside those that stay: what dedupe refused of a shard's queries, and what split refused.
+"""Pairs that dedupe or split rejected. They may be relevant, so they must not become negatives.
 
-A pair that stands in test too, or whose labels disagree, or whose language is withheld, is no irrelevant one.
+Such as a pair that stands in test too, or whose labels disagree, or whose language is withheld.
 """
 
 from dataclasses import dataclass

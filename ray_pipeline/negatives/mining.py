@@ -84,12 +84,14 @@ class Mining:
         queries: Corpus | None = None,
         limits: Mapping[str, int] | None = None,
         refused: Known = known.NOTHING,
+        device: str | None = None,
     ) -> None:
         """`queries` are the anchors, where these are not the targets; `limits` as `wants.limits` gives them.
 
-        `refused` are pairs that no shard has.
+        `refused` are pairs that no shard has; `device` as `search.exact` takes it.
         """
         self._rules, self._corpus, self._limits, self._refused = rules, targets, limits, refused
+        self._device = device
         self._candidates = candidates or Candidates(targets, rules, ())
         self._anchors = targets if queries is None else queries
         self._index: Approximate | None = None
@@ -105,7 +107,7 @@ class Mining:
         asked, queries = _found(None if self._anchors is self._corpus else self._anchors, table.column("query"))
         refused = self._refused.of(queries)
         taken = Taken(self._corpus.forms, np.append(queries, refused.queries), np.append(targets, refused.targets))
-        chosen = wants.positives(table)
+        chosen = wants.positives(table, self._rules.origins)
         anchors = rows if self._anchors is self._corpus else asked
         positives = table.take(pa.array(chosen))
         ids = hashes(positives.column("pair_id").to_pylist())
@@ -154,22 +156,23 @@ class Mining:
     def _hard(
         self, groups: Sequence[Group], shard: Shard, wanted: Wants, extra: Counter[str]
     ) -> Iterator[tuple[Rows, Offers]]:
-        similarities = self._positive_similarities(shard, wanted.positives)
-        near = self._neighbours(shard.anchors[wanted.positives], groups, self._nearest)
+        ceilings = hard.ceilings(self._positive_similarities(shard, wanted.positives), self._rules)
+        near = self._neighbours(shard.anchors[wanted.positives], ceilings, groups, self._nearest)
         if self._index is not None:
             extra.update(self._index.account())
         for group in groups:
             some = group.anchors
-            yield some, hard.guarded(near.chosen(some), similarities[some], self._rules)
+            yield some, hard.guarded(near.chosen(some), ceilings[some], self._rules)
 
     def _minimum(
         self, groups: Sequence[Group], shard: Shard, wanted: Wants, taken: Taken
     ) -> Iterator[tuple[Rows, Offers]]:
-        depth = self._depth(shard, wanted, taken)
+        depth, anchors = self._depth(shard, wanted, taken), shard.anchors[wanted.positives]
         near = self._neighbours(
-            shard.anchors[wanted.positives],
+            anchors,
+            np.full(len(anchors), np.inf, np.float32),
             groups,
-            lambda vectors, distinct: search.exact(self._corpus, -vectors, depth, distinct),
+            lambda vectors, distinct, free: search.exact(self._corpus, -vectors, depth, distinct, free, self._device),
         )
         return ((group.anchors, easy.minimum(near.chosen(group.anchors))) for group in groups)
 
@@ -185,22 +188,28 @@ class Mining:
             yield some, easy.quantile(self._corpus, one, products, queries, chance, taken, share)
 
     def _neighbours(
-        self, anchors: Rows, groups: Sequence[Group], look: Callable[[Vectors, Sequence[Group]], Neighbours]
+        self,
+        anchors: Rows,
+        ceilings: Vectors,
+        groups: Sequence[Group],
+        look: Callable[[Vectors, Sequence[Group], Vectors], Neighbours],
     ) -> Neighbours:
-        """What `look` finds for each anchor; equal anchors of a group are asked for once."""
-        asked, back = np.zeros(0, np.int64), np.zeros(len(anchors), np.int64)
+        """What `look` finds for each anchor; equal anchors of a group, with equal ceilings, are asked for once."""
+        pairs = np.stack([anchors, ceilings], axis=1)
+        asked, back = pairs[:0], np.zeros(len(anchors), np.int64)
         distinct = []
         for group in groups:
-            rows, places = np.unique(anchors[group.anchors], return_inverse=True)
-            back[group.anchors] = places + len(asked)
-            distinct.append(Group(np.arange(len(asked), len(asked) + len(rows)), group.allows))
-            asked = np.concatenate([asked, rows])
-        return look(self._anchors.source.take(asked), distinct).chosen(back)
+            own, places = np.unique(pairs[group.anchors], axis=0, return_inverse=True)
+            back[group.anchors] = places.reshape(-1) + len(asked)
+            distinct.append(Group(np.arange(len(asked), len(asked) + len(own)), group.allows))
+            asked = np.concatenate([asked, own])
+        vectors = self._anchors.source.take(asked[:, 0].astype(np.int64))
+        return look(vectors, distinct, asked[:, 1].astype(np.float32)).chosen(back)
 
-    def _nearest(self, vectors: Vectors, groups: Sequence[Group]) -> Neighbours:
+    def _nearest(self, vectors: Vectors, groups: Sequence[Group], ceilings: Vectors) -> Neighbours:
         if self._index is not None:
             return self._index.search(vectors)
-        return search.exact(self._corpus, vectors, self._rules.hard_top_k, groups)
+        return search.exact(self._corpus, vectors, self._rules.hard_top_k, groups, ceilings, self._device)
 
     def _depth(self, shard: Shard, wanted: Wants, taken: Taken) -> int:
         """How many of the most distant are looked at, so that one is left where a query knows many."""

@@ -1,6 +1,6 @@
 """Nearest neighbours by inner product: all compared, or by an approximation of faiss whose recall is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +13,8 @@ from ray_pipeline.negatives.corpus import Corpus, Rows, Vectors
 
 GPU_NEIGHBOURS = 2048
 """faiss finds no more than this on a GPU."""
+TILE_ANCHORS, TILE_ROWS = 1024, 16_384
+"""Where similarities have a ceiling, so many are computed at once: 64 MiB."""
 MATRIX_ANCHORS = 20
 """So many are compared as a product of matrices."""
 LISTS = 2.0
@@ -46,14 +48,24 @@ class Group:
     allows: Callable[[Rows], npt.NDArray[np.bool_]] | None = None
 
 
-def exact(corpus: Corpus, anchors: Vectors, k: int, groups: Sequence[Group] | None = None) -> Neighbours:
-    """The `k` nearest to each anchor `[m, d]` among the rows of its group; equal ones in the order of the corpus.
+def exact(
+    corpus: Corpus,
+    anchors: Vectors,
+    k: int,
+    groups: Sequence[Group] | None = None,
+    ceilings: Vectors | None = None,
+    device: str | None = None,
+) -> Neighbours:
+    """The `k` nearest to each anchor `[m, d]` among the rows of its group that are no nearer than its ceiling `[m]`.
 
-    The corpus comes a block at a time, and what each block has is merged into the best so far.
+    Equal ones come in the order of the corpus; which of those equal to the last of the `k` are found is left open. The
+    corpus comes a block at a time, and what each block has is merged into the best so far. faiss compares where no
+    anchor has a ceiling, which it does not know. `device` is `cuda` for a worker with a GPU; null: the CPU.
     """
     import faiss
 
     groups = [Group(np.arange(len(anchors)))] if groups is None else groups
+    ceilings = np.full(len(anchors), np.inf, np.float32) if ceilings is None else ceilings
     k = min(k, len(corpus))
     if not (k and len(anchors)):
         return Neighbours(np.zeros((len(anchors), k), np.float32), np.full((len(anchors), k), NONE))
@@ -63,22 +75,58 @@ def exact(corpus: Corpus, anchors: Vectors, k: int, groups: Sequence[Group] | No
             chosen = slice(None) if group.allows is None else group.allows(rows)
             block, numbers = vectors[chosen], rows[chosen]
             if len(block) and len(group.anchors):
-                found, places = _compare(anchors[group.anchors], block, min(k, len(block)))
-                best.add_result_subset(group.anchors, found, numbers[places])
+                own, most = anchors[group.anchors], ceilings[group.anchors]
+                for some, found, places in _compared(own, block, min(k, len(block)), most, device):
+                    best.add_result_subset(group.anchors[some], found, numbers[places])
     best.finalize()
     return _in_order(best.D, best.I)
 
 
-def _compare(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:
-    """Similarities `[m, k]` and places in the block `[m, k]`, on a GPU if this worker has one."""
+def _compared(
+    anchors: Vectors, block: Vectors, k: int, ceilings: Vectors, device: str | None
+) -> Iterator[tuple[slice, Vectors, Rows]]:
+    """Some anchors at a time, with similarities `[w, c]`, the `k` best of a block among them, and places in the block.
+
+    Places are `[w, c]`, or `[c]` if all anchors have the same. Similarities above a ceiling have become minus infinity.
+    """
+    free = np.isposinf(ceilings).all()
+    if free and device == "cuda" and k <= GPU_NEIGHBOURS and _has_gpus():
+        yield slice(None), *_nearest_on_gpu(anchors, block, k)
+    elif device is not None:
+        yield from _on_device(anchors, block, k, ceilings, device)
+    elif free:
+        yield slice(None), *_nearest(anchors, block, k)
+    else:
+        for some in _slices(len(anchors), TILE_ANCHORS):
+            for there in _slices(len(block), TILE_ROWS):
+                similarities = anchors[some] @ block[there].T
+                np.put(similarities, np.flatnonzero(similarities > ceilings[some, None]), -np.inf)
+                yield some, similarities, np.arange(there.start, there.stop)
+
+
+def _nearest(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:
+    import faiss
+
+    # By itself it compares a few hundred anchors one by one, which takes five times as long as a product of matrices.
+    faiss.cvar.distance_compute_blas_threshold = MATRIX_ANCHORS
+    anchors, block = np.ascontiguousarray(anchors), np.ascontiguousarray(block)
+    found: tuple[Vectors, Rows] = faiss.knn(anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return found
+
+
+def _has_gpus() -> bool:
+    """Whether this faiss was built for GPUs and sees one."""
+    import faiss
+
+    return bool(faiss.get_num_gpus())
+
+
+def _nearest_on_gpu(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:
     import faiss
 
     anchors, block = np.ascontiguousarray(anchors), np.ascontiguousarray(block)
-    if k <= GPU_NEIGHBOURS and faiss.get_num_gpus():
-        return faiss.knn_gpu(_gpu(), anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
-    # By itself it compares a few hundred anchors one by one, which takes five times as long as a product of matrices.
-    faiss.cvar.distance_compute_blas_threshold = MATRIX_ANCHORS
-    return faiss.knn(anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    found: tuple[Vectors, Rows] = faiss.knn_gpu(_gpu(), anchors, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return found
 
 
 @cache
@@ -87,6 +135,23 @@ def _gpu() -> Any:
     import faiss
 
     return faiss.StandardGpuResources()
+
+
+def _on_device(
+    anchors: Vectors, block: Vectors, k: int, ceilings: Vectors, device: str
+) -> Iterator[tuple[slice, Vectors, Rows]]:
+    import torch
+
+    there = torch.from_numpy(block).to(device)
+    for some in _slices(len(anchors), TILE_ANCHORS):
+        similarities = torch.from_numpy(anchors[some]).to(device) @ there.T
+        most = torch.from_numpy(ceilings[some, None]).to(device)
+        found, places = similarities.masked_fill_(similarities > most, -torch.inf).topk(k)
+        yield some, found.cpu().numpy(), places.cpu().numpy()
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _in_order(similarities: Vectors, rows: Rows) -> Neighbours:

@@ -9,13 +9,16 @@ import pyarrow as pa
 
 from ray_pipeline import artifact, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
-from ray_pipeline.negatives import corpus, known, mining, room, wants
+from ray_pipeline.negatives import corpus, known, mining, wants, worker_memory
 from ray_pipeline.negatives.candidates import Candidates
 from ray_pipeline.negatives.mining import Mining
 from ray_pipeline.negatives.offers import Accepted
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
+
+E5_BAND = 0.8
+"""Random pairs of texts have about this similarity under E5."""
 
 
 def load(recipe: Recipe, inputs: Mapping[str, Artifact], limits: Mapping[str, int] | None) -> Mining:
@@ -24,7 +27,16 @@ def load(recipe: Recipe, inputs: Mapping[str, Artifact], limits: Mapping[str, in
     targets = corpus.read(embeddings, "target", rules.corpus_rows_at_once)
     queries = corpus.read(embeddings, "query", rules.corpus_rows_at_once) if rules.anchor == "query" else None
     candidates = Candidates(targets, rules, pairs.tables(["part", "language", "target"]))
-    return Mining(rules, targets, candidates, queries, limits, known.refused(inputs["split"]))
+    device = "cuda" if on_gpus(recipe) else None
+    return Mining(rules, targets, candidates, queries, limits, known.refused(inputs["split"]), device)
+
+
+def on_gpus(recipe: Recipe) -> bool:
+    """Whether workers get GPUs: where the recipe has some, and all vectors are to be compared."""
+    rules = recipe.negatives
+    nearest = rules.hard_per_positive > 0 and rules.index == "exact"
+    lowest = rules.easy_per_positive > 0 and rules.easy_method == "minimum"
+    return recipe.runtime.gpus_per_worker > 0 and (nearest or lowest)
 
 
 def at_once(make: Callable[[], Mining], cap: int) -> shards.Work:
@@ -58,11 +70,24 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     return recipe.negatives.model_dump(exclude={"corpus_rows_at_once"})
 
 
+def doubt(recipe: Recipe) -> str | None:
+    """Why the band of hard negatives is likely to hold none; null where nothing speaks against it."""
+    rules, model = recipe.negatives, recipe.embed
+    if not rules.hard_per_positive or not model.is_e5 or rules.hard_max_similarity >= E5_BAND:
+        return None
+    return (
+        f"negatives.hard_max_similarity {rules.hard_max_similarity:g}: similarities of {model.model} lie between about "
+        "0.7 and 1, so hardly any target is left below it; set a band such as 0.8 to 0.9, or another embed.model"
+    )
+
+
 def run(context: Context) -> Outcome:
     """Write the negatives as pairs; positives that wanted one in vain are counted as refused."""
     recipe, pairs = context.recipe, context.inputs["dedupe"]
     if not recipe.negatives.wanted:
         return Outcome(Counts())
+    if (found := doubt(recipe)) is not None:
+        runtime.tell(found)
     sources = shards.sources([pairs])
     limits = wants.limited(pairs, recipe.negatives)
     make = partial(load, recipe, context.inputs, limits)
@@ -86,8 +111,8 @@ def _kept(context: Context, proposals: str, cap: int) -> None:
     import ray
 
     written = shards.written(proposals)
-    wanted = sum(source.rows for source in written) * room.WANT_BYTES
-    most = max((node["memory"] for node in room.nodes()), default=0.0)
+    wanted = sum(source.rows for source in written) * worker_memory.WANT_BYTES
+    most = max((node["memory"] for node in worker_memory.nodes()), default=0.0)
     accepted = ray.remote(accept).options(memory=int(min(wanted, most))).remote(written, cap)
     shards.map_shards(
         written,
@@ -109,27 +134,17 @@ def store(proposals: str, folder: str, name: str, result: shards.Result, schema:
 def _mined(
     context: Context, sources: Sequence[Source], make: Callable[[], shards.Work], folder: str, schema: pa.Schema
 ) -> Counts:
-    """Mine shards, on GPUs where the recipe has some."""
-    width, held = context.recipe.runtime, room.held(context.inputs["embed"], context.recipe.negatives)
-    if width.gpus_per_worker:
+    """Mine shards, on GPUs where they serve."""
+    width, each = context.recipe.runtime, worker_memory.worker_bytes(context.inputs["embed"], context.recipe.negatives)
+    if on_gpus(context.recipe):
         runtime.check_room(width)
-        cpus, _ = room.divided(room.nodes(width.gpus_per_worker), held)
-        workers = width.embed_workers  # nodes may still come
+        cpus, _ = worker_memory.workers_that_fit(worker_memory.nodes(width.gpus_per_worker), each)
+        placed = runtime.model_pool(width, width.embed_workers)  # nodes may still come
+        placed["num_cpus"] = max(cpus, width.cpus_per_worker)
     else:
-        cpus, most = room.divided(room.nodes(), held)
-        workers = min(most, width.map_workers or most)
-    return shards.map_shards(
-        sources,
-        make,
-        folder,
-        schema,
-        workers=workers,
-        label="negatives",
-        num_cpus=cpus,
-        num_gpus=width.gpus_per_worker,
-        resources=runtime.gpu_placement(width),
-        read=known.read,
-    )
+        cpus, most = worker_memory.workers_that_fit(worker_memory.nodes(), each)
+        placed = {"workers": min(most, width.map_workers or most), "num_cpus": cpus}
+    return shards.map_shards(sources, make, folder, schema, label="negatives", read=known.read, **placed)
 
 
 def _outcome(counts: Counts) -> Outcome:
@@ -140,4 +155,4 @@ def _outcome(counts: Counts) -> Outcome:
     return Outcome(counts, {"similarities": bands} | told)
 
 
-STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=5)
+STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=6)

@@ -66,9 +66,9 @@ def bins(chance: Hashes) -> Rows:
     return (mixed(mixed(chance)) >> np.uint64(48)).astype(np.int64)
 
 
-def positives(table: pa.Table) -> Rows:
-    """Which rows are positive originals of the train part, in the order of their ids."""
-    mask = pc.and_(pc.equal(table.column("origin"), "original"), pc.equal(table.column("label"), 1))
+def positives(table: pa.Table, origins: Sequence[str]) -> Rows:
+    """Which rows are positives of the train part and of some origins, in the order of their ids."""
+    mask = pc.and_(pc.is_in(table.column("origin"), pa.array(origins)), pc.equal(table.column("label"), 1))
     places = pc.indices_nonzero(pc.and_(mask, pc.equal(table.column("part"), "train")))
     ids = table.column("pair_id").take(places)
     found: Rows = places.take(pc.sort_indices(ids)).to_numpy().astype(np.int64)
@@ -79,7 +79,7 @@ def count(rules: recipes.Negatives, table: pa.Table) -> pa.Table:
     """Of a shard of pairs the rows of train by label, and the wants by bin, of each language: rows of COUNTED."""
     train = table.filter(pc.equal(table.column("part"), "train"))
     parts = [_uncounted(train.column("language"), label=train.column("label"))]
-    anchors = train.take(positives(train))
+    anchors = train.take(positives(train, rules.origins))
     own = hashes(anchors.column("pair_id").to_pylist())
     for kind in KINDS:
         wanted = wants(own, kind, rules)

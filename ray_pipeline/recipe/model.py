@@ -96,7 +96,8 @@ class Train(Section):
     selection: Literal["f1", "auroc", "average_precision", "loss"] = "f1"
     """The tune figure by which the best evaluation is chosen and training stops; of equal ones the lower tune loss.
 
-    All but f1 do without a threshold.
+    All but f1 do without a threshold. f1 is the noisiest of them: with 300 rows of tune it picks the better of two
+    simulated models in 79 % of cases, auroc in 84 %.
     """
     max_steps: Positive | None = None
     """Stop after so many optimiser steps, with an evaluation; the schedule ends there too. For trying things out."""
@@ -201,9 +202,10 @@ class Score(Section):
 class Evaluate(Section):
     """Calibration and threshold, learnt from the tune part and nothing else, and intervals."""
 
-    calibration: Literal["none", "temperature", "isotonic"] = "none"
+    calibration: Literal["none", "temperature", "platt", "isotonic"] = "none"
     """How scores become probabilities. `temperature`: their log-odds divided by one number, which keeps their order.
-    `isotonic`: a rising staircase, for a thousand rows of tune and more."""
+    `platt`: a constant is added too; take it with mined negatives or other changes of the share of relevant rows in
+    training, which move all scores. `isotonic`: a rising staircase, for a thousand rows of tune and more."""
     threshold: Literal["task", "language", "top_category"] = "task"
     """What has a threshold of its own; `top_category` (QC) is the first level of the path. What tune lacks has the
     task's."""

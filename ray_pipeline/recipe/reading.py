@@ -24,6 +24,11 @@ def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
     Raises RecipeError where the file, an override or a value is wrong.
     """
     raw = mapping(path)
+    if "variants" in raw:
+        raise RecipeError(
+            f"{path}: is a matrix of variants, not a recipe: it is run by jobs/ablation.py, whose --dry-run says what "
+            "is done and left"
+        )
     for key, value in _environment_overrides(os.environ if environment is None else environment):
         _set(raw, key, value)
     for override in overrides:

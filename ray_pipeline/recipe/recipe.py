@@ -77,6 +77,13 @@ class Recipe(Section):
             raise ValueError(f"train.start {self.task} is the recipe's own task: name the other one, or null")
         if self.negatives.branch != "any" and self.task != "QC":
             raise ValueError("negatives.branch needs task QC: item titles have no category tree")
+        taught = 1 - self.train.label_smoothing / 2
+        if self.self_validation.folds and self.self_validation.confidence >= taught:
+            raise ValueError(
+                f"self_validation.confidence {self.self_validation.confidence:g} is never reached: with "
+                f"train.label_smoothing {self.train.label_smoothing:g} models learn probabilities up to {taught:g}; "
+                "lower one of them"
+            )
         for field, named in (("split.withhold", self.split.withhold), ("translate.sources", self.translate.sources)):
             unknown = sorted(set(named) - set(self.languages.candidates))
             if self.languages.correct and unknown:

@@ -1,5 +1,6 @@
 """Sections of the training set: duplicates, vectors, negatives, the mix, the rows that models contradict."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -28,10 +29,10 @@ class Embed(Section):
     """Hub name, local folder, or `sandbox://embedder`."""
     revision: str | None = None
     """Of a hub model: pins it."""
-    prompt: str = ""
-    """Put before each target. E5 wants `passage: ` here and `query: ` before queries; BGE-M3 wants nothing."""
-    query_prompt: str = ""
-    """Put before each query, where queries are embedded."""
+    prompt: str | None = None
+    """Put before each target. Null: `passage: ` for E5 models, by the model's name, and nothing for others."""
+    query_prompt: str | None = None
+    """Put before each query, where queries are embedded. Null: `query: ` for E5 models, and nothing for others."""
     normalise: bool = True
     """Every vector is brought to length 1."""
     dimension: Positive | None = None
@@ -40,6 +41,21 @@ class Embed(Section):
     """What the model computes in; `float16` needs a GPU. Vectors are kept in float16 in any case."""
     max_tokens: Positive | None = None
     """Longer texts are cut; null: at the model's own limit."""
+
+    @property
+    def is_e5(self) -> bool:
+        """Whether the model's name says that it is one of E5, whose cosines lie between about 0.7 and 1."""
+        return re.search(r"(^|[-_])e5([-_]|$)", self.model.rstrip("/").rpartition("/")[2].lower()) is not None
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What is put before targets and before queries; an E5 model that follows instructions has no usual words."""
+        usual = self.is_e5 and "instruct" not in self.model.lower()
+        target, query = ("passage: ", "query: ") if usual else ("", "")
+        return {
+            "target": target if self.prompt is None else self.prompt,
+            "query": query if self.query_prompt is None else self.query_prompt,
+        }
 
 
 class Negatives(Section):
@@ -54,6 +70,10 @@ class Negatives(Section):
     hard_per_positive: Annotated[float, Field(ge=0)] = 0.0
     random_per_positive: Annotated[float, Field(ge=0)] = 0.0
     """Drawn without a look at similarity: a control."""
+    origins: Annotated[list[Literal["original", "translated"]], Field(min_length=1)] = ["original"]
+    """Positives that negatives are mined for (paper: those of the data). With `translated`, the translated languages
+    have negatives too, so that the label does not go with the language; but a translated query is known only with its
+    own rows, not with those of the query that it was translated from, so more of its negatives may be relevant."""
     max_rows_per_language: Positive | None = None
     """Negatives of all kinds wanted for the positives of one language, at most."""
     negative_share: OpenShare | None = None
@@ -74,7 +94,8 @@ class Negatives(Section):
     """No target serves more often than this as an easy negative of the whole corpus."""
     hard_min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.3
     hard_max_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
-    """Above it a near match is taken for a false negative and left alone."""
+    """Above it a near match is taken for a false negative and left alone. For E5 models, whose cosines lie between
+    about 0.7 and 1, the band has to lie there too, e.g. 0.8 to 0.9."""
     hard_margin: Annotated[float, Field(ge=0, le=2)] | None = None
     """With `anchor: query`: a negative's similarity is below that of the positive target by this at least."""
     hard_relative_margin: Share | None = None
@@ -82,7 +103,11 @@ class Negatives(Section):
     hard_skip_top: Count = 0
     """So many of the nearest that would do are passed over: they may be relevant after all."""
     hard_top_k: Positive = 50
-    """Neighbours looked at per positive, itself among them where the anchor is the target."""
+    """Neighbours looked at per positive: the nearest of those that do not exceed `hard_max_similarity` and the margins.
+
+    An approximate `index` gives the nearest of all, the positive's own target among them, and those above the band are
+    left out afterwards: a low band needs so large a number that it is reached, or `index: exact`.
+    """
     index: Literal["exact", "ivf", "hnsw"] = "exact"
     """How neighbours are found: by comparing all, or by an approximation of faiss, its recall measured and stated."""
     index_recall: OpenShare = 0.99
@@ -119,6 +144,14 @@ class Negatives(Section):
         return self
 
     @model_validator(mode="after")
+    def _queries_have_vectors(self) -> Self:
+        if self.anchor == "query" and "translated" in self.origins:
+            raise ValueError(
+                "negatives.origins translated needs negatives.anchor target: only the queries of originals are embedded"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _index(self) -> Self:
         if self.index != "exact" and (self.candidates, self.branch, self.corpus_rows_at_once) != ("any", "any", None):
             raise ValueError(
@@ -148,7 +181,8 @@ class SelfValidation(Section):
     folds: Annotated[int, Field(ge=2)] | None = None
     """Trainings on all folds but one, each judging the one left out; null: no such filter."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """A row is contradicted where its fold's model gives the other label at least this probability."""
+    """A row is contradicted where its fold's model gives the other label at least this probability; below
+    1 - `train.label_smoothing` / 2, which is the most that a model is taught to give."""
     drop: bool = True
     """Leave such rows out of training; otherwise they are counted and kept."""
     origins: list[Origin] = ["original", "translated", "easy_negative", "hard_negative", "random_negative"]

@@ -50,6 +50,37 @@ def test_exact_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.rows[anchor].tolist() == nearest.tolist() + [NONE] * (40 - len(nearest))
 
 
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("block", [7, 90, 1000])
+@pytest.mark.parametrize("k", [1, 5, 400])
+def test_ceilings_are_brute_force_in_groups_and_blocks(
+    block: int, k: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "TILE_ANCHORS", 4)
+    monkeypatch.setattr(search, "TILE_ROWS", 30)
+    targets, anchors = blocks_of(corpus(300), block, monkeypatch), vectors(30, seed=5)
+    everything = targets.source.take(np.arange(300))
+    similarities = anchors.astype(np.float64) @ everything.T.astype(np.float64)
+    ceilings = np.linspace(-1, 0.6, 30).astype(np.float32)  # of the first anchors nothing is left
+    ceilings[-3:] = np.inf
+    groups = [Group(np.arange(0, 30, 2)), Group(np.arange(1, 30, 2), lambda rows: rows % 3 == 0)]
+    found = search.exact(targets, anchors, k, groups, ceilings, device)
+    for anchor in range(30):
+        left = similarities[anchor] <= ceilings[anchor]
+        left &= (np.arange(300) % 3 == 0) | (anchor % 2 == 0)
+        nearest = [row for row in np.argsort(-similarities[anchor], kind="stable") if left[row]][:k]
+        assert found.rows[anchor].tolist() == nearest + [NONE] * (min(k, 300) - len(nearest))
+        np.testing.assert_allclose(found.similarities[anchor, : len(nearest)], similarities[anchor, nearest], atol=1e-5)
+
+
+def test_a_gpu_is_left_alone_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "knn_gpu", None, raising=False)
+    assert search.exact(corpus(20), vectors(3), 5).rows.shape == (3, 5)
+
+
 @pytest.mark.parametrize("block", [4, 50])
 def test_equal_vectors_come_in_the_order_of_the_corpus(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     equal = blocks_of(corpora.made(texts(50), unit([[1, 2, 3]] * 50)), block, monkeypatch)

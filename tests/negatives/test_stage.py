@@ -118,6 +118,48 @@ def test_after_proposals_are_gone_nothing_is_mined_again(
     assert not Path(proposals).exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "served"),
+    [
+        ({"hard_per_positive": 1}, True),
+        ({"hard_per_positive": 1, "index": "ivf"}, False),
+        ({"easy_per_positive": 1}, False),
+        ({"easy_per_positive": 1, "easy_method": "minimum"}, True),
+        ({"hard_per_positive": 1, "index": "hnsw", "easy_per_positive": 1, "easy_method": "minimum"}, True),
+        ({"random_per_positive": 1}, False),
+    ],
+)
+def test_gpus_are_taken_where_they_serve(
+    tmp_path: Path, embedded: Artifact, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], served: bool,
+) -> None:  # fmt: skip
+    asked: dict[str, Any] = {}
+    node = {"CPU": 8.0, "GPU": 2.0, "memory": 2.0**30}
+    monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [node])
+    monkeypatch.setattr(stage.runtime, "check_room", lambda width: None)
+    monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
+    rules = {f"negatives__{name}": value for name, value in changes.items()}
+    for gpus in (0, 1):
+        width = {"gpus_per_worker": gpus, "cpus_per_worker": 3, "embed_workers": 2, "map_workers": None}
+        recipe = make_recipe("QI", **rules, **{f"runtime__{name}": value for name, value in width.items()})
+        stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None)
+        on_gpus = bool(served and gpus)
+        assert stage.on_gpus(recipe) is on_gpus
+        assert asked.pop("num_gpus", 0) == on_gpus
+        assert (asked["workers"], asked["num_cpus"]) == ((2, 3) if on_gpus else (8, 1))
+
+
+def test_a_band_below_what_e5_models_give_is_doubted(make_recipe: MakeRecipe) -> None:
+    hard = {"negatives__hard_per_positive": 1, "embed__model": "intfloat/multilingual-e5-large"}
+    assert "negatives.hard_max_similarity 0.7" in str(negatives.doubt(make_recipe("QI", **hard)))
+    for other in (
+        {"negatives__hard_max_similarity": 0.9},
+        {"embed__model": "BAAI/bge-m3"},
+        {"negatives__hard_per_positive": 0},
+    ):
+        assert negatives.doubt(make_recipe("QI", **hard | other)) is None
+
+
 def test_identity(make_recipe: MakeRecipe) -> None:
     base = {"negatives__easy_per_positive": 0.1}
     config = negatives.config(make_recipe(**base))

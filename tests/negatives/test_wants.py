@@ -95,6 +95,7 @@ def test_only_positive_originals_want() -> None:
         [row(2, 1), row(1, 1), row(3, 1, label=0), row(4, 1, origin="translated"), row(0, 1, part="tune"),
          row(5, 1, split="dev", part=None)], schema=tables.PAIRS,
     )  # fmt: skip
-    found: Rows = wants.positives(table)
+    found: Rows = wants.positives(table, ["original"])
     np.testing.assert_array_equal(found, [1, 0])
-    assert len(wants.positives(table.slice(0, 0))) == 0
+    np.testing.assert_array_equal(wants.positives(table, ["original", "translated"]), [1, 0, 3])
+    assert len(wants.positives(table.slice(0, 0), ["original"])) == 0

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from ray_pipeline.errors import PipelineError
-from ray_pipeline.negatives import room
+from ray_pipeline.negatives import worker_memory
 from ray_pipeline.recipe import Negatives
 
 from .corpora import embeddings, texts, vectors
@@ -19,7 +19,7 @@ def node(cpus: float, memory: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "held", "expected"),
+    ("nodes", "each", "expected"),
     [
         ([node(16, 20)], 0, (1, 16)),
         ([node(16, 20)], 1, (1, 16)),
@@ -31,39 +31,39 @@ def node(cpus: float, memory: float) -> dict[str, float]:
         ([node(0.5, 20), node(0.5, 20)], 0, (1, 1)),
     ],
 )
-def test_cases(nodes: Sequence[dict[str, float]], held: int, expected: tuple[int, int]) -> None:
-    assert room.divided(nodes, held) == expected
+def test_cases(nodes: Sequence[dict[str, float]], each: int, expected: tuple[int, int]) -> None:
+    assert worker_memory.workers_that_fit(nodes, each) == expected
 
 
 def test_ray_places_no_more_on_a_node_than_there_is_room_for() -> None:
     draw = np.random.default_rng(0)
     for cpus, memory, held in draw.integers(1, 100, (2000, 3)).tolist():
         if memory >= held:
-            each, workers = room.divided([node(cpus, memory)], held)
+            each, workers = worker_memory.workers_that_fit([node(cpus, memory)], held)
             assert workers == cpus // each <= memory // held
             assert workers or each > cpus
 
 
 def test_no_room_at_all_is_refused_with_what_helps() -> None:
     with pytest.raises(PipelineError, match=r"2\.0 GiB.*negatives\.corpus_rows_at_once"):
-        room.divided([node(16, 2**30), node(4, 2**29)], 2 << 30)
+        worker_memory.workers_that_fit([node(16, 2**30), node(4, 2**29)], 2 << 30)
 
 
 def test_what_a_worker_holds(tmp_path: Path) -> None:
     item = embeddings(tmp_path, {"target": (texts(2000), vectors(2000, 64))})
-    of_texts = 2000 * room.TEXT_BYTES
-    assert room.held(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10)) == of_texts
-    of_vectors = room.held(item, Negatives(hard_per_positive=1)) - of_texts
+    of_texts = 2000 * worker_memory.TEXT_BYTES
+    assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10)) == of_texts
+    of_vectors = worker_memory.worker_bytes(item, Negatives(hard_per_positive=1)) - of_texts
     assert 0.7 < of_vectors / (2000 * 64 * 2) < 1.5
-    assert room.held(item, Negatives(hard_per_positive=1, index="hnsw")) == of_texts + 3 * of_vectors
+    assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, index="hnsw")) == of_texts + 3 * of_vectors
 
 
 def test_workers_on_gpus_have_only_the_nodes_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {"CPU": 4.0, "GPU": 1.0, "memory": 16.0}
     there = [{"Alive": alive, "Resources": some} for some in (gpu, node(64, 512)) for alive in (True, False)]
     monkeypatch.setattr(ray, "nodes", lambda: there)
-    assert room.nodes() == [gpu, node(64, 512)]
-    assert room.nodes(1) == [gpu]
-    assert room.divided(room.nodes(1), 9) == (3, 1)
+    assert worker_memory.nodes() == [gpu, node(64, 512)]
+    assert worker_memory.nodes(1) == [gpu]
+    assert worker_memory.workers_that_fit(worker_memory.nodes(1), 9) == (3, 1)
     with pytest.raises(PipelineError, match="negatives"):
-        room.divided(room.nodes(1), 17)
+        worker_memory.workers_that_fit(worker_memory.nodes(1), 17)

@@ -14,7 +14,7 @@ WANT_BYTES = 120
 """Of a want with the targets proposed to it, where it is decided who gets which."""
 
 
-def held(embeddings: Artifact, rules: Negatives) -> int:
+def worker_bytes(embeddings: Artifact, rules: Negatives) -> int:
     """About how many bytes a worker holds: texts, and all vectors, which take hardly less in their files."""
     texts = embeddings.manifest.rows_out * TEXT_BYTES
     if rules.corpus_rows_at_once is not None:
@@ -30,18 +30,18 @@ def nodes(gpus: float = 0) -> list[Mapping[str, float]]:
     return [node for node in there if node.get("CPU") and node.get("GPU", 0) >= gpus]
 
 
-def divided(there: Sequence[Mapping[str, float]], held: int) -> tuple[int, int]:
-    """(CPUs of a worker, workers), so that Ray gives no node more workers than its memory has room for.
+def workers_that_fit(there: Sequence[Mapping[str, float]], each: int) -> tuple[int, int]:
+    """(CPUs of a worker, workers), so that Ray gives no node more workers of `each` bytes than its memory has room for.
 
     Raises PipelineError where there is room for none.
     """
-    if not held:
+    if not each:
         return 1, max(1, sum(int(node["CPU"]) for node in there))
-    cpus = max((int(node["CPU"] // (node["memory"] // held + 1)) + 1 for node in there), default=1)
+    cpus = max((int(node["CPU"] // (node["memory"] // each + 1)) + 1 for node in there), default=1)
     workers = sum(int(node["CPU"] // cpus) for node in there)
     if not workers:
         raise PipelineError(
-            f"negatives: a worker holds about {held / 2**30:.1f} GiB of texts and vectors, and no node of Ray has the "
+            f"negatives: a worker holds about {each / 2**30:.1f} GiB of texts and vectors, and no node of Ray has the "
             "memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
             "exact) leave the vectors where they are"
         )
