@@ -28,15 +28,12 @@ def compare(run: Mapping[str, Artifact], other: Mapping[str, Artifact], name: st
     """
     first, second = aligned([answers(run), answers(other)])
     labels, here, there = (_numbers(first, "label"), _numbers(first, "prediction"), _numbers(second, "prediction"))
+    scores = _numbers(first, "score"), _numbers(second, "score")
     groups = scored.Coded.of(first.column("group_id")).codes
     differences = []
-    for slice_name, chosen in slices(first, evaluate.seen_languages(run["dedupe"])).items():
-        mine = labels[chosen], here[chosen], there[chosen]
-        figures = metrics.difference(*mine, groups[chosen], draws=settings.bootstrap_draws, seed=settings.seed)
-        gained, lost = metrics.right_apart(*mine)
-        differences.append(
-            Difference(slice_name, len(chosen), **figures, gained=gained, lost=lost, p_value=metrics.mcnemar(*mine))
-        )
+    for slice_name, chosen in slices(first, evaluate.seen_languages(run["mix"])).items():
+        columns = [column[chosen] for column in (labels, here, there, *scores, groups)]
+        differences.append(_difference(slice_name, settings, *columns))
     return Comparison(
         name,
         differences,
@@ -47,12 +44,25 @@ def compare(run: Mapping[str, Artifact], other: Mapping[str, Artifact], name: st
     )
 
 
+def _difference(
+    name: str, settings: Evaluate, labels: Array, here: Array, there: Array, first: Array, second: Array, groups: Array
+) -> Difference:
+    """By the answers and scores of both `[n]`."""
+    how = {"draws": settings.bootstrap_draws, "seed": settings.seed}
+    figures = metrics.difference(labels, here, there, groups, **how)
+    auroc = metrics.scalar_difference(labels, first, second, groups, **how)["auroc"]
+    gained, lost = metrics.right_apart(labels, here, there)
+    p_value = metrics.mcnemar(labels, here, there)
+    return Difference(name, len(labels), **figures, auroc=auroc, gained=gained, lost=lost, p_value=p_value)
+
+
 def answers(run: Mapping[str, Artifact]) -> pa.Table:
     """The labelled rows of holdout as a run answers them.
 
-    Columns: pair_id, part, probability, prediction, language, label, group_id, shard (its number).
+    Columns: pair_id, part, score, probability, prediction, language, label, group_id, shard (its number).
     """
-    own, columns = ["pair_id", "part", "probability", "prediction"], ["pair_id", "language", "label", "group_id"]
+    own = ["pair_id", "part", "score", "probability", "prediction"]
+    columns = ["pair_id", "language", "label", "group_id"]
     wanted = (pc.field("part") == "holdout") & pc.field("label").is_valid()
     pieces = scored.joined(run["dedupe"], run["evaluate"], columns, own)
     numbered = [_numbered(number, piece.filter(wanted)) for number, piece in enumerate(pieces)]

@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import CorruptArtifactError
-from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Breakdown, Estimate, Gain, Slice
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Breakdown, Estimate, Gain, Predicted, Slice
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.scored import Coded, Scored
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -30,6 +30,8 @@ SEEN_SHARE, SEEN_ROWS = 0.01, 1000
 MOST_SLICES = 40
 """Of one breakdown: the largest; the rest is one slice, OTHERS."""
 OTHERS = "all others"
+TO_PREDICT = ("dev", "test")
+"""The splits that are there to be predicted."""
 TEXTS = ["pair_id", "language", "query", "query_en", "target", "label"]
 
 
@@ -51,6 +53,10 @@ class Evaluation:
     pr_curve: list[tuple[float, float, float]]
     calibration: list[tuple[float, float, int]]
     errors: list[dict[str, Any]]
+    predicted: list[Predicted] = field(default_factory=list)
+    """The rows of dev and test, labelled or not."""
+    tune: Slice | None = None
+    """The tune part as the decision that it led to answers it."""
 
     @property
     def threshold(self) -> float:
@@ -59,8 +65,18 @@ class Evaluation:
 
     @property
     def scalars(self) -> dict[str, Estimate]:
-        """AUROC, PR-AUC, log-loss and ECE of the holdout."""
+        """Of the holdout, the figures of `sums.SCALARS`."""
         return self.headline.scalars
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What predicting every scored row has shown."""
+
+    errors: list[dict[str, Any]]
+    """The mistakes on holdout that the model was surest of."""
+    rows: list[Predicted]
+    """Of dev and test, by split and language."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +101,13 @@ class Judged:
         return Judged(self.rows.at(chosen), self.raw[chosen], self.predicted[chosen])
 
 
-def seen_languages(pairs: Artifact) -> set[str]:
-    """Languages of the train part with `SEEN_SHARE` of the original rows of its largest, or `SEEN_ROWS` of them.
+def seen_languages(mix: Artifact) -> set[str]:
+    """Languages of the training set with `SEEN_SHARE` of the original rows of its largest, or `SEEN_ROWS` of them.
 
     Fewer are wrong tags, or too few to learn from.
     """
     rows: Counter[str] = Counter()
-    for table in pairs.tables(["part", "origin", "language"]):
+    for table in mix.tables(["part", "origin", "language"]):
         original = pc.and_(pc.equal(table.column("part"), "train"), pc.equal(table.column("origin"), "original"))
         for one in pc.value_counts(table.column("language").filter(pc.fill_null(original, False))).to_pylist():
             rows[one["values"]] += one["counts"]
@@ -100,7 +116,7 @@ def seen_languages(pairs: Artifact) -> set[str]:
 
 
 def evaluate(
-    rows: Scored, learnt: Decision, seen: set[str], rules: recipes.Evaluate, errors: Sequence[dict[str, Any]]
+    rows: Scored, learnt: Decision, seen: set[str], rules: recipes.Evaluate, predictions: Predictions
 ) -> Evaluation:
     """Judge what was learnt from tune on holdout, and on labelled rows of dev and test."""
     raw = rows.labelled(part="holdout")
@@ -122,7 +138,9 @@ def evaluate(
         gains=_gains(raw, judged, learnt, how),
         pr_curve=metrics.pr_curve(held.label, held.score),
         calibration=metrics.calibration_bins(held.label, held.score),
-        errors=list(errors),
+        errors=predictions.errors,
+        predicted=predictions.rows,
+        tune=_slice("tune", Judged.of(rows.labelled(part="tune"), learnt), how),
     )
 
 
@@ -144,7 +162,7 @@ def _slices(judged: Judged, column: Coded, how: Mapping[str, int], seen: set[str
 def _groups(held: Judged, rows: Scored, seen: set[str], learnt: Decision, how: Mapping[str, int]) -> list[Slice]:
     """Seen and withheld languages of holdout, and of dev and test where these carry labels."""
     names = {"holdout": (SEEN_GROUP, WITHHELD_GROUP)}
-    names |= {split: (f"{split}, seen languages", f"{split}, other languages") for split in ("dev", "test")}
+    names |= {split: (f"{split}, seen languages", f"{split}, other languages") for split in TO_PREDICT}
     found = []
     for place, (known_name, other_name) in names.items():
         judged = held if place == "holdout" else Judged.of(rows.labelled(split=place), learnt)
@@ -203,9 +221,9 @@ def _change(rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -
     return metrics.difference(rows.label, after, before, rows.group, **how)["f1"]
 
 
-def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, folder: str) -> list[dict[str, Any]]:
-    """Write the predictions of every shard of scores; returns the mistakes on holdout that the model was surest of."""
-    worst = list[tuple[float, str, float, str]]()
+def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, folder: str) -> Predictions:
+    """Write the predictions of every shard of scores."""
+    worst, sums = list[tuple[float, str, float, str]](), dict[tuple[str, str], Array]()
     for name, table in zip(scores.manifest.shards, scored.joined(pairs, scores, own=tables.SCORES.names), strict=True):
         piece = learnt.calibrated(scored.of(table, task))
         threshold = learnt.thresholds(piece)
@@ -216,8 +234,27 @@ def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, fold
         artifact.write_shard(folder, name, tables.conform(found, tables.PREDICTIONS), None, found.num_rows)
         worst += [(*one, name) for one in _mistakes(table.column("pair_id"), piece, predicted)]
         worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
-    more = {pair: {"score": score} for _, pair, score, _ in worst}
-    return with_texts(pairs, more, {name for *_, name in worst})
+        for place, more in _sums(piece, predicted):
+            sums[place] = sums.get(place, 0) + more
+    scores_of = {pair: {"score": score} for _, pair, score, _ in worst}
+    errors = with_texts(pairs, scores_of, {name for *_, name in worst})
+    return Predictions(errors, [_account(*place, *sums[place].tolist()) for place in sorted(sums)])
+
+
+def _sums(piece: Scored, predicted: Array) -> Iterator[tuple[tuple[str, str], Array]]:
+    """By split and language of dev and test: rows, labels, the sum of probabilities, rows predicted relevant."""
+    chosen = piece.split.among(TO_PREDICT)
+    piece, predicted = piece.at(chosen), predicted[chosen]
+    width = len(piece.language.names)
+    places = piece.split.codes.astype(np.int64) * width + piece.language.codes
+    columns = [np.ones(len(piece)), piece.label >= 0, piece.score, predicted]
+    found = np.stack([np.bincount(places, weights=column) for column in columns], axis=1)
+    for place in np.flatnonzero(found[:, 0]).tolist():
+        yield (piece.split.names[place // width], piece.language.names[place % width]), found[place]
+
+
+def _account(split: str, language: str, rows: float, labelled: float, probability: float, relevant: float) -> Predicted:
+    return Predicted(split, language, int(rows), int(labelled), probability / rows, relevant / rows)
 
 
 def _mistakes(pair_ids: pa.ChunkedArray, piece: Scored, predicted: Array) -> list[tuple[float, str, float]]:
@@ -266,10 +303,11 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 def run(context: Context) -> Outcome:
     """Write predictions for every scored row, shard by shard, and the evaluation as JSON beside them."""
     pairs, scores, rules = context.inputs["dedupe"], context.inputs["score"], context.recipe.evaluate
+    seen = seen_languages(context.inputs["mix"])
     rows = scored.read(pairs, scores, context.recipe.task)
     learnt = decision.learn(rows, rules)
-    errors = predict(pairs, scores, context.recipe.task, learnt, context.folder)
-    evaluation = evaluate(rows, learnt, seen_languages(pairs), rules, errors)
+    predictions = predict(pairs, scores, context.recipe.task, learnt, context.folder)
+    evaluation = evaluate(rows, learnt, seen, rules, predictions)
     storage.write_bytes(
         storage.join(context.folder, EVALUATION), json.dumps(asdict(evaluation), ensure_ascii=False).encode()
     )
@@ -277,4 +315,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(written, written), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "score"), config, run, schema_version=6)
+STAGE = Stage("evaluate", ("dedupe", "mix", "score"), config, run, schema_version=7)

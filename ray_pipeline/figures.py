@@ -30,9 +30,14 @@ class Slice:
     seen: bool = True
     """False where training has next to no original row of this language (withheld by the recipe)."""
     scalars: dict[str, Estimate] = field(default_factory=dict)
-    """auroc, pr_auc, log_loss, ece; empty where they were not asked for."""
+    """Those of `sums.SCALARS`; empty where they were not asked for."""
     queries: int | None = None
     """Groups of rows that hang together, from which intervals resample; null: not known."""
+
+    @property
+    def positive_share(self) -> float:
+        """NaN without rows."""
+        return self.positives / self.rows if self.rows else math.nan
 
     @property
     def one_class(self) -> bool:
@@ -46,6 +51,20 @@ class Breakdown:
 
     name: str
     slices: list[Slice]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The rows of dev or test in one language, as they were predicted."""
+
+    split: str
+    language: str
+    rows: int
+    labelled: int
+    probability: float
+    """Mean over the rows."""
+    relevant: float
+    """Share of the rows predicted relevant."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,8 @@ class Difference:
     """Rows that only the comparison answers rightly."""
     p_value: float = math.nan
     """Of McNemar's exact test that both are right equally often; it takes rows as independent."""
+    auroc: Estimate = Estimate(math.nan, math.nan, math.nan)
+    """Of the scores before calibration."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from ray_pipeline import metrics
 from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Comparison, Difference, Estimate, Slice
 from ray_pipeline.report.data import Finding, TaskReport
 
 WEAK_GAP = 0.1  # F1 below the task's that makes a language weak
 SHARE_GAP = 0.05  # predicted minus true share of positives
+UNCOVERED = 0.1  # of the rows to predict
+MISSED = 0.1  # of the mined negatives that were wanted
+LOSS_ROSE = 1.1  # times the first evaluation's
+NAMED = 8  # languages in a sentence
 MAX_WIDTH = 0.1  # of an interval that still says something about a language
 MIN_ROWS = 30  # a bootstrap of fewer rows looks narrower than it is
 MAX_ECE = 0.1
@@ -31,9 +36,11 @@ def findings(task: TaskReport) -> list[Finding]:
         _separation,
         _predicted_share,
         _weak_languages,
+        _uncovered,
         _transfer,
         _comparison,
         _hard_negatives,
+        _missed_negatives,
         _calibration,
         _choices,
         _leaks,
@@ -65,24 +72,42 @@ def _baseline(task: TaskReport) -> Iterator[Finding]:
 
 def _separation(task: TaskReport) -> Iterator[Finding]:
     auroc = task.scalars.get("auroc")
-    if auroc is not None and (auroc.value < MIN_AUROC or auroc.low <= 0.5):
+    if auroc is not None and _known(auroc) and (auroc.value < MIN_AUROC or auroc.low <= 0.5):
         text = f"AUROC is {_shown(auroc)}; meaningless scores have 0.5."
         yield Finding("warning", "Scores hardly separate relevant from irrelevant", text)
 
 
 def _predicted_share(task: TaskReport) -> Iterator[Finding]:
-    whole = task.headline
-    predicted, true = _predicted(whole), whole.positives / max(whole.rows, 1)
-    chance = _by_chance(whole, predicted)
-    text = f"{predicted:.1%} of the rows are predicted relevant, {true:.1%} are."
-    if predicted - true > max(SHARE_GAP, chance):
+    """Over-predicting is a fault only beyond what it was on tune: the threshold of the best F1 always does so."""
+    whole, tune = task.headline, task.tune
+    over, gap = _over(whole), max(SHARE_GAP, _by_chance(whole))
+    text = f"{_predicted(whole):.1%} of the rows are predicted relevant, {whole.positive_share:.1%} are."
+    if tune is not None and over > gap:
+        text += f" On tune, which chose the threshold, the difference was {100 * _over(tune):+.1f} points."
+    if over > gap and _exceeds(whole, tune):
         text += f" Precision is {_shown(whole.precision)}; a threshold above {task.threshold:.3f} may raise it."
         yield Finding("warning", "Positives are over-predicted", text)
-    elif true - predicted > max(SHARE_GAP, chance):
+    elif over > gap:
+        text += " The threshold with the best F1 over-predicts even where scores are perfectly calibrated."
+        yield Finding("note", "“Relevant” is answered more often than it is true", text)
+    elif -over > gap:
         text += f" Recall is {_shown(whole.recall)}; a threshold below {task.threshold:.3f} raises it."
         yield Finding("warning", "Positives are under-predicted", text)
-    elif abs(predicted - true) <= SHARE_GAP:
+    elif gap <= SHARE_GAP and abs(over) <= SHARE_GAP:
         yield Finding("good", "Positives are predicted about as often as they occur", text)
+
+
+def _exceeds(whole: Slice, tune: Slice | None) -> bool:
+    """Whether positives are over-predicted more than on tune, and not by chance."""
+    if tune is None:
+        return True
+    chance = math.hypot(_by_chance(whole), _by_chance(tune))
+    return _over(whole) - _over(tune) > max(SHARE_GAP, chance)
+
+
+def _over(rows: Slice) -> float:
+    """Share predicted positive minus share of positives."""
+    return _predicted(rows) - rows.positive_share
 
 
 def _predicted(rows: Slice) -> float:
@@ -94,9 +119,10 @@ def _predicted(rows: Slice) -> float:
     return rows.recall.value * rows.positives / rows.precision.value / rows.rows
 
 
-def _by_chance(rows: Slice, predicted: float) -> float:
-    """How far the predicted share may lie from the true one, at 95 %, with as many errors of either kind expected."""
-    errors = rows.rows * predicted + (1 - 2 * rows.recall.value) * rows.positives  # false positives and negatives
+def _by_chance(rows: Slice) -> float:
+    """How far the predicted share may lie from what is expected of it, at 95 %, by the number of errors."""
+    hits = rows.recall.value * rows.positives
+    errors = rows.rows * _predicted(rows) + rows.positives - 2 * hits  # false positives and negatives
     return 1.96 * math.sqrt(max(errors, 0)) / max(rows.rows, 1)
 
 
@@ -104,14 +130,45 @@ def _weak_languages(task: TaskReport) -> Iterator[Finding]:
     whole = task.headline.f1.value
     judged = [one for one in task.languages if not one.one_class]
     weak = [one for one in judged if one.f1.value <= whole - WEAK_GAP and one.f1.high < whole]
-    if weak:
-        figures = "; ".join(
-            f"{one.name} {_shown(one.f1)}{'' if one.seen else ', not trained on'}, "
-            f"{one.positives / one.rows:.0%} relevant"
-            for one in sorted(weak, key=lambda one: one.f1.value)
-        )
-        text = f"F1 of all rows is {whole:.3f}, and lower by {WEAK_GAP} or more in: {figures}."
-        yield Finding("warning", f"Weak languages: {_names(weak)}", text)
+    ranked = [one for one in weak if not _ranks_worse(one, task.scalars.get("auroc"))]
+    words = f"F1 of all rows is {whole:.3f}, and lower by {WEAK_GAP} or more in"
+    if worse := [one for one in weak if one not in ranked]:
+        yield Finding("warning", f"Weak languages: {_names(worse)}", f"{words}: {_weak(worse)}.")
+    if ranked:
+        text = f"{words}: {_weak(ranked)}. AUROC is not shown to be lower there; at equal ranking, F1 falls with the "
+        text += "share of relevant rows. evaluate.threshold: language may help."
+        yield Finding("note", f"Lower F1, but no worse ranking: {_names(ranked)}", text)
+
+
+def _ranks_worse(one: Slice, whole: Estimate | None) -> bool:
+    """Also where nothing is known of its AUROC."""
+    auroc = one.scalars.get("auroc")
+    return auroc is None or whole is None or not _known(auroc) or auroc.high < whole.value
+
+
+def _weak(some: Sequence[Slice]) -> str:
+    return "; ".join(
+        f"{one.name} {_shown(one.f1)}{'' if one.seen else ', not trained on'}, {one.positives / one.rows:.0%} relevant"
+        for one in sorted(some, key=lambda one: one.f1.value)
+    )
+
+
+def _uncovered(task: TaskReport) -> Iterator[Finding]:
+    """Rows to predict in languages with next to no labelled rows to judge them by."""
+    judged = Counter({one.name: one.rows for one in task.languages})
+    wanted: Counter[str] = Counter()
+    for one in task.predicted:
+        judged[one.language] += one.labelled
+        wanted[one.language] += one.rows - one.labelled
+    blind = Counter({language: rows for language, rows in wanted.items() if rows and judged[language] < MIN_ROWS})
+    if blind:
+        share = blind.total() / wanted.total()
+        names = ", ".join(f"{language} {rows:,}" for language, rows in blind.most_common(NAMED))
+        names += f" and {len(blind) - NAMED} more" if len(blind) > NAMED else ""
+        text = f"{share:.1%} of the {wanted.total():,} rows to predict are in {names}: fewer than {MIN_ROWS} labelled "
+        text += "rows, or none, say how well these are answered."
+        level = "warning" if share >= UNCOVERED else "note"
+        yield Finding(level, "Languages to predict that no figure covers", text)
 
 
 def _transfer(task: TaskReport) -> Iterator[Finding]:
@@ -154,10 +211,10 @@ def _comparison(task: TaskReport) -> Iterator[Finding]:
     for one in [whole, *withheld]:
         where = "" if one is whole else f" in {WITHHELD_GROUP}"
         level, verdict = _verdict(one.f1)
-        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows. Each side "
-        text += (
-            f"is a single training; another seed could change this as much.{_sizes(task.joint_rows, task.comparison)}"
-        )
+        text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows"
+        text += f", AUROC by {_shown(one.auroc, '+')}." if _known(one.auroc) else "."
+        text += " Each side is a single training; another seed could change this as much."
+        text += _sizes(task.joint_rows, task.comparison)
         yield Finding(level, f"{verdict} {name}{where}", text)
 
 
@@ -204,20 +261,30 @@ def _hard_negatives(task: TaskReport) -> Iterator[Finding]:
     yield Finding(level, "Hard negatives can be ambiguous", text)
 
 
+def _missed_negatives(task: TaskReport) -> Iterator[Finding]:
+    """Kinds of mined negatives of which many could not be found."""
+    account = task.account
+    for kind, reasons in account.missed.items() if account else ():
+        found = sum(rows for one, _, rows in account.bands if one == kind) if account else 0
+        wanted = found + sum(reasons.values())
+        if wanted - found > MISSED * wanted:
+            name = kind.replace("_", " ")
+            why = ", ".join(f"{reason} {rows:,}" for reason, rows in reasons.items())
+            text = f"{wanted:,} {name}s were wanted, {found:,} were found ({why})."
+            if kind == "hard_negative":
+                text += " A wider band from negatives.hard_min_similarity to hard_max_similarity finds more."
+            level = "warning" if 2 * found < wanted else "note"
+            yield Finding(level, f"Fewer {name}s than wanted", text)
+
+
 def _calibration(task: TaskReport) -> Iterator[Finding]:
-    ece, noise = task.scalars.get("ece"), _calibrated_ece(task.calibration)
+    ece, noise = task.scalars.get("ece"), metrics.ece_by_chance(task.calibration)
     if ece is not None and ece.value - noise > MAX_ECE:
         text = (
             f"On average the scores are {_shown(ece)} away from the true share of relevant rows (ECE); chance alone "
             f"would give {noise:.3f}. Use them for ranking, not as probabilities."
         )
         yield Finding("warning", "Scores are not calibrated", text)
-
-
-def _calibrated_ece(bins: Sequence[tuple[float, float, int]]) -> float:
-    """What calibrated scores would show by chance: the mean deviation of each bin's share of relevant rows."""
-    spread = sum(math.sqrt(2 / math.pi * rows * score * (1 - score)) for score, _, rows in bins)
-    return spread / max(sum(rows for *_, rows in bins), 1)
 
 
 def _choices(task: TaskReport) -> Iterator[Finding]:
@@ -324,7 +391,14 @@ def _stopping(task: TaskReport) -> Iterator[Finding]:
         yield Finding("note", "More epochs may help", f"{_best_at('last', at_last, task)}.")
     elif 2 * at_first > len(trainings):
         text = f"{_best_at('first', at_first, task)}: lower the learning rate, or evaluate more often."
-        yield Finding("warning", "Training got worse after its first evaluation", text)
+        if 2 * sum(map(_loss_rose, trainings)) > len(trainings):
+            yield Finding("warning", "Training got worse after its first evaluation", text)
+        else:
+            yield Finding("note", "The first evaluation was the best", text)
+
+
+def _loss_rose(curve: Sequence[Mapping[str, float]]) -> bool:
+    return curve[-1]["tune_loss"] > LOSS_ROSE * curve[0]["tune_loss"]
 
 
 def _unmoved(curve: Sequence[Mapping[str, float]]) -> bool:

@@ -1,5 +1,6 @@
 """Figures on labelled rows, with 95 % intervals that resample queries: a query's rows hang together."""
 
+import math
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,12 +11,11 @@ from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
 
 from ray_pipeline import resample
 from ray_pipeline.figures import Estimate, Slice
-from ray_pipeline.sums import SCALARS, Sums, bins_of, distinct
+from ray_pipeline.sums import ECE_BINS, SCALARS, Sums, bins_of, distinct
 
 Array = npt.NDArray[Any]
 ECE = SCALARS.index("ece")
 
-CALIBRATION_BINS = 10
 RATES = ("f1", "precision", "recall")
 MIN_GROUPS = 20
 """Below this many groups the bounds are NaN: a bootstrap of so few claims more than it knows.
@@ -104,12 +104,13 @@ def mcnemar(labels: Array, first: Array, second: Array) -> float:
 def scalars(
     labels: Array, scores: Array, groups: Array, *, order: Array | None = None, draws: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """`auroc`, `pr_auc` (average precision), `log_loss` (nats) and `ece` with intervals as in `estimate`.
+    """`auroc`, `pr_auc` (average precision), `log_loss` (nats), `ece` and `calibration_bias`, with intervals.
 
-    `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` strings or integer codes. The first two
-    figures look at `order [n]` where it is given, such as the scores before a calibration that made some of them equal.
+    `labels [n]` hold 0/1, `scores [n]` float probabilities of 1, `groups [n]` as for `estimate`. The first two figures
+    look at `order [n]` where it is given, such as the scores before a calibration that made some of them equal.
     ECE: `sums.ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
-    resampling adds noise to each bin, and the samples are moved back by what that adds in their mean.
+    resampling adds noise to each bin, and the samples are moved back by what that adds in their mean. Chance makes it
+    large where rows are few; `calibration_bias`, the mean score minus the share of positives, is 0 there on average.
     With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are.
     Samples see scores by `sums.LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
     """
@@ -140,7 +141,7 @@ def scalar_difference(
 
 
 def _moved(drawn: Array, whole: Array, exact: Array) -> Array:
-    """Samples `[draws, 4]` moved from where all rows have them by ranks to where they have them exactly; ECE's mean is
+    """Samples `[draws, 5]` moved from where all rows have them by ranks to where they have them exactly; ECE's mean is
     moved there, since its samples lie above.
     """
     moved: Array = drawn + (exact - whole)
@@ -224,17 +225,23 @@ def pr_curve(labels: Array, scores: Array, points: int = 200) -> list[tuple[floa
 
 
 def calibration_bins(labels: Array, scores: Array) -> list[tuple[float, float, int]]:
-    """(mean score, share of positives, rows) of each equal-width score bin that holds rows, by rising score.
+    """(mean score, share of positives, rows) of each of ECE's bins that holds rows, by rising score.
 
     `labels [n]` hold 0/1, `scores [n]` floats in [0, 1].
     """
-    places = bins_of(np.asarray(scores), CALIBRATION_BINS)
+    places = bins_of(np.asarray(scores), ECE_BINS)
     rows, score_sum, positives = (
-        np.bincount(places, weights=column, minlength=CALIBRATION_BINS) for column in (None, scores, labels)
+        np.bincount(places, weights=column, minlength=ECE_BINS) for column in (None, scores, labels)
     )
     held = rows > 0
     mean_score, share = score_sum[held] / rows[held], positives[held] / rows[held]
     return [(float(m), float(s), int(r)) for m, s, r in zip(mean_score, share, rows[held], strict=True)]
+
+
+def ece_by_chance(bins: Sequence[tuple[float, float, int]]) -> float:
+    """ECE of calibrated scores in such `calibration_bins`: the mean deviation of each bin's share of positives."""
+    spread = sum(math.sqrt(2 / math.pi * rows * score * (1 - score)) for score, _, rows in bins)
+    return spread / max(sum(rows for *_, rows in bins), 1)
 
 
 def _confusion(labels: Array, predictions: Array) -> Array:

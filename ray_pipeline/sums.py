@@ -1,4 +1,4 @@
-"""AUROC, average precision, log-loss and calibration error from sums, which add up over blocks of rows.
+"""AUROC, average precision, log-loss and calibration errors from sums, which add up over blocks of rows.
 
 A bootstrap sample then costs a product of matrices in place of a look at every row.
 """
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-SCALARS = ("auroc", "pr_auc", "log_loss", "ece")
+SCALARS = ("auroc", "pr_auc", "log_loss", "ece", "calibration_bias")
 ECE_BINS = 15
 LEVELS = 256
 """Of scores, in a bootstrap sample: more distinct ones are put together by rank. The figures themselves are exact."""
@@ -56,7 +56,7 @@ class Sums:
         return cls(exact, columns, most)
 
     def figures(self, weights: Array) -> Array:
-        """The figures `[draws, 4]` where each block counts so often: `weights [draws, blocks]`."""
+        """The figures `[draws, 5]` where each block counts so often: `weights [draws, blocks]`."""
         drawn = weights @ self.columns
         positives, negatives, rest = np.split(drawn, [self.levels, 2 * self.levels], axis=1)
         return np.concatenate([_areas(positives, negatives), _losses(rest)], axis=1)
@@ -91,11 +91,15 @@ def _areas(positives: Array, negatives: Array) -> Array:
 
 
 def _losses(sums: Array) -> Array:
-    """Log-loss and ECE `[draws, 2]` of the sums of loss, rows, scores and positives that follow the levels."""
+    """Log-loss, ECE and mean score minus share of positives `[draws, 3]`.
+
+    Of the sums of loss, rows, scores and positives that follow the levels.
+    """
     loss, rows, scores, positives = np.split(sums, [1, 1 + ECE_BINS, 1 + 2 * ECE_BINS], axis=1)
     with np.errstate(invalid="ignore"):
-        total = rows.sum(axis=1)
-        return np.stack([loss[:, 0] / total, np.abs(scores - positives).sum(axis=1) / total], axis=1)
+        total, over = rows.sum(axis=1), scores - positives
+        found: Array = np.stack([loss[:, 0], np.abs(over).sum(axis=1), over.sum(axis=1)], axis=1) / total[:, None]
+        return found
 
 
 def distinct(scores: Array) -> tuple[Array, Array]:

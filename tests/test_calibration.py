@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from ray_pipeline import calibration
-from ray_pipeline.calibration import Array, Calibration
+from ray_pipeline.calibration import Array, Calibration, Kind
+
+KINDS: tuple[Kind, ...] = ("none", "temperature", "platt")
 
 
 def distorted(temperature: float, rows: int = 20_000) -> tuple[Array, Array, Array]:
@@ -31,7 +33,24 @@ def test_isotonic_comes_near_the_truth_and_never_to_certainty() -> None:
     assert found.min() >= np.float32(1 / 20_002) and found.max() <= np.float32(1 - 1 / 20_002)
 
 
-@pytest.mark.parametrize("kind", ["none", "temperature", "isotonic"])
+def test_platt_undoes_another_share_of_relevant_rows_which_a_temperature_cannot() -> None:
+    labels, truth, _ = distorted(1.0)
+    odds = 1.5 * np.log(truth / (1 - truth)) - 1.2  # as after a training with many mined negatives
+    moved = (1 / (1 + np.exp(-odds))).astype(np.float32)
+    fitted = calibration.fit("platt", labels, moved)
+    assert (fitted.temperature, fitted.intercept) == pytest.approx((1.5, 0.8), abs=0.06)
+    off = {kind: np.abs(calibration.fit(kind, labels, moved).apply(moved) - truth).mean() for kind in KINDS}
+    assert off["platt"] < 0.01 < off["temperature"]
+
+
+def test_platt_neither_falls_nor_comes_to_certainty() -> None:
+    scores = np.array([0.1, 0.2, 0.8, 0.9], np.float32)
+    right, wrong = (calibration.fit("platt", np.array(labels), scores) for labels in ([0, 0, 1, 1], [1, 1, 0, 0]))
+    assert right.apply(scores).max() == pytest.approx(3 / 4, abs=0.1), "two rows of a class say no more"
+    assert (np.diff(wrong.apply(scores)) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "temperature", "platt", "isotonic"])
 def test_the_order_of_rows_is_kept(kind: calibration.Kind) -> None:
     labels, _, scores = distorted(2.0, 500)
     fitted = calibration.fit(kind, labels, scores)

@@ -1,6 +1,8 @@
 """What each part of the rows may be looked at for: tune for the threshold, holdout for the headline."""
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,18 @@ def run(folder: Path, recipe: Recipe, chosen: list[Row], trained: list[dict[str,
     return evaluate.load(stage(folder, recipe, chosen, trained))
 
 
-def stage(folder: Path, recipe: Recipe, chosen: list[Row], trained: list[dict[str, Any]] | None = None) -> Any:
+def stage(
+    folder: Path, recipe: Recipe, chosen: list[Row], trained: list[dict[str, Any]] | None = None,
+    left_out: Sequence[dict[str, Any]] = (),
+) -> Any:  # fmt: skip
+    """The mix has the rows of train without those that it has `left_out`."""
     trained = train(en=10) if trained is None else trained
-    pairs = made.finished(folder, "dedupe", [*trained, *(row for row, _ in chosen)], tables.PAIRS, shards=2)
+    known = [*trained, *left_out, *(row for row, _ in chosen)]
+    pairs = made.finished(folder, "dedupe", known, tables.PAIRS, shards=2)
     scores = made.finished(folder, "score", [made.scored(row, score) for row, score in chosen], tables.SCORES)
+    mix = made.finished(folder, "mix", trained, tables.PAIRS)
     config = evaluate.config(recipe)
-    inputs = {"dedupe": pairs, "score": scores}
+    inputs = {"dedupe": pairs, "mix": mix, "score": scores}
     context = Context(recipe, inputs, str(folder / "evaluate" / "f0"), str(folder), config)
     outcome = evaluate.run(context)
     return artifact.commit(context.folder, "evaluate", config, {}, outcome.counts, 0.1, outcome.extra)
@@ -103,13 +111,13 @@ def test_a_language_with_few_training_rows_does_not_count_as_seen(
     trained += [made.pair(20_000 + i, part="train", language="de", origin="translated") for i in range(500)]
     trained += [made.pair(30_000 + i, part="holdout", language="pt") for i in range(500)]
     trained += [made.pair(40_000 + i, part=None, split="dev", label=None, language="ja") for i in range(500)]
-    pairs = made.finished(tmp_path, "dedupe", trained, tables.PAIRS, shards=3)
-    assert evaluate.seen_languages(pairs) == {"en", "pl"}
+    mix = made.finished(tmp_path, "mix", trained, tables.PAIRS, shards=3)
+    assert evaluate.seen_languages(mix) == {"en", "pl"}
     monkeypatch.setattr(evaluate, "SEEN_ROWS", 9)
-    assert evaluate.seen_languages(pairs) == {"en", "pl", "fr"}
+    assert evaluate.seen_languages(mix) == {"en", "pl", "fr"}
     languages = [f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrstuvw"]
-    pairs = made.finished(tmp_path / "2", "dedupe", train(**dict.fromkeys(languages, 3)), tables.PAIRS)
-    assert evaluate.seen_languages(pairs) == set(languages), "however many there are"
+    mix = made.finished(tmp_path / "2", "mix", train(**dict.fromkeys(languages, 3)), tables.PAIRS)
+    assert evaluate.seen_languages(mix) == set(languages), "however many there are"
 
 
 def test_withheld_languages_are_told_from_seen_ones(tmp_path: Path, recipe: Recipe) -> None:
@@ -145,6 +153,33 @@ def test_without_labels_dev_and_test_are_only_predicted(tmp_path: Path, recipe: 
     assert evaluated.manifest.extra["threshold"] == pytest.approx(0.35)
 
 
+def test_what_is_predicted_is_told_by_split_and_language(tmp_path: Path, recipe: Recipe) -> None:
+    dev = rows(None, [None, 1, None], [0.9, 0.3, 0.1], 300, split="dev")
+    dev += rows(None, [None], [0.5], 310, split="dev", language="th")
+    test = rows(None, [None, None], [0.8, 0.4], 320, split="test", language="th")
+    found = run(tmp_path, recipe, [*tune(), *holdout(), *dev, *test]).predicted
+    assert [(one.split, one.language, one.rows, one.labelled, one.relevant) for one in found] == [
+        ("dev", "en", 3, 1, pytest.approx(1 / 3)), ("dev", "th", 1, 0, 1.0), ("test", "th", 2, 0, 1.0),
+    ]  # fmt: skip
+    assert [one.probability for one in found] == pytest.approx([1.3 / 3, 0.5, 0.6])
+
+
+def test_a_language_that_the_mix_leaves_out_is_not_seen(tmp_path: Path, recipe: Recipe) -> None:
+    german = [(row | {"pair_id": row["pair_id"] + "d"}, score) for row, score in holdout(language="de")]
+    chosen = [*tune(), *holdout(), *german]
+    evaluated = stage(tmp_path, recipe, chosen, train(en=10), left_out=train(de=10))
+    assert [(one.name, one.seen) for one in evaluate.load(evaluated).languages] == [("de", False), ("en", True)]
+
+
+def test_an_older_evaluation_can_be_read(tmp_path: Path, recipe: Recipe) -> None:
+    evaluated = stage(tmp_path, recipe, [*tune(), *holdout()])
+    file = Path(evaluated.url, evaluate.EVALUATION)
+    known = json.loads(file.read_text())
+    del known["predicted"], known["tune"], known["decision"]["calibration"]["intercept"]
+    file.write_text(json.dumps(known))
+    assert evaluate.load(evaluated).predicted == []
+
+
 def test_the_worst_mistakes_come_first(tmp_path: Path, recipe: Recipe) -> None:
     wrong = run(tmp_path, recipe, [*tune(), *holdout()]).errors
     assert [(row["label"], round(row["score"], 6)) for row in wrong] == [(1, 0.1), (0, 0.8), (0, 0.5)]
@@ -158,7 +193,8 @@ def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_p
     found = scored.read(pairs, scores, "QC")
     loaded = run(tmp_path, recipe, chosen, train(de=10))
     learnt = decision.learn(found, recipe.evaluate)
-    direct = evaluate.evaluate(found, learnt, {"de"}, recipe.evaluate, loaded.errors)
+    told = evaluate.Predictions(loaded.errors, loaded.predicted)
+    direct = evaluate.evaluate(found, learnt, {"de"}, recipe.evaluate, told)
     assert repr(loaded) == repr(direct)  # NaN is not equal to itself
     assert math.isnan(loaded.scalars["auroc"].value) and math.isnan(loaded.seen_auroc)
     assert math.isnan(loaded.headline.f1.low) and loaded.headline.recall.value == pytest.approx(2 / 3)
@@ -215,7 +251,7 @@ def test_languages_have_thresholds_of_their_own_and_what_they_gain_is_told(tmp_p
     assert {one.threshold for one in alone.decision.own} == {alone.threshold}
 
 
-@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+@pytest.mark.parametrize("kind", ["temperature", "platt", "isotonic"])
 def test_calibration_is_learnt_on_tune_and_judged_on_holdout(tmp_path: Path, make_recipe: Any, kind: str) -> None:
     generator = np.random.default_rng(0)
     truth = generator.random(400)
@@ -229,6 +265,10 @@ def test_calibration_is_learnt_on_tune_and_judged_on_holdout(tmp_path: Path, mak
     assert gains["log_loss"].after == pytest.approx(found.scalars["log_loss"].value)
     plain = run(tmp_path / "2", make_recipe(evaluate__bootstrap_draws=100), chosen)
     assert gains["log_loss"].before == pytest.approx(plain.scalars["log_loss"].value)
+    for name in ("auroc", "pr_auc"):  # of the scores before isotonic regression has made many equal
+        assert found.scalars[name].value == pytest.approx(plain.scalars[name].value, abs=1e-12)
+        both = (one.languages[0].scalars[name].value for one in (found, plain))
+        assert next(both) == pytest.approx(next(both), abs=1e-12)
     other = [(row, score if row["part"] == "tune" else 1 - score) for row, score in chosen]
     assert run(tmp_path / "3", recipe, other).decision == found.decision
 

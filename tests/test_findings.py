@@ -4,9 +4,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Comparison, Difference, Estimate, Gain, Slice
+from ray_pipeline import metrics, threshold
+from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Comparison, Difference, Estimate, Gain, Predicted, Slice
 from ray_pipeline.findings import findings
 from ray_pipeline.report.data import Contradicted, DataAccount, Finding, StageCost, TaskReport
 
@@ -111,6 +113,31 @@ def test_predicted_share_goes_by_what_the_rows_can_show(rows: int, told: bool) -
     assert "about as often" not in titles(report(headline=eager))
 
 
+def answered(scores: Any, labels: Any, cut: float) -> Slice:
+    return metrics.slice_of("all", labels, scores >= cut, np.arange(len(labels)), draws=100)
+
+
+def test_a_perfect_model_is_not_said_to_over_predict() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.beta(1.2, 1.1, 8000)
+    labels = (generator.random(8000) < scores).astype(np.int8)
+    cut = threshold.choose(labels[:4000], scores[:4000])
+    tune, held = answered(scores[:4000], labels[:4000], cut), answered(scores[4000:], labels[4000:], cut)
+    task = report(headline=held, tune=tune, languages=[])
+    assert "predicted" not in titles(task)
+    one = found("answered more often than it is true", task)
+    assert one.level == "note" and "On tune, which chose the threshold, the difference was +" in one.text
+    shy = answered(scores[4000:], labels[4000:], 0.75)
+    assert found("under-predicted", report(headline=shy, tune=tune)).level == "warning"
+    eager = answered(scores[4000:], labels[4000:], cut - 0.15)
+    assert found("over-predicted", report(headline=eager, tune=tune)).level == "warning"
+
+
+def test_few_rows_are_no_praise_for_the_predicted_share() -> None:
+    few = Slice("all", 9, 6, around(0.83), Estimate(5 / 6, NAN, NAN), Estimate(5 / 6, NAN, NAN))
+    assert "about as often" in titles(report()) and "about as often" not in titles(report(headline=few))
+
+
 def test_a_language_of_one_class_is_not_called_weak() -> None:
     lone = replace(rows_of("nl", around(0.0, 0.0)), positives=0)
     task = report(languages=[lone, replace(lone, name="it", positives=1000)])
@@ -131,7 +158,39 @@ def test_weak_languages_need_a_gap_and_an_interval() -> None:
     assert "not trained on" in one.text
 
 
+def test_a_language_that_ranks_as_well_is_not_called_weak() -> None:
+    low = rows_of("ar", around(0.7, 0.04))
+    known = [replace(low, name=name, scalars={"auroc": around(auroc)}) for name, auroc in (("it", 0.85), ("nl", 0.7))]
+    task = report(languages=[low, *known])
+    assert found("Weak languages", task).title == "Weak languages: ar, nl"
+    one = found("no worse ranking", task)
+    assert one.level == "note" and one.title.endswith(": it") and "evaluate.threshold: language" in one.text
+
+
+def test_languages_to_predict_that_no_figure_covers() -> None:
+    rows = [Predicted("test", name, 300, 0, 0.7, 0.7) for name in ("de", "th", "vi")]
+    rows += [Predicted("dev", "th", 100, 0, 0.7, 0.7), Predicted("dev", "vi", 30, 30, 0.7, 0.7)]
+    one = found("no figure covers", report(predicted=rows))
+    assert one.level == "warning" and "40.0% of the 1,000 rows to predict are in th 400:" in one.text
+    few = [replace(rows[1], rows=20), replace(rows[0], rows=980)]
+    assert found("no figure covers", report(predicted=few)).level == "note"
+    assert "no figure covers" not in titles(report(predicted=rows[:1]))
+
+
+def test_negatives_that_were_wanted_in_vain() -> None:
+    bands = [("hard_negative", "0.3 to 0.5", 300), ("hard_negative", "0.5 to 0.7", 100), ("easy_negative", "0", 9)]
+    account = DataAccount({}, {}, {}, {}, bands, None)
+    few = replace(account, missed={"hard_negative": {"no candidate": 600}})
+    one = found("Fewer hard negatives than wanted", report(account=few))
+    assert one.level == "warning" and "1,000 hard negatives were wanted, 400 were found (no candidate 600)" in one.text
+    assert found("Fewer hard", report(account=replace(account, missed={"hard_negative": {"a": 90}}))).level == "note"
+    none = replace(account, bands=[], missed={"hard_negative": {"no candidate": 5}})
+    assert "5 hard negatives were wanted, 0 were found" in found("Fewer hard", report(account=none)).text
+    assert "Fewer" not in titles(report(account=replace(account, missed={"hard_negative": {"a": 9}})))
+
+
 def test_scores_without_meaning() -> None:
+    assert "hardly separate" not in titles(report(scalars={"auroc": Estimate(0.4, NAN, NAN)}))
     assert "0.520" in found("hardly separate", report(scalars={"auroc": around(0.52, 0.03)})).text
     assert "hardly separate" in titles(report(scalars={"auroc": Estimate(0.7, 0.49, 0.8)}))
 
@@ -173,6 +232,12 @@ def test_comparison(f1: Estimate, title: str, level: str) -> None:
     assert f"{f1.value:+.3f}" in one.text
     assert "1,000 here, 500 there" in one.text
     assert "Each side is a single training; another seed could change this as much." in one.text
+
+
+def test_comparison_tells_the_difference_of_auroc() -> None:
+    ranked = replace(compared(around(0.03)), auroc=around(0.02))
+    one = found("Better than plain", report(comparison=Comparison("plain", [ranked], 500, 1000)))
+    assert "on the same 9 rows, AUROC by +0.020 (" in one.text
 
 
 def test_comparison_counts_rows_of_the_other_task() -> None:
@@ -263,13 +328,20 @@ def test_few_rows() -> None:
     ("f1", "title"),
     [
         ([0.7, 0.8, 0.9], "More epochs may help"),
-        ([0.9, 0.8, 0.7], "worse after its first evaluation"),
+        ([0.9, 0.8, 0.7], "first evaluation was the best"),
     ],
 )
 def test_stopping(f1: list[float], title: str) -> None:
     assert "0.900" in found(title, report(curves=curves(f1))).text
     assert title not in titles(report(curves=curves(f1)[:1]))
     assert title not in titles(report())
+
+
+def test_training_got_worse_only_where_the_loss_rose() -> None:
+    falling = curves([0.9, 0.8, 0.7])
+    assert found("first evaluation was the best", report(curves=falling)).level == "note"
+    losses = [point | {"tune_loss": 0.3 + 0.1 * i} for i, point in enumerate(falling)]
+    assert found("worse after its first", report(curves=losses)).level == "warning"
 
 
 def test_an_f1_that_never_moves_is_no_reason_for_more_epochs() -> None:
@@ -309,7 +381,7 @@ def test_stopping_judges_every_fold_by_its_own_curve() -> None:
     assert one.text == "F1 on the rows that a fold leaves out was highest at the last evaluation in 2 of 3 folds."
     assert (
         "at the first evaluation in 3 of 4 folds"
-        in found("worse after its first", report(curves=mean, folds=[falling, falling, bent, falling])).text
+        in found("first evaluation was the best", report(curves=mean, folds=[falling, falling, bent, falling])).text
     )
 
 

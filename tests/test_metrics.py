@@ -186,6 +186,22 @@ def test_ece_by_hand() -> None:
     assert figure.value == pytest.approx((2 * abs(0.83 - 0.5) + 0.1) / 3)
 
 
+def test_the_bias_of_calibrated_scores_is_zero_where_chance_makes_ece_large() -> None:
+    generator = np.random.default_rng(4)
+    drawn = []
+    for _ in range(200):
+        scores = generator.beta(2, 2, 160)
+        labels = (generator.random(160) < scores).astype(int)
+        found = metrics.scalars(labels, scores, np.arange(160), draws=50)
+        assert found["calibration_bias"].value == pytest.approx(scores.mean() - labels.mean())
+        chance = metrics.ece_by_chance(metrics.calibration_bins(labels, scores))
+        drawn.append((found["calibration_bias"], found["ece"].value, chance))
+    bias, ece, expected = zip(*drawn, strict=True)
+    assert abs(np.mean([one.value for one in bias])) < 0.01 and np.mean(ece) > 0.07
+    assert np.mean(ece) == pytest.approx(np.mean(expected), rel=0.05)
+    assert np.mean([one.low <= 0 <= one.high for one in bias]) > 0.88
+
+
 def test_calibration_bins() -> None:
     labels, scores = np.array([0, 1, 1, 1]), np.array([0.0, 0.05, 0.95, 1.0])
     low, high = metrics.calibration_bins(labels, scores)

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ray_pipeline import cli, problems, storage
+from ray_pipeline import cli, problems, rawfiles, storage
 from ray_pipeline.ablation import matrix, runs, table
 from ray_pipeline.report import index
 
@@ -34,6 +34,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+@rawfiles.seen_once()
 def _run(options: argparse.Namespace) -> int:
     studies, workdir = matrix.read(options.items, options.workdir, options.seeds)
     if options.dry_run:

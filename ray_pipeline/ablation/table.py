@@ -11,16 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_pipeline import artifact, storage
+from ray_pipeline import artifact, run_folder, storage
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.ablation.verdicts import DRAWS, METHOD, SIGNIFICANT, Cost, Verdict
+from ray_pipeline.artifact import workdir_of
 from ray_pipeline.comparison import WHOLE
 from ray_pipeline.duration import duration
 from ray_pipeline.figures import Difference, Estimate, Slice
 from ray_pipeline.report import render
 from ray_pipeline.report.assemble import now
+from ray_pipeline.run_folder import Made, Record
 
 HEADLINE = "ablation.json"
 COLUMNS = ("variant", "F1", "95 %", "Δ F1", "95 %", "p (Holm)", "is", "precision", "recall", "USD", "time")
@@ -139,7 +141,7 @@ def _section(study: Study, runs: Sequence[Ran]) -> Section:
 
 
 def write(studies: Sequence[Study], runs: Sequence[Ran], folder: str, command: str) -> list[str]:
-    """Write `ablation.html`, `.md`, `.parquet` and `.json` below a folder; returns their urls, the page first."""
+    """Write `ablation.html`, `.md`, `.parquet`, `.json` and a record below a folder; returns their urls, page first."""
     found = sections(studies, runs)
     files = {
         "ablation.html": page(found, runs, command).encode(),
@@ -147,9 +149,23 @@ def write(studies: Sequence[Study], runs: Sequence[Ran], folder: str, command: s
         "ablation.parquet": parquet(found),
         HEADLINE: headline(found).encode(),
     }
+    if any(run.artifacts for run in runs):
+        files[run_folder.RECORD] = run_folder.dumps(record(runs))
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
     return [storage.join(folder, name) for name in files]
+
+
+def record(runs: Sequence[Ran]) -> Record:
+    """What the runs that ended well rest on."""
+    done = [run for run in runs if run.artifacts]
+    made = {
+        f"{run.study} {run.line} {run.seed}": Made(
+            run_folder.fingerprints(run.artifacts), taken=run_folder.paths(run.taken)
+        )
+        for run in done
+    }
+    return Record(workdir_of(done[0].artifacts["train"].url), made)
 
 
 def page(found: Sequence[Section], runs: Sequence[Ran], command: str) -> str:

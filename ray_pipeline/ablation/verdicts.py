@@ -79,7 +79,7 @@ def verdicts(study: Study, runs: Sequence[Ran]) -> list[Verdict]:
     labels = first.column("label").to_numpy()
     answers = [table.column("prediction").to_numpy() for table in tables]
     found = []
-    for name, chosen in comparison.slices(first, evaluate.seen_languages(done[0].artifacts["dedupe"])).items():
+    for name, chosen in comparison.slices(first, evaluate.seen_languages(done[0].artifacts["mix"])).items():
         groups = codes[chosen]
         drawn = {
             (run.line, run.seed): _drawn(labels[chosen], answer[chosen], groups)
@@ -194,14 +194,10 @@ def _seconds(artifacts: Iterable[Artifact]) -> float:
     return sum(one.manifest.seconds for one in artifacts)
 
 
-def _usd(artifacts: Any) -> float | None:
-    found: list[float | None] = [_paid(one) for one in artifacts]
+def _usd(artifacts: Iterable[Artifact]) -> float | None:
+    found = [one.manifest.answers_usd for one in artifacts]
     known = [one for one in found if one is not None]
     return sum(known) if len(known) == len(found) else None
-
-
-def _paid(one: Artifact) -> float | None:
-    return one.manifest.usd if one.manifest.usd is None else one.manifest.extra.get("answers_usd", one.manifest.usd)
 
 
 def _mean(values: Sequence[float]) -> float:

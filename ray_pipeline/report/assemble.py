@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, comparison, evaluate, reading
+from ray_pipeline import comparison, evaluate, reading
 from ray_pipeline import recipe as recipes
 from ray_pipeline.annotation.people import people
 from ray_pipeline.annotation.sampling import ACCEPTED
@@ -35,6 +35,8 @@ from ray_pipeline.stage import Finished
 
 EXAMPLES_PER_VERDICT = 2
 MOST_EXAMPLES = 40
+JUDGED = ("train", "score", "evaluate")
+"""Stages whose versions the report shows: those that make its figures."""
 KIND = ["target_language", "verdict"]
 """By what examples of translations are told apart."""
 
@@ -80,8 +82,17 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         cut_prompts=_cut_prompts(run.artifacts["encode"]),
         folds=curves if len(curves) > 1 else [],
         joint_rows=_joint_rows(run),
+        versions={stage: run.artifacts[stage].manifest.versions for stage in JUDGED},
+        created=_finished([run, *([other] if other else [])]),
+        predicted=evaluation.predicted,
+        tune=evaluation.tune,
     )
     return replace(report, findings=findings(report))
+
+
+def _finished(runs: Sequence[Finished]) -> str | None:
+    moments = [run.artifacts["evaluate"].manifest.created for run in runs]
+    return max(filter(None, moments), default=None)
 
 
 def _compare(run: Finished, other: Finished) -> Comparison:
@@ -98,6 +109,7 @@ def _account(dedupe: Artifact, negatives: Artifact) -> DataAccount:
     """What the manifests of deduplication and mining say."""
     known, mined = dedupe.manifest.extra, negatives.manifest.extra
     bands = [(name.partition(" "), rows) for name, rows in mined.get("similarities", {}).items()]
+    kinds = ("settled", "unsettled", "duplicates")
     return DataAccount(
         leaks=known.get("leaks", {}),
         near_leaks=known.get("near_leaks", {}),
@@ -106,7 +118,19 @@ def _account(dedupe: Artifact, negatives: Artifact) -> DataAccount:
         # by kind, the band that begins with "below" first
         bands=sorted(((kind, band, rows) for (kind, _, band), rows in bands), key=_place_of_band),
         recall=mined.get("recall"),
+        judged={kind: known[kind].get("holdout", 0) for kind in kinds if kind in known},
+        missed=_missed(negatives),
     )
+
+
+def _missed(negatives: Artifact) -> dict[str, dict[str, int]]:
+    """Negatives that were wanted and not found, by kind and reason."""
+    found: dict[str, Counter[str]] = {}
+    for url in reading.rejected_files(negatives):
+        for piece in reading.slices(url, ["origin", "reason"]):
+            for row in piece.table.group_by(["origin", "reason"]).aggregate([([], "count_all")]).to_pylist():
+                found.setdefault(row["origin"], Counter())[row["reason"]] += row["count_all"]
+    return {kind: dict(sorted(reasons.items())) for kind, reasons in sorted(found.items())}
 
 
 def _place_of_band(one: tuple[str, str, int]) -> tuple[str, bool, str]:
@@ -260,8 +284,8 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
     manifest = item.manifest
     return StageCost(
         manifest.stage, manifest.fingerprint, manifest.rows_in, manifest.rows_out, manifest.rows_rejected,
-        manifest.seconds, reused, manifest.requests, sum(manifest.tokens.values()), manifest.usd, manifest.reasons,
-        manifest.extra.get("unexpected_versions", []),
+        manifest.seconds, reused, manifest.requests, sum(manifest.tokens.values()), manifest.answers_usd,
+        manifest.reasons, manifest.extra.get("unexpected_versions", []),
     )  # fmt: skip
 
 
@@ -279,21 +303,42 @@ def report(tasks: Sequence[TaskReport], command: str, notices: Sequence[str | No
     """The whole report."""
     return Report(
         title="Search relevance: " + " and ".join(f"{task.task} ({task.recipe_name})" for task in tasks),
-        created=now(),
+        created=_created(tasks),
         average_f1=_average_f1(tasks) if len(tasks) > 1 else None,
         tasks=list(tasks),
-        versions=artifact.versions(),
+        versions=_versions(tasks),
         command=command,
         notice=" ".join(dict.fromkeys(filter(None, notices))) or None,
     )
 
 
-def metrics_json(tasks: Sequence[TaskReport], notice: str | None = None, workdir: str | None = None) -> str:
-    """The figures that scripts rely on, as JSON, and where the run's artifacts are; what cannot be known is null."""
+def _created(tasks: Sequence[TaskReport]) -> str:
+    """When the newest figures were made: a report that is only written again is no newer."""
+    return max((task.created for task in tasks if task.created), default=now())
+
+
+def _versions(tasks: Sequence[TaskReport]) -> dict[str, str]:
+    """By package; where stages were made by several versions, each with its stages."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for label, task in zip(labels(tasks), tasks, strict=True):
+        for stage, versions in task.versions.items():
+            for package, version in versions.items():
+                found.setdefault(package, {}).setdefault(version, []).append(f"{label} {stage}")
+    return {package: _of_stages(by) for package, by in found.items()}
+
+
+def _of_stages(versions: Mapping[str, Sequence[str]]) -> str:
+    if len(versions) == 1:
+        return next(iter(versions))
+    return ", ".join(f"{version} ({', '.join(stages)})" for version, stages in versions.items())
+
+
+def metrics_json(tasks: Sequence[TaskReport], notice: str | None = None) -> str:
+    """The figures that scripts rely on, as JSON; what cannot be known is null."""
     found = {label: _task_metrics(task) for label, task in zip(labels(tasks), tasks, strict=True)}
     average = _average_f1(tasks)
-    figures = {"tasks": found, "average_f1": average and _number(average), "created": now()}
-    return json.dumps(figures | {"notice": notice, "workdir": workdir}, indent=1)
+    figures = {"tasks": found, "average_f1": average and _number(average), "created": _created(tasks)}
+    return json.dumps(figures | {"notice": notice}, indent=1)
 
 
 def _average_f1(tasks: Sequence[TaskReport]) -> float | None:
@@ -329,7 +374,7 @@ def _task_metrics(task: TaskReport) -> dict[str, Any]:
 
 
 def _difference(item: Difference) -> dict[str, Any]:
-    estimates = {name: _bounds(getattr(item, name)) for name in ("f1", "precision", "recall")}
+    estimates = {name: _bounds(getattr(item, name)) for name in ("f1", "precision", "recall", "auroc")}
     apart = {"gained": item.gained, "lost": item.lost, "mcnemar_p": _number(item.p_value)}
     return {"name": item.name, "rows": item.rows, **estimates, **apart}
 

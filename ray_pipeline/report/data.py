@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ray_pipeline.decision import Decision
-from ray_pipeline.figures import Breakdown, Comparison, Estimate, Gain, People, Slice
+from ray_pipeline.figures import Breakdown, Comparison, Estimate, Gain, People, Predicted, Slice
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class DataAccount:
     """Mined negatives: kind, band of similarity in words, rows."""
     recall: float | None
     """Of the neighbours that an approximate index finds; null where all were compared."""
+    judged: dict[str, int] = field(default_factory=dict)
+    """Of the holdout part: pairs with both labels, `settled` on one or `unsettled`; `duplicates`: rows left out."""
+    missed: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Negatives wanted but not found, by kind and reason."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class TaskReport:
     headline: Slice
     """The whole holdout."""
     scalars: dict[str, Estimate]
-    """auroc, pr_auc, log_loss, ece – holdout."""
+    """The figures of `sums.SCALARS` – holdout."""
     seen_auroc: float
     languages: list[Slice]
     groups: list[Slice]
@@ -147,6 +151,14 @@ class TaskReport:
     """The curve of each fold, by the rows that it leaves out; `curves` is then their mean while all were training."""
     joint_rows: int = 0
     """Rows of the other task that it was trained on beside its own."""
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of the code and libraries that made a stage, by stage."""
+    created: str | None = None
+    """When the figures were made, ISO 8601, UTC; null where it is not recorded."""
+    predicted: list[Predicted] = field(default_factory=list)
+    """The rows of dev and test, by split and language."""
+    tune: Slice | None = None
+    """The tune part, answered by the thresholds that it led to."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,7 @@ class Report:
 
     title: str
     created: str
-    """ISO 8601, UTC."""
+    """When its newest figures were made, ISO 8601, UTC."""
     average_f1: float | None
     """Mean of the tasks' F1; None for a single task, and for two recipes of one."""
     tasks: list[TaskReport]

@@ -9,9 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 from ray_pipeline import storage
 from ray_pipeline.errors import InputError
 from ray_pipeline.report import render
+from ray_pipeline.run_folder import METRICS, REPORT
 
 INDEX = "index.html"
-METRICS, ABLATION = "metrics.json", "ablation.json"
+ABLATION = "ablation.json"
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,6 @@ class RunFigures:
     average_f1: float | None = None
     created: str | None = None
     notice: str | None = None
-    workdir: str | None = None
-    """Of the run's artifacts."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def entries(folder: str, file: str) -> list[Entry]:
             figures = _ours(url, file)
             if figures is None:
                 continue
-            page = "report.html" if file == METRICS else "ablation.html"
+            page = REPORT if file == METRICS else "ablation.html"
             found.append(Entry(parts[0], f"{quote(parts[0])}/{page}", figures.created or "", figures))
     return sorted(found, key=lambda one: (one.created, one.name), reverse=True)
 

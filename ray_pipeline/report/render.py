@@ -10,13 +10,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ray_pipeline.duration import duration
 from ray_pipeline.figures import Estimate, Rate, Slice
 from ray_pipeline.language_names import language
-from ray_pipeline.metrics import MIN_GROUPS
+from ray_pipeline.metrics import MIN_GROUPS, ece_by_chance
 from ray_pipeline.report import charts
 from ray_pipeline.report.data import Finding, Report, StageCost, TaskReport, labels
 
 TASKS = {"QC": "query – category path", "QI": "query – item title"}
 LEVELS = ("warning", "note", "good")
-SCALARS = {"auroc": "AUROC", "pr_auc": "PR-AUC", "log_loss": "Log loss", "ece": "Expected calibration error"}
+SCALARS = {
+    "auroc": "AUROC", "pr_auc": "PR-AUC", "log_loss": "Log loss", "ece": "Expected calibration error",
+    "calibration_bias": "Mean score − share relevant",
+}  # fmt: skip
 ABSENT = "–"
 
 
@@ -87,7 +90,7 @@ def environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals.update(charts=charts, replace=replace, scalar_names=list(SCALARS))
+    found.globals.update(charts=charts, replace=replace, ece_by_chance=ece_by_chance)
     found.filters.update(
         figure=figure,
         signed=signed,

@@ -28,6 +28,7 @@ def run(folder: Path, recipe: Recipe, line: str, seed: int, wrong: Collection[in
     train = [made.pair(900 + i, part="train") for i in range(5)]
     inputs = {
         "dedupe": made.finished(place, "dedupe", [*rows, *tune, *train], tables.PAIRS),
+        "mix": made.finished(place, "mix", train, tables.PAIRS),
         "score": made.finished(place, "score", scored, tables.SCORES),
         "train": made.finished(place, "train", [], tables.CURVES, training_rows=5 + seed),
     }

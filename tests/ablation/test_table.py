@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from ray_pipeline import run_folder
 from ray_pipeline.ablation import table
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.recipe import Recipe
@@ -39,7 +40,10 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     recipe, done = runs
     study = ran.study(recipe, ["base", "<i>better</i>", "broken"], [0, 1])
     urls = table.write([study], done, str(tmp_path / "out"), "python jobs/ablation.py <x>")
-    assert [Path(url).name for url in urls] == ["ablation.html", "ablation.md", "ablation.parquet", "ablation.json"]
+    names = ["ablation.html", "ablation.md", "ablation.parquet", "ablation.json", "run.json"]
+    assert [Path(url).name for url in urls] == names
+    record = run_folder.recorded(str(tmp_path / "out"))
+    assert record and set(record.made) == {f"ladder {run.line} {run.seed}" for run in done if run.artifacts}
     html = Path(urls[0]).read_text()
     page = Page(html)
     assert page.open == [] and "<i>" not in html and "http" not in html and page.values("src") == []

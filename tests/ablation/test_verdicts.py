@@ -124,7 +124,7 @@ def test_costs_are_those_of_a_run_on_its_own_and_the_total_counts_once(runs: lis
     study = ran.study(recipe, ["base", "better"], [0, 1])
     base, _ = verdicts.costs(study, runs)
     assert (base.variant, base.training_rows, base.usd) == ("base", 5.5, 0.0)
-    assert base.seconds == pytest.approx(3 * 0.5 + 2.0) and base.training_seconds == 0.5
+    assert base.seconds == pytest.approx(4 * 0.5 + 2.0) and base.training_seconds == 0.5
     mine = [one for one in runs if one.line == "base"]
     assert verdicts.spent([*mine, *mine]) == (pytest.approx(2 * base.seconds), 0.0)
     donor = replace(mine[0].artifacts["train"], url="elsewhere")  # the other task's, from which training started

@@ -14,6 +14,7 @@ from ray_pipeline.figures import (
     Estimate,
     Gain,
     People,
+    Predicted,
     Rate,
     Slice,
 )
@@ -85,6 +86,7 @@ def scalars(shift: float = 0.0) -> dict[str, Estimate]:
     return {
         "auroc": estimate(0.9341 + shift, 0.006), "pr_auc": estimate(0.961 + shift, 0.005),
         "log_loss": estimate(0.291 - shift, 0.011), "ece": Estimate(0.031, NAN, NAN),
+        "calibration_bias": estimate(-0.012, 0.009),
     }  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def breakdowns() -> list[Breakdown]:
     unknown = Estimate(NAN, NAN, NAN)
     one_class = replace(part("musical instruments", 1.0, 60), positives=60, queries=41)
     alone = {"auroc": unknown, "pr_auc": unknown, "log_loss": estimate(0.1), "ece": estimate(0.05)}
+    alone |= {"calibration_bias": estimate(-0.05)}
     tiny = replace(part("garden", 0.8, 6), queries=3, f1=Estimate(0.8, NAN, NAN))
     categories = [replace(part("shoes", 0.9), scalars=scalars(), queries=412), replace(one_class, scalars=alone), tiny]
     return [Breakdown("query length", [part("6–10", 0.88), part("11–20", 0.9)]), Breakdown("top category", categories)]
@@ -122,6 +125,7 @@ def account() -> DataAccount:
         removed={"duplicate": 1_903, "near duplicate": 640},
         bands=[("easy_negative", "below 0", 9_100), ("hard_negative", "0.3 to 0.5", 4_200)],
         recall=0.993,
+        judged={"settled": 41, "unsettled": 7, "duplicates": 193},
     )
 
 
@@ -263,6 +267,7 @@ def sample_task(task: str = "QC", f1: float = 0.893, always: float = 0.816) -> T
         decision=decision(),
         gains=gains(),
         account=account(),
+        predicted=[Predicted("dev", "de", 1_500, 300, 0.701, 0.742), Predicted("test", "th", 2_500, 0, 0.612, 0.655)],
         self_validation=[Contradicted("de", "translated", 42_000, 1_260), Contradicted("en", "original", 40_000, 400)],
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ def run(folder: Path, recipe: Recipe, scores: list[float], missing: set[int] = f
     trained = [made.pair(200 + i, part="train") for i in range(3)]
     inputs = {
         "dedupe": made.finished(folder, "dedupe", [*rows, *tune, *trained], tables.PAIRS),
+        "mix": made.finished(folder, "mix", trained, tables.PAIRS),
         "score": made.finished(folder, "score", scored, tables.SCORES),
         "train": made.finished(folder, "train", [], tables.CURVES, training_rows=77),
     }
@@ -53,10 +54,10 @@ def test_what_is_taken_from_the_other_task_is_in_the_costs_once(tmp_path: Path, 
     mine = run(tmp_path / "2", recipe, [0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
     shared = replace(donor, artifacts={**donor.artifacts, "dedupe": mine.artifacts["dedupe"]})
     both = replace(mine, others=[shared, shared])
-    assert both.taken == [donor.artifacts[name] for name in ("score", "train", "evaluate")]
+    assert both.taken == [donor.artifacts[name] for name in ("mix", "score", "train", "evaluate")]
     assert [(one.stage, one.compared) for one in assemble._costs(both, None)] == [
         *((name, "") for name in mine.artifacts),
-        *((name, "for QC") for name in ("score", "train", "evaluate")),
+        *((name, "for QC") for name in ("mix", "score", "train", "evaluate")),
     ]
 
 
@@ -74,6 +75,7 @@ def test_a_comparison_is_of_the_same_rows(tmp_path: Path, recipe: Recipe) -> Non
     assert by_name[SEEN_GROUP].recall.value == 0.5 and by_name[SEEN_GROUP].precision.value == 0
     assert by_name[WITHHELD_GROUP].recall.value == 0 and by_name[WITHHELD_GROUP].precision.value == 0.5
     assert by_name[WITHHELD_GROUP].f1.value == pytest.approx(1 - 2 / 3) and math.isnan(by_name[WITHHELD_GROUP].f1.low)
+    assert by_name["all"].auroc.value == pytest.approx(1 - 6 / 9) and by_name["de"].auroc.value == 0.5
     assert (by_name["all"].gained, by_name["all"].lost, by_name["all"].p_value) == (2, 0, 0.5)
     assert [(one.query, one.label, round(one.here, 3), round(one.there, 3)) for one in found.gained] == [
         ("query 2", 1, 0.9, 0.1), ("query 5", 0, 0.1, 0.9),
@@ -144,6 +146,15 @@ def test_of_too_many_kinds_of_examples_each_has_one_and_accepted_ones_are_there(
     assert examples[-1]["verdict"] == "accepted"
 
 
+def test_negatives_that_were_not_found_are_told_by_kind(tmp_path: Path) -> None:
+    refused = [made.pair(i, part="train", origin="hard_negative", reason="no candidate") for i in range(3)]
+    refused += [made.pair(9, part="train", origin="easy_negative", reason="every candidate is masked")]
+    mined = made.finished(tmp_path, "negatives", [], tables.PAIRS, refused)
+    assert assemble._missed(mined) == {
+        "easy_negative": {"every candidate is masked": 1}, "hard_negative": {"no candidate": 3},
+    }  # fmt: skip
+
+
 def mix(folder: Path) -> Artifact:
     rows = [made.pair(i, part="train") for i in range(5)]
     rows += [made.pair(10 + i, part="train", language="de", origin="translated", label=1) for i in range(2)]
@@ -181,7 +192,7 @@ def test_metrics_have_stable_names_and_null_for_what_cannot_be_known() -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     found = json.loads(assemble.metrics_json([task, sample.sample_task("QI", 0.9)]), parse_constant=refuse)
-    assert set(found) == {"tasks", "average_f1", "created", "notice", "workdir"}
+    assert set(found) == {"tasks", "average_f1", "created", "notice"}
     assert found["average_f1"] == pytest.approx(0.85)
     names = {"f1", "precision", "recall", "auroc", "threshold", "always_relevant_f1", "by_language"}
     assert names <= set(found["tasks"]["QC"]) and names <= set(found["tasks"]["QI"])
@@ -193,6 +204,26 @@ def test_metrics_have_stable_names_and_null_for_what_cannot_be_known() -> None:
     assert {"name": "ar", "rows": 9}.items() <= {
         k: v for k, v in qc["comparison"][-1].items() if k in ("name", "rows")
     }.items()
+
+
+def test_a_report_that_is_written_again_has_the_versions_and_date_of_its_figures() -> None:
+    versions = {"train": {"torch": "2.6", "ray": "2.60"}, "score": {"torch": "2.7", "ray": "2.60", "vllm": "0.9"}}
+    tasks = [
+        replace(sample.sample_task("QC"), versions=versions, created="2026-09-01T10:00:00+00:00"),
+        replace(sample.sample_task("QI"), versions=versions, created="2026-10-01T10:00:00+00:00"),
+    ]
+    found = assemble.report(tasks, "", [])
+    assert found.created == "2026-10-01T10:00:00+00:00" == json.loads(assemble.metrics_json(tasks))["created"]
+    told = "2.6 (QC train, QI train), 2.7 (QC score, QI score)"
+    assert found.versions == {"torch": told, "ray": "2.60", "vllm": "0.9"}
+
+
+def test_costs_are_those_of_all_answers(tmp_path: Path) -> None:
+    rows = [translation(1, "de")]
+    asked = made.finished(tmp_path, "translate", rows, tables.AUDITED, usd=0.25, answers_usd=1.5)
+    assert assemble._cost(asked, False).usd == 1.5, "though the attempt that finished it has paid 0.25"
+    priceless = made.finished(tmp_path / "2", "translate", rows, tables.AUDITED, usd=None, answers_usd=0.0)
+    assert assemble._cost(priceless, False).usd is None
 
 
 def test_a_task_whose_f1_cannot_be_known_leaves_no_average() -> None:
