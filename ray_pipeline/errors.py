@@ -28,12 +28,22 @@ class StoppedError(PipelineError):
     """Work cannot go on, but what is under way elsewhere may end: the same command goes on later."""
 
 
+class HeldError(StoppedError):
+    """Another run is writing to the same folder."""
+
+    holder = "unknown"
+
+
 class GeminiError(StoppedError):
     """The Gemini server cannot be reached or refuses to work for us (key, model, quota, budget)."""
 
 
 class ModelError(PipelineError):
     """A model folder or adapter is incomplete, or does not fit what is asked of it."""
+
+
+class HubError(ModelError):
+    """The Hugging Face hub fails for a while: what needs it may be tried again."""
 
 
 class TrainingError(PipelineError):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_pipeline import models
-from ray_pipeline.errors import ModelError, RecipeError
+from ray_pipeline import memory, models
+from ray_pipeline.errors import ModelError, OutOfMemoryError, RecipeError
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.language_names import NAMES
 from ray_pipeline.recipe import LocalTranslator
@@ -87,7 +87,8 @@ class Translator:
     def translate(self, items: Sequence[Item]) -> list[str]:
         """The translations of some items, in their order; empty where the model gave none or did not come to an end.
 
-        Raises RecipeError for a language that the model does not know, before anything is translated.
+        Raises RecipeError for a language that the model does not know, before anything is translated, and
+        OutOfMemoryError where a batch does not fit the device.
         """
         texts = {item: " ".join(self._control.sub(" ", item.text).split()) for item in items}
         prompts = {item: self._prompt(text, item.source, item.target) for item, text in texts.items() if text}
@@ -95,7 +96,7 @@ class Translator:
             (item for item, prompt in prompts.items() if len(prompt.ids) <= LONGEST), key=_by_length(prompts)
         )
         found: dict[Item, str] = {}
-        for start in range(0, len(asked), self._settings.batch_rows):
+        for start in reversed(range(0, len(asked), self._settings.batch_rows)):  # what does not fit fails at once
             batch = asked[start : start + self._settings.batch_rows]
             found.update(zip(batch, self._answers([prompts[item] for item in batch]), strict=True))
         return [found.get(item, "") for item in items]
@@ -106,7 +107,7 @@ class Translator:
         ids, mask = self._padded([prompt.ids for prompt in prompts])
         start = torch.tensor([prompt.start for prompt in prompts], device=self._device)
         given = {} if self._decodes_only else {"decoder_input_ids": start}
-        with torch.inference_mode():
+        with torch.inference_mode(), memory.enough(lambda: _exhausted(self._settings)):
             answers = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -322,6 +323,10 @@ def _token(tokenizer: Any, token: str) -> int | None:
 
 def _unusable(settings: LocalTranslator, problem: str) -> ModelError:
     return ModelError(f"translate.local.model {settings.model}: {problem}")
+
+
+def _exhausted(settings: LocalTranslator) -> OutOfMemoryError:
+    return OutOfMemoryError(f"translate.local.model {settings.model}: out of memory: lower translate.local.batch_rows")
 
 
 def _unknown(name: str, language: str) -> RecipeError:

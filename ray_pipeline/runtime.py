@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ray_pipeline import s3
@@ -15,10 +16,15 @@ from ray_pipeline.recipe.section import holds_credentials
 
 WORKER_ENVIRONMENT = (*s3.VARIABLES, "GOOGLE_GEMINI_BASE_URL", "HF_HOME")
 """Handed from the driver to every worker. Secrets are not: a cluster's nodes have them in their own environment."""
+ALLOCATION = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""How torch takes a GPU's memory unless the driver's environment says otherwise: in segments that can grow, so that
+passes of ever-changing shapes leave fewer gaps. Its effect is not measured."""
 ANSWER_SECONDS = 5.0
 """In which a cluster's head has to answer; ray.init alone would try a dead address for most of a minute."""
 NOTICE_SECONDS = 3.0
 """After which a job says that it waits for nodes."""
+ROUNDING = 1e-9
+"""A worker takes 0.1 of a CPU ten times."""
 
 KNOBS = {"CPU": "runtime.cpus_per_worker", "GPU": "runtime.gpus_per_worker"}
 """The field of the recipe that asks for a resource."""
@@ -33,7 +39,7 @@ def start(runtime: Runtime) -> None:
 
     if not ray.is_initialized():
         environment = _handed_on(os.environ)
-        environment |= {"TOKENIZERS_PARALLELISM": "false", s3.REACHED_VARIABLE: "1"}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", s3.REACHED_VARIABLE: "1"} | _allocation(os.environ)
         options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "logging_level": logging.ERROR}
         if runtime.address == "local":
             _start_here(runtime, options)
@@ -46,6 +52,12 @@ def _handed_on(variables: Mapping[str, str]) -> dict[str, str]:
     """What workers are told; an address with a password in it, which Ray would show, is left to the nodes too."""
     there = {name: variables[name] for name in WORKER_ENVIRONMENT if name in variables}
     return {name: value for name, value in there.items() if not holds_credentials(value)}
+
+
+def _allocation(variables: Mapping[str, str]) -> dict[str, str]:
+    """Set with the workers' environment: by the time that their code runs, torch may have read it."""
+    former = "PYTORCH_CUDA_ALLOC_CONF"
+    return {} if former in variables else {name: variables.get(name, value) for name, value in ALLOCATION.items()}
 
 
 def _start_here(runtime: Runtime, options: Mapping[str, Any]) -> None:
@@ -106,12 +118,26 @@ def stop() -> None:
         ray.shutdown()
 
 
-def worker_count(wanted: int | None, cpus_each: float = 1, gpus_each: float = 0) -> int:
-    """How many workers a stage gets: as the recipe says, else as many as the cluster's GPUs, or its CPUs, hold."""
+def worker_count(wanted: int | None, each: Mapping[str, float] = MappingProxyType({"CPU": 1})) -> int:
+    """How many workers a stage gets: as the recipe says, else as many as the nodes that are up have room for.
+
+    `each` are the resources of one.
+    """
     import ray
 
-    resource, each = ("GPU", gpus_each) if gpus_each else ("CPU", cpus_each)
-    return wanted or max(1, int(ray.cluster_resources().get(resource, 1) // each))
+    return wanted or max(1, sum(places(node["Resources"], each) for node in ray.nodes() if node["Alive"]))
+
+
+def places(there: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many workers a node with these resources has room for, if it is idle."""
+    return min(_times(name, there.get(name, 0), amount) for name, amount in each.items())
+
+
+def _times(resource: str, there: float, each: float) -> int:
+    """How often an amount of a resource is there; a part of a GPU lies on one GPU."""
+    if resource == "GPU" and each < 1:
+        return int(there) * int(1 / each + ROUNDING)
+    return int(there / each + ROUNDING)
 
 
 def gpu_placement(runtime: Runtime) -> dict[str, float]:
@@ -125,6 +151,16 @@ def model_worker(runtime: Runtime) -> dict[str, float]:
     """The resources of a worker that holds a model: to embed, train, score or translate."""
     wanted = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker, **gpu_placement(runtime)}
     return {name: amount for name, amount in wanted.items() if amount}
+
+
+def model_pool(runtime: Runtime, workers: int) -> dict[str, Any]:
+    """How so many workers that hold a model are placed: the arguments of `shards.map_shards`."""
+    return {
+        "workers": workers,
+        "num_cpus": runtime.cpus_per_worker,
+        "num_gpus": runtime.gpus_per_worker,
+        "resources": gpu_placement(runtime),
+    }
 
 
 def check_room(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | None = None) -> None:
@@ -151,7 +187,7 @@ def check_limits(runtime: Runtime, workers: int = 1, each: Mapping[str, float] |
     wanted = dict(each or model_worker(runtime))
     short = [name for name, amount in wanted.items() if amount * workers > there.get(name, 0)]
     if short and runtime.address != "local":
-        _tell(f"the cluster has no room yet for {_described(workers, wanted)}; stages that need it will wait")
+        tell(f"the cluster has no room yet for {_described(workers, wanted)}; stages that need it will wait")
     elif short:
         name, amount = short[0], wanted[short[0]]
         field = KNOBS.get(name, "runtime.accelerator_type")
@@ -171,7 +207,7 @@ def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> No
     try:
         if group.wait(min(NOTICE_SECONDS, runtime.wait_seconds)):
             return
-        _tell(f"waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}")
+        tell(f"waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}")
         while not group.wait(min(NOTICE_SECONDS, max(0.0, until - time.monotonic()))):
             if _has_no_such_nodes(each):
                 raise PipelineError(
@@ -210,7 +246,8 @@ def _described(workers: int, each: Mapping[str, float]) -> str:
     return f"{workers} × " + ", ".join(f"{name} {amount:g}" for name, amount in each.items())
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say something of where the work runs, on stderr."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 

@@ -54,12 +54,9 @@ def run(context: Context) -> Outcome:
         partial(Scoring, recipe, context.inputs["train"]),
         context.folder,
         tables.SCORES,
-        workers=recipe.runtime.score_workers,
         label="score",
         columns=["pair_id", "split", "part", *SHOWN],
-        num_cpus=recipe.runtime.cpus_per_worker,
-        num_gpus=recipe.runtime.gpus_per_worker,
-        resources=runtime.gpu_placement(recipe.runtime),
+        **runtime.model_pool(recipe.runtime, recipe.runtime.score_workers),
     )
     return Outcome(counts)
 

@@ -19,8 +19,8 @@ from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.embed import stage, store
 from ray_pipeline.embed.model import Model, faults
 from ray_pipeline.embed.store import Additions, Store, Vectors
-from ray_pipeline.errors import CorruptArtifactError, ModelError, RecipeError
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.errors import CorruptArtifactError, ModelError, OutOfMemoryError, RecipeError
+from ray_pipeline.recipe import Embed, Recipe
 from ray_pipeline.shards import Result
 from ray_pipeline.stage import Context, Outcome
 from ray_pipeline.text import stable_id
@@ -121,6 +121,23 @@ def test_roles_of_equal_prompt_share_a_store(make_recipe: MakeRecipe) -> None:
     apart = stores(embed__prompt="passage: ", embed__query_prompt="query: ")
     assert len({*apart.values(), *stores().values()}) == 3
     assert stores(embed__query_prompt="passage: ")["query"] == stores(embed__prompt="passage: ")["target"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "query"),
+    [
+        ({"model": "intfloat/multilingual-e5-large"}, "passage: ", "query: "),
+        ({"model": "models/e5-base-v2/"}, "passage: ", "query: "),
+        ({"model": "intfloat/e5-small", "prompt": "", "query_prompt": "q: "}, "", "q: "),
+        ({"model": "intfloat/multilingual-e5-large", "prompt": "query: "}, "query: ", "query: "),
+        ({"model": "intfloat/multilingual-e5-large-instruct"}, "", ""),
+        ({"model": "BAAI/bge-m3"}, "", ""),
+        ({"model": "some/size5-model"}, "", ""),
+        ({"model": "sandbox://embedder"}, "", ""),
+    ],
+)
+def test_e5_models_get_their_prompts_by_name(changes: dict[str, Any], target: str, query: str) -> None:
+    assert Embed(**changes).prompts == {"target": target, "query": query}
 
 
 def test_float16_needs_a_gpu(make_recipe: MakeRecipe) -> None:
@@ -260,7 +277,7 @@ def test_what_was_embedded_before_a_failure_is_kept(
     with pytest.raises(MemoryError):
         Interrupted(recipe, {"target": str(tmp_path)})(texts_table(WORDS))
     again = stage.Embedding(recipe, {"target": str(tmp_path)})(texts_table(WORDS))
-    assert again.extra == {"embedded": len(WORDS) - 16, "reused": 16}
+    assert again.extra == {"embedded": len(WORDS) - 12, "reused": 12}, "the last block is a short one, and comes first"
     whole = embedding(make_recipe, tmp_path / "whole")(texts_table(WORDS))
     np.testing.assert_array_equal(vectors_of(again.table), vectors_of(whole.table))
 
@@ -358,6 +375,25 @@ def test_an_incomplete_model_is_named(
     with pytest.raises(ModelError, match=rf"embed\.model {folder}: cannot be loaded") as caught:
         Model(recipe_of(make_recipe, embed__model=str(folder)))
     assert "complete the folder, or name another model" in str(caught.value)
+
+
+def test_a_batch_that_does_not_fit_is_met_first_and_names_the_knobs(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    seen: list[list[str]] = []
+
+    def too_long(_: Any, texts: list[str], **options: Any) -> Any:
+        seen.append(texts)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SentenceTransformer, "encode", too_long)
+    texts = [f"{'very ' * number}red" for number in range(40)]
+    with pytest.raises(OutOfMemoryError, match=r"lower runtime\.embed_batch_rows or embed\.max_tokens"):
+        embedding(make_recipe, tmp_path, runtime__embed_batch_rows=1)(texts_table(texts))
+    assert len(seen) == 1 and texts[-1] in seen[0]
 
 
 def test_unique_texts_are_written_once_by_role_and_length(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ray_pipeline.errors import TrainingError
 from ray_pipeline.recipe import Recipe, Train
 from ray_pipeline.scoring import adapters, scorer
 from ray_pipeline.stage import Context
-from ray_pipeline.train import card, saved, stage, work
+from ray_pipeline.train import adapter_check, card, stage, work
 
 from .made import finished, pair
 from .train import runs
@@ -89,7 +89,7 @@ def interrupted(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     encoded = runs.encoded(chosen, runs.training_set(folder), folder / "encoded")
     context = Context(chosen, {"encode": encoded}, str(folder / "f0"), str(folder), {})
     stage._train_and_keep(context, 0, folds.of(chosen.train)[0])
-    before = (folder / "f0" / "fold-0" / "adapter" / saved.WEIGHTS).read_bytes()
+    before = (folder / "f0" / "fold-0" / "adapter" / adapter_check.WEIGHTS).read_bytes()
     outcome = stage.run(context)
     artifact.commit(context.folder, "train", {}, {}, outcome.counts, 0.0, outcome.extra)
     return chosen, folder / "f0", before
@@ -98,7 +98,7 @@ def interrupted(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
 @pytest.mark.timeout(600)
 def test_a_run_that_was_stopped_goes_on_with_the_fold_that_is_missing(interrupted: tuple[Recipe, Path, bytes]) -> None:
     chosen, folder, before = interrupted
-    files = [folder / name / saved.WEIGHTS for name in folds.adapters(chosen.train)]
+    files = [folder / name / adapter_check.WEIGHTS for name in folds.adapters(chosen.train)]
     assert files[0].read_bytes() == before != files[1].read_bytes()
     cards = [card.read(str(file.parent)) for file in files]
     assert [one.fingerprint for one in cards] == ["f0-fold-0", "f0-fold-1"]

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
 from ray_pipeline import models
-from ray_pipeline.errors import ModelError, RecipeError
+from ray_pipeline.errors import ModelError, OutOfMemoryError, RecipeError
 from ray_pipeline.gemini.prompts import Item
 from ray_pipeline.language_names import NAMES
 from ray_pipeline.local_translator import FLORES, LONGEST, Prompt, Translator, _version, first_line
@@ -272,8 +272,20 @@ def test_equal_items_are_asked_once_and_empty_ones_never(
     lamp, milk, chair = (Item(text, "en", "de") for text in ("lamp", "milk", "chair"))
     found = translator.translate([lamp, milk, Item(" ", "en", "de"), lamp, chair, lamp])
     assert found == ["lampe", "milch", "", "lampe", "stuhl", "lampe"]
-    assert rows == [2, 1]
+    assert rows == [1, 2], "the longest first"
     assert translator.translate([]) == []
+
+
+def test_a_batch_that_does_not_fit_names_the_knob(
+    load: Callable[..., Translator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(**_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    translator = load("nllb")
+    monkeypatch.setattr(translator._model, "generate", too_large)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory: lower translate\.local\.batch_rows"):
+        translator.translate([Item("lamp", "en", "de")])
 
 
 @pytest.mark.parametrize(("name", "bad"), [("nllb", "pl"), ("madlad", "pl"), ("chat", "xx"), ("codes", "pl")])

@@ -43,6 +43,13 @@ def test_an_address_with_a_password_is_not_handed_on() -> None:
     assert runtime._handed_on(open_ones) == open_ones
 
 
+def test_the_user_s_word_on_the_allocator_counts() -> None:
+    assert runtime._allocation({}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    own = {"PYTORCH_ALLOC_CONF": "backend:native"}
+    assert runtime._allocation(own) == own
+    assert runtime._allocation({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}) == {}
+
+
 def test_ray_data_loses_no_block_and_shows_no_bars() -> None:
     context = ray.data.DataContext.get_current()
     assert context.max_errored_blocks == 0
@@ -61,7 +68,38 @@ def test_a_local_ray_has_no_dashboard_and_asks_for_a_token() -> None:
     ("wanted", "cpus_each", "count"), [(None, 1, 2), (None, 0.5, 4), (None, 2, 1), (None, 16, 1), (3, 1, 3), (1, 1, 1)]
 )
 def test_worker_count(wanted: int | None, cpus_each: float, count: int) -> None:
-    assert runtime.worker_count(wanted, cpus_each) == count
+    assert runtime.worker_count(wanted, {"CPU": cpus_each}) == count
+
+
+@pytest.mark.parametrize(
+    ("each", "count"),
+    [
+        ({"CPU": 1, "GPU": 1}, 8),
+        ({"CPU": 0.5, "GPU": 0.3}, 24),
+        ({"CPU": 1, "GPU": 0.3}, 16),
+        ({"CPU": 4, "GPU": 1}, 4),
+        ({"CPU": 1, "GPU": 3}, 2),
+        ({"CPU": 0.1}, 160),
+        ({"CPU": 1, "GPU": 1, "accelerator_type:L4": 0.001}, 8),
+        ({"CPU": 1, "GPU": 1, "accelerator_type:H100": 0.001}, 0),
+    ],
+)
+def test_places_on_a_node(each: dict[str, float], count: int) -> None:
+    assert runtime.places({"CPU": 16.0, "GPU": 8.0, "accelerator_type:L4": 1.0}, each) == count
+
+
+def test_workers_fit_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 32.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 4.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert runtime.worker_count(None, {"CPU": 2, "GPU": 1}) == 1
+    assert runtime.worker_count(None, {"CPU": 1, "GPU": 1}) == 2
+    assert runtime.worker_count(None, {"CPU": 3}) == 11
+    assert runtime.worker_count(None, {"CPU": 1, "GPU": 16}) == 1
 
 
 def test_gpus_that_are_not_there_are_a_problem_rather_than_a_wait() -> None:
@@ -81,6 +119,13 @@ def test_nodes_that_never_come_are_waited_for_as_long_as_the_recipe_says(capsys:
     with pytest.raises(PipelineError, match=r"no room for 9 × CPU 1, GPU 1 in 1 s \(runtime\.wait_seconds\)"):
         runtime.check_room(Runtime(gpus_per_worker=1, address="auto", wait_seconds=1), there + 9)
     runtime.check_room(Runtime(address="auto"), 2)  # what was held is let go of
+
+
+def test_a_pool_asks_for_what_one_of_its_workers_does() -> None:
+    chosen = Runtime(gpus_per_worker=0.5, cpus_per_worker=2, accelerator_type="L4")
+    assert runtime.model_pool(chosen, 3) == {
+        "workers": 3, "num_cpus": 2, "num_gpus": 0.5, "resources": {"accelerator_type:L4": 0.001},
+    }  # fmt: skip
 
 
 def test_a_type_of_gpu_is_asked_for_with_the_gpu_only() -> None:

@@ -1,15 +1,16 @@
 """A sentence-transformers model as the recipe sets it, and what is wrong with the vectors that it makes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_pipeline import models
+from ray_pipeline import memory, models
 from ray_pipeline.embed.store import Vectors
-from ray_pipeline.errors import ModelError
+from ray_pipeline.errors import ModelError, OutOfMemoryError
 from ray_pipeline.recipe import Recipe
 
 CPU_BATCH = 32
@@ -38,8 +39,16 @@ def load(field: str, model: str, revision: str | None, device: str) -> Any:
         ) from error
 
 
+def exhausted(field: str, *knobs: str) -> OutOfMemoryError:
+    """Out of memory in a batch of the model that the field names, and what to turn."""
+    return OutOfMemoryError(f"{field}: out of memory: lower {' or '.join(('runtime.embed_batch_rows', *knobs))}")
+
+
 class Model:
-    """Embeds texts; raises ModelError where the model cannot be loaded or does not fit the recipe."""
+    """Embeds texts; raises ModelError where the model cannot be loaded or does not fit the recipe.
+
+    Raises OutOfMemoryError where a batch does not fit the device.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         import torch
@@ -55,14 +64,15 @@ class Model:
 
     def __call__(self, texts: Sequence[str], prompt: str) -> Vectors:
         """Vectors `[n, d]` of at least one text; values that float16 cannot hold become infinite."""
-        vectors = self._model.encode(
-            list(texts),
-            prompt=prompt,  # also where it is empty: else a prompt of the model's own would be taken
-            batch_size=self._batch,
-            normalize_embeddings=self._rules.normalise,
-            truncate_dim=self._rules.dimension,
-            show_progress_bar=False,
-        )
+        with memory.enough(partial(exhausted, "embed.model", "embed.max_tokens")):
+            vectors = self._model.encode(
+                list(texts),
+                prompt=prompt,  # also where it is empty: else a prompt of the model's own would be taken
+                batch_size=self._batch,
+                normalize_embeddings=self._rules.normalise,
+                truncate_dim=self._rules.dimension,
+                show_progress_bar=False,
+            )
         if self._rules.dimension not in (None, vectors.shape[1]):
             raise ModelError(
                 f"embed.dimension {self._rules.dimension}: {self._rules.model} has {vectors.shape[1]}: "

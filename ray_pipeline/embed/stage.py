@@ -69,15 +69,15 @@ class Embedding:
     def _embedded(self, texts: Sequence[str], role: str) -> Vectors:
         """New vectors `[n, d]`; those that can be used join the store as they come."""
         rules, made = self._recipe.embed, []
-        prompt = rules.prompt if role == "target" else rules.query_prompt
+        prompt = rules.prompts[role]
         size = BLOCK_BATCHES * self._recipe.runtime.embed_batch_rows
         with Additions(self._stores[role]) as additions:
-            for start in range(0, len(texts), size):
+            for start in reversed(range(0, len(texts), size)):  # the longest first: what does not fit fails at once
                 block = texts[start : start + size]
                 made.append(self._model(block, prompt))
                 good = np.flatnonzero(model.faults(made[-1], rules.normalise).is_null())
                 additions.append([block[int(i)] for i in good], made[-1][good])
-        return np.concatenate(made)
+        return np.concatenate(made[::-1])
 
 
 def _with_vectors(table: pa.Table, vectors: Vectors) -> pa.Table:
@@ -99,10 +99,9 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
         raise RecipeError(
             "embed.precision float16 needs a GPU: set runtime.gpus_per_worker, or embed.precision bfloat16 or float32"
         )
-    prompts = {"target": rules.prompt, "query": rules.query_prompt}
     literals = rules.model_dump(exclude={"model", "revision", "prompt", "query_prompt"})
     identity = models.identity(rules.model, rules.revision)
-    return literals | {"model": identity, "prompts": {role: prompts[role] for role in roles(recipe)}}
+    return literals | {"model": identity, "prompts": {role: rules.prompts[role] for role in roles(recipe)}}
 
 
 def stores(workdir: str, literals: Mapping[str, Any]) -> dict[str, str]:
@@ -159,11 +158,8 @@ def embed(context: Context, texts: Sequence[Source], make: Callable[[], Embeddin
         make,
         context.folder,
         None,  # only the model knows the vectors' dimension
-        workers=settings.embed_workers,
         label="embed",
-        num_cpus=settings.cpus_per_worker,
-        num_gpus=settings.gpus_per_worker,
-        resources=runtime.gpu_placement(settings),
+        **runtime.model_pool(settings, settings.embed_workers),
     )
 
 

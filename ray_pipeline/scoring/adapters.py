@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ray_pipeline import storage
 from ray_pipeline.errors import ModelError, OutOfMemoryError
 from ray_pipeline.train import card
+from ray_pipeline.train.adapter_check import FIRST
 from ray_pipeline.train.card import Saved
-from ray_pipeline.train.saved import FIRST
 
 if TYPE_CHECKING:
     from ray_pipeline.train.model import Classifier
@@ -114,7 +114,7 @@ class Members:
     def _add(self, name: str, adapter: Adapter, folder: Path, device: str) -> None:
         import torch
 
-        from ray_pipeline.train import model, saved
+        from ray_pipeline.train import adapter_check, model
 
         try:
             if name == FIRST:
@@ -133,7 +133,7 @@ class Members:
                 f"{adapter.url}: cannot be put on its base {adapter.saved.train.model}: {error}; "
                 "name the adapter's own base, or train it again"
             ) from error
-        saved.check_whole(self._classifier.model, name, folder, adapter.url, adapter.saved.train.model)
+        adapter_check.check_whole(self._classifier.model, name, folder, adapter.url, adapter.saved.train.model)
 
     def __iter__(self) -> "Iterator[Classifier]":
         """The classifier with each adapter active in turn."""

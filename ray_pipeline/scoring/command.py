@@ -40,6 +40,15 @@ def run(description: str, arguments: Sequence[str] | None = None) -> int:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = cli.command_line(description)
+    _add_rows(parser)
+    _add_decision(parser)
+    _add_workers(parser)
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
+    return parser
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    """What is scored, with what, and where to."""
     add = parser.add_argument
     add(
         ADAPTER,
@@ -48,11 +57,28 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="adapters that training saved, local or s3://; several are averaged",
     )
+    add("--base", help="the adapter's base model, if it has moved since training")
+    add(
+        "--unchecked-base",
+        action="store_true",
+        help="accept a base that cannot be verified as the one used in training, e.g. a local copy of a hub model; "
+        "recorded in run.json",
+    )
     add("--input", nargs="+", required=True, metavar="PATH",
         help="files, folders or globs, local or s3://; paths and tags as in the adapter's training data")  # fmt: skip
-    add("--output", required=True, metavar="FOLDER", help="folder or s3:// url of the shards; another run's is refused")
     add("--columns", nargs="+", type=_column, default=[], metavar="WHAT=COLUMN",
         help=f"which column holds what: {', '.join(rows.COLUMNS)}")  # fmt: skip
+    add("--output", required=True, metavar="FOLDER", help="folder or s3:// url of the shards; another run's is refused")
+    add(
+        "--format",
+        choices=get_args(job.Format),
+        default=job.Job.format,
+        help="csv or jsonl: write each shard in this format, too (%(default)s)",
+    )
+
+
+def _add_decision(parser: argparse.ArgumentParser) -> None:
+    """Which rows count as relevant, and how many may be refused."""
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--threshold", type=float, help="score from which a row counts as relevant (the adapter's own, else 0.5)"
@@ -62,51 +88,59 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="decision-<recipe>.json of the run that made the adapters: its calibration and thresholds",
     )
-    add("--base", help="the adapter's base model, if it has moved since training")
-    add(
-        "--unchecked-base",
-        action="store_true",
-        help="accept a base that cannot be verified as the one used in training, e.g. a local copy of a hub model; "
-        "recorded in run.json",
-    )
-    add(
-        "--format",
-        choices=("parquet", "csv", "jsonl"),
-        default="parquet",
-        help="csv or jsonl: write each shard in this format, too (%(default)s)",
-    )
-    add(
+    parser.add_argument(
         "--max-rejected-share",
         type=float,
-        default=0.05,
+        default=job.Job.max_rejected_share,
         metavar="X",
         help="largest share of rejected rows; above it the job fails, but scored shards are kept (%(default)s)",
     )
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    """What computes, where and how wide."""
+    add, usual = parser.add_argument, Runtime()
     add(
         "--engine",
         choices=get_args(Engine),
-        default="transformers",
+        default=job.Job.engine,
         help="vllm needs the optional dependency of that name (%(default)s)",
     )
-    add("--workers", type=cli.at_least_one, help="number of workers (default: as many as the CPUs or GPUs allow)")
+    add(
+        "--workers",
+        type=cli.at_least_one,
+        help="number of workers (default: as many as the CPUs or GPUs that are up allow)",
+    )
     add(
         "--gpus-per-worker",
         type=float,
-        default=0,
+        default=usual.gpus_per_worker,
         metavar="X",
         help="GPUs of a worker; 0: score on the CPU (%(default)s)",
     )
-    add("--cpus-per-worker", type=float, default=1, metavar="X", help="CPUs of a worker (%(default)s)")
-    add("--batch-rows", type=cli.at_least_one, default=64, help="rows in one forward pass (%(default)s)")
+    add(
+        "--cpus-per-worker",
+        type=float,
+        default=usual.cpus_per_worker,
+        metavar="X",
+        help="CPUs of a worker (%(default)s)",
+    )
+    add(
+        "--accelerator-type", metavar="TYPE", help="use only GPUs of this type, by Ray's name, e.g. L40S (default: any)"
+    )
+    add("--batch-rows", type=cli.at_least_one, default=Batches.rows, help="rows in one forward pass (%(default)s)")
     add(
         "--batch-tokens",
         type=cli.at_least_one,
         help="tokens in one forward pass, padding included; replaces --batch-rows",
     )
-    add("--shard-rows", type=cli.at_least_one, default=50_000, help="most rows in one shard (%(default)s)")
-    add("--address", default="local", help="auto joins the Ray cluster that the job runs on (%(default)s)")
-    add("--debug", action="store_true", help="show the stack trace of a problem")
-    return parser
+    add(
+        "--shard-rows",
+        type=cli.at_least_one,
+        default=job.Job.shard_rows,
+        help="most rows in one shard (%(default)s)",
+    )
+    add("--address", default=usual.address, help="auto joins the Ray cluster that the job runs on (%(default)s)")
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -127,14 +161,27 @@ def _score(options: argparse.Namespace) -> int:
     needed = [*Prompt(first.task, first.prompt).optional, *(["language"] if decision.by == "language" else [])]
     columns = rows.columns(files, first.task, dict(options.columns), needed)
     where = Runtime(
-        address=options.address, gpus_per_worker=options.gpus_per_worker, cpus_per_worker=options.cpus_per_worker
+        address=options.address,
+        gpus_per_worker=options.gpus_per_worker,
+        cpus_per_worker=options.cpus_per_worker,
+        accelerator_type=options.accelerator_type,
     )
+    digest = card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None
     wanted = job.Job(
-        files, columns, relevance.fingerprint(chosen), decision, _full(options.output), options.format,
-        options.shard_rows, options.workers, where,
-        card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None, options.engine,
-        first.spelling, options.max_rejected_share,
-    )  # fmt: skip
+        files=files,
+        columns=columns,
+        adapter=relevance.fingerprint(chosen),
+        decision=decision,
+        output=_full(options.output),
+        format=options.format,
+        shard_rows=options.shard_rows,
+        workers=options.workers,
+        runtime=where,
+        unchecked_base=digest,
+        engine=options.engine,
+        spelling=first.spelling,
+        max_rejected_share=options.max_rejected_share,
+    )
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
     batches = Batches(options.batch_rows, options.batch_tokens)

@@ -3,7 +3,8 @@
 The file is one JSON object of the fields of `Decided`, for example
 
     {"version": 1, "task": "QC", "adapters": ["5f0c…"], "decision": {"threshold": 0.41, "calibration":
-     {"kind": "temperature", "temperature": 1.3, "steps": []}, "by": "language", "own": [{"name": "fr", …}]}}
+     {"kind": "temperature", "temperature": 1.3, "steps": [], "intercept": 0.0}, "by": "language",
+     "own": [{"name": "fr", …}]}}
 """
 
 from collections.abc import Sequence

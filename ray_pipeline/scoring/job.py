@@ -36,7 +36,7 @@ IDS_AT_ONCE = 1 << 24
 IDS_OF_SHARDS = 16
 """Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Format = Literal["parquet", "csv", "jsonl"]
 Score = Callable[[list[dict[str, Any]]], Scored]
 
@@ -54,7 +54,7 @@ class Job:
     format: Format = "parquet"
     shard_rows: int = 50_000
     workers: int | None = None
-    """Null: as many as the cluster's GPUs, or its CPUs, hold."""
+    """Null: as many as the nodes that are up have room for when the work begins."""
     runtime: Runtime = field(default_factory=Runtime)
     unchecked_base: str | None = None
     """Digest of a base that nothing but the user's word says to be the adapter's."""
@@ -131,10 +131,8 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
         partial(Work, make, job.adapter, job.decision),
         job.output,
         tables.SCORED_PAIRS,
-        workers=runtime.worker_count(job.workers, job.runtime.cpus_per_worker, job.runtime.gpus_per_worker),
         label="score",
-        num_cpus=job.runtime.cpus_per_worker,
-        num_gpus=job.runtime.gpus_per_worker,
+        **runtime.model_pool(job.runtime, _workers(job)),
         read=partial(_read, pieces, job.columns, job.spelling),
         write=partial(_write, job.format),
     )
@@ -142,6 +140,14 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
     extra = {name: int(counts.extra.get(name, 0)) for name in ("truncated", "repeated")}
     extra["repeated_ids"] = repeated_ids(job.output, counts.rows_out) if job.columns.id else 0
     return artifact.commit(job.output, STAGE, job.config, inputs, counts, time.monotonic() - started, extra)
+
+
+def _workers(job: Job) -> int:
+    """How many score; of a cluster that grows, only a number that was asked for has it start more nodes."""
+    found = runtime.worker_count(job.workers, runtime.model_worker(job.runtime))
+    if job.workers is None and job.runtime.gpus_per_worker and job.runtime.address != "local":
+        runtime.tell(f"{found} worker(s): as many as the GPUs that are up; --workers sets more")
+    return found
 
 
 def _check_rejected(job: Job, counts: Counts) -> None:

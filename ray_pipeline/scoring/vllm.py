@@ -7,20 +7,25 @@ scores agreed to 1e-4 (tests/scoring/test_vllm.py). vLLM's cache of prefixes sha
 """
 
 import importlib.util
+import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline import models, storage
-from ray_pipeline.errors import RecipeError
+from ray_pipeline import models, node_folder, storage
+from ray_pipeline.errors import OutOfMemoryError, RecipeError
 from ray_pipeline.recipe import Train
+from ray_pipeline.text import stable_id
 
 if TYPE_CHECKING:
     from ray_pipeline.scoring.adapters import Adapter
@@ -69,17 +74,19 @@ class Vllm:
     """Scores of prompts by vLLM, with one adapter."""
 
     def __init__(self, adapters: "Sequence[Adapter]", device: str) -> None:
-        """Merge, and load what was merged. Raises RecipeError for what vLLM cannot do, ModelError where scores move."""
+        """Load what was merged; the first worker of a node merges for all of them.
+
+        Raises RecipeError for what vLLM cannot do, ModelError where scores move, OutOfMemoryError where merging was
+        killed.
+        """
         check(len(adapters), 0 if device == "cpu" else 1)
         from ray_pipeline.train import model
 
         self._saved = adapters[0].saved
         expect_decoder(self._saved.train)
         self.tokenizer = model.load_tokenizer(self._saved.train)
-        with tempfile.TemporaryDirectory(prefix="merged-") as place:
-            folder = str(Path(place) / "model")
-            precision = _merged(adapters[0], Path(place) / "adapter", folder)
-            self._llm = self._loaded(folder, precision, device)
+        with node_folder.shared(_name(adapters[0]), partial(_merge, adapters[0])) as folder:
+            self._llm = self._loaded(folder, device)
 
     def __call__(self, prompts: list[list[int]], heads: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
         """Probabilities `[n]` float32 of token ids, and that each of them fits the memory: vLLM puts off what does not.
@@ -108,11 +115,14 @@ class Vllm:
         found = [one.outputs[0].logprobs[0] for one in self._llm.generate(prompts, asked, use_tqdm=False)]
         return [each[yes].logprob - each[no].logprob for each in found]
 
-    def _loaded(self, folder: str, precision: str, device: str) -> Any:
+    def _loaded(self, folder: Path, device: str) -> Any:
         os.environ.update(SETTINGS)
         from vllm import LLM
 
-        options: dict[str, Any] = {"model": folder, "dtype": precision}
+        from ray_pipeline.train import merge
+
+        precision = json.loads((folder / merge.FILE).read_text())["precision"]
+        options: dict[str, Any] = {"model": str(folder), "dtype": precision}
         if self._saved.train.head == "classification":
             options |= {"runner": "pooling", "convert": "classify"}
         if device == "cpu":
@@ -120,16 +130,34 @@ class Vllm:
         return LLM(**options, max_model_len=self._saved.prompt.max_tokens + 1, seed=self._saved.train.seed)
 
 
-def _merged(adapter: "Adapter", copy: Path, output: str) -> str:
-    """The precision of the merged model; made in a process of its own, whose end frees the device's memory."""
+def _name(adapter: "Adapter") -> str:
+    """Of the folder of its merged model: equal for equal adapters on equal bases."""
+    return f"merged-{stable_id(adapter.url + adapter.saved.model_dump_json())}"
+
+
+def _merge(adapter: "Adapter", output: Path) -> None:
+    """Write the merged model, as vLLM knows it, into a new folder."""
     from ray_pipeline.train import card, merge
 
-    shutil.copytree(storage.local_folder(adapter.url, copy.with_name("fetched")), copy)
-    card.write(str(copy), adapter.saved)  # whose base may be another place than the one of training
-    with multiprocessing.get_context("spawn").Pool(1) as alone:
-        precision = alone.apply(merge.merge, (str(copy), output)).precision
-    _as_text_only(Path(output))
-    return precision
+    with tempfile.TemporaryDirectory(prefix="adapter-") as place:
+        copy = Path(place) / "adapter"
+        shutil.copytree(storage.local_folder(adapter.url, Path(place) / "fetched"), copy)
+        card.write(str(copy), adapter.saved)  # whose base may be another place than the one of training
+        _alone(merge.merge, str(copy), str(output))
+    _as_text_only(output)
+
+
+def _alone(work: Callable[[str, str], object], adapter: str, output: str) -> None:
+    """Merge in a process of its own, whose end frees the device's memory; raises OutOfMemoryError if it is killed."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            pool.submit(work, adapter, output).result()
+        except BrokenProcessPool as error:
+            raise OutOfMemoryError(
+                f"{adapter}: the process that merged it into its base was killed, most likely because the node's main "
+                "memory ran out (it takes the whole base, 2 bytes a parameter, or 4 in float32): use nodes with more, "
+                "or engine transformers"
+            ) from error
 
 
 def _as_text_only(folder: Path) -> None:

@@ -13,6 +13,7 @@ and `base` then tells whether it is the same one. `threshold` maximises F1 on th
 """
 
 import hashlib
+import json
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -75,7 +76,7 @@ def read(folder: str) -> Saved:
     """
     url = storage.join(folder, FILE)
     try:
-        found = Saved.model_validate_json(storage.read_bytes(url))
+        found = Saved.model_validate_json(_without_unknown_settings(storage.read_bytes(url)))
     except FileNotFoundError as error:
         raise ModelError(
             f"{folder}: holds no {FILE}, so it is no adapter that jobs/train.py or jobs/pipeline.py has saved; "
@@ -92,3 +93,16 @@ def read(folder: str) -> Saved:
             "scores would be wrong: score with the version that trained it, or train again"
         )
     return found
+
+
+def _without_unknown_settings(text: bytes) -> bytes:
+    """A card without those settings of its training that only other versions know.
+
+    Loading an adapter needs none of them: a setting that scores depend on comes with another `version`.
+    """
+    try:
+        found = json.loads(text)
+        found["train"] = {name: value for name, value in found["train"].items() if name in recipe.Train.model_fields}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return text  # which `Saved` refuses with the place
+    return json.dumps(found).encode()

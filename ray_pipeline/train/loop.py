@@ -250,10 +250,10 @@ def too_large(when: str) -> OutOfMemoryError:
 def exhausted(when: str) -> OutOfMemoryError:
     """Out of memory, and what to turn."""
     return OutOfMemoryError(
-        f"out of memory {when}: lower train.micro_batch_tokens, or train.micro_batch_rows where that is null (training "
-        "then continues from its last checkpoint if train.lora.dropout is 0, and starts over if not), or set "
-        "train.gradient_checkpointing true (it continues, unless train.share_prefix is true with dropout). Or change "
-        "what makes it start over: lower prompt.max_tokens, use train.precision nf4, or spread the load: "
+        f"out of memory {when}: set train.gradient_checkpointing true (training then continues from its last "
+        "checkpoint, unless train.share_prefix is true with dropout), or lower train.micro_batch_tokens, or "
+        "train.micro_batch_rows where that is null (it continues if train.lora.dropout is 0, and starts over if not). "
+        "Or change what makes it start over: lower prompt.max_tokens, use train.precision nf4, or spread the load: "
         "train.deepspeed zero2_offload (zero3 in 16 bits) and more train.workers"
     )
 

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ray_pipeline import storage
 from ray_pipeline.errors import ModelError, StorageError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import card, saved
+from ray_pipeline.train import adapter_check, card
 from ray_pipeline.train.card import Saved
 
 FILE = "merge.json"
 SAMPLE_ROWS = 64
 BATCH_ROWS = 16
 Precision = Literal["bfloat16", "float32"]
+Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
     """Merge an adapter's folder or `s3://` url into its base and write the model, as safetensors, with its tokenizer.
 
     The precision is bfloat16, or float32 for an adapter that was trained so. Without a tolerance, which is of a single
-    probability, scores may move as `saved.agree` has it by the coarser rounding of training and merged model.
+    probability, scores may move as `adapter_check.agree` has it by the coarser rounding of training and merged model.
     Raises ModelError where a score moves further, or the adapter's weights are not all put on; StorageError where the
     output is not empty. That the base is the training's is `scoring.adapters.read`'s to say.
     """
     import torch
 
-    from ray_pipeline.train import loop, model
+    from ray_pipeline.train import model
 
     if storage.list_files(output):
         raise StorageError(f"{output}: is not empty: name a new folder for the merged model")
@@ -63,34 +65,56 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
     tokenizer = model.load_tokenizer(found.train)
     prompts = _sample(found, tokenizer)
     with tempfile.TemporaryDirectory() as place:
-        folder = storage.local_folder(adapter, Path(place) / "adapter")
-        made = Path(place) / "merged"
-        saved.verify_adapter(folder)
-        apart = model.load_adapter(found.train, folder, device)
-        saved.check_whole(apart.model, saved.FIRST, folder, adapter, found.train.model)
-        before = loop.score(apart, prompts, tokenizer.pad_token_id, device, BATCH_ROWS)
-        del apart  # the device may have no room for the base twice
-        _write(found, folder, chosen, made)
+        folder, made = storage.local_folder(adapter, Path(place) / "adapter"), Path(place) / "merged"
+        before = _scores_apart(adapter, folder, found.train, prompts, tokenizer.pad_token_id, device)
+        _write(found, folder, chosen, made)  # the model before is gone: the device may have no room for the base twice
         tokenizer.save_pretrained(made)
-        alone = found.train.model_copy(update={"model": str(made), "revision": None, "precision": chosen})
-        merged = model.Classifier(model.load_base(alone, device)).eval()
-        after = loop.score(merged, prompts, tokenizer.pad_token_id, device, BATCH_ROWS)
-        differences = np.abs(before - after)
-        difference = float(differences.max())
-        rounding = max(saved.TOLERANCE[one] for one in (found.train.precision, chosen))
-        stay = saved.agree(differences, rounding) if tolerance is None else difference <= tolerance
-        if not stay:
-            wider = "merge with --precision float32, " if chosen == "bfloat16" else ""
-            raise ModelError(
-                f"{adapter}: merged into its base in {chosen}, scores move by {differences.mean():.3g} in the mean and "
-                f"up to {difference:.3g}, further than {'rounding explains' if tolerance is None else tolerance}: keep "
-                f"the adapter apart, {wider}or allow more by --tolerance"
-            )
+        after = _scores_merged(made, found.train, chosen, prompts, tokenizer.pad_token_id, device)
+        _expect_unmoved(adapter, before, after, found.train.precision, chosen, tolerance)
         rounded = found.train.precision if found.train.quantised else None
+        difference = float(np.abs(before - after).max())
         result = Merge(found.fingerprint, found.train.model, rounded, chosen, len(prompts), difference)
         (made / FILE).write_text(json.dumps(asdict(result), indent=1))
         storage.upload_folder(made, output)
     return result
+
+
+def _scores_apart(
+    adapter: str, folder: Path, rules: Train, prompts: list[list[int]], pad_id: int, device: str
+) -> Scores:
+    """Of the base with the adapter, a copy of which is in the folder; raises ModelError for one that does not fit."""
+    from ray_pipeline.train import loop, model
+
+    adapter_check.verify_adapter(folder)
+    apart = model.load_adapter(rules, folder, device)
+    adapter_check.check_whole(apart.model, adapter_check.FIRST, folder, adapter, rules.model)
+    return loop.score(apart, prompts, pad_id, device, BATCH_ROWS)
+
+
+def _scores_merged(
+    merged: Path, rules: Train, precision: Precision, prompts: list[list[int]], pad_id: int, device: str
+) -> Scores:
+    from ray_pipeline.train import loop, model
+
+    alone = rules.model_copy(update={"model": str(merged), "revision": None, "precision": precision})
+    classifier = model.Classifier(model.load_base(alone, device)).eval()
+    return loop.score(classifier, prompts, pad_id, device, BATCH_ROWS)
+
+
+def _expect_unmoved(
+    adapter: str, before: Scores, after: Scores, trained: str, chosen: Precision, tolerance: float | None
+) -> None:
+    """Raise ModelError where scores `[n]` moved further than the tolerance, or than rounding in the two precisions."""
+    differences = np.abs(before - after)
+    rounding = max(adapter_check.TOLERANCE[one] for one in (trained, chosen))
+    stay = adapter_check.agree(differences, rounding) if tolerance is None else differences.max() <= tolerance
+    if not stay:
+        wider = "merge with --precision float32, " if chosen == "bfloat16" else ""
+        raise ModelError(
+            f"{adapter}: merged into its base in {chosen}, scores move by {differences.mean():.3g} in the mean and "
+            f"up to {differences.max():.3g}, further than {'rounding explains' if tolerance is None else tolerance}: "
+            f"keep the adapter apart, {wider}or allow more by --tolerance"
+        )
 
 
 def _sample(found: Saved, tokenizer: Any) -> list[list[int]]:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_pipeline import models
+from ray_pipeline import hub, models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import fused, lora, narrow, prefix
+from ray_pipeline.train import fused, last_token_only, lora, prefix
 from ray_pipeline.train.batches import Prompts
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         """`ids` and `positions` `[n, t]` of what comes after `past`, `mask` `[n, p + t]` of both."""
         last = (mask[:, -ids.shape[1] :] * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
         decoder = _decoder(self.base)
-        with narrow.narrowed(decoder, last) if narrows else nullcontext():
+        with last_token_only.narrowed(decoder, last) if narrows else nullcontext():
             hidden = decoder(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past,
                 use_cache=past is not None,
@@ -132,12 +132,17 @@ def _decoder(base: Any) -> Any:
 
 
 def load_tokenizer(rules: Train) -> Any:
-    """The base's tokenizer; one that lacks a padding token pads with its end-of-text token."""
+    """The base's tokenizer; one that lacks a padding token pads with its end-of-text token.
+
+    Raises ModelError for a base that has none, HubError where the hub fails.
+    """
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(models.resolve(rules.model), **options)
+        tokenizer = hub.loaded(
+            f"train.model {rules.model}", lambda: AutoTokenizer.from_pretrained(models.resolve(rules.model), **options)
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"train.model {rules.model}: its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -163,31 +168,39 @@ def _quiet() -> Iterator[None]:
 def load_base(rules: Train, device: str, words: bool = True) -> Any:
     """The base with the recipe's head and precision; raises ModelError for what is no model or has no such head.
 
-    With head yes_no its vocabulary projection has the two `words` only, unless all are asked for.
+    With head yes_no its vocabulary projection has the two `words` only, unless all are asked for. Raises HubError where
+    the hub fails.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
     if rules.quantised:
-        options |= {"quantization_config": _quantisation(rules), "device_map": {"": device}}
+        options |= {"quantization_config": _quantisation(rules)}
+    if rules.quantised or device != "cpu":  # straight to the device, without a whole copy in main memory
+        options |= {"device_map": {"": device}}
     options |= {"dtype": torch.float32 if rules.precision == "float32" else torch.bfloat16, "use_safetensors": True}
-    name = models.resolve(rules.model)
-    torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
     try:
-        if rules.head == "yes_no":
-            model = AutoModelForCausalLM.from_pretrained(name, **options)
-            model = _with_two_words(model, rules) if words else model
-        else:
-            with _quiet():
-                model, told = AutoModelForSequenceClassification.from_pretrained(
-                    name, num_labels=1, output_loading_info=True, **options
-                )
-            _give_head(model, told["missing_keys"])
+        model = hub.loaded(f"train.model {rules.model}", lambda: _with_head(rules, words, options))
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
     return keep_gradients(model) if rules.quantised else model.to(device)
+
+
+def _with_head(rules: Train, words: bool, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    name = models.resolve(rules.model)
+    torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
+    if rules.head == "yes_no":
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        return _with_two_words(model, rules) if words else model
+    with _quiet():
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, num_labels=1, output_loading_info=True, **options
+        )
+    _give_head(model, told["missing_keys"])
+    return model
 
 
 def _give_head(model: Any, missing: Iterable[str]) -> None:

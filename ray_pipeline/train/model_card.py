@@ -77,7 +77,7 @@ def render(
 ) -> str:
     """The card as Markdown; `data` is the training set's fingerprint, `figures` those of the best evaluation.
 
-    `difference` is what `saved.compare` gave.
+    `difference` is what `adapter_check.compare` gave.
     """
     rules = recipe.train
     known = licence(rules.model, rules.revision)

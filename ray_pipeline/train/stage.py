@@ -30,8 +30,9 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 CHECKPOINT = "checkpoint_"
 """Begins the name of a checkpoint's folder beside it."""
 PATIENCE_SECONDS = 4 * 3600
-"""How long workers wait for each other: the others stand by while one downloads a large base for the first time. That a
-worker is dead does not wait for it: Ray notices by itself."""
+"""How long workers wait for each other in the group of all: while one downloads a large base for the first time, or the
+first one writes curves to a slow store. DeepSpeed's own groups keep torch's patience of minutes, so whatever may take
+long ends with a wait in this one. That a worker is dead does not wait for it: Ray notices by itself."""
 LOG = logging.getLogger(__name__)
 
 

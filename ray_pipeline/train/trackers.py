@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ray_pipeline import storage
 from ray_pipeline.errors import RecipeError, TrainingError
 from ray_pipeline.recipe import Recipe, Train
-from ray_pipeline.train import board
+from ray_pipeline.train import tensorboard
 
 PROJECT = "ray-pipeline"
 OFFLINE = "wandb"
@@ -88,7 +88,7 @@ class Wandb:
         """See Tracker."""
         if row["step"] > self._after:
             self._after = int(row["step"])
-            self._run.log(board.named(row), step=self._after)
+            self._run.log(tensorboard.named(row), step=self._after)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ class Mlflow:
         if step <= self._after:
             return
         try:
-            figures = [Metric(name, value, now, step) for name, value in board.named(row).items()]
+            figures = [Metric(name, value, now, step) for name, value in tensorboard.named(row).items()]
             self._client.log_batch(self._run_id, metrics=figures)
             self._after = step
         except MlflowException as error:

@@ -2,10 +2,11 @@
 
 import gc
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,29 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import chance, storage, threshold, tokens
+from ray_pipeline import chance, memory, storage, threshold, tokens
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import Hashes
-from ray_pipeline.errors import OutOfMemoryError, PipelineError, StorageError, TrainingError
+from ray_pipeline.errors import HubError, OutOfMemoryError, PipelineError, StorageError, TrainingError
 from ray_pipeline.folds import Fold
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.tokens import Places
-from ray_pipeline.train import ADAPTER, board, card, checkpoint, model_card, saved, settings, trackers, warm_up
+from ray_pipeline.train import (
+    ADAPTER,
+    adapter_check,
+    card,
+    checkpoint,
+    model_card,
+    settings,
+    tensorboard,
+    trackers,
+    warm_up,
+)
 from ray_pipeline.train.batches import Examples
 
 PROBLEM = "problem.json"
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -70,8 +82,9 @@ class Data:
 def work(config: dict[str, Any]) -> None:
     """One worker. What the user can mend is left for the driver: raised, it would only be tried again.
 
-    Only a lack of memory or of the store is raised as well, since it may be one worker's, and the others would wait for
-    it for ever; when Ray has started all of them again, they find what was left and end.
+    A lack of memory or of the store is raised as well, since it may be one worker's, and the others would wait for it
+    for ever; when Ray has started all of them again, they find what was left and end. A hub that fails is only raised:
+    there trying again may help.
     """
     job: Job = config["job"]
     problem = storage.join(job.folder, PROBLEM)
@@ -79,6 +92,8 @@ def work(config: dict[str, Any]) -> None:
         return
     try:
         _train(job)
+    except HubError:
+        raise
     except PipelineError as error:
         left = {"kind": type(error).__name__, "message": str(error)}
         storage.write_bytes(problem, json.dumps(left).encode())
@@ -88,13 +103,15 @@ def work(config: dict[str, Any]) -> None:
 
 def _train(job: Job) -> None:
     device = _join_workers(job.recipe)
+    from ray_pipeline.train import loop
+
     tokenizer, data = _together(lambda: _data(job.recipe, job.encoded, job.dropped, job.fold, job.joint))
     with tempfile.TemporaryDirectory() as folder:
-        with _enough_memory("outside its passes, as it began, evaluated or saved"):
+        with memory.enough(lambda: loop.exhausted("outside its passes, as it began, evaluated or saved")):
             state = _learn(job, data, tokenizer, device, Path(folder))
         _free_memory()
         if _rank() == 0:
-            with _enough_memory("as the saved adapter was checked"):
+            with memory.enough(lambda: loop.exhausted("as the saved adapter was checked")):
                 _finish(job, data, tokenizer, device, Path(folder), state)
 
 
@@ -116,9 +133,9 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
 
     def report(figures: dict[str, float], place: Path) -> None:
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
-        if worker.rank == 0:  # what is lost of the curves is written with the next evaluation's
-            board.write(made.state.history, storage.join(job.folder, board.FOLDER))
-            trackers.add(tracked, made.state.history)
+        if worker.rank == 0:
+            _show(job, tracked, made.state.history)
+        _gather(None)  # here the others wait for it with `stage.PATIENCE_SECONDS`, in DeepSpeed's groups for minutes
 
     made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report)
     torch.manual_seed(rules.seed + worker.rank)
@@ -129,6 +146,15 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
         state = made.run()
     engine.release()
     return state
+
+
+def _show(job: Job, tracked: Sequence[trackers.Tracker], history: Sequence[dict[str, float]]) -> None:
+    """Write the curves so far; what a store does not take now is written with the next evaluation's."""
+    try:
+        tensorboard.write(history, storage.join(job.folder, tensorboard.FOLDER))
+    except StorageError as error:
+        LOG.warning("the curves for TensorBoard are not written: %s", error)
+    trackers.add(tracked, history)
 
 
 def _adapted(job: Job, device: str, folder: Path) -> Any:
@@ -253,8 +279,8 @@ def _finish(job: Job, data: Data, tokenizer: Any, device: str, folder: Path, sta
 
     recipe, best = job.recipe, folder / "best"
     scores = np.load(best / loop.SCORES)
-    saved.verify_adapter(best)
-    difference = saved.compare(recipe.train, best, data.tune, scores, tokenizer.pad_token_id, device)
+    adapter_check.verify_adapter(best)
+    difference = adapter_check.compare(recipe.train, best, data.tune, scores, tokenizer.pad_token_id, device)
     cut = threshold.choose(data.tune.labels.astype(np.int8), scores)
     ready = folder / ADAPTER
     shutil.copytree(best, ready, ignore=shutil.ignore_patterns(loop.SCORES))
@@ -291,7 +317,7 @@ def _together(attempt: Callable[[], T]) -> T:
 
     found, problem = None, None
     try:
-        with _enough_memory("as the model was loaded", loop.too_large):
+        with memory.enough(lambda: loop.too_large("as the model was loaded")):
             found = attempt()
     except PipelineError as error:
         problem = error
@@ -299,18 +325,6 @@ def _together(attempt: Callable[[], T]) -> T:
     if first is not None:
         raise first
     return cast(T, found)
-
-
-@contextmanager
-def _enough_memory(when: str, said: Callable[[str], PipelineError] | None = None) -> Iterator[None]:
-    import torch
-
-    from ray_pipeline.train import loop
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise (said or loop.exhausted)(when) from error
 
 
 def _join_workers(recipe: Recipe) -> str:

@@ -15,13 +15,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import RelevanceModel, artifact, storage, tables
+from ray_pipeline import RelevanceModel, artifact, runtime, storage, tables
 from ray_pipeline.calibration import Calibration
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError, ModelError
+from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import command, decided, rows
 from ray_pipeline.scoring.decided import Decided
-from ray_pipeline.scoring.job import Job, Work, repeated_ids, run
+from ray_pipeline.scoring.job import Job, Work, _workers, repeated_ids, run
 from ray_pipeline.scoring.rows import Columns
 from ray_pipeline.scoring.scorer import NOT_FINITE, Scored
 from ray_pipeline.threshold import Own
@@ -67,6 +68,36 @@ def job(folder: str, output: str, **changes: Any) -> Job:
 
 def calls(notes: Path) -> int:
     return len(notes.read_text().splitlines())
+
+
+def test_a_cluster_s_gpus_that_are_up_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtime, "worker_count", lambda wanted, each: wanted or 3)
+    growing = job(pairs(tmp_path / "in"), "out", runtime=Runtime(address="auto", gpus_per_worker=1), workers=None)
+    assert _workers(growing) == 3
+    assert "3 worker(s): as many as the GPUs that are up; --workers sets more" in capsys.readouterr().err
+    assert _workers(replace(growing, workers=8)) == 8
+    assert _workers(replace(growing, runtime=Runtime(gpus_per_worker=1))) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_options_become_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Job] = []
+
+    def stop(wanted: Job, _: object) -> None:
+        made.append(wanted)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(command.job, "run", stop)
+    monkeypatch.setattr(runtime, "start", lambda _: None)
+    arguments = ["--adapter", adapter(tmp_path / "adapter"), "--input", pairs(tmp_path / "in"), "--output"]
+    arguments += [str(tmp_path / "out"), "--gpus-per-worker", "0.5", "--accelerator-type", "L4", "--shard-rows", "7"]
+    assert command.run("d", arguments) == 1
+    (found,) = made
+    assert found.runtime == Runtime(gpus_per_worker=0.5, accelerator_type="L4") and found.shard_rows == 7
+    usual = replace(found, runtime=Runtime(), shard_rows=Job.shard_rows)
+    assert usual == Job(found.files, found.columns, found.adapter, found.decision, found.output)
 
 
 def test_a_table_becomes_scores_and_rejected_rows() -> None:

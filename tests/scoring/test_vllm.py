@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from ray_pipeline import pipeline
-from ray_pipeline.errors import RecipeError
+from ray_pipeline.errors import OutOfMemoryError, RecipeError
 from ray_pipeline.recipe import Train
 from ray_pipeline.score import STAGE
 from ray_pipeline.scoring import adapters, vllm
 from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.train import model
 
+from .. import processes
 from ..train import toy
 from . import made_adapters
 
@@ -59,6 +60,11 @@ def test_a_base_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"is of the kind xlm-roberta: take engine transformers"):
         vllm.expect_decoder(Train(model=toy.xlm_roberta(tmp_path)))
     vllm.expect_decoder(Train(model="sandbox://random-qwen2"))
+
+
+def test_a_merge_that_is_killed_is_a_lack_of_memory_and_no_wait() -> None:
+    with pytest.raises(OutOfMemoryError, match="adapter: the process that merged it .* main memory ran out"):
+        vllm._alone(processes.kill_itself, "adapter", "output")
 
 
 def test_the_engine_belongs_to_the_identity(make_recipe: Any) -> None:

@@ -45,7 +45,7 @@ def test_a_folder_without_it_is_named(tmp_path: Path) -> None:
         ("{", "", "the file"),
         ('"task"', '"job"', "task"),
         ('"version":1', '"version":2', "version"),
-        ('"epochs":', '"age":', r"train\.age"),
+        ('"rank":', '"order":', r"train\.lora\.order"),
     ],
 )
 def test_another_versions_is_refused_and_the_field_named(tmp_path: Path, old: str, new: str, field: str) -> None:
@@ -54,6 +54,12 @@ def test_another_versions_is_refused_and_the_field_named(tmp_path: Path, old: st
     storage.write_bytes(str(tmp_path / card.FILE), text.replace(old, new, 1).encode())
     with pytest.raises(ModelError, match=rf"relevance\.json: {field}: .*another version"):
         card.read(str(tmp_path))
+
+
+def test_a_setting_of_training_that_only_another_version_knows_is_passed_over(tmp_path: Path) -> None:
+    text = saved().model_dump_json().replace('"epochs":', '"warm_restarts":3,"epochs":', 1)
+    storage.write_bytes(str(tmp_path / card.FILE), text.encode())
+    assert "warm_restarts" in text and card.read(str(tmp_path)) == saved()
 
 
 def test_an_adapter_of_other_wording_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

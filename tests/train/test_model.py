@@ -2,9 +2,11 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError
@@ -79,6 +81,22 @@ def test_padding() -> None:
 def head(rules: Train) -> torch.Tensor:
     weight: torch.Tensor = model.load_base(rules, "cpu").score.weight.detach()
     return weight
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32", "nf4"])
+def test_a_base_goes_straight_to_its_gpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(_: str, **options: Any) -> Any:
+        asked.append(options)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", load)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(ModelError, match="far enough"):
+            model.load_base(toy.rules(precision=precision), device)
+    assert asked[0]["device_map"] == {"": "cuda"}
+    assert asked[1].get("device_map") == ({"": "cpu"} if precision == "nf4" else None)
 
 
 @READERS

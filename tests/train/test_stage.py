@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError, PipelineError
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.train import saved as saved_adapter
-from ray_pipeline.train import stage
+from ray_pipeline.train import adapter_check, stage
 from ray_pipeline.train.engine import PlainEngine
 from ray_pipeline.train.model import pad
 
@@ -33,13 +32,13 @@ def saved(folder: Path, steps: int) -> Path:
 
 def test_a_trained_adapter_is_accepted(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
-    saved_adapter.verify_adapter(folder)
+    adapter_check.verify_adapter(folder)
     assert (folder / "adapter_model.safetensors").stat().st_size > 0
 
 
 def test_an_adapter_that_has_not_moved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no weight has moved.*lower train\.learning_rate"):
-        saved_adapter.verify_adapter(saved(tmp_path, 0))
+        adapter_check.verify_adapter(saved(tmp_path, 0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -50,7 +49,7 @@ def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path, value: float) 
     weights[name] = torch.full_like(weights[name], value)
     save_file(weights, file)
     with pytest.raises(ModelError, match=rf"{name} is not finite"):
-        saved_adapter.verify_adapter(tmp_path)
+        adapter_check.verify_adapter(tmp_path)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ray_pipeline import tables
+from ray_pipeline import storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import hashes
-from ray_pipeline.errors import ModelError, TrainingError
+from ray_pipeline.errors import HubError, ModelError, StorageError, TrainingError
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.train import checkpoint, loop, saved, work
+from ray_pipeline.train import adapter_check, checkpoint, loop, work
 from ray_pipeline.train.engine import PlainEngine
 
 from .. import made
@@ -81,14 +81,14 @@ def test_an_adapter_on_a_fresh_base_scores_as_it_did_in_memory(trained: tuple[Pa
     best, found, tokenizer = trained
     scores = np.load(best / loop.SCORES)
     rules = runs.make(workers=1, seed=5).train
-    assert saved.compare(rules, best, found.tune, scores, tokenizer.pad_token_id, "cpu") < 1e-5
+    assert adapter_check.compare(rules, best, found.tune, scores, tokenizer.pad_token_id, "cpu") < 1e-5
 
 
 def test_single_rows_may_be_rounded_far_but_not_most() -> None:
     one = np.zeros(64, np.float32)
     one[3] = 0.1
-    assert saved.agree(one, 0.05) and not saved.agree(3 * one, 0.05)
-    assert not saved.agree(np.full(64, 0.03, np.float32), 0.05) and not saved.agree(one * np.nan, 0.05)
+    assert adapter_check.agree(one, 0.05) and not adapter_check.agree(3 * one, 0.05)
+    assert not adapter_check.agree(np.full(64, 0.03, np.float32), 0.05) and not adapter_check.agree(one * np.nan, 0.05)
 
 
 def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, Any], tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, An
     )
     (tmp_path / "adapter_config.json").write_text((best / "adapter_config.json").read_text())
     with pytest.raises(ModelError, match=r"after reloading.*differ by .* in the mean and up to .* from those"):
-        saved.compare(runs.make().train, tmp_path, found.tune, scores, tokenizer.pad_token_id, "cpu")
+        adapter_check.compare(runs.make().train, tmp_path, found.tune, scores, tokenizer.pad_token_id, "cpu")
 
 
 def test_without_ray_s_list_the_newest_whole_checkpoint_is_taken_up_and_reported(
@@ -124,3 +124,32 @@ def test_without_ray_s_list_the_newest_whole_checkpoint_is_taken_up_and_reported
     made = SimpleNamespace(state=loop.State(history=[{"step": 1}]), resume=resumed.append)
     work._go_on(made, [str(folder) for folder in left], tmp_path)
     assert resumed == reported == [left[1]] and made.state.damaged == []
+
+
+def test_curves_that_a_store_does_not_take_end_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(work.tensorboard, "write", full)
+    noted: list[Any] = []
+    tracker: Any = SimpleNamespace(add=noted.append)
+    job: Any = SimpleNamespace(folder=str(tmp_path))
+    work._show(job, [tracker], [{"step": 1.0}])
+    assert noted == [{"step": 1.0}]
+
+
+@pytest.mark.parametrize(("error", "left"), [(HubError("429"), False), (TrainingError("one class"), True)])
+def test_a_hub_that_fails_is_raised_so_that_ray_starts_again(
+    error: Exception, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(work, "_train", failing)
+    config = {"job": SimpleNamespace(folder=str(tmp_path), recipe=runs.make(workers=1))}
+    if left:
+        work.work(config)
+    else:
+        with pytest.raises(HubError):
+            work.work(config)
+    assert storage.exists(str(tmp_path / work.PROBLEM)) is left

@@ -13,9 +13,10 @@ import torch
 
 @contextmanager
 def narrowed(decoder: Any, places: torch.Tensor) -> Iterator[None]:
-    """Let the last layer of a decoder, one of `prefix.MODEL_TYPES`, be right at one token of each row, `places [n]`.
+    """Compute the last layer of a decoder at one token per row only, `places [n]`; elsewhere it adds nothing.
 
-    Not for layers that are computed again on the way back, nor for threads that share a model.
+    For `prefix.MODEL_TYPES`. Not for layers that are computed again on the way back, nor for threads that share a
+    model.
     """
     last = decoder.layers[-1]
     with ExitStack() as stack:
@@ -26,7 +27,7 @@ def narrowed(decoder: Any, places: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def _only_at(part: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Let a module that takes states `[n, t, d]` one by one see one of each row; its other results are zero."""
+    """Apply a module to one state per row of its input `[n, t, d]`; its output elsewhere is zero."""
     rows = torch.arange(len(places), device=places.device)
     width = 0
 
