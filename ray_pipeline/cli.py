@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeVar
 
-from ray_pipeline import cross_task, models, outputs, pipeline, problems, recipe, runtime, s3, storage
+from ray_pipeline import cross_task, models, outputs, pipeline, problems, rawfiles, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe, Section
 from ray_pipeline.report import index
+from ray_pipeline.run_folder import RECORD, Record, recorded, recorded_recipes
 from ray_pipeline.sandbox import serving
 
 OVERRIDE = re.compile(r"[\w.-]+=")
@@ -98,9 +99,29 @@ def add_common(parser: argparse.ArgumentParser, workdir: str | None = WORKDIR) -
 
 def recipes(items: Sequence[str], folder: str) -> tuple[list[Recipe], str]:
     """The recipes that arguments name, with those of the form key=value applied, and the working folder's full url."""
-    workdir = folder if storage.is_remote(folder) else os.path.abspath(folder)
+    workdir = _full(folder)
     overrides = [item for item in items if is_override(item)]
     return _read([item for item in items if not is_override(item)], overrides, workdir), workdir
+
+
+def of_run(output: str, folder: str | None) -> tuple[list[Recipe], str, Record | None]:
+    """The recipes of a run, its working folder's full url (null: as recorded) and its record.
+
+    Null for no record, which is said.
+    """
+    record = recorded(output)
+    if record is None:
+        print(
+            f"{storage.join(output, RECORD)} is missing or damaged: stages are looked up by the recipe as raw files, "
+            "code and defaults are now; if these have changed since the run, its artifacts are not found",
+            file=sys.stderr,
+        )
+    workdir = _full(folder or (record.workdir if record else WORKDIR))
+    return placed(recorded_recipes(output, record), workdir), workdir, record
+
+
+def _full(folder: str) -> str:
+    return folder if storage.is_remote(folder) else os.path.abspath(folder)
 
 
 def is_override(item: str) -> bool:
@@ -108,6 +129,7 @@ def is_override(item: str) -> bool:
     return OVERRIDE.match(item) is not None
 
 
+@rawfiles.seen_once()
 def _run(options: argparse.Namespace) -> int:
     chosen, workdir = recipes(options.recipes, options.workdir)
     until: str | None = options.until

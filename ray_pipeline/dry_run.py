@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import pyarrow.compute as pc
 
 from ray_pipeline import (
     cross_task,
+    difference,
     estimate,
     footprint,
     ingest,
     languages,
     models,
+    negatives,
     pipeline,
     rawfiles,
     selection,
@@ -21,7 +23,7 @@ from ray_pipeline import (
     storage,
 )
 from ray_pipeline import recipe as recipes
-from ray_pipeline.artifact import Artifact, read_shard
+from ray_pipeline.artifact import Artifact, read_shard, workdir_of
 from ray_pipeline.duration import duration
 from ray_pipeline.estimate import Rows
 from ray_pipeline.gemini import ledger
@@ -59,6 +61,8 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
     rows, more = _rows(recipe, steps[0].finished)
     yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in SPLITS)
     yield from (f"  {line}" for line in more)
+    if (doubt := negatives.doubt(recipe)) is not None:
+        yield f"  {doubt}"
     yield from (f"  {_status(step)}" for step in steps)
     others = pipeline.other_plans(recipe, workdir) if any(step.stage is train.STAGE for step in steps) else {}
     for name, why in TAKEN.items():
@@ -177,7 +181,8 @@ def _mode(one: Estimate) -> str:
 
 def _status(step: Step) -> str:
     if step.finished is None:
-        return f"{step.stage.name:<10} to do   {step.fingerprint}"
+        why = difference.told(step)
+        return f"{step.stage.name:<10} to do   {step.fingerprint}" + (f"  {why}" if why else "")
     return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
 
 
@@ -201,7 +206,7 @@ def estimates(recipe: Recipe, steps: Sequence[Step], known: Rows | None = None) 
     to_do = _asking(steps)
     if not to_do:
         return {}
-    workdir = steps[0].folder.rsplit("/", 2)[0]
+    workdir = workdir_of(steps[0].folder)
     with serving.gemini(recipe) as served:
         return estimate.estimates(served, known or _known(recipe, _done(steps)), to_do, workdir)
 
@@ -242,13 +247,12 @@ def _furthest(recipe: Recipe, done: Mapping[str, Artifact]) -> Iterator[tuple[di
 
 def _raw(recipe: Recipe) -> Iterator[tuple[dict[str, Any], int]]:
     """The pairs of the raw files, as `_furthest` gives them."""
-    position = count()
     for name in SPLITS:
         files = rawfiles.find(name, getattr(recipe.data, name), recipe.data.format)
         for part, times in rawfiles.sample(files, ingest.PREVIEW_ROWS):
-            for _, record in rawfiles.records(part, recipe.raw_columns):
+            for row, record in rawfiles.records(part, recipe.raw_columns):
                 if isinstance(record, rawfiles.Unreadable):
                     continue
-                made = ingest.pair(record, recipe, name, next(position))
+                made = ingest.pair(record, recipe, name, rawfiles.position(part.file, row))
                 if isinstance(made, dict):
                     yield made, times

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from typing import Any
@@ -252,17 +252,38 @@ def _files(recipe: Recipe) -> list[RawFile]:
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity: the columns, and the content of every raw file in order."""
-    found = _files(recipe)
-    hashes = storage.for_each(storage.hash_once, [file.url for file in found])
-    files = [[file.split, file.number, file.format, digest] for file, digest in zip(found, hashes, strict=True)]
     return {
         "task": recipe.task,
         "columns": recipe.data.columns.model_dump(),
         "target": recipe.target_column,
         "labels": recipe.data.labels,
         "spelling": recipe.spelling.model_dump(),
-        "files": files,
+        "files": _content(_files(recipe), rawfiles.digest),
     }
+
+
+def _content(files: Sequence[RawFile], digest: Callable[[str], str | None]) -> list[list[Any]]:
+    hashes = storage.for_each(digest, [file.url for file in files])
+    return [[file.split, file.number, file.format, one] for file, one in zip(files, hashes, strict=True)]
+
+
+def _expect_unchanged(files: Sequence[RawFile], planned: Sequence[Sequence[Any]]) -> None:
+    """Raise InputError where files that were read are not those of the identity.
+
+    Of a local file whose size and time of change are the same, and of an S3 object, nothing is read for that.
+    """
+    now = _content(files, _digest_now)
+    if now != planned:
+        changed = [file.url for file, one in zip(files, now, strict=True) if one not in planned]
+        named = f"{', '.join(changed[:3])}: " if changed else ""
+        raise InputError(f"{named}raw files changed while they were read: run the same command again")
+
+
+def _digest_now(url: str) -> str | None:
+    try:
+        return storage.hash_once(url)
+    except FileNotFoundError:
+        return None
 
 
 def run(context: Context) -> Outcome:
@@ -287,6 +308,7 @@ def run(context: Context) -> Outcome:
     made = shards.shuffle(
         dataset, lambda table, name: _without_repeated_ids(table, name, folder, names), buckets=buckets, label="ingest"
     )
+    _expect_unchanged(files, context.config["files"])
     return _account(context, artifact.total(made).rows_out)
 
 

@@ -1,8 +1,8 @@
-"""What a run leaves for people: report.html, metrics.json, decisions, submission.zip."""
+"""What a run leaves for people, and for later commands: report, figures, recipes, decisions, record, submissions."""
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -10,40 +10,40 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from ray_pipeline import evaluate, folds, rawfiles, storage
+from ray_pipeline import evaluate, folds, rawfiles, review, run_folder, storage
+from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.chance import NONE, lookup
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.recipe import TARGET_COLUMNS, Recipe
 from ray_pipeline.report import assemble
 from ray_pipeline.report.render import render
+from ray_pipeline.run_folder import Runs
 from ray_pipeline.sandbox import serving
 from ray_pipeline.scoring import decided
 from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.stage import Finished
 from ray_pipeline.submission import SubmissionTask, verify_submission, write_submission
 
-SUBMISSIONS = {"test": "submission.zip", "dev": "submission_dev.zip"}
 MANY_ROWS = 1 << 20
 """With more, at up to 1 KiB each, a submission's file may be larger than 1 GiB."""
-Runs = Sequence[tuple[Finished, Finished | None]]
 
 
 def write(runs: Runs, folder: str, command: str) -> list[str]:
-    """Write all outputs below a folder; returns their urls, the report first.
-
-    Submissions of an earlier run are removed, so that none lies beside a report of another.
-    """
-    for name in SUBMISSIONS.values():
-        storage.remove_file(storage.join(folder, name))
+    """Write all outputs below a folder; returns their urls, the report first."""
+    run_folder.clear(folder)
     tasks = [assemble.task_report(run, other) for run, other in runs]
-    recipes = [run.recipe for run, _ in runs]
-    about = assemble.report(tasks, command, [*(one.notice for one in recipes), *map(serving.notice, recipes)])
-    workdir = runs[0][0].artifacts["evaluate"].url.rsplit("/", 2)[0]
+    chosen = [run.recipe for run, _ in runs]
+    about = assemble.report(tasks, command, [*(one.notice for one in chosen), *map(serving.notice, chosen)])
     files = {
-        "report.html": render(about).encode(),
-        "metrics.json": assemble.metrics_json(tasks, about.notice, workdir).encode(),
-    } | {f"decision-{run.recipe.name}.json": decided.dumps(_decided(run)) for run, _ in runs}
+        run_folder.REPORT: render(about).encode(),
+        run_folder.METRICS: assemble.metrics_json(tasks, about.notice).encode(),
+        **{run_folder.recipe_file(one.name): recipes.dump(one).encode() for one in chosen},
+        **{run_folder.decision_file(run.recipe.name): decided.dumps(_decided(run)) for run, _ in runs},
+        **{run_folder.review_file(run.recipe.name): review.sheet(run.artifacts) for run, _ in runs},
+        run_folder.RECORD: run_folder.dumps(run_folder.record(runs)),
+    }
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
     return [storage.join(folder, name) for name in [*files, *_write_submissions(runs, folder)]]
@@ -60,7 +60,7 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
         print("  two recipes of one task: no submission, which has room for one of each", file=sys.stderr)
         return []
     names = []
-    for split, name in SUBMISSIONS.items():
+    for split, name in run_folder.SUBMISSIONS.items():
         chosen = {run.recipe.task: run for run, _ in runs if getattr(run.recipe.data, split)}
         if chosen:
             with tempfile.TemporaryDirectory() as scratch:
@@ -101,10 +101,8 @@ class Predictions:
 
     def get(self, pair_id: str, default: int | None) -> int | None:
         """A row's prediction, or what stands for one that it has not."""
-        wanted = np.array([_digest(pair_id)], "S16")
-        place = int(np.searchsorted(self._hashes, wanted)[0])
-        there = np.array_equal(self._hashes[place : place + 1], wanted)  # of arrays: a scalar loses zeros at its end
-        return int(self._answers[place]) if there else default
+        place = lookup(self._hashes, np.array([_digest(pair_id)], "S16"))[0]
+        return default if place == NONE else int(self._answers[place])
 
 
 def _digest(pair_id: str) -> bytes:

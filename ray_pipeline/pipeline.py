@@ -1,8 +1,9 @@
 """The order of the stages, the plan of a recipe, and its execution: what is finished is reused, the rest is run."""
 
+import datetime
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from ray_pipeline import (
     ingest,
     languages,
     mix,
-    models,
     negatives,
+    preflight,
     problems,
     runtime,
     score,
@@ -31,17 +32,10 @@ from ray_pipeline import (
 )
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.audit import similarity
-from ray_pipeline.audit.gemini import questions as audit_questions
-from ray_pipeline.errors import RecipeError
-from ray_pipeline.gemini.client import api_key
-from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox import serving
-from ray_pipeline.scoring import vllm
 from ray_pipeline.stage import Context, Finished, Stage
 from ray_pipeline.train import stage as train
-from ray_pipeline.train import trackers
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
@@ -71,16 +65,7 @@ class Step:
 
 def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     """The steps of a recipe, up to a stage; raises PipelineError for missing input, models or prices."""
-    if recipe.gemini.max_usd is not None and price_of(recipe.gemini) is None:
-        raise RecipeError(
-            f"gemini.max_usd is set, but the price of gemini.model {recipe.gemini.model} is unknown: set gemini.price"
-        )
-    price = price_of(recipe.gemini)
-    if recipe.gemini.max_usd is not None and recipe.gemini.mode == "batch" and price and price.batch_output is None:
-        raise RecipeError(
-            f"gemini.max_usd is set, but the price of {recipe.gemini.model} in batch mode is unknown: "
-            "set gemini.price.batch_input and batch_output, or gemini.mode live"
-        )
+    preflight.expect_price(recipe)
     steps: list[Step] = []
     fingerprints: dict[str, str] = {}
     for stage in STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES:
@@ -91,9 +76,13 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
         fingerprints[stage.name] = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
         folder = storage.join(workdir, stage.name, fingerprints[stage.name])
         steps.append(Step(stage, config, inputs, folder, artifact.load(folder)))
-    if recipe.score.engine == "vllm" and any(step.stage is score.STAGE and step.finished is None for step in steps):
-        vllm.check(recipe.train.folds or 1, recipe.runtime.gpus_per_worker)
+    preflight.expect_engine(recipe, _pending(steps))
     return steps
+
+
+def _pending(steps: Sequence[Step]) -> set[str]:
+    """Names of the stages that are not finished."""
+    return {step.stage.name for step in steps if step.finished is None}
 
 
 def other_plans(recipe: Recipe, workdir: str) -> dict[str, list[Step]]:
@@ -109,14 +98,14 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callab
     done: dict[str, Artifact] = {}
     others = _of_other_task(recipe, steps, workdir, show)
     taken = {name: run.artifacts[stage] for name, (stage, run) in others.items() if stage in run.artifacts}
-    pending = [step for step in steps if step.finished is None]
+    pending = _pending(steps)
     with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
         if pending:
-            _expect(recipe, {step.stage.name for step in pending})
+            preflight.expect(recipe, pending)
             runtime.start(recipe.runtime)
-            _expect_room(recipe, {step.stage.name for step in pending})
+            preflight.expect_room(recipe, pending)
         for step in steps:
-            found = step.finished or _run(step, served, workdir, done | taken)
+            found = step.finished or _run(step, served, workdir, done | taken, show)
             done[step.stage.name] = found
             show(_line(found, "reused" if step.finished else f"{found.manifest.seconds:.1f} s"))
     reused = frozenset(step.stage.name for step in steps if step.finished)
@@ -144,50 +133,16 @@ def _of_other_task(
     return found
 
 
-def _expect(recipe: Recipe, pending: set[str]) -> None:
-    """Raise before any work what stages would find missing after hours: a key, a model, a tracker."""
-    _expect_key(recipe, pending)
-    _expect_models(recipe, pending)
-    if "train" in pending:
-        trackers.check(recipe.train)
+def _run(
+    step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact], show: Callable[[str], None] = print
+) -> Artifact:
+    """Make what no other run has finished by now, having waited for one that is making it."""
 
+    def waiting(holder: str) -> None:
+        show(f"  {step.stage.name}: another run ({holder}) is making it; waiting until it has ended")
 
-def _expect_key(recipe: Recipe, pending: set[str]) -> None:
-    """Raise GeminiError before any work if a stage will ask Gemini and the environment holds no key."""
-    asked = {
-        "languages": recipe.languages.correct and recipe.languages.gemini,
-        "translate": (recipe.translate.languages or recipe.translate.pivot) and recipe.translate.local is None,
-        "audit": audit_questions(recipe),
-    }
-    if any(asked[stage] for stage in pending & set(asked)):
-        api_key(recipe.gemini)
-
-
-def _expect_models(recipe: Recipe, pending: set[str]) -> None:
-    """Raise ModelError before any work if a model that a stage will load cannot be had."""
-    here, local = recipe.runtime.address == "local", recipe.translate.local
-    if pending & {"encode", "self_validation", "train", "score"}:
-        models.expect(recipe.train.model, recipe.train.revision, "train.model", here)
-    if "embed" in pending and recipe.negatives.wanted:
-        models.expect(recipe.embed.model, recipe.embed.revision, "embed.model", here)
-    if "audit" in pending and similarity.wanted(recipe):
-        judge = similarity.model_of(recipe)
-        models.expect(judge.name, judge.revision, similarity.field_of(recipe), here)
-    if "translate" in pending and local is not None:
-        models.expect(local.model, local.revision, "translate.local.model", here)
-
-
-def _expect_room(recipe: Recipe, pending: set[str]) -> None:
-    """Raise PipelineError before any work if a stage that holds a model can never get its workers."""
-    if "train" in pending:
-        runtime.check_limits(recipe.runtime, recipe.train.workers)
-    elif "score" in pending or ("embed" in pending and recipe.negatives.wanted):
-        runtime.check_limits(recipe.runtime)
-
-
-def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]) -> Artifact:
-    """Make what another run has not finished by now; raises StoppedError while another run makes it."""
-    with claim.held(storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")) as claimed:
+    folder = storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")
+    with claim.awaited(folder, waiting) as claimed:
         return artifact.load(step.folder) or _made(step, recipe, workdir, done, claimed)
 
 
@@ -199,9 +154,9 @@ def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]
         outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config, claimed.watch()))
     claimed.check()
     seconds = time.monotonic() - started
-    return artifact.commit(
-        step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, outcome.extra
-    )
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    extra = {**outcome.extra, "schema_version": step.stage.schema_version, "created": created}
+    return artifact.commit(step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, extra)
 
 
 def _line(item: Artifact, note: str) -> str:
@@ -222,7 +177,7 @@ def run(
     """Run recipes and what each compares itself with; what can be known to be missing is said before the first."""
     variants = [None if one.compare is None else recipes.variant(one, one.compare.set) for one in chosen]
     for one in [*chosen, *(one for one in variants if one is not None)]:
-        _expect(one, {step.stage.name for step in plan(one, workdir, until) if step.finished is None})
+        preflight.expect(one, _pending(plan(one, workdir, until)))
     found = []
     for recipe, variant in zip(chosen, variants, strict=True):
         show(f"{recipe.name} ({recipe.task})")

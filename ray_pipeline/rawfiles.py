@@ -5,11 +5,11 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -82,11 +82,42 @@ class Unreadable:
 
 
 Record = Mapping[str, Any] | Unreadable
+Answer = TypeVar("Answer")
+_seen: dict[tuple[Any, str], Any] | None = None
+"""What `seen_once` remembers."""
+
+
+@contextmanager
+def seen_once() -> Iterator[None]:
+    """For as long as the block runs, what a pattern names and what a file holds is looked up once.
+
+    So all plans of a command speak of the same input, whatever is added or changed meanwhile.
+    """
+    global _seen
+    before, _seen = _seen, {} if _seen is None else _seen
+    try:
+        yield
+    finally:
+        _seen = before
+
+
+def _once(look: Callable[[str], Answer], name: str) -> Answer:
+    if _seen is None:
+        return look(name)
+    if (look, name) not in _seen:
+        _seen[look, name] = look(name)
+    found: Answer = _seen[look, name]
+    return found
+
+
+def digest(url: str) -> str:
+    """Hash of a file's content, as the command has first seen it; of an S3 object, of its ETag and size."""
+    return _once(storage.hash_once, url)
 
 
 def find(split: str, patterns: list[str], format: str) -> list[RawFile]:
     """The files that a split's paths, globs and folders name, in order; raises InputError for none or an odd ending."""
-    urls = list(dict.fromkeys(url for pattern in patterns for url in storage.expand(pattern)))
+    urls = list(dict.fromkeys(url for pattern in patterns for url in _once(storage.expand, pattern)))
     return [RawFile(split, number, url, _format(url, format)) for number, url in enumerate(urls)]
 
 

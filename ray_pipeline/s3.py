@@ -98,6 +98,7 @@ def pyarrow_client() -> Any:
         anonymous=variables["anon"],
         force_virtual_addressing=os.environ.get(ADDRESSING_VARIABLE) == "virtual",
         connect_timeout=CONNECT_SECONDS,
+        check_directory_existence_before_creation=True,  # else it writes a marker for each folder above, too
     )
 
 
@@ -136,7 +137,8 @@ def refusal(error: PermissionError, action: str) -> str:
     """What to do where the store does not let these credentials do it."""
     return (
         f"{error}; check the credentials of the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID), and that they have "
-        f"{PERMISSIONS[action]} on this bucket"
+        f"{PERMISSIONS[action]} on this bucket, and, if a KMS key encrypts it, kms:GenerateDataKey and kms:Decrypt on "
+        "that key"
     )
 
 

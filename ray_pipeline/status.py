@@ -4,26 +4,28 @@ Reads manifests, the footers of shards and the ledger, on the local disk or S3; 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from ray_pipeline import artifact, cli, pipeline, problems, storage
+from ray_pipeline import artifact, cli, difference, pipeline, problems, run_folder, storage
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Counts
-from ray_pipeline.errors import InputError
+from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.gemini import ledger
 from ray_pipeline.inspection.text import aligned
 from ray_pipeline.recipe import Gemini, Recipe
-from ray_pipeline.validation.command import REPORT, recorded, reported
+from ray_pipeline.report.index import ABLATION
+from ray_pipeline.run_folder import METRICS, RECORD, REPORT, Record
 
-DONE, BEGUN, LEFT = "done", "begun", "left"
-HEADINGS = ("stage", "state", "shards", "rows in", "out", "rejected", "seconds", "USD", "artifact")
-NUMBERS = (2, 3, 4, 5, 6, 7)
+DONE, BEGUN, LEFT, UNREADABLE = "done", "begun", "left", "unreadable"
+HEADINGS = ("stage", "state", "shards", "rows in", "out", "rejected", "MB", "seconds", "USD", "made", "artifact")
+NUMBERS = (2, 3, 4, 5, 6, 7, 8)
+MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
 class Line:
-    """One stage's artifact: finished, begun (running now or stopped), or not begun."""
+    """One stage's artifact: finished, begun (running now or stopped), not begun, or not to be read."""
 
     stage: str
     folder: str
@@ -33,37 +35,62 @@ class Line:
     """Of a stage that is begun, the sum over the shards that are written."""
     seconds: float | None = None
     usd: float | None = 0.0
-    """Null where the model's price is unknown."""
+    """What its answers have cost; null where the model's price is unknown."""
+    bytes: int = 0
+    """Of its shards."""
+    created: str | None = None
+    """ISO 8601, UTC."""
+    why: str | None = None
+    """What is to be said of its state."""
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The line of the table, in the order of HEADINGS."""
-        if self.state == LEFT:
-            return (self.stage, LEFT, "", "", "", "", "", "", storage.name(self.folder))
+        if self.state in (LEFT, UNREADABLE):
+            return (self.stage, self.state, *[""] * (len(HEADINGS) - 3), storage.name(self.folder))
         counts = self.counts
         rows = [f"{number:,}" for number in (self.shards, counts.rows_in, counts.rows_out, counts.rows_rejected)]
+        size = f"{self.bytes / MEGABYTE:,.1f}"
         seconds = "" if self.seconds is None else f"{self.seconds:.1f}"
         usd = "unknown" if self.usd is None else f"{self.usd:.4f}" if self.usd else ""
-        return (self.stage, self.state, *rows, seconds, usd, storage.name(self.folder))
+        day = (self.created or "").partition("T")[0]
+        return (self.stage, self.state, *rows, size, seconds, usd, day, storage.name(self.folder))
 
 
 def look(stage: str, folder: str) -> Line:
-    """How far the artifact of a stage in a folder is; raises CorruptArtifactError for a damaged manifest."""
+    """How far the artifact of a stage in a folder is."""
+    try:
+        return _look(stage, folder)
+    except CorruptArtifactError as error:
+        return Line(stage, folder, UNREADABLE, why=str(error))
+
+
+def _look(stage: str, folder: str) -> Line:
     found = artifact.load(folder)
     if found is not None:
         manifest = found.manifest
         counts = Counts(manifest.rows_in, manifest.rows_out, manifest.reasons)
-        return Line(stage, folder, DONE, len(manifest.shards), counts, manifest.seconds, manifest.usd)
+        usd, size, created = manifest.answers_usd, manifest.bytes, manifest.created
+        return Line(stage, folder, DONE, len(manifest.shards), counts, manifest.seconds, usd, size, created)
     names = artifact.present_shards(folder)
     if not names and not storage.list_files(folder):
         return Line(stage, folder, LEFT)
     counts = artifact.total(artifact.counts_of(folder, names))
-    return Line(stage, folder, BEGUN, len(names), counts, usd=counts.extra.get("usd", 0.0))
+    usd = counts.extra.get("answers_usd", counts.extra.get("usd", 0.0))
+    size = sum(storage.list_sizes(folder, "part-").values())
+    return Line(stage, folder, BEGUN, len(names), counts, usd=usd, bytes=size)
+
+
+def of_record(fingerprints: Mapping[str, str], workdir: str) -> list[Line]:
+    """The artifacts of a run, by their stages."""
+    return [look(stage, storage.join(workdir, stage, one)) for stage, one in fingerprints.items()]
 
 
 def of_recipe(recipe: Recipe, workdir: str) -> list[Line]:
     """The stages of a recipe, in their order."""
-    return [look(step.stage.name, step.folder) for step in pipeline.plan(recipe, workdir)]
+    steps = pipeline.plan(recipe, workdir)
+    lines = [look(step.stage.name, step.folder) for step in steps]
+    return [replace(line, why=line.why or difference.told(step)) for line, step in zip(lines, steps, strict=True)]
 
 
 def of_workdir(workdir: str) -> list[Line]:
@@ -77,13 +104,39 @@ def of_workdir(workdir: str) -> list[Line]:
     return found
 
 
+def unused(workdir: str, folders: Sequence[str]) -> list[Line]:
+    """The artifacts in a working folder that no run in or below some folders has made or used, with all their bytes.
+
+    Raises InputError where a folder holds no run, or a run's record is missing or damaged.
+    """
+    used: set[str] = set()
+    for folder in folders:
+        files = storage.list_files(folder)
+        runs = {url.rpartition("/")[0] for url in files if storage.name(url) in (RECORD, METRICS, ABLATION)}
+        if not runs:
+            raise InputError(f"{folder}: holds no run's output; name the folder that the runs' outputs are in")
+        for place in sorted(runs):
+            record = run_folder.recorded(place)
+            if record is None:  # without it, all that the run has made would be listed
+                raise InputError(f"{storage.join(place, RECORD)}: is missing or damaged; run the run's command again")
+            used |= {one for made in record.made.values() for one in made.all}
+    rest = [line for line in of_workdir(workdir) if f"{line.stage}/{storage.name(line.folder)}" not in used]
+    return [replace(line, bytes=_bytes(line.folder)) if line.state == DONE else line for line in rest]
+
+
+def _bytes(folder: str) -> int:
+    return sum(storage.for_each(storage.size, storage.list_files(folder)))
+
+
 def describe(title: str, lines: Sequence[Line]) -> Iterator[str]:
-    """The stages as a table below a line that sums them up."""
-    number = {state: sum(line.state == state for line in lines) for state in (DONE, BEGUN, LEFT)}
+    """The stages as a table below a line that sums them up, and what else is to be said of each."""
+    number = {state: sum(line.state == state for line in lines) for state in (DONE, BEGUN, LEFT, UNREADABLE)}
     seconds = sum(line.seconds or 0.0 for line in lines)
     summary = ", ".join(f"{count} {state}" for state, count in number.items() if count)
-    yield f"{title}: {summary}; {seconds:.0f} s of work in finished stages"
+    size = sum(line.bytes for line in lines) / MEGABYTE
+    yield f"{title}: {summary or 'none'}; {size:,.1f} MB; {seconds:.0f} s of work in finished stages"
     yield from aligned([HEADINGS, *(line.cells for line in lines)], NUMBERS)
+    yield from (f"  {line.stage}: {line.why}" for line in lines if line.why)
 
 
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +148,9 @@ def run(description: str, arguments: Sequence[str] | None = None) -> int:
         metavar="WORKDIR|RUN|RECIPE|key=value",
         help="a working folder, a run's output folder, or recipe files and values that override theirs",
     )
+    parser.add_argument(
+        "--unused", nargs="+", metavar="RUNS", help="list what no run in or below these output folders has made or used"
+    )
     cli.add_common(parser, workdir=None)
     options = parser.parse_intermixed_args(arguments)
     cli.expect_recipe(parser, options.items)
@@ -105,40 +161,53 @@ def _tell(options: argparse.Namespace) -> int:
     folders = [item.rstrip("/") for item in options.items if not _names_recipe(item)]
     if folders and len(options.items) > 1:
         raise InputError(f"{folders[0]}: name one folder alone, or recipe files (.yaml) and their values")
+    if options.unused:
+        return _tell_unused(folders, options.unused)
     whose = Gemini()
-    if folders and not storage.exists(storage.join(folders[0], REPORT)):
-        workdir, lines = folders[0], of_workdir(folders[0])
-        if not lines:
-            raise InputError(f"{workdir}: holds no artifacts and no {REPORT}; name a working folder or a run's output")
-        told = list(describe(workdir, lines))
+    if folders and not run_folder.is_run(folders[0]):
+        workdir = folders[0]
+        told = list(describe(workdir, _in_workdir(workdir)))
     else:
-        chosen, workdir = _chosen(options, folders)
+        chosen, workdir, record = _chosen(options, folders)
         whose = chosen[0].gemini
-        told = [
-            line
-            for title, recipe in _with_comparisons(chosen)
-            for line in describe(f"{title} ({recipe.task})", of_recipe(recipe, workdir))
-        ]
+        told = [line for one in chosen for line in _with_comparison(one, workdir, record)]
     print("\n".join(told))
     print(f"all answers of Gemini in {workdir} have cost {ledger.spent(workdir, whose):.4f} USD")
     return problems.DONE
+
+
+def _tell_unused(folders: Sequence[str], runs: Sequence[str]) -> int:
+    if not folders:
+        raise InputError("--unused: name the working folder, and behind it the folders of the runs' outputs")
+    _in_workdir(folders[0])
+    print("\n".join(describe(f"{folders[0]}, in no run's record", unused(folders[0], runs))))
+    print("nothing is deleted; what is begun may belong to a run that is under way, or that can go on")
+    return problems.DONE
+
+
+def _in_workdir(folder: str) -> list[Line]:
+    lines = of_workdir(folder)
+    if not lines:
+        raise InputError(f"{folder}: holds no artifacts and no {REPORT}; name a working folder or a run's output")
+    return lines
 
 
 def _names_recipe(item: str) -> bool:
     return cli.is_override(item) or item.endswith((".yaml", ".yml"))
 
 
-def _chosen(options: argparse.Namespace, folders: Sequence[str]) -> tuple[list[Recipe], str]:
-    """The recipes that are named, or that the report of an output folder shows, and the working folder."""
-    if not folders:
-        return cli.recipes(options.items, options.workdir or cli.WORKDIR)
-    _, workdir = cli.recipes([], options.workdir or recorded(folders[0]))
-    page = storage.read_bytes(storage.join(folders[0], REPORT)).decode()
-    return cli.placed(reported(page, folders[0]), workdir), workdir
+def _chosen(options: argparse.Namespace, folders: Sequence[str]) -> tuple[list[Recipe], str, Record | None]:
+    """The recipes that are named, or those of an output folder; the working folder; the record of the run."""
+    if folders:
+        return cli.of_run(folders[0], options.workdir)
+    return *cli.recipes(options.items, options.workdir or cli.WORKDIR), None
 
 
-def _with_comparisons(chosen: Sequence[Recipe]) -> Iterator[tuple[str, Recipe]]:
-    for one in chosen:
-        yield one.name, one
-        if one.compare is not None:
-            yield f"{one.name}, {one.compare.name}", recipes.variant(one, one.compare.set)
+def _with_comparison(one: Recipe, workdir: str, record: Record | None) -> Iterator[str]:
+    made = record.made.get(one.name) if record else None
+    found = of_record(made.artifacts, workdir) if made else of_recipe(one, workdir)
+    yield from describe(f"{one.name} ({one.task})", found)
+    if one.compare is not None:
+        other = recipes.variant(one, one.compare.set)
+        found = of_record(made.compared, workdir) if made else of_recipe(other, workdir)
+        yield from describe(f"{one.name}, {one.compare.name} ({other.task})", found)

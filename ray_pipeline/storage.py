@@ -309,6 +309,16 @@ def list_sizes(url: str, beginning: str) -> dict[str, int]:
     return {name: size for name, size in sorted(found) if name.startswith(beginning)}
 
 
+def folders(url: str) -> list[str]:
+    """Urls of the folders directly in a folder, sorted; none if it is not there."""
+    with _guarded(url, "list"):
+        if is_remote(url):
+            found = [one for one, is_folder in _level(url).items() if is_folder]
+        else:
+            found = [entry.path for entry in os.scandir(url) if entry.is_dir()] if os.path.isdir(url) else []
+    return sorted(found)
+
+
 def _found(url: str, recursive: bool) -> dict[str, int]:
     """Bytes of the objects in or below a folder, by url."""
     try:

@@ -1,16 +1,13 @@
 """The competition's zip: the input's rows in the input's order, each with its prediction."""
 
 import json
-import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any, BinaryIO, SupportsInt
+from typing import IO, Any
 
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.recipe import TARGET_COLUMNS
@@ -25,41 +22,39 @@ class SubmissionTask:
 
     rows: Iterable[Mapping[str, Any]]
     """The competition file's parsed lines in its order, keys and values as they are there; read once."""
-    predictions: Mapping[Any, SupportsInt] | Callable[[Any], SupportsInt | None]
-    """0 or 1 by the row's `id` (its type as in the file); a callable gives None where it has none."""
+    predict: Callable[[Any], int | None]
+    """0 or 1 by the row's `id` (its type as in the file); None where there is no prediction."""
     large: bool = False
     """Whether its file may be larger than 1 GiB, for which the zip needs other headers (ZIP64), said beforehand."""
 
 
-def write_submission(destination: str | Path | BinaryIO, tasks: Mapping[str, SubmissionTask]) -> dict[str, int]:
+def write_submission(path: Path, tasks: Mapping[str, SubmissionTask]) -> dict[str, int]:
     """Writes `submit_QC.txt` and `submit_QI.txt` as JSON Lines into one zip; returns the rows by task.
 
-    Keys other than `id`, `language`, `origin_query` and the task's target are dropped, `prediction` is
-    added. Nothing is written unless all rows are complete, and a path is replaced in one step. Equal input
-    gives equal bytes (with one zlib). Raises `InputError` for an unknown task, a task without rows, a row
-    without a key, a prediction that is missing or neither 0 nor 1.
+    Keys other than `id`, `language`, `origin_query` and the task's target are dropped, `prediction` is added. Equal
+    input gives equal bytes (with one zlib). Raises `InputError` for an unknown task, a task without rows, a row
+    without a key, a prediction that is missing or neither 0 nor 1: what stands at the path is then worth nothing.
     """
     unknown = sorted(set(tasks) - set(TARGET_COLUMNS))
     if unknown or not tasks:
         what = f"unknown tasks: {', '.join(unknown)}" if unknown else "no task is given"
         raise InputError(f"a submission holds QC, QI or both; {what}")
     counts: dict[str, int] = {}
-    with tempfile.TemporaryFile() as spool:
-        with zipfile.ZipFile(spool, "w") as archive:
-            for name in sorted(tasks):
-                with archive.open(_member(name), "w", force_zip64=tasks[name].large) as file:
-                    counts[name] = _write_task(file, name, tasks[name])
-        spool.seek(0)
-        _deliver(spool, destination)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in sorted(tasks):
+            with archive.open(_member(name), "w", force_zip64=tasks[name].large) as file:
+                counts[name] = _write_task(file, name, tasks[name])
     return counts
 
 
-def verify_submission(source: str | Path | IO[bytes], expected: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
+def verify_submission(
+    source: str | Path | IO[bytes], expected: Mapping[str, Iterable[Hashable] | None]
+) -> dict[str, int]:
     """Reads a submission back and returns its rows by task.
 
-    `expected` holds the ids of each task's competition file in its order. Raises `CorruptArtifactError`
-    where the zip is unreadable, a file is missing or more, an id differs or stands elsewhere, rows are
-    missing or more, a key is missing or a prediction is neither 0 nor 1.
+    `expected` holds the ids of each task's competition file in its order, null where they are not known. Raises
+    `CorruptArtifactError` where the zip is unreadable, a file is missing or more, an id differs or stands elsewhere,
+    rows are missing or more, a key is missing or a prediction is neither 0 nor 1.
     """
     try:
         with zipfile.ZipFile(source) as archive:
@@ -92,18 +87,17 @@ def _keys(task: str) -> tuple[str, ...]:
 
 
 def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
-    lookup = task.predictions if callable(task.predictions) else task.predictions.get
     number, missing, first_missing = 0, 0, []
     for number, row in enumerate(task.rows, start=1):
         kept = _kept(name, number, row)
-        prediction = lookup(kept["id"])
+        prediction = task.predict(kept["id"])
         if prediction is None:
             missing += 1
             first_missing += [kept["id"]] if missing <= _SHOWN else []
         elif prediction not in (0, 1):
             raise InputError(f"{name}: prediction {prediction!r} of id {kept['id']!r} must be 0 or 1")
         elif not missing:
-            line = json.dumps({**kept, "prediction": int(prediction)}, ensure_ascii=False)
+            line = json.dumps({**kept, "prediction": prediction}, ensure_ascii=False)
             file.write(line.encode() + b"\n")
     if number == 0:
         raise InputError(f"{name}: the competition file has no rows: check the recipe's path to it")
@@ -123,34 +117,22 @@ def _kept(name: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in _keys(name)}
 
 
-def _deliver(spool: IO[bytes], destination: str | Path | BinaryIO) -> None:
-    if not isinstance(destination, str | Path):
-        shutil.copyfileobj(spool, destination)
-        return
-    path = Path(destination)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            shutil.copyfileobj(spool, file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _verify_task(archive: zipfile.ZipFile, task: str, ids: Iterable[Hashable]) -> int:
+def _verify_task(archive: zipfile.ZipFile, task: str, ids: Iterable[Hashable] | None) -> int:
     end = object()
     number = 0
     with archive.open(_file_name(task)) as file:
-        for number, (line, expected) in enumerate(zip_longest(file, ids, fillvalue=end), start=1):
+        lines = ((line, None) for line in file) if ids is None else zip_longest(file, ids, fillvalue=end)
+        for number, (line, expected) in enumerate(lines, start=1):
             where = f"{_file_name(task)}, line {number}"
             if line is end or expected is end:
                 raise _broken(f"{where}: {'a row is missing' if line is end else 'there is a row too many'}")
-            _verify_line(line, task, expected, where)
+            found = _verified_id(line, task, where)
+            if ids is not None and found != expected:
+                raise _broken(f"{where}: id {found!r} where {expected!r} belongs")
     return number
 
 
-def _verify_line(line: Any, task: str, expected: Any, where: str) -> None:
+def _verified_id(line: Any, task: str, where: str) -> Any:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -158,7 +140,6 @@ def _verify_line(line: Any, task: str, expected: Any, where: str) -> None:
     keys = [*_keys(task), "prediction"]
     if not isinstance(row, dict) or list(row) != keys:
         raise _broken(f"{where}: its keys are not {keys}")
-    if row["id"] != expected:
-        raise _broken(f"{where}: id {row['id']!r} where {expected!r} belongs")
     if type(row["prediction"]) is not int or row["prediction"] not in (0, 1):
         raise _broken(f"{where}: prediction {row['prediction']!r} is neither 0 nor 1")
+    return row["id"]

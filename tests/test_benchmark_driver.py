@@ -7,6 +7,7 @@ import pytest
 from benchmarks import __main__ as driver
 from benchmarks import gpu
 from benchmarks.__main__ import Area
+from benchmarks.results import Report
 
 
 def test_the_last_table_of_what_was_printed_is_kept() -> None:
@@ -48,3 +49,9 @@ def test_every_area_is_a_benchmark() -> None:
 def test_what_no_gpu_has_measured_is_said() -> None:
     table = gpu.table({})
     assert table.count("not measured") == 8 and "gemma-3-12b nf4 train" in table
+
+
+def test_a_report_s_rows_fill_its_columns_and_its_figures_are_rounded() -> None:
+    report = Report(columns=4, digits=2)
+    report.add("what", "value", ratio=1.2345)
+    assert report.rows == [("what", "value", "", "")] and report.figures == {"ratio": 1.23}

@@ -1,12 +1,14 @@
 """One writer to a folder at a time; one that was killed stands in nobody's way."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,17 +142,25 @@ def test_who_works_for_a_run_stops_when_it_is_lost(s3_bucket: str, monkeypatch: 
     claim.Claim().watch().check()
 
 
-def test_of_two_runs_the_second_is_refused_while_a_stage_is_made_and_takes_it_when_it_is(
+def test_of_two_runs_the_second_waits_while_a_stage_is_made_and_takes_it_when_it_is(
     tmp_path: Path, make_recipe: Callable[..., Recipe]
 ) -> None:
     chosen, workdir = make_recipe(), str(tmp_path / "work")
     (tmp_path / "train.txt").write_text('{"id": 1}\n')
     (step,) = pipeline.plan(chosen, workdir, "ingest")
-    claimed = storage.join(workdir, pipeline.CLAIMS, f"ingest-{step.fingerprint}")
-    with claim.held(claimed), pytest.raises(StoppedError, match="another run .* is writing there"):
-        pipeline._run(step, chosen, workdir, {})
-    made = artifact.commit(step.folder, "ingest", {}, {}, artifact.Counts(), 1.0, {})
-    assert pipeline._run(step, chosen, workdir, {}) == made, "though it was not there when the run was planned"
+    told, made = list[str](), list[artifact.Artifact]()
+    with ExitStack() as other:
+        other.enter_context(claim.held(storage.join(workdir, pipeline.CLAIMS, f"ingest-{step.fingerprint}")))
+
+        def show(line: str) -> None:
+            told.append(line)
+            made.append(artifact.commit(step.folder, "ingest", {}, {}, artifact.Counts(), 1.0, {}))
+            other.close()
+
+        assert [pipeline._run(step, chosen, workdir, {}, show)] == made
+    (line,) = told
+    assert f"another run (process {os.getpid()} on " in line and "waiting" in line
+    assert pipeline._run(step, chosen, workdir, {}) == made[0], "though it was not there when the run was planned"
 
 
 def test_a_stage_whose_claim_was_lost_is_not_finished(

@@ -9,8 +9,8 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 
-from benchmarks.heads import running
 from benchmarks.ports import free_port
+from benchmarks.ray_head import running
 from ray_pipeline import runtime
 from ray_pipeline.errors import PipelineError
 

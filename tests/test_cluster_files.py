@@ -6,19 +6,25 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from botocore.client import BaseClient
+from moto import mock_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ray_pipeline import health, recipe, runtime, s3, telemetry
 from ray_pipeline.gemini import fanout
 from ray_pipeline.recipe import Recipe
+
+from . import kustomize
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -39,16 +45,13 @@ FIELDS = {
     "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
 }  # fmt: skip
 """Of `ray.io/v1`, those that KubeRay's API reference names and that we use."""
+HEALTH = "python -m ray_pipeline.health"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What an overlay makes, by kind; of ConfigMaps and ServiceAccounts, by name."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl renders the overlays")
-    made = subprocess.run([kubectl, "kustomize", CLUSTER / "kuberay" / request.param], capture_output=True, check=True)
-    found = list(yaml.safe_load_all(made.stdout))
+    found = kustomize.render(CLUSTER / "kuberay" / request.param)
     named = ("ConfigMap", "ServiceAccount")
     return {item["metadata"]["name"] if item["kind"] in named else item["kind"]: item for item in found}
 
@@ -87,6 +90,18 @@ def on_cluster(rendered: dict[str, Any]) -> Recipe:
     path = BASE / "recipe.yaml"
     assert yaml.safe_load(rendered["ray-pipeline-recipe"]["data"]["recipe.yaml"]) == yaml.safe_load(path.read_text())
     return recipe.read(path, environment=rendered["ray-pipeline-runtime"]["data"])
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubectl_makes_the_same_of_the_overlays(overlay: str) -> None:
+    folder = CLUSTER / "kuberay" / overlay
+    made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, check=True).stdout
+
+    def sort(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(found, key=lambda one: (one["kind"], one["metadata"]["name"]))
+
+    assert sort(kustomize.render(folder)) == sort(yaml.safe_load_all(made))
 
 
 def test_only_fields_of_the_resource_are_used(job: dict[str, Any]) -> None:
@@ -158,15 +173,17 @@ def test_secrets_are_named_and_not_written(rendered: dict[str, Any], job: dict[s
     assert not re.search(r"AIza|AKIA|BEGIN [A-Z ]*PRIVATE KEY", yaml.safe_dump_all(rendered.values()))
 
 
-def test_all_pods_have_the_one_image_and_its_version_of_ray(job: dict[str, Any]) -> None:
+def test_all_nodes_have_the_one_image_and_the_submitter_its_version_of_ray(job: dict[str, Any]) -> None:
     chosen = yaml.safe_load((BASE / "kustomization.yaml").read_text())["images"][0]
     image = f"{chosen['newName']}:{chosen['newTag']}"
-    containers = [pod["containers"][0] for _, pod in pods(job)] + job["submitterPodTemplate"]["spec"]["containers"]
-    assert {container["image"] for container in containers} == {image}
+    assert {container["image"] for _, pod in pods(job) for container in pod["containers"]} == {image}
     assert yaml.safe_load((CLUSTER / "aws.yaml").read_text())["docker"]["image"] == image
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned and job["rayClusterSpec"]["rayVersion"] == pinned[1]
-    assert f"ARG RAY_IMAGE=rayproject/ray:{pinned[1]}-" in (ROOT / "Dockerfile").read_text()
+    base = re.search(r"^ARG RAY_IMAGE=(rayproject/ray:(\S+)-py\d+)-\w+$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert base and base[2] == pinned[1]
+    (submitter,) = job["submitterPodTemplate"]["spec"]["containers"]
+    assert submitter["image"] == f"{base[1]}-cpu", "20 GB of GPU libraries for a pod that only submits"
 
 
 def test_the_groups_offer_what_the_recipe_asks_for(rendered: dict[str, Any], job: dict[str, Any]) -> None:
@@ -180,7 +197,10 @@ def test_the_groups_offer_what_the_recipe_asks_for(rendered: dict[str, Any], job
     def placed(wanted: dict[str, float]) -> int:
         return sum(kind["max_workers"] * holds(kind, wanted) for kind in types.values())
 
-    assert placed(model) >= max(settings.embed_workers, settings.score_workers, on_cluster(rendered).train.workers)
+    chosen = on_cluster(rendered)
+    assert placed(model) >= max(settings.embed_workers, settings.score_workers)
+    assert not settings.gpus_per_worker or chosen.train.workers == settings.score_workers, "GPUs that are paid for idle"
+    assert placed(model) >= chosen.train.workers
     assert placed(asking) >= settings.translate_workers
     assert placed({"CPU": 1}) >= (settings.map_workers or 0)
     if len(types) > 2 and settings.gpus_per_worker:  # groups of their own
@@ -213,6 +233,66 @@ def test_the_bucket_s_policy_grants_what_the_code_needs_and_no_more() -> None:
     assert len(written) == 1 and not any("raw" in resource for resource in written[0]["Resource"])
 
 
+def calls_to_ec2(monkeypatch: pytest.MonkeyPatch, cluster: str) -> list[tuple[str, dict[str, Any]]]:
+    """What Ray's provider asks of EC2 as a node starts, is looked at and ends."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+    really = BaseClient._make_api_call
+
+    def record(client: BaseClient, name: str, parameters: dict[str, Any]) -> Any:
+        asked.append((f"{client.meta.service_model.service_name}:{name}", parameters))
+        return really(client, name, parameters)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    mocked = mock_aws()
+    mocked.start(reset=False)  # else the bucket of other tests goes
+    try:
+        subnets = boto3.client("ec2", "us-east-1").describe_subnets()["Subnets"]
+        machine = {"ImageId": "ami-0", "InstanceType": "m7i.xlarge", "SubnetIds": [subnets[0]["SubnetId"]]}
+        monkeypatch.setattr(BaseClient, "_make_api_call", record)
+        ec2 = AWSNodeProvider({"region": "us-east-1", "cache_stopped_nodes": False}, cluster)
+        ec2.create_node(machine, {"ray-node-kind": "worker"}, 1)
+        nodes = ec2.non_terminated_nodes({})
+        ec2.set_node_tags(nodes[0], {"ray-node-status": "up-to-date"})
+        ec2.terminate_nodes(nodes)
+    finally:
+        mocked.stop(remove_data=False)
+    return asked
+
+
+def test_the_head_on_ec2_may_do_what_ray_s_provider_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    statements = json.loads((CLUSTER / "ec2-head-policy.json").read_text())["Statement"]
+    asked = calls_to_ec2(monkeypatch, raw["cluster_name"])
+    granted = {action for statement in statements for action in statement["Action"]}
+    assert granted == {name for name, _ in asked} | {"iam:PassRole"}, "the workers' instance profile needs the last"
+    started = next(parameters for name, parameters in asked if name == "ec2:RunInstances")
+    tags = {tag["Key"]: tag["Value"] for tag in started["TagSpecifications"][0]["Tags"]}
+    ended = next(one for one in statements if "ec2:TerminateInstances" in one["Action"])
+    assert ended["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": tags["ray-cluster-name"]}}
+    passed = next(one["Resource"] for one in statements if one["Action"] == ["iam:PassRole"])
+    machines = {name: kind["node_config"] for name, kind in raw["available_node_types"].items()}
+    workers = {machine["IamInstanceProfile"]["Name"] for name, machine in machines.items() if name != "head"}
+    assert {passed.rsplit("/", 1)[1]} == workers, "the head's own role is not for it to give"
+
+
+def test_the_command_on_aws_uses_the_nodes_it_pays_for() -> None:
+    raw = (CLUSTER / "aws.yaml").read_text()
+    lines = [line.removeprefix("#").strip(" \\") for line in raw.splitlines() if line.startswith("#")]
+    given = [word for word in " ".join(lines).split() if re.match(r"(runtime|train)\.\w+=", word)]
+    chosen = recipe.read(BASE / "recipe.yaml", given, environment={})
+    types = yaml.safe_load(raw)["available_node_types"]
+    gpus = types["gpu"]["max_workers"] * types["gpu"]["resources"]["GPU"]
+    settings = chosen.runtime
+    assert {settings.embed_workers, settings.score_workers, chosen.train.workers} == {gpus}
+    assert settings.cpus_per_worker == types["gpu"]["resources"]["CPU"], "taken whole"
+    cpu = {name: types["cpu"]["max_workers"] * amount for name, amount in types["cpu"]["resources"].items()}
+    assert settings.translate_workers <= cpu["fanout"] and (settings.map_workers or 0) <= cpu["CPU"]
+    lines = [line for line in (BASE / "runtime.env").read_text().splitlines() if line.startswith("RECIPE")]
+    kubernetes = recipe.read(BASE / "recipe.yaml", environment=dict(line.split("=", 1) for line in lines)).runtime
+    assert settings.model_copy(update={"map_workers": kubernetes.map_workers}) == kubernetes
+
+
 def test_ray_s_launcher_accepts_the_cluster_on_aws() -> None:
     raw = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
     made = prepare_config(raw)
@@ -227,6 +307,8 @@ def test_ray_s_launcher_accepts_the_cluster_on_aws() -> None:
         assert types[name]["resources"]["CPU"] <= MACHINES[machine["InstanceType"]][0]
     started = [raw[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker")]
     assert not any("export GEMINI_API_KEY=" in command for command in started), "it would hide that there is none"
+    assert all("unset OMP_NUM_THREADS && " in one.split("ray start")[0] for one in started), "the launcher exports 1"
+    assert not made["head_setup_commands"] + made["worker_setup_commands"], "all is in the image"
     assert "--dashboard-host=127.0.0.1" in raw["head_start_ray_commands"][-1]
     assert "--env RAY_AUTH_MODE=token" in raw["docker"]["run_options"]
     assert list(raw["file_mounts"]) == ["/home/ray/.ray/auth_token"]
@@ -246,6 +328,22 @@ def test_the_image_has_no_secret_no_root_and_a_small_context() -> None:
     copied = {item for name, rest in found if name == "COPY" and "--from" not in rest for item in rest.split()[1:-1]}
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == let_in and all((ROOT / item).exists() for item in copied)
+
+
+def test_both_images_are_imported_as_they_are_built_and_vllm_keeps_our_pins(tmp_path: Path) -> None:
+    found = instructions()
+    stages = [place for place, (name, _) in enumerate(found) if name == "FROM"]
+    app, vllm = found[stages[1] : stages[2]], found[stages[2] : stages[3]]
+    assert ("RUN", HEALTH) in app and not any(name == "HEALTHCHECK" for name, _ in found)
+    refusal, install = (rest for name, rest in vllm if name == "RUN")
+    assert install.endswith(f"-c vllm-constraints.txt && {HEALTH}")
+    for index, code in (("", 0), ("https://example.com/cu129", 1)):
+        done = subprocess.run(["bash", "-euc", refusal], env={"TORCH_INDEX": index}, capture_output=True)
+        assert done.returncode == code
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
+    subprocess.run(["bash", "-euc", install.split(" && ")[0]], cwd=tmp_path, check=True)
+    pins = (tmp_path / "vllm-constraints.txt").read_text()
+    assert "\nray==" in pins and "\ntransformers==" not in pins
 
 
 def test_the_list_of_dependencies_is_the_project_s_with_its_pins(tmp_path: Path) -> None:
@@ -270,6 +368,14 @@ def test_the_dashboard_shows_the_counters_that_workers_keep() -> None:
     assert listed
     kept = {*telemetry.NAMES, *(f"gemini_{name}" for name in re.findall(r"\w+", listed[1]))}
     assert set(re.findall(r"ray_(\w+)_total", asked)) == kept
+    assert asked.count("_total{") == asked.count('ray_io_cluster=~"$cluster"') == asked.count("_total")
+    assert "rate(" in asked and "[1m]" not in asked, "shorter than two scrapes of Prometheus' default"
+    monitor = yaml.safe_load((CLUSTER / "kuberay" / "pod-monitor.yaml").read_text())["spec"]
+    assert monitor["selector"] == {"matchLabels": {"ray-pipeline/role": "node"}}
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["relabelings"][0]["targetLabel"] == "ray_io_cluster"
+    head = yaml.safe_load((BASE / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert endpoint["port"] in {port["name"] for port in head["template"]["spec"]["containers"][0]["ports"]}
     assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
 
 
@@ -288,9 +394,9 @@ def test_the_image_s_pip_steps_make_an_environment_in_which_everything_imports(t
                 shutil.copytree(ROOT / item, place / item) if (ROOT / item).is_dir() else shutil.copy(
                     ROOT / item, place
                 )
-        if name == "RUN":
+        if name == "RUN" and rest != HEALTH:
             subprocess.run(["bash", "-euc", rest], cwd=place, env=environment, check=True)
-    command = json.loads(next(rest for name, rest in instructions() if name == "HEALTHCHECK").split("CMD ")[1])
+    command = ["bash", "-euc", HEALTH]  # from a folder without the sources, as in the image
     told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     said = [line.split()[0] for line in told.splitlines()]  # DeepSpeed may have a warning among them
     assert [name for name in said if name in health.PACKAGES] == list(health.PACKAGES)

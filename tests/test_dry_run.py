@@ -267,6 +267,11 @@ def test_the_plan_names_rows_and_stages_and_writes_nothing(make: Any, tmp_path: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_band_that_hardly_any_target_lies_in_is_said(make: Any, tmp_path: Path) -> None:
+    recipe = make(embed__model="models/e5-small", negatives__hard_per_positive=1)
+    assert "negatives.hard_max_similarity 0.7" in dry_run.describe([recipe], str(tmp_path / "work"), "split")
+
+
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 def test_of_many_rows_a_sample_tells_about_all(
     make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
@@ -296,6 +301,13 @@ def test_of_many_rows_a_sample_tells_about_all(
     assert tally.sampled and tally.kept.total() + tally.refused.total() == rows
     assert tally.languages["fr"] == pytest.approx(2 * tally.languages["en"], rel=0.1)
     assert dry_run.SAMPLED in dry_run.describe([recipe], str(tmp_path / "work"), "split")
+
+
+def test_rows_without_ids_are_named_as_ingest_names_them(make: Any) -> None:
+    recipe = make(data__columns__id=None)
+    [file] = ingest._files(recipe)
+    ingested = [row["pair_id"] for row in ingest._rows(rawfiles.whole(file), recipe)]
+    assert [row["pair_id"] for row, _ in dry_run._pairs(recipe, {})] == ingested
 
 
 def test_of_a_large_artifact_some_shards_tell_about_all(

@@ -1,6 +1,7 @@
 """Records to pairs: the competition's format, every reason to refuse one, identity."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,38 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, make_recipe: Mak
     assert storage._known_hash.cache_info().misses == before.misses
     path.write_text("{ }")
     assert ingest.config(recipe) != first
+
+
+def test_a_command_sees_the_same_files_however_often_it_plans(tmp_path: Path, make_recipe: Make) -> None:
+    recipe = make_recipe(data__train=[str(tmp_path / "*.txt")])
+    (tmp_path / "b.txt").write_text("{}")
+    with rawfiles.seen_once():
+        first = ingest.config(recipe)
+        (tmp_path / "a.txt").write_text("{}")
+        (tmp_path / "b.txt").write_text("{ }")
+        with rawfiles.seen_once():
+            assert ingest.config(recipe) == first
+        assert ingest.config(recipe) == first
+    assert len(ingest.config(recipe)["files"]) == 2
+
+
+def test_files_that_change_while_they_are_read_stop_the_run(tmp_path: Path, make_recipe: Make) -> None:
+    one, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    one.write_text("{}")
+    other.write_text("{}")
+    recipe = make_recipe(data__train=[str(tmp_path / "*.txt")])
+    with rawfiles.seen_once():
+        planned, files = ingest.config(recipe)["files"], ingest._files(recipe)
+        os.utime(other, (1, 1))
+        ingest._expect_unchanged(files, planned)
+        other.write_text('{"id": 1}')
+        with pytest.raises(InputError, match=rf"^{other}: raw files changed while they were read: run the same"):
+            ingest._expect_unchanged(files, planned)
+        other.unlink()
+        with pytest.raises(InputError, match=rf"^{other}: raw files changed"):
+            ingest._expect_unchanged(files, planned)
+    with pytest.raises(InputError, match="^raw files changed"):
+        ingest._expect_unchanged(ingest._files(recipe), planned)
 
 
 def test_identity_is_the_content_and_the_columns_not_the_place(tmp_path: Path, make_recipe: Make) -> None:

@@ -230,7 +230,7 @@ def test_what_is_no_artifact_is_named(mined: Artifact, tmp_path: Path, capsys: A
     shard.write_bytes(whole)
     storage.write_parquet(str(shard), pa.Table.from_pylist(rows()[:2], schema=tables.PAIRS))
     assert "holds 2 rows, its manifest says 18" in said(mined.url)
-    (Path(mined.url) / MANIFEST).write_text("{}")
+    (Path(mined.url) / MANIFEST).write_text("{")
     assert MANIFEST in said(mined.url) and "is damaged" in said(mined.url)
     (Path(mined.url) / MANIFEST).unlink()
     assert f"holds no {MANIFEST}" in said(mined.url)

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
-from benchmarks.heads import PATIENCE, Head, running
+from benchmarks.ray_head import PATIENCE, Head, running
 from ray_pipeline import artifact, pipeline
 
 from . import pipeline_recipe

@@ -3,6 +3,7 @@
 import datetime
 import json
 import zipfile
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import outputs, rawfiles, tables
+from ray_pipeline import outputs, rawfiles, run_folder, storage, tables
+from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Finished
@@ -138,6 +140,24 @@ def test_predictions_are_found_by_id_and_by_nothing_like_it(
     assert not outputs._submission(finished, "test").large
     monkeypatch.setattr(outputs, "MANY_ROWS", 1999)
     assert outputs._submission(finished, "test").large
+
+
+def test_the_record_names_what_was_made_compared_and_taken(tmp_path: Path, csv_recipe: Recipe) -> None:
+    mine, variant, donor = (run(tmp_path / name, csv_recipe, {"10": 0}) for name in ("mine", "variant", "donor"))
+    found = run_folder.record([(replace(mine, others=[donor, donor]), variant)])
+    own = {"evaluate": "f0"}
+    assert found.made == {csv_recipe.name: run_folder.Made(own, own, ["evaluate/f0"])}
+    storage.write_bytes(str(tmp_path / "out" / "run.json"), run_folder.dumps(found))
+    assert run_folder.recorded(str(tmp_path / "out")) == found
+
+
+def test_a_recipe_is_read_as_it_ran(tmp_path: Path, csv_recipe: Recipe) -> None:
+    folder, name = str(tmp_path / "out"), run_folder.recipe_file(csv_recipe.name)
+    storage.write_bytes(f"{folder}/{name}", recipes.dump(csv_recipe).encode())
+    assert run_folder.recorded_recipes(folder, None) == [csv_recipe]
+    storage.write_bytes(f"{folder}/{name}", b"a: [")
+    with pytest.raises(InputError, match=f"{name}: is missing or damaged"):
+        run_folder.recorded_recipes(folder, None)
 
 
 def test_two_recipes_of_one_task_have_no_submission(tmp_path: Path, csv_recipe: Recipe) -> None:

@@ -34,7 +34,9 @@ def test_every_stage_accounts_for_every_row(finished: dict[str, Any]) -> None:
         assert manifest.rows_in == manifest.rows_out + manifest.rows_rejected, stage
         rejected = item.rejected()
         assert (rejected.num_rows if rejected else 0) == manifest.rows_rejected, stage
-        assert set(manifest.inputs) == set(next(s for s in pipeline.STAGES if s.name == stage).reads)
+        known = next(s for s in pipeline.STAGES if s.name == stage)
+        assert set(manifest.inputs) == set(known.reads)
+        assert manifest.extra["schema_version"] == known.schema_version and manifest.created
 
 
 def test_every_table_has_its_schema_and_unique_ids(finished: dict[str, Any]) -> None:
@@ -142,6 +144,9 @@ def test_dry_run_says_what_is_done_and_to_do_and_runs_nothing(
     said = capsys.readouterr().out
     status = {line.split()[0]: line.split()[1] for line in said.splitlines() if " done " in line or " to do " in line}
     assert status["split"] == "done" and status["translate"] == "to" and status["train"] == "to"
+    before_it = {name: artifact(finished, name).manifest.fingerprint for name in ("translate", "train")}
+    assert f"differs from {before_it['translate']} in config." in said
+    assert f"differs from {before_it['train']} in its input encode" in said
     assert "USD" in said and "requests" in said
     assert storage.list_files(str(finished["folder"])) == before
 

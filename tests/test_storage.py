@@ -161,6 +161,23 @@ def test_append(tmp_path: Path) -> None:
     assert path.read_bytes() == b"a\nb\n"
 
 
+def test_folders(place: str) -> None:
+    assert storage.folders(place) == []
+    for name in ("b/x", "a/y/z", "c"):
+        storage.write_bytes(storage.join(place, name), b"")
+    assert storage.folders(place) == [storage.join(place, "a"), storage.join(place, "b")]
+
+
+def test_a_folder_that_pyarrow_makes_leaves_those_above_alone(s3_bucket: str) -> None:
+    import boto3
+
+    place = uuid.uuid4().hex
+    storage.write_bytes(f"s3://{s3_bucket}/{place}/work/train/curves", b"")
+    s3.pyarrow_client().create_dir(f"{s3_bucket}/{place}/work/train/run", recursive=True)
+    found = boto3.client("s3").list_objects_v2(Bucket=s3_bucket, Prefix=place)["Contents"]
+    assert [one["Key"] for one in found] == [f"{place}/work/train/curves", f"{place}/work/train/run/"]
+
+
 def test_list_files(place: str) -> None:
     names = ["b.txt", "a.txt", "sub/c.txt", "sub/deeper/d.txt"]
     for name in names:
@@ -503,7 +520,7 @@ def test_a_refused_permission_is_named_with_the_remedy(
     url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/part.parquet"
     storage.write_parquet(url, TABLE)
     faulty.fault = lambda environ: ACCESS_DENIED if environ["REQUEST_METHOD"] == method else None
-    with pytest.raises(StorageError, match=f"{permission} on this bucket") as caught:
+    with pytest.raises(StorageError, match=f"{permission} on this bucket.*kms:Decrypt on that key") as caught:
         attempt(url)
     assert str(caught.value).startswith(f"{url}: cannot {action} it: ")
     assert "AWS_PROFILE" in str(caught.value)

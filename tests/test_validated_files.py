@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from ray_pipeline import artifact, pipeline, recipe, tables
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.validation import command, files, kept, rows
+from ray_pipeline.validation import command, files, rows, side_files
 from ray_pipeline.validation.check import Checks
 from ray_pipeline.validation.files import Table
 from tests import made
@@ -96,8 +96,8 @@ def looked(run: Run, chosen: recipe.Recipe) -> Checks:
     checks = Checks()
     found = {stage: Table(run[stage], run[stage].shards, tables.PAIRS) for stage in ("train", "evaluate")}
     for stage, table in found.items():
-        kept.look(stage, table, chosen, checks)
-    kept.look_at_outputs(str(output(run, "")), [(chosen, found)], checks.outputs)
+        side_files.look(stage, table, chosen, checks)
+    side_files.look_at_outputs(str(output(run, "")), [(chosen, found)], checks.outputs)
     return checks
 
 
@@ -130,7 +130,7 @@ def test_every_fold_has_its_adapter(run: Run, tmp_path: Path) -> None:
     training = run["train"].manifest.fingerprint
     made.adapter(f"{run['train'].url}/fold-0/adapter", chosen, f"{training}-fold-0")
     checks = Checks()
-    kept.look("train", Table(run["train"], run["train"].shards, tables.CURVES), chosen, checks)
+    side_files.look("train", Table(run["train"], run["train"].shards, tables.CURVES), chosen, checks)
     assert checks.adapters.examined == 2 and checks.adapters.violations == 1
     assert "fold-1/adapter: holds no relevance.json" in checks.adapters.shown[0]
 

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import artifact, evaluate, ingest, outputs, pipeline, recipe, tables
+from ray_pipeline import artifact, evaluate, ingest, outputs, pipeline, recipe, run_folder, status, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.embed.model import LENGTH_TOLERANCE
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Finished
-from ray_pipeline.validation import command, joined
+from ray_pipeline.validation import buckets, command
+from ray_pipeline.validation.buckets import Buckets, Entries
 from ray_pipeline.validation.check import FAILED, PASSED, Check, Checks
-from ray_pipeline.validation.joined import Buckets, Entries
 from tests import made
 
 Row = dict[str, Any]
@@ -385,7 +385,7 @@ def test_a_stage_that_is_not_finished_leaves_the_others_checked(run: dict[str, A
     [
         (["{folder}/nothing"], "report.html"),
         (["{folder}/nothing.yaml"], "cannot be read"),
-        (["{folder}/empty"], "shows no recipe"),
+        (["{folder}/empty"], "holds no recipe-<name>.yaml"),
         (["{folder}/empty", "{folder}/run.yaml"], "alone"),
     ],
 )
@@ -405,12 +405,54 @@ def test_a_working_folder_that_holds_nothing_of_a_run_is_named(
         assert f"nothing of this run in {tmp_path}/elsewhere: name its --workdir" in said.err and not said.out
 
 
-def test_the_working_folder_is_the_one_that_the_run_has_left_word_of(tmp_path: Path) -> None:
-    assert command.recorded(str(tmp_path)) == "runs/work"
-    (tmp_path / "metrics.json").write_text('{"tasks": {}, "workdir": "/elsewhere/work"}')
-    assert command.recorded(str(tmp_path)) == "/elsewhere/work"
-    (tmp_path / "metrics.json").write_text("[]")
-    assert command.recorded(str(tmp_path)) == "runs/work"
+@pytest.mark.parametrize("fate", ["more rows", "archived"])
+def test_a_run_is_found_by_its_record_whatever_has_become_of_its_raw_files(
+    run: dict[str, Artifact], whole: Path, tmp_path: Path, capsys: Any, fate: str
+) -> None:
+    file, out = tmp_path / "out" / "recipe-by-hand.yaml", str(tmp_path / "out")
+    file.write_text(file.read_text().replace(str(whole), str(tmp_path)))
+    for raw_file in (tmp_path / f"{name}.txt" for name in ("train", "dev", "test")):
+        if fate == "archived":
+            raw_file.unlink()
+        else:
+            raw_file.write_text(raw_file.read_text() + "\n" + json.dumps(raw(999, 1)))
+    place = ["--workdir", str(tmp_path / "work")]
+    assert command.run("d", [out, *place]) == 0
+    said = capsys.readouterr()
+    assert said.out.count(PASSED) == len(list(Checks())) and "by-hand: the raw files have changed" in said.err
+    assert status.run("d", [out, *place]) == 0
+    assert f"by-hand (QC): {len(run)} done" in capsys.readouterr().out
+    (tmp_path / "out" / "run.json").unlink()
+    assert command.run("d", [out, *place]) == 1
+    assert "out/run.json is missing or damaged" in capsys.readouterr().err
+
+
+def test_a_record_names_the_working_folder(run: dict[str, Artifact], whole: Path, tmp_path: Path, capsys: Any) -> None:
+    assert command.run("d", [str(tmp_path / "out")]) == 0
+    found = run_folder.recorded(str(tmp_path / "out"))
+    assert found and found.workdir == str(whole / "work")
+    assert found.made["by-hand"].artifacts == {name: one.manifest.fingerprint for name, one in run.items()}
+
+
+def test_nothing_of_an_earlier_run_stays_beside_a_report_without_it(run: dict[str, Artifact], tmp_path: Path) -> None:
+    """Two recipes of one task have no submission."""
+    assert (tmp_path / "out" / "submission.zip").exists()
+    finished = Finished(recipe.read(tmp_path / "run.yaml", environment={}), run, frozenset())
+    outputs.write([(finished, None), (finished, None)], str(tmp_path / "out"), "the command")
+    assert not list((tmp_path / "out").glob("*.zip"))
+
+
+def test_a_config_that_gives_another_fingerprint_is_named(run: dict[str, Artifact], tmp_path: Path) -> None:
+    item = run["split"].manifest
+    [stage] = [one for one in pipeline.STAGES if one.name == "split"]
+    extra = item.extra | {"schema_version": stage.schema_version}
+    manifest(run["split"], extra=extra)
+    found = run_folder.recorded(str(tmp_path / "out"))
+    chosen = recipe.read(tmp_path / "run.yaml", environment={})
+    assert command.check([chosen], str(tmp_path / "work"), None, found).manifests.result == PASSED
+    manifest(run["split"], extra=extra, config=item.config | {"seed": 99})
+    checks = command.check([chosen], str(tmp_path / "work"), None, found)
+    assert "its config and inputs give the fingerprint" in checks.manifests.shown[0]
 
 
 def test_a_damaged_manifest_is_named(run: dict[str, Artifact], tmp_path: Path, capsys: Any) -> None:
@@ -424,47 +466,47 @@ def test_a_damaged_manifest_is_named(run: dict[str, Artifact], tmp_path: Path, c
 
 
 def entries(keys: list[str | None], kinds: list[str], url: str = "f", start: int = 0) -> Entries:
-    piece = joined.Slice(url, start, pa.table({"x": pa.array(range(len(keys)))}))
+    piece = buckets.Slice(url, start, pa.table({"x": pa.array(range(len(keys)))}))
     return Entries(piece, keys, pa.array(kinds, pa.string()))
 
 
 def test_rows_of_a_key_meet_in_one_bucket_however_many_there_are() -> None:
     keys = [f"k{i % 500}" for i in range(2000)]
-    with Buckets(2000, bucket_rows=100) as buckets:
+    with Buckets(2000, bucket_rows=100) as filled:
         for start in range(0, 2000, 300):
             part = keys[start : start + 300]
-            buckets.add(entries(part, ["a"] * len(part), f"file {start}", start))
-        found = [table.column("key").to_pylist() for table in buckets]
+            filled.add(entries(part, ["a"] * len(part), f"file {start}", start))
+        found = [table.column("key").to_pylist() for table in filled]
     assert len(found) == 20 and sorted(chain.from_iterable(found)) == sorted(keys)
     assert sum(len(set(bucket)) for bucket in found) == 500
     assert max(map(len, found)) < 300
 
 
 def test_there_are_no_more_buckets_than_files_may_be_open() -> None:
-    with Buckets(10**10, bucket_rows=1) as buckets:
-        buckets.add(entries(["a", "b"], ["x", "y"]))
-        assert sorted(map(len, buckets))[-2:] == [1, 1]
-        assert len(list(buckets)) == joined.MOST_BUCKETS
+    with Buckets(10**10, bucket_rows=1) as filled:
+        filled.add(entries(["a", "b"], ["x", "y"]))
+        assert sorted(map(len, filled))[-2:] == [1, 1]
+        assert len(list(filled)) == buckets.MOST_BUCKETS
 
 
 @pytest.mark.parametrize("bucket_rows", [3, 1000])
 def test_what_is_found_does_not_depend_on_the_size_of_a_bucket(bucket_rows: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(joined, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(buckets, "BUCKET_ROWS", bucket_rows)
     check = Check("divided")
     parts = [
         entries(["a", "b", None, "c"], ["train", "train", "x", "tune"], "one"),
         entries(["a", "b", None], ["train", "tune", "y"], "two", start=10),
     ]
-    joined.judge(check, 7, parts, joined.divided)
+    buckets.judge(check, 7, parts, buckets.divided)
     assert check.examined == 5 and check.violations == 1
     assert check.shown == ["one, row 1: 'b' stands in several places: train here; tune in two, row 11"]
     for wanted, violations in ((["train"], 1), (["train", "tune"], 2)):
         check = Check("kinds")
-        joined.judge(check, 7, parts, joined.of_every_kind(wanted))
+        buckets.judge(check, 7, parts, buckets.of_every_kind(wanted))
         assert check.violations == violations, wanted
 
 
 def test_many_violations_are_counted_and_few_are_shown() -> None:
     check = Check("ids")
-    joined.judge(check, 200, [entries([f"k{i % 100}" for i in range(200)], ["a"] * 200)], joined.repeated)
+    buckets.judge(check, 200, [entries([f"k{i % 100}" for i in range(200)], ["a"] * 200)], buckets.repeated)
     assert check.violations == 100 and len(check.shown) == 20

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_pipeline import storage, tables
+from ray_pipeline import artifact, storage, tables
 from ray_pipeline.annotation.sampling import Candidate
 from ray_pipeline.annotation.sheets import Column, Line, clean
 from ray_pipeline.artifact import Artifact
@@ -95,8 +95,7 @@ def annotator(url: str) -> str:
 
 def folder(audited: Artifact) -> str:
     """Where the answers on an audit are kept: beside it, in the working folder."""
-    workdir = audited.url.rstrip("/").rsplit("/", 2)[0]
-    return storage.join(workdir, "annotations", audited.manifest.fingerprint)
+    return storage.join(artifact.workdir_of(audited.url), "annotations", audited.manifest.fingerprint)
 
 
 def store(audited: Artifact, annotator: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -88,11 +88,12 @@ def _csv(columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> bytes:
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow([column.name for column in columns])
-    writer.writerows([_guarded(row.get(column.name, "")) for column in columns] for row in rows)
+    writer.writerows([guarded(row.get(column.name, "")) for column in columns] for row in rows)
     return file.getvalue().encode("utf-8-sig")  # with its mark, spreadsheets know that it is UTF-8
 
 
-def _guarded(text: str) -> str:
+def guarded(text: str) -> str:
+    """A cell of CSV that no spreadsheet takes for anything but text."""
     return f"'{text}" if _in_danger(text) else text
 
 

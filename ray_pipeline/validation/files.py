@@ -72,6 +72,9 @@ def _look_at_manifest(step: Step, found: Artifact, check: Check) -> None:
         ("shards", sorted(manifest.shards), artifact.present_shards(found.url)),
     ):
         check.demand(value == wanted, place, f"{name} is {value}, but {wanted} by recipe and folder")
+    if "schema_version" in manifest.extra:
+        own = artifact.fingerprint(manifest.stage, manifest.extra["schema_version"], manifest.config, manifest.inputs)
+        check.demand(own == step.fingerprint, place, f"its config and inputs give the fingerprint {own}")
 
 
 def _rows(url: str, check: Check) -> int | None:

@@ -1,44 +1,71 @@
 """A submission against the raw files and the predictions: the input's rows, in their order, each as evaluated."""
 
 import json
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from ray_pipeline import outputs, rawfiles, reading, storage
-from ray_pipeline.errors import CorruptArtifactError
+from ray_pipeline import ingest, rawfiles, reading, storage
+from ray_pipeline.artifact import Manifest
+from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
 from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.reading import SLICE_ROWS, Slice
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.run_folder import SUBMISSIONS
 from ray_pipeline.submission import verify_submission
+from ray_pipeline.validation.buckets import Entries, divided, judge
 from ray_pipeline.validation.check import Check
 from ray_pipeline.validation.files import Table
-from ray_pipeline.validation.joined import Entries, divided, judge
+
+Evaluated = tuple[Recipe, Table, bool]
+"""A recipe, its evaluation, and whether the raw files are still those that it was made from."""
 
 
-def look(folder: str, evaluated: Sequence[tuple[Recipe, Table]], check: Check) -> None:
-    """Check the submissions in a run's output folder; two recipes of one task have none in common."""
-    if len({recipe.task for recipe, _ in evaluated}) < len(evaluated):
+def look(folder: str, runs: Sequence[tuple[Recipe, Mapping[str, Table]]], check: Check) -> None:
+    """Check the submissions in a run's output folder; two recipes of one task have none in common.
+
+    Where the raw files have changed since, or are gone, their rows are not looked at, which is said.
+    """
+    if len({recipe.task for recipe, _ in runs}) < len(runs):
         return
-    for split, name in outputs.SUBMISSIONS.items():
-        chosen = [(recipe, table) for recipe, table in evaluated if getattr(recipe.data, split)]
+    evaluated = [(recipe, run["evaluate"], _same_files(recipe, run["ingest"].manifest)) for recipe, run in runs]
+    for recipe, _, same in evaluated:
+        if not same:
+            print(
+                f"{recipe.name}: the raw files have changed since the run, or cannot be read: the submission is not "
+                "compared with them",
+                file=sys.stderr,
+            )
+    for split, name in SUBMISSIONS.items():
+        chosen = [one for one in evaluated if getattr(one[0].data, split)]
         if chosen:
             _look_at(storage.join(folder, name), split, chosen, check)
 
 
-def _look_at(url: str, split: str, chosen: Sequence[tuple[Recipe, Table]], check: Check) -> None:
+def _same_files(recipe: Recipe, ingested: Manifest) -> bool:
+    try:
+        return bool(ingest.STAGE.config(recipe)["files"] == ingested.config["files"])
+    except (InputError, StorageError):
+        return False
+
+
+def _look_at(url: str, split: str, chosen: Sequence[Evaluated], check: Check) -> None:
     try:
         with storage.open_read(url) as file:
-            verify_submission(file, {recipe.task: _ids(recipe, split) for recipe, _ in chosen})
+            ids: dict[str, Iterator[Any] | None] = {
+                recipe.task: _ids(recipe, split) if same else None for recipe, _, same in chosen
+            }
+            verify_submission(file, ids)
     except FileNotFoundError:
         check.demand(False, url, "is missing; run the recipe's command again")
         return
     except CorruptArtifactError as error:
         check.demand(False, url, str(error))
         return
-    for recipe, table in chosen:
+    for recipe, table, _ in chosen:
         judge(check, 2 * table.manifest.rows_out, _predictions(url, split, recipe, table), divided)
 
 

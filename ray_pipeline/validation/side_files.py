@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ray_pipeline import evaluate, folds, problems, storage
+from ray_pipeline import evaluate, folds, problems, run_folder, storage
 from ray_pipeline.errors import CorruptArtifactError, ModelError
 from ray_pipeline.evaluate import Evaluation
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report.index import METRICS, RunFigures, TaskFigures
+from ray_pipeline.report.index import RunFigures, TaskFigures
+from ray_pipeline.run_folder import METRICS
 from ray_pipeline.scoring.decided import Decided
-from ray_pipeline.train import card, saved
+from ray_pipeline.train import adapter_check, card
 from ray_pipeline.validation.check import Check, Checks, short
 from ray_pipeline.validation.files import Table
 
@@ -55,7 +56,7 @@ def _problem(url: str, fingerprint: str) -> str | None:
         with tempfile.TemporaryDirectory() as copies:
             folder = storage.local_folder(url, Path(copies))
             json.loads((folder / ADAPTER_CONFIG).read_bytes())
-            saved.verify_adapter(folder)
+            adapter_check.verify_adapter(folder)
     except (ModelError, OSError, SafetensorError, ValueError) as error:
         return str(error).removeprefix(f"{url}: ")
     return None if said == fingerprint else f"it is of the training {said}, this one is {fingerprint}"
@@ -76,7 +77,7 @@ def look_at_outputs(folder: str, runs: Sequence[tuple[Recipe, Mapping[str, Table
     metrics = _read(place, RunFigures, check) if done else None
     for recipe, run in done:
         evaluation = _evaluation(run["evaluate"])
-        _look_at_decision(storage.join(folder, f"decision-{recipe.name}.json"), recipe, run, evaluation, check)
+        _look_at_decision(storage.join(folder, run_folder.decision_file(recipe.name)), recipe, run, evaluation, check)
         if metrics is not None and evaluation is not None:
             _look_at_figures(place, metrics, recipe, evaluation, check)
 

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from ray_pipeline import reading
 from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.text import normalise
+from ray_pipeline.validation.buckets import Entries, divided, judge, of_every_kind, repeated, rooted
 from ray_pipeline.validation.check import Check, Checks
 from ray_pipeline.validation.files import Table
-from ray_pipeline.validation.joined import Entries, divided, judge, of_every_kind, repeated, rooted
 from ray_pipeline.validation.rows import NEGATIVE
 
 Run = Mapping[str, Table]

@@ -1,0 +1,67 @@
+"""Rows worth a person's look: what the model got wrong on holdout, and what it is least sure of among rows to predict.
+
+As one CSV that a spreadsheet opens. Neither kind is a sample by chance: no share of right answers can be told from it.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_pipeline import scored
+from ray_pipeline.annotation import sheets
+from ray_pipeline.artifact import Artifact
+
+MOST_MISTAKES = 5000
+"""Those that the model was surest of."""
+MOST_UNSURE = 100
+"""Of each language, those nearest to their threshold."""
+MISTAKE, UNSURE = "mistake on holdout", "unsure"
+OWN = ("pair_id", "part", "probability", "threshold", "prediction")
+TEXTS = ("pair_id", "language", "query", "query_en", "target", "label")
+COLUMNS = (
+    "why", "pair_id", "language", "query", "query_en", "target", "label", "prediction", "probability", "threshold",
+)  # fmt: skip
+
+
+def sheet(run: Mapping[str, Artifact]) -> bytes:
+    """The CSV of a finished run: mistakes, the surest first, then the least sure of each language."""
+    kept: dict[str, list[pa.Table]] = {MISTAKE: [], UNSURE: []}
+    for rows in scored.joined(run["dedupe"], run["evaluate"], TEXTS, OWN):
+        kept = {MISTAKE: [_mistakes(kept[MISTAKE], rows)], UNSURE: [_unsure(kept[UNSURE], rows)]}
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    for why, tables in kept.items():
+        for row in (row | {"why": why} for table in tables for row in table.to_pylist()):
+            writer.writerow([_cell(row[name]) for name in COLUMNS])
+    return file.getvalue().encode("utf-8-sig")  # with its mark, spreadsheets know that it is UTF-8
+
+
+def _mistakes(before: list[pa.Table], rows: pa.Table) -> pa.Table:
+    """The surest of those so far and of some more rows."""
+    wrong = rows.filter((pc.field("part") == "holdout") & (pc.field("label") != pc.field("prediction")))
+    off = pc.abs(pc.subtract(wrong.column("probability"), wrong.column("label").cast(pa.float32())))
+    found = pa.concat_tables([*before, wrong.append_column("off", off)])
+    return found.sort_by([("off", "descending"), ("pair_id", "ascending")]).slice(0, MOST_MISTAKES)
+
+
+def _unsure(before: list[pa.Table], rows: pa.Table) -> pa.Table:
+    """The nearest to their thresholds, in each language, of those so far and of some more rows."""
+    some = rows.filter(pc.field("label").is_null())
+    off = pc.abs(pc.subtract(some.column("probability"), some.column("threshold")))
+    found = pa.concat_tables([*before, some.append_column("off", off)])
+    found = found.sort_by([("language", "ascending"), ("off", "ascending"), ("pair_id", "ascending")])
+    codes = scored.Coded.of(found.column("language")).codes
+    first = np.searchsorted(codes, codes)  # the place where a row's language begins
+    return found.filter(pa.array(np.arange(len(codes)) - first < MOST_UNSURE))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    return sheets.guarded(sheets.clean(value)) if isinstance(value, str) else value
