@@ -9,6 +9,8 @@ ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cu128
 # What is to be installed: the list changes more rarely than the code, so that its layer is kept.
 FROM ${RAY_IMAGE} AS sources
 ARG FAISS=gpu
+# Made by the user `ray`: WORKDIR alone would leave it to root in builds without BuildKit.
+RUN mkdir -p sources
 WORKDIR /home/ray/sources
 COPY --chown=ray:users pyproject.toml constraints.txt README.md ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['${FAISS}'], 'boto3', sep='\n')" > requirements.txt
@@ -25,6 +27,7 @@ RUN command -v c++ > /dev/null \
 USER 1000
 # An index of PyTorch's builds for another CUDA, or for none; empty: the one that pip uses.
 ARG TORCH_INDEX=""
+RUN mkdir -p app
 WORKDIR /home/ray/app
 COPY --from=sources --chown=ray:users /home/ray/sources/requirements.txt /home/ray/sources/constraints.txt ./
 # torch first: its build decides which CUDA libraries come along. Its version is the pinned one, if not in one word:
@@ -33,15 +36,17 @@ RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(g
     && pip install --no-cache-dir -r requirements.txt -c constraints.txt
 COPY --from=sources --chown=ray:users /home/ray/sources/wheels wheels
 RUN pip install --no-cache-dir --no-deps wheels/*.whl && rm -r wheels
+RUN python -m ray_pipeline.health
 COPY --chown=ray:users jobs jobs
 
-USER 1000
-HEALTHCHECK --interval=5m --timeout=2m --start-period=2m CMD ["python", "-m", "ray_pipeline.health"]
-
-# vLLM's own pins win: its transformers and numpy are older than ours.
+# Where vLLM wants other versions than ours, as of transformers and numpy, it gets them; all else stays as it is pinned.
 FROM app AS vllm
+ARG TORCH_INDEX=""
+RUN test -z "${TORCH_INDEX}" || { echo "vLLM needs torch for CUDA 13: leave out TORCH_INDEX" >&2; exit 1; }
 COPY --from=sources --chown=ray:users /home/ray/sources/vllm.txt ./
-RUN pip install --no-cache-dir -r vllm.txt
+RUN grep -vE '^(transformers|numpy)==' constraints.txt > vllm-constraints.txt \
+    && pip install --no-cache-dir -r vllm.txt -c vllm-constraints.txt \
+    && python -m ray_pipeline.health
 
 # What is built without --target.
 FROM app

@@ -28,7 +28,7 @@ demo: setup
 
 test: setup
 	@# Two at once, each with a Ray of its own: most of the time goes by waiting for processes to start.
-	$(BIN)/python -m pytest tests -m "not soak" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests -m "not soak" --numprocesses 2 --dist loadfile --durations 25
 
 soak: setup
 	$(BIN)/python -m pytest tests -m soak --timeout 3600 --keep-result $(ARGS)

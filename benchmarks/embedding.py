@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import results
+from benchmarks.results import Report
 from ray_pipeline import artifact, models, recipe, runtime, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.embed import stage, store
@@ -41,20 +42,6 @@ PLAIN_BATCH = 32
 TRIVIAL = "sandbox://random-embedder"
 TOLERANCE = 2e-3
 """Of vectors, of which ours are kept in float16."""
-
-
-@dataclass
-class Report:
-    """The rows of the table (what, value, target), and the figures for programs."""
-
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def add(self, what: str, value: str, target: str = "", **figures: float) -> None:
-        """Add a row and the figures that it shows."""
-        self.rows.append((what, value, target))
-        self.figures |= {name: round(figure, 4) for name, figure in figures.items()}
-        print(f"{what}: {value}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -93,10 +80,11 @@ def plain(urls: Sequence[str], chosen: Recipe, batch: int, out: str) -> Times:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(models.resolve(chosen.embed.model), device="cpu")
-    model.encode([f"{chosen.embed.prompt}warm"])
+    prompt = chosen.embed.prompts["target"]
+    model.encode([f"{prompt}warm"])
     up = time.time()
     texts = pa.concat_tables([pq.read_table(url, columns=["target"]) for url in urls]).column("target").to_pylist()
-    prompted = [chosen.embed.prompt + text for text in texts]
+    prompted = [prompt + text for text in texts]
     vectors = model.encode(prompted, batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
     column = store.column(np.asarray(vectors).astype(np.float16))
     pq.write_table(pa.table({"text": texts, "vector": column}), out, compression="zstd")
@@ -236,7 +224,7 @@ def overhead(report: Report, rows: int) -> None:
 
 def measure(options: argparse.Namespace, model: str) -> Report:
     """Run all parts."""
-    report, begun = Report(), time.time()
+    report, begun = Report(digits=4), time.time()
     chosen = settings(model, options.prompt)
     runtime.start(chosen.runtime)
     with tempfile.TemporaryDirectory(prefix="embedding-") as folder:  # Ray's workers are up when it has ended

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import results
-from benchmarks.fanout import Report
 from benchmarks.mining import ratios, take_turns
+from benchmarks.results import Report
 from ray_pipeline import artifact, decision, evaluate, metrics, scored, storage, tables
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Evaluate
@@ -110,9 +110,9 @@ def worker(folder: str) -> None:
     rows = scored.read(pairs, scores, "QI")
     seconds["read"], clock = time.perf_counter() - clock, time.perf_counter()
     learnt = decision.learn(rows, rules)
-    errors = evaluate.predict(pairs, scores, "QI", learnt, storage.join(folder, "evaluate"))
+    predictions = evaluate.predict(pairs, scores, "QI", learnt, storage.join(folder, "evaluate"))
     seconds["predict"], clock = time.perf_counter() - clock, time.perf_counter()
-    found = evaluate.evaluate(rows, learnt, set(LANGUAGES) - set(UNSEEN), rules, errors)
+    found = evaluate.evaluate(rows, learnt, set(LANGUAGES) - set(UNSEEN), rules, predictions)
     seconds["figures"] = time.perf_counter() - clock
     slices = 1 + len(found.languages) + len(found.groups) + sum(len(one.slices) for one in found.breakdowns)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before

@@ -11,27 +11,23 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from benchmarks import results
+from benchmarks import fanout_peers, results
+from benchmarks.memory import Peaks, peaks
+from benchmarks.results import Report
 from benchmarks.traffic import Limits, Rates, look, rates, server, watched
 from ray_pipeline import artifact, recipe, runtime, storage, tables, translate
 from ray_pipeline.errors import PipelineError
-from ray_pipeline.gemini import client, fanout
-from ray_pipeline.gemini.client import RateLimited
-from ray_pipeline.gemini.prompts import INSTRUCTIONS, Item, read_answer, user_text
-from ray_pipeline.recipe import Gemini, Recipe, Runtime
+from ray_pipeline.gemini.prompts import Item
+from ray_pipeline.recipe import Recipe, Runtime
 from ray_pipeline.sandbox import lexicon
 from ray_pipeline.sandbox.gemini_server import DEFAULT_KEY
 from ray_pipeline.stage import Context
@@ -52,7 +48,6 @@ FEW_ROWS = 2000
 SIZES = (10_000, 100_000, 1_000_000)
 RESOURCE = "fanout"
 ONE_WORKER = Runtime()
-SAMPLE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -73,20 +68,6 @@ class Times:
 
 WINDOW = 60.0
 QUICK = Times(limit=25.0, window=20.0, settle=40.0, measure=40.0, batch_rows=30_000)
-
-
-@dataclass
-class Report:
-    """The rows of the table (what, value, target), and the figures for programs."""
-
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def add(self, what: str, value: str, target: str = "", **figures: float) -> None:
-        """Add a row and the figures that it shows."""
-        self.rows.append((what, value, target))
-        self.figures |= {name: round(figure, 5) for name, figure in figures.items()}
-        print(f"{what}: {value}", flush=True)
 
 
 def queries(count: int) -> Iterator[str]:
@@ -271,7 +252,7 @@ def one_per_request(report: Report, times: Times, curator: str | None) -> None:
     items = [Item(text, "en", "de") for text in queries(round(LIMIT / 60 * 2.5 * times.window))]
     report.add(f"{chosen.gemini.items_per_request} queries a request", _speed(ours), rows_per_second=ours.items / 60)
     with server(limits) as url, watched(url) as looks:
-        theirs = asyncio.run(_one_by_one(settings(url).gemini, items))
+        theirs = asyncio.run(fanout_peers.one_by_one(settings(url).gemini, items))
     _compare(
         report,
         "a request per query, semaphore and google-genai",
@@ -284,7 +265,7 @@ def one_per_request(report: Report, times: Times, curator: str | None) -> None:
         report.add("Curator", "not measured")
         return
     with server(limits) as url, watched(url) as looks:
-        theirs = _ask_curator(curator, settings(url).gemini, url, items)
+        theirs = fanout_peers.ask_curator(curator, settings(url).gemini, url, items)
     _compare(report, "Curator", "curator", ours, rates(looks, times.window, times.window))
     _check_equal(answers, theirs)
 
@@ -306,87 +287,6 @@ def _check_equal(ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
         raise PipelineError("two ways to ask have different answers: their rates cannot be compared")
 
 
-def _ask_curator(python: str, gemini: Gemini, url: str, items: Sequence[Item]) -> dict[str, str]:
-    """Translations by text, by Curator in a Python of its own."""
-    with tempfile.TemporaryDirectory(prefix="curator-") as folder:
-        questions, answers = Path(folder) / "questions.jsonl", Path(folder) / "answers.jsonl"
-        system = INSTRUCTIONS["translate"]
-        asked = [{"text": item.text, "system": system, "user": user_text("translate", [item], ())} for item in items]
-        questions.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-        command = [python, "-P", str(Path(__file__).with_name("curator_peer.py")), url, gemini.model]
-        command += [str(LIMIT), str(fanout.concurrency(gemini)), str(questions), str(answers)]
-        quiet = {"TELEMETRY_ENABLED": "false", "CURATOR_DISABLE_RICH_DISPLAY": "1", "CURATOR_CACHE_DIR": folder}
-        subprocess.run(
-            command, check=True, stdout=sys.stderr, env=os.environ | quiet | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        )
-        found = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-    return {row["text"]: row["answer"] for row in found}
-
-
-async def _one_by_one(gemini: Gemini, items: Sequence[Item]) -> dict[str, str]:
-    """Translations by text, as one would ask without more thought: so many at once, 429 tried again when it says."""
-    plain = client.connect(gemini)
-    slots = asyncio.Semaphore(fanout.concurrency(gemini))
-    config = client.settings(gemini, "translate", items[:1])
-
-    async def ask(item: Item) -> str:
-        text = user_text("translate", [item], ())
-        async with slots:
-            while True:
-                asking = plain.aio.models.generate_content(model=gemini.model, contents=text, config=config)
-                outcome: Any = await client.attempt(gemini, asking)
-                if not isinstance(outcome, RateLimited):
-                    return read_answer("translate", outcome.text, {item.key})[item.key]
-                await asyncio.sleep(outcome.seconds or fanout.DEFAULT_PAUSE_SECONDS)
-
-    try:
-        answers = await asyncio.gather(*map(ask, items))
-    finally:
-        await client.disconnect(plain)
-    return {item.text: answer for item, answer in zip(items, answers, strict=True)}
-
-
-@dataclass
-class Peaks:
-    """Peak resident memory in MiB: of the driver, of a worker, of the quota's actor."""
-
-    driver: float = 0.0
-    worker: float = 0.0
-    quota: float = 0.0
-
-
-@contextmanager
-def peaks() -> Iterator[Peaks]:
-    """Sample the memory of this process and of Ray's below it until the block ends."""
-    import psutil  # type: ignore[import-untyped]
-
-    own, found, ended = psutil.Process(), Peaks(), threading.Event()
-
-    def sample() -> None:
-        found.driver = max(found.driver, own.memory_info().rss / 2**20)
-        for process in own.children(recursive=True):
-            try:
-                title, size = (process.cmdline() or [""])[0], process.memory_info().rss / 2**20
-            except psutil.NoSuchProcess:
-                continue
-            if title.startswith("ray::MapWorker"):
-                found.worker = max(found.worker, size)
-            elif title.startswith("ray::QuotaActor"):
-                found.quota = max(found.quota, size)
-
-    def watch() -> None:
-        while not ended.wait(SAMPLE_SECONDS):
-            sample()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
-
-
 def memory(report: Report, largest: int) -> None:
     """Memory and throughput as the rows grow, and what it costs to find that all is done."""
     sizes = sorted({size for size in SIZES if size < largest} | {largest})
@@ -395,7 +295,7 @@ def memory(report: Report, largest: int) -> None:
         with server(Limits(latency=(0.0, 0.0))) as url:
             chosen = settings(url, requests_per_minute=600_000, concurrency=32)
             with job(size, translate.SHARD_ROWS, chosen) as ready:
-                with peaks() as found[size]:
+                with peaks("ray::MapWorker") as found[size]:
                     seconds = ready.run()
                 peak = found[size]
                 value = f"{peak.driver:,.0f} driver, {peak.worker:,.0f} worker, {peak.quota:,.0f} quota"

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import results
-from benchmarks.fanout import Report
+from benchmarks.results import Report
 from ray_pipeline import artifact, tables
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.negatives import corpus as corpora
@@ -253,7 +253,7 @@ def on_gpu(report: Report, rows: int = 100_000, queries: int = 20_000, repeats: 
     work: dict[str, Callable[[], Any]] = {
         "cpu": lambda: faiss.knn(anchors, vectors, NEIGHBOURS, metric=metric),
         "bare": lambda: faiss.knn_gpu(resources, anchors, vectors, NEIGHBOURS, metric=metric),
-        "exact": lambda: search.exact(targets, anchors, NEIGHBOURS),
+        "exact": lambda: search.exact(targets, anchors, NEIGHBOURS, device="cuda"),
     }
     work["bare"]()  # libraries are loaded
     seconds, found = take_turns(work, repeats)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import readers, results
+from benchmarks import inputs, results
 from ray_pipeline import runtime
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe, Runtime, Train, variant
@@ -186,13 +186,13 @@ def main() -> None:
     options.rows = options.rows or (10 if options.gpu else 20) * step_rows
     if options.rows < (FIRST_STEPS + 2) * step_rows:
         parser.error(f"--rows {options.rows} makes no step that is timed: {(FIRST_STEPS + 2) * step_rows} or more")
-    rows = readers.pairs(options.taxonomy, options.rows + TUNE_ROWS)
+    rows = inputs.pairs(options.taxonomy, options.rows + TUNE_ROWS)
     rules = {"batch_rows": STEP_ROWS, "micro_batch_rows": 8, "micro_batch_tokens": PASS_TOKENS, "epochs": 1}
     if options.gpu:
         rules |= {"batch_rows": GPU_STEP_ROWS, "micro_batch_tokens": options.tokens, "precision": options.precision}
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-        name = str(options.gpu) if options.gpu else readers.make_model(Path(folder) / "model", rows, options.quick)
-        chosen = readers.settings(name, **rules, learning_rate=1e-3, patience=1, deepspeed=options.deepspeed)
+        name = str(options.gpu) if options.gpu else inputs.make_model(Path(folder) / "model", rows, options.quick)
+        chosen = inputs.settings(name, **rules, learning_rate=1e-3, patience=1, deepspeed=options.deepspeed)
         device = "cuda" if options.gpu and torch.cuda.is_available() else "cpu"
         runtime.start(Runtime(cpus=2))
         found = measure(Work(chosen, rows, str(Path(folder) / "seconds.json"), device), options.repeats)

@@ -1,13 +1,31 @@
-"""RESULTS.md: every benchmark keeps its last result there, in a section of its own between two markers."""
+"""A benchmark's figures, and RESULTS.md, where it keeps the last ones in a section of its own between two markers."""
 
 import datetime
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 FILE = Path(__file__).with_name("RESULTS.md")
+
+
+@dataclass
+class Report:
+    """The rows of the table (what, value, target, unless there are more columns), and the figures for programs."""
+
+    columns: int = 3
+    digits: int = 5
+    """Of the figures."""
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, what: str, *values: str, **figures: float) -> None:
+        """Add a row, its last cells empty where there are fewer values, and the figures that it shows."""
+        self.rows.append((what, *values, *[""] * (self.columns - 1 - len(values))))
+        self.figures |= {name: round(figure, self.digits) for name, figure in figures.items()}
+        print(f"{what}: {' '.join(values)}", flush=True)
 
 
 def keep(name: str, title: str, text: str, file: Path = FILE) -> None:

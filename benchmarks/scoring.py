@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks import readers, results
+from benchmarks import inputs, results
 from benchmarks.gpu import as_libraries_have_it
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.prompt import Prompt
@@ -150,12 +150,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="in place of 3, or of 1 with --quick")
     parser.add_argument("--tokens", type=int, help="runtime.score_batch_tokens of one more way to score")
     options = parser.parse_args()
-    rows = readers.pairs(options.taxonomy, options.rows or (500 if options.quick else 4000))
+    rows = inputs.pairs(options.taxonomy, options.rows or (500 if options.quick else 4000))
     repeats = options.repeats or (1 if options.quick else 3)
     with tempfile.TemporaryDirectory(prefix="scoring-") as folder:
-        chosen = readers.settings(options.model or readers.make_model(Path(folder), rows, options.quick))
+        chosen = inputs.settings(options.model or inputs.make_model(Path(folder), rows, options.quick))
         side = Side(chosen)
-        about = f"{readers.parameters(side.applied)}, {tokens_of(side, rows)}"
+        about = f"{inputs.parameters(side.applied)}, {tokens_of(side, rows)}"
         print(about, flush=True)
         ways: dict[str, Callable[[Rows], Scores]] = {
             "ours": side.ours,

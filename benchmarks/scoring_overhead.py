@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import results
-from benchmarks.fanout import Report
+from benchmarks.memory import Peaks, peaks
 from benchmarks.mining import ratios, take_turns
-from benchmarks.storage import Peaks, peaks
+from benchmarks.results import Report
 from ray_pipeline import runtime, tables
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import PipelineError

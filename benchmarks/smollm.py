@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import readers, results
+from benchmarks import inputs, results
 from benchmarks.experiments import pairs
 from ray_pipeline import threshold
 from ray_pipeline.metrics import f1_precision_recall
@@ -101,7 +101,7 @@ def main() -> None:
     train = {"head": "yes_no", "batch_rows": 16, "micro_batch_tokens": 1024, "epochs": 2, "learning_rate": 5e-4}
     train |= {"evaluations_per_epoch": 2, "patience": 4, "selection": "auroc"}
     for seed in seeds:
-        found.append(run(readers.settings(options.model, seed=seed, **train), rows))
+        found.append(run(inputs.settings(options.model, seed=seed, **train), rows))
         print(f"seed {seed}: before {found[-1][0]}, after {found[-1][1]}", flush=True)
     report(options, seeds, rows, found)
 

@@ -16,11 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import results, s3_pages
+from benchmarks.memory import peaks
 from benchmarks.ports import free_port
+from benchmarks.results import Report
 from ray_pipeline import artifact, runtime, storage
 from ray_pipeline.artifact import Counts
 from ray_pipeline.recipe import Runtime
@@ -39,35 +39,21 @@ SHARD_ROWS = 50_000
 LARGE_BYTES = 64 << 20
 FOOTERS, LATENCY = 500, 0.02
 BUCKET = "bench"
-SAMPLE_SECONDS = 0.1
+REPEATS = 3
 FULL_ROWS, QUICK_ROWS = (100_000, 1_000_000), (20_000,)
 
 
-@dataclass
-class Report:
-    """The rows of the table (what, ours, peer, ours over the peer's), and the figures for programs."""
-
-    repeats: int
-    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def compare(self, name: str, what: str, ours: Callable[[], Any], peer: tuple[str, Callable[[], Any]]) -> None:
-        """Time two ways in turn, after one of each that does not count; the ratio is of times, below 1 is faster."""
-        times: tuple[list[float], list[float]] = ([], [])
-        for number in range(self.repeats + 1):
-            for way, found in zip((ours, peer[1]), times, strict=True):
-                started = time.perf_counter()
-                way()
-                if number:
-                    found.append(time.perf_counter() - started)
-        ratio = statistics.median(times[0]) / statistics.median(times[1])
-        self.add(what, _seconds(times[0]), f"{peer[0]}: {_seconds(times[1])}", f"{ratio:.2f}", **{name: ratio})
-
-    def add(self, what: str, ours: str, peer: str = "", ratio: str = "", **figures: float) -> None:
-        """Add a row and the figures that it shows."""
-        self.rows.append((what, ours, peer, ratio))
-        self.figures |= {name: round(figure, 5) for name, figure in figures.items()}
-        print(f"{what}: {ours} {peer} {ratio}", flush=True)
+def compare(report: Report, name: str, what: str, ours: Callable[[], Any], peer: tuple[str, Callable[[], Any]]) -> None:
+    """Time two ways in turn, after one of each that does not count; the ratio is of times, below 1 is faster."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(REPEATS + 1):
+        for way, found in zip((ours, peer[1]), times, strict=True):
+            started = time.perf_counter()
+            way()
+            if number:
+                found.append(time.perf_counter() - started)
+    ratio = statistics.median(times[0]) / statistics.median(times[1])
+    report.add(what, _seconds(times[0]), f"{peer[0]}: {_seconds(times[1])}", f"{ratio:.2f}", **{name: ratio})
 
 
 def _seconds(times: Sequence[float]) -> str:
@@ -124,19 +110,22 @@ def _files(report: Report, table: pa.Table, folder: str, where: str, peer: Any) 
     ours, other = storage.join(folder, "ours"), storage.join(folder, "peer").removeprefix("s3://")
     size = storage.write_parquet(ours, table)
     name = f"{where.lower()}_"
-    report.compare(
+    compare(
+        report,
         f"{name}write",
         f"{where}: write a shard of {SHARD_ROWS:,} rows, {size / 2**20:.1f} MiB",
         lambda: storage.write_parquet(ours, table),
         ("pyarrow", lambda: pq.write_table(table, other, compression="zstd", filesystem=peer)),
     )
-    report.compare(
+    compare(
+        report,
         f"{name}read",
         f"{where}: read it",
         lambda: storage.read_parquet(ours),
         ("pyarrow", lambda: pq.read_table(other, filesystem=peer)),
     )
-    report.compare(
+    compare(
+        report,
         f"{name}read_column",
         f"{where}: read one column",
         lambda: storage.read_parquet(ours, ["id"]),
@@ -156,8 +145,8 @@ def _large(report: Report, peer: Any) -> None:
             file.read()
 
     what = f"S3: {LARGE_BYTES >> 20} MiB of bytes"
-    report.compare("s3_write_large", f"{what}, written", lambda: storage.write_bytes(url, data), ("pyarrow", write))
-    report.compare("s3_read_large", f"{what}, read", lambda: storage.read_bytes(url), ("pyarrow", read))
+    compare(report, "s3_write_large", f"{what}, written", lambda: storage.write_bytes(url, data), ("pyarrow", write))
+    compare(report, "s3_read_large", f"{what}, read", lambda: storage.read_bytes(url), ("pyarrow", read))
 
 
 def listing(report: Report, names: int) -> None:
@@ -166,7 +155,8 @@ def listing(report: Report, names: int) -> None:
     try:
         for number in range(names):
             (folder / f"part-{number:05d}.parquet").touch()
-        report.compare(
+        compare(
+            report,
             "list_local",
             f"local: find {names:,} shards with their sizes",
             lambda: artifact.present_shards(str(folder)),
@@ -189,13 +179,15 @@ def _far(report: Report, names: int, peer: Any) -> None:
     found = len(artifact.present_shards(url))
     if not found == _selected(peer, path) == names:
         raise RuntimeError(f"{found} shards listed of {names}")
-    report.compare(
+    compare(
+        report,
         "list_s3",
         f"S3: find {names:,} shards, {names // s3_pages.PAGE} requests",
         lambda: artifact.present_shards(url),
         ("s3fs", lambda: _found_by_s3fs(url)),
     )
-    report.compare(
+    compare(
+        report,
         "footers",
         f"S3 at {1000 * LATENCY:.0f} ms: the counts of {FOOTERS} shards",
         lambda: artifact.counts_of(url, few),
@@ -221,46 +213,13 @@ def _manifest(report: Report, names: int) -> None:
         shards = {f"part-{number:05d}.parquet": 50_000 for number in range(names)}
         text = json.dumps(vars(made.manifest) | {"shards": shards})
         storage.write_bytes(storage.join(folder, artifact.MANIFEST), text.encode())
-        report.compare(
+        compare(
+            report,
             "manifest",
             f"local: load a manifest of {names:,} shards",
             lambda: artifact.load(folder),
             ("json.loads of it", lambda: json.loads(text)),
         )
-
-
-@dataclass
-class Peaks:
-    """Peak resident memory in MiB."""
-
-    driver: float = 0.0
-    worker: float = 0.0
-
-
-@contextmanager
-def peaks() -> Iterator[Peaks]:
-    """Sample the memory of this process and of Ray's workers below it until the block ends."""
-    import psutil  # type: ignore[import-untyped]
-
-    own, found, ended = psutil.Process(), Peaks(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(SAMPLE_SECONDS):
-            found.driver = max(found.driver, own.memory_info().rss / 2**20)
-            for process in own.children(recursive=True):
-                try:
-                    if (process.cmdline() or [""])[0].startswith("ray::"):
-                        found.worker = max(found.worker, process.memory_info().rss / 2**20)
-                except psutil.NoSuchProcess:
-                    continue
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
 
 
 def generator(report: Report, sizes: Sequence[int]) -> None:
@@ -298,7 +257,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; nothing is kept")
     parser.add_argument("--rows", type=int, nargs="+", help="sizes of the shop (100,000 and 1,000,000)")
     options = parser.parse_args()
-    report = Report(repeats=3)
+    report = Report(columns=4)
     if "shop" in options.parts:  # first, while the driver is small
         generator(report, options.rows or (QUICK_ROWS if options.quick else FULL_ROWS))
     if "objects" in options.parts:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import heads, results
+from benchmarks import ray_head, results
 from benchmarks.ports import free_ports
 from benchmarks.storage import s3
 from ray_pipeline import storage
@@ -54,12 +54,12 @@ def plain(recipe: str, folder: Path, *options: str) -> tuple[float, float]:
     return run(command, os.environ, folder)
 
 
-def submitted(head: heads.Head, recipe: str, folder: Path, *options: str) -> tuple[float, float]:
+def submitted(head: ray_head.Head, recipe: str, folder: Path, *options: str) -> tuple[float, float]:
     """Run a recipe by `ray job submit`."""
     return run(_submission(head, recipe, folder.name, *_places(folder, options)), head.environment, folder)
 
 
-def submitted_to_s3(head: heads.Head, recipe: str, folder: Path) -> float:
+def submitted_to_s3(head: ray_head.Head, recipe: str, folder: Path) -> float:
     """Run a recipe with its artifacts on S3, and fetch what it puts out; returns the seconds to its end."""
     place = f"s3://{BUCKET}/{folder.name}"
     options = ["--workdir", f"{place}/work", "--output", f"{place}/out"]
@@ -72,7 +72,7 @@ def submitted_to_s3(head: heads.Head, recipe: str, folder: Path) -> float:
     return seconds
 
 
-def _submission(head: heads.Head, recipe: str, name: str, *options: str) -> list[str]:
+def _submission(head: ray_head.Head, recipe: str, name: str, *options: str) -> list[str]:
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
     command += ["--runtime-env", "cluster/runtime_env.yaml", "--submission-id", name, "--"]
     return [*command, "python", "jobs/pipeline.py", recipe, f"runtime.address={head.address}", *options]
@@ -126,7 +126,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="submission-") as place,
         store() as environment,
-        heads.running(CPUS, **environment) as head,
+        ray_head.running(CPUS, **environment) as head,
     ):
         folder, until = Path(place), ("--until", "ingest")
         starts = [

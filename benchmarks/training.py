@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import readers, results
+from benchmarks import inputs, results
 from benchmarks.gpu import as_libraries_have_it
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
@@ -175,10 +175,10 @@ def ways(model_name: str, tokens: int) -> dict[str, Callable[[Data, Path], Outco
     base = {"batch_rows": STEP_ROWS, "micro_batch_rows": PASS_ROWS, "epochs": 1, "learning_rate": 1e-3, "patience": 1}
 
     def with_rules(**changes: Any) -> Callable[[Data, Path], Outcome]:
-        chosen = readers.settings(model_name, **(base | {"micro_batch_tokens": tokens} | changes))
+        chosen = inputs.settings(model_name, **(base | {"micro_batch_tokens": tokens} | changes))
         return lambda data, folder: ours(chosen, data, folder)
 
-    plain = readers.settings(model_name, **base)
+    plain = inputs.settings(model_name, **base)
     return {
         "ours": with_rules(),
         "Trainer and peft": lambda data, folder: theirs(plain, data, folder),
@@ -202,13 +202,13 @@ def main() -> None:
     parser.add_argument("--memory", choices=["ours", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     count = options.rows or (640 if options.quick else 3200)
-    rows = readers.pairs(options.taxonomy, count + count // 4)
+    rows = inputs.pairs(options.taxonomy, count + count // 4)
     with tempfile.TemporaryDirectory(prefix="training-") as folder:
         if options.memory:
-            name = readers.make_model(Path(folder), rows, options.quick, LARGE_VOCABULARY)
-            print(memory(readers.settings(name, head="yes_no"), rows, options.memory == "plain"))
+            name = inputs.make_model(Path(folder), rows, options.quick, LARGE_VOCABULARY)
+            print(memory(inputs.settings(name, head="yes_no"), rows, options.memory == "plain"))
             return
-        name = options.model or readers.make_model(Path(folder), rows, options.quick)
+        name = options.model or inputs.make_model(Path(folder), rows, options.quick)
         measure(options, name, Data(rows[:count], rows[count:]))
 
 
@@ -233,7 +233,7 @@ def measure(options: argparse.Namespace, name: str, data: Data) -> None:
         lines.append((what, f"{speed:,.1f}", spread, f"{outcomes[0].f1:.3f}", ">= 1.8" if number == 1 else ""))
         if number == 1:
             figures["ratio_pairs_per_second"] = statistics.median(over)
-    chosen = readers.settings(name)
+    chosen = inputs.settings(name)
     figures["padding_waste"] = found["ours"][0].waste
     figures["gradient_relative_difference"] = gradient_difference(chosen, data.train[:STEP_ROWS])
     mine, plain = peak(options, plain=False), peak(options, plain=True)
@@ -246,7 +246,7 @@ def measure(options: argparse.Namespace, name: str, data: Data) -> None:
     text += f" with the logits of all {LARGE_VOCABULARY:,} words at every position: {plain:,.0f} MiB."
     if not options.quick:
         used = Path(options.model).name if options.model else "Qwen2-shaped, random weights"
-        size = readers.parameters(fresh(chosen))
+        size = inputs.parameters(fresh(chosen))
         source = "a product taxonomy in 6 languages" if options.taxonomy else "the sample shop"
         head = (
             f"{results.where(('torch', 'transformers', 'peft'))} Model: {used}, {size}; {len(data.train):,} pairs of "
