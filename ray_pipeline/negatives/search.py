@@ -15,6 +15,8 @@ GPU_NEIGHBOURS = 2048
 """faiss finds no more than this on a GPU."""
 TILE_ANCHORS, TILE_ROWS = 1024, 16_384
 """Where similarities have a ceiling, so many are computed at once: 64 MiB."""
+SPARE = 16
+"""Neighbours that faiss finds beyond those wanted, since so many may lie above a ceiling."""
 MATRIX_ANCHORS = 20
 """So many are compared as a product of matrices."""
 LISTS = 2.0
@@ -84,7 +86,7 @@ def exact(
 
 def _compared(
     anchors: Vectors, block: Vectors, k: int, ceilings: Vectors, device: str | None
-) -> Iterator[tuple[slice, Vectors, Rows]]:
+) -> Iterator[tuple[slice | Rows, Vectors, Rows]]:
     """Some anchors at a time, with similarities `[w, c]`, the `k` best of a block among them, and places in the block.
 
     Places are `[w, c]`, or `[c]` if all anchors have the same. Similarities above a ceiling have become minus infinity.
@@ -97,11 +99,27 @@ def _compared(
     elif free:
         yield slice(None), *_nearest(anchors, block, k)
     else:
-        for some in _slices(len(anchors), TILE_ANCHORS):
-            for there in _slices(len(block), TILE_ROWS):
-                similarities = anchors[some] @ block[there].T
-                np.put(similarities, np.flatnonzero(similarities > ceilings[some, None]), -np.inf)
-                yield some, similarities, np.arange(there.start, there.stop)
+        yield from _below(anchors, block, k, ceilings)
+
+
+def _below(anchors: Vectors, block: Vectors, k: int, ceilings: Vectors) -> Iterator[tuple[Rows, Vectors, Rows]]:
+    """As `_compared`: by faiss, which knows no ceilings, where few neighbours lie above; else by masked products."""
+    looked = min(k + SPARE, len(block))
+    few = True
+    for some in _slices(len(anchors), TILE_ANCHORS):
+        left = np.arange(len(anchors))[some]
+        if few:  # of the last ones
+            found, places = _nearest(anchors[some], block, looked)
+            above = found > ceilings[some, None]
+            enough = (above.sum(axis=1) <= looked - k) | (looked == len(block))
+            found[above] = -np.inf
+            if enough.any():
+                yield left[enough], found[enough], places[enough]
+            few, left = bool(enough.mean() > 0.5), left[~enough]
+        for there in _slices(len(block), TILE_ROWS) if len(left) else ():
+            similarities = anchors[left] @ block[there].T
+            np.putmask(similarities, similarities > ceilings[left, None], -np.inf)
+            yield left, similarities, np.arange(there.start, there.stop)
 
 
 def _nearest(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:

@@ -50,12 +50,13 @@ def test_exact_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.rows[anchor].tolist() == nearest.tolist() + [NONE] * (40 - len(nearest))
 
 
-@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize(("device", "spare"), [(None, 0), (None, 3), (None, 80), ("cpu", 0)])
 @pytest.mark.parametrize("block", [7, 90, 1000])
 @pytest.mark.parametrize("k", [1, 5, 400])
 def test_ceilings_are_brute_force_in_groups_and_blocks(
-    block: int, k: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+    block: int, k: int, device: str | None, spare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(search, "SPARE", spare)
     monkeypatch.setattr(search, "TILE_ANCHORS", 4)
     monkeypatch.setattr(search, "TILE_ROWS", 30)
     targets, anchors = blocks_of(corpus(300), block, monkeypatch), vectors(30, seed=5)
