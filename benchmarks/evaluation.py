@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import results
+from benchmarks.memory import own_peak
 from benchmarks.mining import ratios, take_turns
 from benchmarks.results import Report
 from ray_pipeline import artifact, decision, evaluate, metrics, scored, storage, tables
@@ -97,8 +98,6 @@ def _tables(start: int, rows: int, found: dict[str, Array]) -> tuple[pa.Table, p
 
 def worker(folder: str) -> None:
     """The stage's steps in this process; prints their seconds and the peak of memory above what libraries take."""
-    import resource
-
     import psutil  # type: ignore[import-untyped]
     import sklearn.isotonic  # type: ignore[import-untyped, unused-ignore]
 
@@ -115,7 +114,7 @@ def worker(folder: str) -> None:
     found = evaluate.evaluate(rows, learnt, set(LANGUAGES) - set(UNSEEN), rules, predictions)
     seconds["figures"] = time.perf_counter() - clock
     slices = 1 + len(found.languages) + len(found.groups) + sum(len(one.slices) for one in found.breakdowns)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = round(own_peak() * 2**20) - before
     print(json.dumps({"seconds": seconds, "bytes": peak, "slices": slices, "rows": found.headline.rows}))
 
 

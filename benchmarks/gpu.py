@@ -6,11 +6,12 @@ Needs torch, transformers, peft, pydantic, pyarrow, pyyaml and scikit-learn (nf4
 DeepSpeed, and no network. Each part is written to the file when it is done; a second run makes only what is missing.
 The peer has the same weights and adapter in the layers of transformers and peft, rows in natural order padded to their
 longest: passes of 8 rows to train, batches of 32 to score. Like ours it goes without cuDNN's attention, which would
-plan each of its shapes while the clock runs. Ours: passes of like lengths by tokens, the shared prefix computed once
-a pass, the last layer for the token that is read, norms and gates as one kernel, LoRA's product added in place. Tokens
-are those of the prompts, not padding. The share of the peak counts what the tokens really computed must be multiplied
-with (2 per weight and token forward, 2 back through the frozen weights; nothing for the last layer), over a measured
-product of two bfloat16 matrices. What is loaded, compiled or planned at first use is so before the clock starts.
+plan each of its shapes while the clock runs. Ours: passes of like lengths by tokens, rows one behind the other without
+padding, the shared prefix computed once a pass, the last layer for the token that is read, norms, rotary positions and
+gates as one kernel, LoRA's product added in place. Tokens are those of the prompts, not padding. The share of the peak
+counts what the tokens really computed must be multiplied with (2 per weight and token forward, 2 back through the
+frozen weights; nothing for the last layer), over a measured product of two bfloat16 matrices. What is loaded, compiled
+or planned at first use is so before the clock starts.
 `--tiny` runs everything on small models, on a CPU too.
 """
 
@@ -20,7 +21,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -175,8 +177,8 @@ def train(made: Classifier, rules: Train, size: Size, lean: bool) -> dict[str, f
         else:
             parts = np.split(rows, len(rows) // PASS_ROWS)
         for part in parts:
-            ids, mask = model.pad([examples[i] for i in part], 0, size.device)
-            logits = made(ids, mask, shared) if lean else made.model(input_ids=ids, attention_mask=mask).logits[:, 0]
+            some = [examples[i] for i in part]
+            logits = made(made.batch(some, 0, size.device, shared)) if lean else _plain(made, some, size)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels[part], reduction="sum")
             engine.learn(loss * len(parts) / len(rows), len(parts))
             computed += shared + int((lengths[part] - shared).sum())
@@ -196,6 +198,13 @@ def train(made: Classifier, rules: Train, size: Size, lean: bool) -> dict[str, f
     return rates | {"peak_gib": memory, "pass_tokens": rules.micro_batch_tokens or 0}
 
 
+def _plain(made: Classifier, rows: list[list[int]], size: Size) -> torch.Tensor:
+    """Logits `[n]` of rows padded to their longest, as the library's model gives them."""
+    padded = model.pad(rows, 0, size.device)
+    logits: torch.Tensor = made.model(input_ids=padded.ids, attention_mask=padded.mask).logits[:, 0]
+    return logits
+
+
 @torch.no_grad()
 def score(made: Classifier, size: Size, lean: bool) -> dict[str, Any]:
     """Scores of rows, by our batches or by plain ones, in the order of the rows."""
@@ -209,8 +218,7 @@ def score(made: Classifier, size: Size, lean: bool) -> dict[str, Any]:
     def plain(rows: list[list[int]]) -> Any:
         found = []
         for start in range(0, len(rows), SCORE_ROWS):
-            ids, mask = model.pad(rows[start : start + SCORE_ROWS], 0, size.device)
-            found.append(torch.sigmoid(made.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()))
+            found.append(torch.sigmoid(_plain(made, rows[start : start + SCORE_ROWS], size).float()))
         return torch.cat(found).cpu().numpy()
 
     work = ours if lean else plain
@@ -237,6 +245,7 @@ def run(shapes: Sequence[str], precisions: Sequence[str], size: Size, out: Path)
     packages = ("torch", "transformers", "peft", "bitsandbytes")
     keep("matmul", lambda: {"tflops": matmul_peak(size), "device": where, "where": results.where(packages)})
     for shape in shapes:
+        keep(f"{shape} agreement", partial(agreement, shape, size))
         for precision in precisions:
             if any(f"{shape} {precision} {part}" not in done for part in PARTS) and time.monotonic() < size.until:
                 _run_model(shape, precision, size, keep)
@@ -256,6 +265,27 @@ def _run_model(
     as_libraries_have_it(made)
     keep(f"{shape} {precision} score plain", lambda: score(made, size, lean=False))
     keep(f"{shape} {precision} train plain", lambda: train(made, rules, size, lean=False))
+
+
+def agreement(shape: str, size: Size) -> dict[str, float]:
+    """How far a small model's logits and gradients, rows packed, are from those of padded rows, by their norms."""
+    small = replace(size, tiny=True)
+    made, _ = build(shape, "bfloat16", small)
+    examples = prompts(32, seed=2)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    found = []
+    for batch in (made.batch(examples, 0, size.device, prefix.common(examples)), model.pad(examples, 0, size.device)):
+        made.train().zero_grad()
+        logits = made(batch)
+        torch.autograd.backward(logits.square().sum())
+        gradients = torch.cat([p.grad.float().flatten() for p in made.parameters() if p.grad is not None])
+        found.append((logits.detach().float(), gradients))
+    packed, padded = found
+    apart = [float((one - other).norm() / other.norm()) for one, other in zip(packed, padded, strict=True)]
+    return dict(zip(("logits", "gradients"), apart, strict=True))
 
 
 def fitting(made: Classifier, rules: Train, size: Size) -> dict[str, float]:
@@ -307,6 +337,11 @@ def show(done: dict[str, Any], keep: bool) -> None:
     apart = [difference(done, name) for name in done if f"{name} plain" in done and "first_scores" in done[name]]
     if apart:
         text += f"\n\nLargest difference of a probability between the two ways, by rounding: {max(apart):.2f}."
+    for name in (name for name in done if name.endswith("agreement")):
+        text += (
+            f"\n\n{name.split()[0]}, a small model in bfloat16: packed, its logits are {done[name]['logits']:.1%} and "
+        )
+        text += f"its gradients {done[name]['gradients']:.1%} from those of padded rows."
     if keep and "matmul" in done:
         about = (
             f"{done['matmul']['where']} Random weights, LoRA rank 32 on all linear layers; prompts of {SHARED} tokens "

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import results
+from benchmarks.memory import own_peak
 from benchmarks.results import Report
 from ray_pipeline import artifact, tables
 from ray_pipeline.errors import PipelineError
@@ -298,8 +299,6 @@ def write_embeddings(folder: str, shard_rows: int = 50_000) -> None:
 
 def worker(folder: str, at_once: int) -> None:
     """Mine some positives against all targets, and print the peak of memory above what Python and libraries take."""
-    import resource
-
     import faiss
     import psutil  # type: ignore[import-untyped]
 
@@ -311,7 +310,7 @@ def worker(folder: str, at_once: int) -> None:
     names = [f"item {row}" for row in range(0, MEMORY_ROWS, MEMORY_ROWS // MEMORY_ANCHORS)]
     chosen = rules(anchor="target", hard_per_positive=1, easy_per_positive=1, random_per_positive=1)
     mined(Mining(chosen, targets), pairs([f"query {name}" for name in names], names))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = round(own_peak() * 2**20) - before
     print(json.dumps({"bytes": peak, "seconds": time.perf_counter() - started}))
 
 

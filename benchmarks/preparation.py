@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.memory import own_peak
 from ray_pipeline import pipeline, recipe, runtime
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe, Runtime
@@ -100,7 +100,7 @@ def ours(folder: str) -> Measured:
         made = finished.artifacts
         seconds |= {stage: made[stage].manifest.seconds for stage in STAGES}
         rows = made["split"].manifest.rows_out
-        return Measured(seconds, _peak(), rows, made["dedupe"].manifest.rows_out)
+        return Measured(seconds, own_peak(), rows, made["dedupe"].manifest.rows_out)
 
 
 def in_ray(folder: str) -> Measured:
@@ -109,7 +109,7 @@ def in_ray(folder: str) -> Measured:
     runtime.start(Runtime())
     _warm()
     start = time.monotonic() - began
-    before = _peak()
+    before = own_peak()
     found = ours(folder)
     runtime.stop()
     return replace(found, seconds=found.seconds | {"start": start}, before=before)
@@ -126,7 +126,7 @@ def in_polars(folder: str) -> Measured:
     """The dedupe as one writes it in polars: normal forms in its own expressions, all rows in memory."""
     import polars as pl
 
-    before, began = _peak(), time.monotonic()
+    before, began = own_peak(), time.monotonic()
     normal = ("origin_query", "category_path")
     rows = pl.concat(
         [
@@ -154,11 +154,7 @@ def in_polars(folder: str) -> Measured:
     seconds = time.monotonic() - began
     if not leaks:
         raise PipelineError("the made-up rows hold no leaks: the comparison would be of something else")
-    return Measured({"all": seconds}, _peak(), rows.height, kept.height + others.height, before)
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return Measured({"all": seconds}, own_peak(), rows.height, kept.height + others.height, before)
 
 
 def alone(work: Callable[[str], Measured], folder: Path) -> Measured:

@@ -53,11 +53,11 @@ class Side:
 
     def ours(
         self, rows: Rows, share: bool = True, by_length: bool = True, merged: bool = True, narrow: bool = True,
-        tokens: int | None = None,
+        packs: bool = True, tokens: int | None = None,
     ) -> Scores:  # fmt: skip
         """The scorer as the stage `score` calls it, or without some of it."""
         classifier = self.merged if merged else self.applied
-        classifier.narrows = narrow
+        classifier.narrows, classifier.packs = narrow, packs
         encoded = [one.ids for one in self.prompt.encode(self.tokenizer, list(rows))]
         if not by_length:
             return self._unsorted(classifier, encoded, share)
@@ -67,11 +67,12 @@ class Side:
     @torch.no_grad()
     def _unsorted(self, classifier: Classifier, prompts: list[list[int]], share: bool) -> Scores:
         size, shared = self.chosen.runtime.score_batch_rows, prefix.common(prompts) if share else 0
-        past = classifier.read_prefix(torch.tensor(prompts[0][:shared])) if share else None
+        past = classifier.read_prefix(torch.tensor(prompts[0][:shared])) if shared else None
         found = []
         for start in range(0, len(prompts), size):
-            ids, mask = model.pad(prompts[start : start + size], self.tokenizer.pad_token_id, "cpu")
-            found.append(torch.sigmoid(classifier(ids, mask, shared, past)))
+            some = prompts[start : start + size]
+            batch = classifier.batch(some, self.tokenizer.pad_token_id, "cpu", shared, past=past)
+            found.append(torch.sigmoid(classifier(batch)))
         return torch.cat(found).numpy()
 
     def texts(self, rows: Rows) -> list[str]:
@@ -162,10 +163,11 @@ def main() -> None:
             f"pipeline, batches of {PIPELINE_BATCH}": side.by_pipeline,
             f"plain loop, batches of {LOOP_BATCH}": side.by_loop,
             "without the shared prefix": lambda rows: side.ours(rows, share=False),
+            "with padding, and so without the shared prefix": lambda rows: side.ours(rows, packs=False),
             "without sorting by length": lambda rows: side.ours(rows, by_length=False),
             "with the adapter applied, not merged": lambda rows: side.ours(rows, merged=False),
             "with all of the last layer": lambda rows: side.ours(rows, narrow=False),
-            "without any of it": lambda rows: side.ours(rows, share=False, by_length=False, merged=False, narrow=False),
+            "without any of it": lambda rows: side.ours(rows, False, False, False, False, False),
         }
         if options.tokens:
             ways[f"batches of {options.tokens} tokens"] = lambda rows: side.ours(rows, tokens=options.tokens)

@@ -12,7 +12,6 @@ that takes a few steps with head yes_no; its peer computes the logits of the who
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import torch
 
 from benchmarks import inputs, results
 from benchmarks.gpu import as_libraries_have_it
+from benchmarks.memory import own_peak
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.train import batches, loop, model, prefix
@@ -125,7 +125,7 @@ def gradient_difference(chosen: Recipe, rows: Rows) -> float:
                 weight.normal_(0, 0.02)
     for shared in (0, prefix.common(examples.ids)):
         made.zero_grad()
-        logits = made(*model.pad(examples.ids, tokenizer.pad_token_id, "cpu"), shared)
+        logits = made(made.batch(examples.ids, tokenizer.pad_token_id, "cpu", shared))
         torch.autograd.backward(
             torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(examples.labels))
         )
@@ -147,18 +147,19 @@ def memory(chosen: Recipe, rows: Rows, plain: bool) -> float:
     else:
         base = model.load_base(chosen.train, "cpu")
     made = Classifier(model.with_adapter(base, chosen.train)).train()
-    ids, mask = model.pad(examples.ids, tokenizer.pad_token_id, "cpu")
+    padded = model.pad(examples.ids, tokenizer.pad_token_id, "cpu")
     labels = torch.from_numpy(examples.labels)
     for _ in range(MEMORY_STEPS):
         if plain:
-            whole = made.model(input_ids=ids, attention_mask=mask).logits
-            last = whole[torch.arange(len(ids)), mask.sum(-1) - 1]
+            whole = made.model(input_ids=padded.ids, attention_mask=padded.mask).logits
+            last = whole[torch.arange(len(whole)), padded.mask.sum(-1) - 1]
             logits = last[:, yes] - last[:, no]
         else:
-            logits = made(ids, mask, prefix.common(examples.ids))
+            shared = prefix.common(examples.ids)
+            logits = made(made.batch(examples.ids, tokenizer.pad_token_id, "cpu", shared))
         torch.autograd.backward(torch.nn.functional.binary_cross_entropy_with_logits(logits, labels))
         made.zero_grad()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return own_peak()
 
 
 def peak(options: argparse.Namespace, plain: bool) -> float:

@@ -24,7 +24,7 @@ RESERVE = 2 * GIB
 """Assumed: CUDA itself, the libraries' workspaces, one layer's weight as it is unpacked."""
 FRAGMENTED = 1.1
 """Assumed: the allocator holds so many times what it gives out."""
-PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.27, "int8": 0.15, "nf4": 0.2}
+PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.43, "int8": 0.25, "nf4": 0.39}
 """Of the bf16 peak, what training makes of all tokens of short prompts. In bfloat16 and nf4 as measured for Gemma-3 12B
 on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes take several times
 as long. The others are assumed."""

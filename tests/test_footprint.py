@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
@@ -58,9 +59,9 @@ def kept(made: Classifier, rows: int, length: int) -> int:
         return tensor
 
     held: list[torch.Tensor] = []
-    ids = torch.arange(rows * length).reshape(rows, length) % 500
+    batch = made.batch((np.arange(rows * length).reshape(rows, length) % 500).tolist(), 0, "cpu")
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        made(ids, torch.ones_like(ids))
+        made(batch)
     return sum(seen.values())
 
 
@@ -114,13 +115,16 @@ def test_what_makes_it_more_or_less() -> None:
 
 @pytest.mark.parametrize(
     ("of", "precision", "measured"),
-    [(GEMMA, "bfloat16", 69), (GEMMA, "nf4", 54), (QWEN, "bfloat16", 69), (QWEN, "nf4", 51)],
+    [(GEMMA, "bfloat16", 63.4), (GEMMA, "nf4", 48.5), (QWEN, "bfloat16", 65.4), (QWEN, "nf4", 47.1)],
 )
-def test_it_is_no_less_than_what_was_measured_and_little_more(of: Shape, precision: str, measured: float) -> None:
-    """The peaks of benchmarks/RESULTS.md: passes of 8,192 tokens, 24 of 52 of them shared, no dropout."""
+def test_it_is_no_less_than_what_was_measured_and_not_much_more(of: Shape, precision: str, measured: float) -> None:
+    """The peaks of benchmarks/RESULTS.md: passes of 8,192 tokens, 24 of 52 of them shared, no dropout.
+
+    A pass may be full of rows of one length; those measured were not, and their padding takes no memory.
+    """
     rules = Train(precision=precision, micro_batch_tokens=8192, batch_rows=256, lora=Lora(dropout=0))  # type: ignore[arg-type]
     total = footprint.memory(of, rules, 128, 28 / 52).total / GIB
-    assert measured < total < 1.16 * measured
+    assert measured < total < 1.3 * measured
 
 
 def test_a_joint_training_shares_what_both_instructions_begin_with(make_recipe: Any) -> None:

@@ -63,13 +63,12 @@ class Train(Section):
     micro_batch_rows: Positive = 8
     """Rows of one forward and backward pass on one worker."""
     micro_batch_tokens: Positive | None = None
-    """Tokens of such a pass, padding included, in place of `micro_batch_rows`: as many rows as they hold, at least one,
-    so short prompts go many at once. The step keeps its rows and its loss. Null: by rows."""
+    """Tokens of such a pass, counted with padding, in place of `micro_batch_rows`: as many rows as they hold, at least
+    one, so short prompts go many at once. The step keeps its rows and its loss. Null: by rows."""
     share_prefix: bool | None = None
     """Compute the tokens that all prompts begin with once per pass instead of once per row. The gradient is the same
     as long as `lora.dropout` is 0; with dropout, one mask for those tokens serves all rows of a pass. Null: where it is
-    the same, and not under ZeRO-3, which would gather the weights once more for it. Never done with gradient
-    checkpointing and for models that it was not tested with."""
+    the same. Never done for models that it was not tested with."""
     warmup_share: Share = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -182,13 +181,8 @@ class Train(Section):
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether what prompts begin with is computed once per pass.
-
-        Under ZeRO-3 only if asked for: it would gather the weights once more for it, and keep them on the way back.
-        """
-        usual = self.lora.dropout == 0 and self.zero_stage < 3
-        wanted = usual if self.share_prefix is None else self.share_prefix
-        return wanted and not self.gradient_checkpointing
+        """Whether what prompts begin with is computed once per pass."""
+        return self.lora.dropout == 0 if self.share_prefix is None else self.share_prefix
 
 
 class Score(Section):

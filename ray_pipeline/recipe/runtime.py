@@ -67,12 +67,12 @@ class Runtime(Section):
     """How long a stage waits for a cluster's nodes that its workers need, until it gives up with a message."""
     score_batch_rows: Positive = 64
     score_batch_tokens: Positive | None = None
-    """Tokens of one batch, padding included, in place of `score_batch_rows`; null: by rows."""
+    """Tokens of one batch, counted with padding, in place of `score_batch_rows`; null: by rows."""
     score_share_prefix: bool = True
-    """Compute the tokens that all prompts begin with once per shard, for models that this was tested with; exact."""
+    """Compute the tokens that all prompts begin with once, for models that this was tested with; exact."""
     score_query_prefix: QueryPrefix = "auto"
-    """With it, compute the tokens of a query once for all its rows, which need not stand together; exact too. `auto`:
-    where that spares a seventh of the work, as with five rows of each query and targets that are not much longer."""
+    """With it, compute the tokens of a query once for its rows of a batch, which need not stand together in the input;
+    exact too. `auto`: where that spares a twentieth of the tokens."""
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
     """Restarts of training after a lost worker."""

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from ray_pipeline.errors import ModelError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Engine, QueryPrefix, Runtime
-from ray_pipeline.scoring import queries
 from ray_pipeline.scoring.adapters import Adapter, Members
 from ray_pipeline.scoring.vllm import Vllm
+from ray_pipeline.train import queries
 from ray_pipeline.train.batches import Rows
 
 if TYPE_CHECKING:
@@ -137,15 +137,11 @@ class Transformers:
         from ray_pipeline.train import loop, prefix
 
         some, chosen = [prompts[row] for row in rows], self._batches.smaller(smaller)
-        pad_id, limits = self.tokenizer.pad_token_id, (chosen.rows, chosen.tokens)
-        if chosen.by_query and model.shares_prefix:
-            shared = prefix.common(some)
-            packs = queries.plan(some, [heads[row] for row in rows], shared, *limits)
-            if packs and (
-                chosen.query_prefix == "always" or queries.left(packs, some, shared, *limits) <= queries.PAYS
-            ):
-                return queries.score(model, some, packs, shared, pad_id, self._device)
-        return loop.score(model, some, pad_id, self._device, *limits, chosen.share_prefix)
+        of: list[int] | None = [heads[row] for row in rows] if chosen.by_query else None
+        if of and chosen.query_prefix == "auto" and queries.spared(some, of, prefix.common(some)) < queries.PAYS:
+            of = None
+        limits = (chosen.rows, chosen.tokens)
+        return loop.score(model, some, self.tokenizer.pad_token_id, self._device, *limits, chosen.share_prefix, of)
 
 
 def within_memory(score: Score, order: Rows, window_rows: int) -> tuple[Scores, Mask]:

@@ -15,7 +15,8 @@ from ray_pipeline.train import settings
 class Engine(Protocol):
     """A model with its optimiser, schedule and state."""
 
-    model: nn.Module
+    model: Any
+    """A `model.Classifier`, or DeepSpeed's wrapper of one, which passes on what it does not know."""
 
     def learn(self, loss: torch.Tensor, parts: int | None = None) -> None:
         """Take the gradient of one micro-batch; after the last one of a step, take the step.

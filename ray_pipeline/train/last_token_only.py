@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def narrowed(decoder: Any, places: torch.Tensor) -> Iterator[None]:
-    """Compute the last layer of a decoder at one token per row only, `places [n]`; elsewhere it adds nothing.
+    """Compute the last layer of a decoder at tokens `places [n]` of a pass `[1, t]` only; elsewhere it adds nothing.
 
     For `prefix.MODEL_TYPES`. Not for layers that are computed again on the way back, nor for threads that share a
     model.
@@ -27,19 +27,16 @@ def narrowed(decoder: Any, places: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def _only_at(part: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Apply a module to one state per row of its input `[n, t, d]`; its output elsewhere is zero."""
-    rows = torch.arange(len(places), device=places.device)
-    width = 0
+    """Apply a module to some states of its input `[1, t, d]`; its output elsewhere is zero."""
+    tokens = 0
 
     def gather(module: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        nonlocal width
-        width = args[0].shape[1]
-        return (args[0][rows, places],)
+        nonlocal tokens
+        tokens = args[0].shape[1]
+        return (args[0].index_select(1, places),)
 
     def spread(module: Any, args: Any, made: torch.Tensor) -> torch.Tensor:
-        whole = made.new_zeros(len(rows), width, made.shape[-1])
-        whole[rows, places] = made
-        return whole
+        return made.new_zeros(1, tokens, made.shape[-1]).index_copy(1, places, made)
 
     before, after = part.register_forward_pre_hook(gather), part.register_forward_hook(spread)
     try:

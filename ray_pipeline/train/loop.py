@@ -18,10 +18,11 @@ from ray_pipeline import threshold
 from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import batches, checkpoint, prefix
+from ray_pipeline.train import batches, checkpoint, prefix, queries
 from ray_pipeline.train.batches import Examples, Prompts
 from ray_pipeline.train.engine import Engine, load_chance, save_chance
-from ray_pipeline.train.model import Classifier, pad
+from ray_pipeline.train.model import Classifier
+from ray_pipeline.train.packed import Past
 
 CHECK_STEPS = 50
 """Between evaluations, workers tell each other of odd losses this often."""
@@ -140,13 +141,14 @@ class Loop:
         self._engine.model.train()
         losses: list[torch.Tensor] = []
         for rows in mine:
-            ids, mask = pad([self._train.ids[i] for i in rows], self._pad_id, self._worker.device)
+            prompts = [self._train.ids[i] for i in rows]
             labels = torch.from_numpy(self._train.labels[rows]).to(self._worker.device)
             try:
-                loss = weight * self._loss(self._engine.model(ids, mask, self._shared), labels)
+                batch = self._engine.model.batch(prompts, self._pad_id, self._worker.device, self._shared)
+                loss = weight * self._loss(self._engine.model(batch), labels)
                 self._engine.learn(loss * len(mine), len(mine))
             except torch.OutOfMemoryError as error:
-                raise exhausted(f"in a pass over {len(rows)} rows of {ids.shape[1]} tokens") from error
+                raise exhausted(f"in a pass over {len(rows)} rows of {lengths[rows].max()} tokens") from error
             losses.append(loss.detach())
         self.state.step += 1
         self._note(torch.stack(losses).tolist(), mine)  # one wait for the device
@@ -202,7 +204,7 @@ class Loop:
         rows = np.resize(np.arange(len(lengths)), math.ceil(len(lengths) / worker.count) * worker.count)
         tokens = 4 * (rules.micro_batch_tokens or rules.micro_batch_rows * int(lengths.max()))
         mine = batches.plan(rows, lengths, worker.count, rules.micro_batch_rows, tokens)[worker.rank]
-        scores = _passes(self._engine.model, self._tune.ids, mine, self._pad_id, worker.device, self._shared)
+        scores = _passes(self._engine.model, self._tune.ids, mine, self._pad_id, worker.device, Sharing(self._shared))
         found = np.zeros(len(lengths), np.float32)
         for part, of_part in worker.gather((np.concatenate(mine), scores)):
             found[part] = of_part
@@ -272,45 +274,67 @@ def tune_figures(labels: npt.NDArray[np.float32], scores: npt.NDArray[np.float32
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module,
+    model: Classifier,
     prompts: list[list[int]],
     pad_id: int,
     device: str,
     batch_rows: int = 64,
     batch_tokens: int | None = None,
     share_prefix: bool = True,
+    heads: list[int] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Probabilities of relevance `[n]` float32 of token ids, in their order.
 
     Batches are made of like lengths, the longest first, so that what does not fit fails at once; of `batch_rows`, or of
     at most `batch_tokens` with their padding. The tokens that all prompts begin with are computed once, if the model
-    can; the scores are the same without `share_prefix`.
+    can; so are, once a batch, the first `heads [n]` of each that are its query's, and batches then keep the rows of a
+    query together. The scores are the same without.
     """
     if not prompts:
         return np.zeros(0, np.float32)
-    lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    parts = batches.pack(order, lengths, batch_tokens, None if batch_tokens else batch_rows)
-    model.eval()
+    sharing = _sharing(model, prompts, device) if share_prefix else Sharing()
+    heads = heads if sharing.tokens else None
+    together = heads or [0] * len(prompts)
+    order = queries.order(prompts, together)[::-1]
+    limits = (batch_tokens, None if batch_tokens else batch_rows)
+    parts = batches.pack(order, queries.longest(prompts, together), *limits)
     found = np.zeros(len(prompts), np.float32)
-    sharing = _sharing(model, prompts, device) if share_prefix else ()
-    found[order] = _passes(model, prompts, parts, pad_id, device, *sharing)
+    found[order] = _passes(model, prompts, parts, pad_id, device, sharing, heads)
     return found
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How many tokens all prompts begin with, and what was made of them before, if anything."""
+
+    tokens: int = 0
+    past: Past | None = None
 
 
 @torch.no_grad()
 def _passes(
-    model: torch.nn.Module, prompts: Prompts, parts: list[batches.Rows], pad_id: int, device: str, *sharing: Any
+    model: Any,
+    prompts: Prompts,
+    parts: list[batches.Rows],
+    pad_id: int,
+    device: str,
+    sharing: Sharing,
+    heads: list[int] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Probabilities of the rows of some batches, one after the other; the device is waited for once, at the end."""
     model.eval()
-    logits = [model(*pad([prompts[i] for i in rows], pad_id, device), *sharing) for rows in parts]
+    logits = []
+    for rows in parts:
+        of = None if heads is None else [heads[i] for i in rows]
+        batch = model.batch([prompts[i] for i in rows], pad_id, device, sharing.tokens, of, sharing.past)
+        logits.append(model(batch))
     return torch.sigmoid(torch.cat(logits)).float().cpu().numpy()
 
 
-def _sharing(model: torch.nn.Module, prompts: list[list[int]], device: str) -> tuple[Any, ...]:
-    """How many tokens all prompts begin with, and their keys and values; nothing where the model cannot share them."""
-    shared = prefix.common(prompts) if len(prompts) > 1 else 0
-    if not (shared and isinstance(model, Classifier) and model.shares_prefix):
-        return ()
-    return shared, model.read_prefix(torch.tensor(prompts[0][:shared], device=device))
+@torch.no_grad()
+def _sharing(model: Classifier, prompts: list[list[int]], device: str) -> Sharing:
+    """On a GPU each batch computes them along with its own: few tokens alone take as long there as thousands."""
+    shared = prefix.common(prompts) if len(prompts) > 1 and model.reads_packed else 0
+    if not shared or device != "cpu":
+        return Sharing(shared)
+    return Sharing(shared, model.eval().read_prefix(torch.tensor(prompts[0][:shared])))

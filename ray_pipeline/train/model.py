@@ -1,8 +1,9 @@
 """The classifier: a base model with one of two heads, its LoRA adapter, its precision. Imports no Ray, no DeepSpeed."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import nn
 from ray_pipeline import hub, models
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import fused, last_token_only, lora, prefix
+from ray_pipeline.train import fused, last_token_only, lora, packed, prefix
 from ray_pipeline.train.batches import Prompts
+from ray_pipeline.train.packed import Packed
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
@@ -49,20 +51,32 @@ class Head(nn.Linear):
         return nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
+@dataclass(frozen=True)
+class Padded:
+    """Prompts as the libraries read them: ids and mask `[n, t]` int64, padded left or right; an encoder's right."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
 class Classifier(nn.Module):
     """Logits of relevance from a language model, read at the last token that is not padding.
 
-    The token is found by the attention mask, not by the padding token's id: that may stand for end-of-text too. Nothing
-    but this token's state meets the head. A new head gives the logit itself, two words give the difference of theirs.
-    An encoder (XLM-R) is read where its own head reads it.
+    The token is found by its place, not by the padding token's id: that may stand for end-of-text too. Nothing but this
+    token's state meets the head. A new head gives the logit itself, two words give the difference of theirs. An encoder
+    (XLM-R) is read where its own head reads it.
     """
 
     narrows = True
     """Whether the last layer is computed at that token only, for models that this was tested with."""
+    packs = True
+    """Whether rows go through these models without padding."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        if prefix.shareable(self.base.config.get_text_config()):
+            packed.install(_decoder(self.base))
 
     @property
     def base(self) -> Any:
@@ -70,57 +84,57 @@ class Classifier(nn.Module):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
-    def shares_prefix(self) -> bool:
-        """Whether the tokens that all rows begin with can be computed once.
+    def reads_packed(self) -> bool:
+        """Whether rows can go through it one behind the other."""
+        return (
+            self.packs
+            and prefix.shareable(self.base.config.get_text_config())
+            and packed.installed(_decoder(self.base))
+        )
 
-        Not where layers are computed again on the way back, when what a pass set up for them is gone.
+    def batch(
+        self,
+        rows: Prompts,
+        pad_id: int,
+        device: str,
+        shared: int = 0,
+        heads: Sequence[int] | None = None,
+        past: packed.Past | None = None,
+    ) -> Padded | Packed:
+        """Prompts as `forward` takes them; see `packed.pack` for what they share, which changes no score.
+
+        With dropout in training, the rows then have one mask for the tokens that they share, where each would have its
+        own.
         """
-        base = self.base
-        checkpointing = self.training and any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
-        return prefix.shareable(base.config.get_text_config()) and not checkpointing
+        return packed.pack(rows, device, shared, heads, past) if self.reads_packed else pad(rows, pad_id, device)
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, shared: int = 0, past: Any = None
-    ) -> torch.Tensor:
-        """Logits `[n]` float32 of prompts `[n, t]`, padded left or right; those of an encoder, right.
-
-        The first `shared` tokens of all rows, then padded on the right, are the same; where the model allows it they
-        are computed once, or not at all if `past` is what `read_prefix` made of them. With dropout in training, the
-        rows then have one mask for these tokens, where each would have its own.
-        """
+    def forward(self, rows: Padded | Packed) -> torch.Tensor:
+        """Logits `[n]` float32."""
+        if isinstance(rows, Packed):
+            return self._logits(self._states(rows))
         if hasattr(self.base, ENCODER_HEAD):
-            read: torch.Tensor = self.base(input_ids=input_ids, attention_mask=attention_mask).logits
+            read: torch.Tensor = self.base(input_ids=rows.ids, attention_mask=rows.mask).logits
             return read.squeeze(-1).float()
-        known = self.shares_prefix
-        if not (shared and known):
-            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-            return self._logits(input_ids, attention_mask, positions, None, known and self.narrows)
-        past = past if past is not None else self.read_prefix(input_ids[0, :shared])
-        positions = (attention_mask.cumsum(-1) - 1)[:, shared:]
-        return self._logits(input_ids[:, shared:], attention_mask, positions, past, self.narrows)
+        hidden = _decoder(self.base)(
+            input_ids=rows.ids, attention_mask=rows.mask, position_ids=(rows.mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        last = (rows.mask * torch.arange(rows.ids.shape[1], device=rows.ids.device)).argmax(-1)
+        return self._logits(hidden[torch.arange(len(hidden), device=hidden.device), last])
 
-    def read_prefix(self, ids: torch.Tensor) -> Any:
+    def read_prefix(self, ids: torch.Tensor) -> packed.Past:
         """Keys and values of tokens `[p]` int64, good for as long as the weights stay as they are."""
-        return prefix.read(_decoder(self.base), ids)
+        return packed.read(_decoder(self.base), ids)
 
-    def read_queries(self, ids: torch.Tensor, past: Any) -> Any:
-        """Keys and values of the tokens `[q, t]` int64 of queries, behind the `past` of `read_prefix`."""
-        return prefix.read_on(_decoder(self.base), ids, past)
-
-    def _logits(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any, narrows: bool
-    ) -> torch.Tensor:
-        """`ids` and `positions` `[n, t]` of what comes after `past`, `mask` `[n, p + t]` of both."""
-        last = (mask[:, -ids.shape[1] :] * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
+    def _states(self, rows: Packed) -> torch.Tensor:
+        """Of the rows' last tokens `[n, h]`."""
         decoder = _decoder(self.base)
-        with last_token_only.narrowed(decoder, last) if narrows else nullcontext():
-            hidden = decoder(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past,
-                use_cache=past is not None,
-            ).last_hidden_state  # fmt: skip
-        found = getattr(self.base, HEAD if hasattr(self.base, HEAD) else VOCABULARY)(
-            hidden[torch.arange(len(hidden), device=hidden.device), last]
-        ).float()
+        again = self.training and any(getattr(part, "gradient_checkpointing", False) for part in decoder.modules())
+        with last_token_only.narrowed(decoder, rows.last) if self.narrows and not again else nullcontext():
+            return packed.states(decoder, rows).index_select(0, rows.last)
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        found = getattr(self.base, HEAD if hasattr(self.base, HEAD) else VOCABULARY)(states).float()
         logits: torch.Tensor = found[:, 0] - found[:, 1] if found.shape[1] == 2 else found[:, 0]
         return logits
 
@@ -380,15 +394,10 @@ def merge(classifier: Classifier) -> None:
     classifier.model.merge_adapter()
 
 
-def pad(rows: Prompts, pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask `[n, t]` int64 of some prompts, padded on the right."""
+def pad(rows: Prompts, pad_id: int, device: str) -> Padded:
+    """Prompts padded on the right."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
-    return _moved(torch.from_numpy(ids), device), _moved(torch.from_numpy(mask.astype(np.int64)), device)
-
-
-def _moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """On a GPU while it computes: from pinned memory, without waiting."""
-    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return Padded(*(packed.moved(torch.from_numpy(part), device) for part in (ids, mask.astype(np.int64))))

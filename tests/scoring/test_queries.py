@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ray_pipeline.prompt import Prompt
-from ray_pipeline.scoring import adapters, queries
+from ray_pipeline.scoring import adapters
 from ray_pipeline.scoring.scorer import Batches, Scored, Scorer
-from ray_pipeline.train import prefix
+from ray_pipeline.train import prefix, queries
 
 from . import made_adapters
 
@@ -57,21 +57,21 @@ def test_a_query_is_read_once_for_all_its_rows(tmp_path: Any) -> None:
     scorer = Scorer(chosen, "cpu", Batches(query_prefix="always"))
     encoded = Prompt("QC", chosen[0].saved.prompt).encode(scorer._engine.tokenizer, rows())
     shared = prefix.common([one.ids for one in encoded])
-    heads = sorted(len(head) - shared for head in {tuple(one.ids[: one.head]) for one in encoded})
+    tokens = sum(len(head) - shared for head in {tuple(one.ids[: one.head]) for one in encoded})
+    tokens += sum(len(one.ids) - one.head for one in encoded)
     seen = widths(scorer)
     scorer(rows())
-    assert seen[0] == (1, shared)
-    read = [shape for shape in seen[1:] if shape[0] < len(TARGETS)]
-    assert sorted(width for count, width in read for _ in range(count)) == heads
-    assert sum(count for count, _ in seen[1:]) == len(NAMES) + len(rows())
+    assert seen == [(1, shared), (1, tokens)]
 
 
 @pytest.mark.parametrize("options", [{"query_prefix": "never"}, {"query_prefix": "always", "share_prefix": False}])
 def test_switched_off(tmp_path: Any, options: dict[str, Any]) -> None:
-    scorer = Scorer(adapters.read([made_adapters.adapter(tmp_path / "adapter")]), "cpu", Batches(**options))
-    seen = widths(scorer)
+    folder = made_adapters.adapter(tmp_path / "adapter")
+    scorer, whole = (Scorer(adapters.read([folder]), "cpu", Batches(**one)) for one in (options, {}))
+    seen, least = widths(scorer), widths(whole)
     scorer(rows())
-    assert [count for count, _ in seen if count > 1] == [len(rows())]
+    whole(rows())
+    assert sum(tokens for _, tokens in seen) > sum(tokens for _, tokens in least)
 
 
 def prompts(per_query: int, own: int) -> tuple[list[list[int]], list[int]]:
@@ -81,35 +81,29 @@ def prompts(per_query: int, own: int) -> tuple[list[list[int]], list[int]]:
     return found, [7] * len(found)
 
 
-def test_packs_hold_every_row_once_within_the_limits() -> None:
-    some, heads = prompts(per_query=5, own=6)
-    some += [[1, 2, 3, 9, *range(width)] for width in range(1, 9)]
-    heads += [4] * 8
-    for rows, tokens in ((16, None), (64, None), (64, 70)):
-        packs = queries.plan(some, heads, 3, rows, tokens)
-        assert sorted(np.concatenate([part for pack in packs for part in pack.rows])) == list(range(len(some)))
-        for pack in packs:
-            for part, of in zip(pack.rows, pack.of, strict=True):
-                assert len(part) <= rows and (not tokens or len(part) * max(len(some[row]) for row in part) <= tokens)
-                assert [some[row][: pack.width] for row in part] == [some[pack.first[i]][: pack.width] for i in of]
-
-
-def test_nothing_to_share() -> None:
-    some, heads = prompts(per_query=2, own=3)
-    assert queries.plan(some, heads, 0, 64, None) == []  # not even an instruction
-    assert queries.plan(some[:2], heads[:2], 8, 64, None) == []  # all rows are of one query: it is what they begin with
-    assert queries.plan(some, [0] * len(some), 3, 64, None) == []  # the target comes first
-
-
-@pytest.mark.parametrize(("per_query", "own", "worth"), [(1, 4, False), (5, 4, True), (5, 60, False), (20, 10, True)])
-def test_it_pays_with_many_rows_of_a_query_that_are_short(per_query: int, own: int, worth: bool) -> None:
+@pytest.mark.parametrize(("per_query", "own", "spared"), [(1, 4, 0.0), (5, 4, 0.4), (5, 60, 0.05), (20, 10, 0.271)])
+def test_the_more_rows_a_query_has_and_the_shorter_they_are_the_more_is_spared(
+    per_query: int, own: int, spared: float
+) -> None:
     some, heads = prompts(per_query, own)
-    packs = queries.plan(some, heads, 3, 64, None)
-    assert (queries.left(packs, some, 3, 64, None) <= queries.PAYS) == worth
+    assert queries.spared(some, heads, 3) == pytest.approx(spared, abs=1e-3)
+    assert queries.spared(some, [0] * len(some), 3) == queries.spared([], [], 3) == 0
 
 
 def test_rows_of_a_query_stand_together_short_ones_first() -> None:
     some = [[1, 7, 7], [1, 8], [1, 7], [1, 9, 9, 9], [1, 8, 8]]
     assert queries.order(some, [2] * 5).tolist() == [2, 0, 1, 4, 3]
+    assert queries.longest(some, [2] * 5).tolist() == [3, 3, 3, 4, 3]
     assert [len(some[row]) for row in queries.order(some, [0] * 5)] == [2, 2, 3, 3, 4]
+    assert queries.longest(some, [0] * 5).tolist() == [3, 2, 2, 4, 3]
     assert queries.order([], []).tolist() == []
+
+
+def test_batches_stay_within_their_tokens(tmp_path: Any) -> None:
+    folder = made_adapters.adapter(tmp_path / "adapter")
+    scorer = Scorer(adapters.read([folder]), "cpu", Batches(query_prefix="always", tokens=150))
+    encoded = Prompt("QC", adapters.read([folder])[0].saved.prompt).encode(scorer._engine.tokenizer, rows())
+    seen = widths(scorer)
+    scorer(rows())
+    assert len(seen) > 3 and max(tokens for _, tokens in seen) <= 150
+    assert sum(tokens for _, tokens in seen) < sum(len(one.ids) for one in encoded)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ray_pipeline.errors import ModelError
-from ray_pipeline.scoring import queries
 from ray_pipeline.scoring.scorer import Scores, within_memory
-from ray_pipeline.train import loop
-from ray_pipeline.train.batches import Rows
+from ray_pipeline.train import loop, queries
+from ray_pipeline.train.batches import Prompts, Rows
+from ray_pipeline.train.model import Padded, pad
 
 
 class Narrow(torch.nn.Module):
@@ -17,12 +17,16 @@ class Narrow(torch.nn.Module):
     def __init__(self, tokens: int) -> None:
         super().__init__()
         self.tokens, self.batches = tokens, list[int]()
+        self.reads_packed = False
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if ids.numel() > self.tokens:
-            raise torch.OutOfMemoryError(f"{ids.numel()} tokens")
-        self.batches.append(len(ids))
-        return ids[:, 0].float() / 10
+    def batch(self, rows: Prompts, pad_id: int, device: str, *sharing: object) -> Padded:
+        return pad(rows, pad_id, device)
+
+    def forward(self, rows: Padded) -> torch.Tensor:
+        if rows.ids.numel() > self.tokens:
+            raise torch.OutOfMemoryError(f"{rows.ids.numel()} tokens")
+        self.batches.append(len(rows.ids))
+        return rows.ids[:, 0].float() / 10
 
 
 def scores(model: Narrow, prompts: list[list[int]], batch_rows: int) -> tuple[Scores, list[int]]:

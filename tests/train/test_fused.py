@@ -1,4 +1,4 @@
-"""Fused norms and gates compute what the library's do. Compiled for the CPU here, by the same compiler."""
+"""Fused norms, rotary positions and gates compute what the library's do; here compiled for the CPU."""
 
 import pytest
 import torch
@@ -20,7 +20,8 @@ def test_logits_and_gradients_are_those_of_the_library(name: str) -> None:
         for key, gradient in gradients.items():
             torch.testing.assert_close(others[key], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-4)
     changed = {type(module).__name__ for module in made.modules() if "forward" in module.__dict__}
-    assert any(name.endswith("RMSNorm") for name in changed) and any(name.endswith("MLP") for name in changed)
+    for kind in ("RMSNorm", "Attention", "MLP"):
+        assert any(name.endswith(kind) for name in changed), kind
 
 
 def test_nothing_is_fused_without_a_gpu() -> None:

@@ -32,17 +32,6 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(name: str, head: str,
         torch.testing.assert_close(gradients[weight], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-4)
 
 
-@READERS
-@torch.no_grad()
-def test_padding_may_stand_before_the_tokens(name: str) -> None:
-    made = moved(toy.classifier(toy.rules(name))).eval()
-    ids, mask = model.pad(prompts(), 0, "cpu")
-    right = made(ids, mask)
-    gaps = [ids.shape[1] - len(row) for row in prompts()]
-    ids, mask = (torch.stack([row.roll(gap) for row, gap in zip(part, gaps, strict=True)]) for part in (ids, mask))
-    torch.testing.assert_close(made(ids, mask), right, atol=1e-5, rtol=1e-5)
-
-
 def shapes(layer: Any) -> tuple[list[tuple[int, ...]], RemovableHandle]:
     """Of the states that a layer is given from now on."""
     seen: list[tuple[int, ...]] = []
@@ -53,15 +42,15 @@ def test_one_token_of_each_row_passes_the_last_layer_and_all_the_others() -> Non
     made = toy.classifier(toy.rules()).eval()
     layers = made.base.model.layers
     (last, _), (first, _) = shapes(layers[-1].mlp.up_proj), shapes(layers[0].mlp.up_proj)
-    ids, mask = model.pad(prompts(), 0, "cpu")
-    made(ids, mask)
-    made.model(input_ids=ids, attention_mask=mask)  # by itself the model is as it was
-    assert last == [(4, 32), (4, ids.shape[1], 32)]
-    assert first == [(4, ids.shape[1], 32)] * 2
+    rows, padded = made.batch(prompts(), 0, "cpu"), model.pad(prompts(), 0, "cpu")
+    made(rows)
+    made.model(input_ids=padded.ids, attention_mask=padded.mask)  # by itself the model is as it was
+    assert last == [(1, 4, 32), (*padded.ids.shape, 32)]
+    assert first == [(1, sum(map(len, prompts())), 32), (*padded.ids.shape, 32)]
 
 
 def test_layers_that_are_computed_again_are_computed_whole() -> None:
     made = toy.classifier(toy.rules(gradient_checkpointing=True))
     last, _ = shapes(made.base.model.layers[-1].mlp.up_proj)
     learnt(made, 0)
-    assert {len(shape) for shape in last} == {3}
+    assert {shape[1] for shape in last} == {sum(map(len, prompts()))}

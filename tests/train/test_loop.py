@@ -222,6 +222,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
 class Narrow(torch.nn.Module):
     """A model on a device too small for it."""
 
+    def batch(self, *_: Any) -> None: ...
+
     def forward(self, *_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

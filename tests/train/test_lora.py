@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pipeline.train import model
 from ray_pipeline.train.model import Classifier
 
 from . import toy
@@ -47,23 +46,23 @@ def test_the_same_rows_are_dropped() -> None:
                                      {"precision": "int8"}, {"precision": "bfloat16"}])  # fmt: skip
 def test_what_is_not_plain_is_left_to_peft(changes: dict[str, Any]) -> None:
     made = moved(toy.classifier(toy.rules("random-qwen2", **changes))).eval()
-    ids, mask = model.pad([[2, 130, 140], [2, 150]], 0, "cpu")
+    rows = made.batch([[2, 130, 140], [2, 150]], 0, "cpu")
     with torch.no_grad():
-        found = made(ids, mask)
+        found = made(rows)
         for module in made.modules():
             module.__dict__.pop("forward", None)
-        assert torch.equal(made(ids, mask), found)
+        assert torch.equal(made(rows), found)
 
 
 @torch.no_grad()
 def test_a_merged_or_a_disabled_adapter_is_not_added_again() -> None:
     made = moved(toy.classifier(toy.rules())).eval()
-    ids, mask = model.pad([[2, 130, 140], [2, 150]], 0, "cpu")
-    applied = made(ids, mask)
+    rows = made.batch([[2, 130, 140], [2, 150]], 0, "cpu")
+    applied = made(rows)
     with made.model.disable_adapter():
-        base = made(ids, mask)
+        base = made(rows)
     assert float((applied - base).abs().max()) > 1e-2
     made.model.merge_adapter()
-    torch.testing.assert_close(made(ids, mask), applied, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made(rows), applied, atol=1e-5, rtol=1e-5)
     made.model.unmerge_adapter()
-    torch.testing.assert_close(made(ids, mask), applied, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made(rows), applied, atol=1e-5, rtol=1e-5)

@@ -40,11 +40,11 @@ def moved(rules: Train) -> model.Classifier:
     return made
 
 
-def left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left(rows: list[list[int]], pad_id: int) -> model.Padded:
     width = max(map(len, rows))
     ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    return model.Padded(ids, mask)
 
 
 @READERS
@@ -52,10 +52,11 @@ def left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor
 @torch.no_grad()
 def test_padding_on_either_side_gives_the_logits_of_each_prompt_alone(name: str, head: str) -> None:
     made = moved(toy.rules(name, head=head))
-    alone = torch.cat([made(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)) for row in prompts()])
+    alone = torch.cat([made(model.pad([row], 0, "cpu")) for row in prompts()])
     assert alone.unique().numel() == len(LENGTHS)
-    torch.testing.assert_close(made(*model.pad(prompts(), 0, "cpu")), alone, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(made(*left(prompts(), 0)), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made(model.pad(prompts(), 0, "cpu")), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made(left(prompts(), 0)), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made(made.batch(prompts(), 0, "cpu")), alone, atol=1e-5, rtol=1e-5)
 
 
 @READERS
@@ -66,16 +67,15 @@ def test_a_prompt_that_ends_in_the_padding_token_is_read_at_its_own_end(name: st
     for value in ("pad_token_id", "eos_token_id"):
         setattr(made.model.config, value, end)  # padding with end-of-text, as models without a padding token do
     rows = [[*prompts()[0], end], prompts()[1]]
-    alone = made(torch.tensor([rows[0]]), torch.ones(1, len(rows[0]), dtype=torch.long))
-    without = made(torch.tensor([rows[0][:-1]]), torch.ones(1, len(rows[0]) - 1, dtype=torch.long))
+    alone, without = made(model.pad([rows[0]], end, "cpu")), made(model.pad([rows[0][:-1]], end, "cpu"))
     assert abs(float(alone - without)) > 1e-3
-    for ids, mask in (model.pad(rows, end, "cpu"), left(rows, end)):
-        torch.testing.assert_close(made(ids, mask)[:1], alone, atol=1e-5, rtol=1e-5)
+    for some in (model.pad(rows, end, "cpu"), left(rows, end), made.batch(rows, end, "cpu")):
+        torch.testing.assert_close(made(some)[:1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_padding() -> None:
-    ids, mask = model.pad([[7, 8, 9], [5]], 3, "cpu")
-    assert ids.tolist() == [[7, 8, 9], [5, 3, 3]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    found = model.pad([[7, 8, 9], [5]], 3, "cpu")
+    assert found.ids.tolist() == [[7, 8, 9], [5, 3, 3]] and found.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def head(rules: Train) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_only_the_adapter_and_the_head_are_trained(name: str) -> None:
     before = {weight: p.detach().clone() for weight, p in made.named_parameters()}
     engine = PlainEngine(made, rules, 10)
     for _ in range(2):  # lora_A moves once lora_B has
-        engine.learn(made(*model.pad(prompts(), 0, "cpu")).square().sum())
+        engine.learn(made(made.batch(prompts(), 0, "cpu")).square().sum())
     changed = {weight for weight, p in made.named_parameters() if not torch.equal(p, before[weight])}
     assert changed == set(trained)
 
@@ -161,10 +161,10 @@ def test_two_words_have_the_logits_that_the_whole_vocabulary_gives_them(name: st
     whole = AutoModelForCausalLM.from_pretrained(models.resolve(rules.model))
     yes, no = model.answer_tokens(model.load_tokenizer(rules), rules)
     last = torch.stack([whole(torch.tensor([row])).logits[0, -1] for row in prompts()])
-    found = toy.classifier(rules).eval()(*model.pad(prompts(), 0, "cpu"))
+    found = toy.classifier(rules).eval()(model.pad(prompts(), 0, "cpu"))
     torch.testing.assert_close(found, last[:, yes] - last[:, no], atol=1e-5, rtol=1e-5)
     swapped = toy.rules(name, head="yes_no", answers=[" no", " yes"])
-    torch.testing.assert_close(toy.classifier(swapped).eval()(*model.pad(prompts(), 0, "cpu")), -found)
+    torch.testing.assert_close(toy.classifier(swapped).eval()(model.pad(prompts(), 0, "cpu")), -found)
 
 
 @READERS
@@ -199,11 +199,11 @@ def test_an_encoder_trains_and_is_loaded_again(tmp_path: Path) -> None:
     made = moved(rules)
     alone = [float(score(made, [row], 0, "cpu")[0]) for row in prompts()]
     assert score(made, prompts(), 0, "cpu").tolist() == pytest.approx(alone, abs=1e-6)
-    assert not made.shares_prefix and len(set(alone)) == len(LENGTHS)
+    assert not made.reads_packed and len(set(alone)) == len(LENGTHS)
     engine = PlainEngine(made.train(), rules, 10)
     before = toy.trained_weights(made)
     for _ in range(2):
-        engine.learn(made(*model.pad(prompts(), 0, "cpu"), 1).square().sum())
+        engine.learn(made(made.batch(prompts(), 0, "cpu", 1)).square().sum())
     after = toy.trained_weights(made)
     assert any("classifier" in name for name in after) and any("dense.lora_B" in name for name in after)
     assert not any("classifier" in name and "lora" in name for name in after)
@@ -229,7 +229,7 @@ def test_other_kinds_of_lora_are_trained_and_loaded_again(kind: str, tmp_path: P
     assert any("magnitude" in name for name in toy.trained_weights(made)) == (kind == "dora")
     before, engine = toy.trained_weights(made), PlainEngine(made, rules, 10)
     for _ in range(2):
-        engine.learn(made(*model.pad(prompts(), 0, "cpu")).square().sum(), 1)
+        engine.learn(made(made.batch(prompts(), 0, "cpu")).square().sum(), 1)
     after = toy.trained_weights(made)
     assert all(not torch.equal(after[name], before[name]) for name in after)
     engine.save_adapter(tmp_path)
@@ -240,7 +240,7 @@ def test_other_kinds_of_lora_are_trained_and_loaded_again(kind: str, tmp_path: P
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         made = moved(toy.rules(gradient_checkpointing=checkpointing)).train()
-        torch.autograd.backward(made(*model.pad(prompts(), 0, "cpu")).sum())
+        torch.autograd.backward(made(made.batch(prompts(), 0, "cpu")).sum())
         return {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
 
     plain, saving = gradients(False), gradients(True)
@@ -298,7 +298,7 @@ def test_a_quantised_base_takes_a_training_step(precision: str, kind: str, head:
     made = toy.classifier(rules).train()
     assert any(isinstance(module, getattr(bitsandbytes.nn, kind)) for module in made.modules())
     weights = toy.trained_weights(made)
-    loss = made(*model.pad(prompts(), 0, "cpu")).square().sum()
+    loss = made(made.batch(prompts(), 0, "cpu")).square().sum()
     torch.autograd.backward(loss)
     gradients = {name: p.grad for name, p in made.named_parameters() if p.requires_grad}
     assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
@@ -311,12 +311,12 @@ def test_a_4_bit_base_passes_gradients_after_it_was_evaluated() -> None:
 
     def gradients() -> dict[str, torch.Tensor]:
         made.train().zero_grad()
-        torch.autograd.backward(made(*model.pad(prompts(), 0, "cpu")).square().sum())
+        torch.autograd.backward(made(made.batch(prompts(), 0, "cpu")).square().sum())
         return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
 
     before = gradients()
     with torch.no_grad():
-        made.eval()(*model.pad(prompts(), 0, "cpu"))
+        made.eval()(made.batch(prompts(), 0, "cpu"))
     after = gradients()
     assert before.keys() == after.keys() and any(bool(one.any()) for one in before.values())
     for name, gradient in before.items():
@@ -328,7 +328,7 @@ def test_a_head_gives_float32_in_any_precision() -> None:
     made = moved(toy.rules("random-gemma3", precision="bfloat16")).bfloat16()
     with torch.no_grad():
         made.base.score.modules_to_save["default"].weight.mul_(20)
-    assert made(*model.pad(rows[:2], 0, "cpu")).dtype == torch.float32
+    assert made(made.batch(rows[:2], 0, "cpu")).dtype == torch.float32
     assert len(set(score(made, rows, 0, "cpu").tolist())) > 390
 
 

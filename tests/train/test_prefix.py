@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, MistralConfig, Qwen3Config
 
 from ray_pipeline import tokens
-from ray_pipeline.train import loop, model, prefix
+from ray_pipeline.train import loop, model, packed, prefix
 from ray_pipeline.train.model import Classifier
 
 from . import toy
@@ -36,27 +36,28 @@ def moved(made: Classifier) -> Classifier:
     return made
 
 
-def learnt(made: Classifier, shared: int, **options: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def learnt(made: Classifier, shared: int, packs: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits, and the gradients of what is trained."""
     made.train()
     made.zero_grad()
-    logits = made(*model.pad(prompts(), 0, "cpu"), shared, **options)
+    rows = made.batch(prompts(), 0, "cpu", shared) if packs else model.pad(prompts(), 0, "cpu")
+    logits = made(rows)
     torch.autograd.backward((logits * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum())
     gradients = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
     return logits.detach(), gradients
 
 
 def check_equal(made: Classifier) -> None:
-    """Logits to 1e-5 and gradients to 1e-4 of the plain ones, of which none is zero."""
-    shared = prefix.common(prompts())
-    assert shared == len(SHARED) and made.shares_prefix
-    plain, expected = learnt(made, 0)
-    found, gradients = learnt(made, shared)
-    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
-    assert gradients.keys() == expected.keys() and len(gradients) > 10
-    for name, gradient in expected.items():
-        assert gradient.any()
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-4)
+    """Logits to 1e-5 and gradients to 1e-4 of the padded ones, of which none is zero, with the shared part and not."""
+    assert prefix.common(prompts()) == len(SHARED) and made.reads_packed
+    plain, expected = learnt(made, 0, packs=False)
+    for shared in (0, len(SHARED)):
+        found, gradients = learnt(made, shared)
+        torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+        assert gradients.keys() == expected.keys() and len(gradients) > 10
+        for name, gradient in expected.items():
+            assert gradient.any()
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-4)
 
 
 @READERS
@@ -100,10 +101,10 @@ def test_a_multimodal_gemma_is_read_by_its_text_part(head: str) -> None:
     assert not any("vision" in name for name in toy.trained_weights(made))
     check_equal(made)
     with torch.no_grad():
-        ids, mask = model.pad(prompts()[:1], 0, "cpu")
-        whole = made.eval().model(input_ids=ids, attention_mask=mask).logits
+        rows = model.pad(prompts()[:1], 0, "cpu")
+        whole = made.eval().model(input_ids=rows.ids, attention_mask=rows.mask).logits
         expected = whole[:, -1, 0] - whole[:, -1, 1] if head == "yes_no" else whole[:, 0]
-        torch.testing.assert_close(made(ids, mask), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(made(made.batch(prompts()[:1], 0, "cpu")), expected, atol=1e-5, rtol=1e-5)
 
 
 @READERS
@@ -112,8 +113,10 @@ def test_what_was_computed_before_is_read_again(name: str) -> None:
     made = moved(toy.classifier(toy.rules(name))).eval()
     past = made.read_prefix(torch.tensor(SHARED))
     for rows in (prompts()[:1], prompts()[1:], prompts()):
-        expected = made(*model.pad(rows, 0, "cpu"))
-        torch.testing.assert_close(made(*model.pad(rows, 0, "cpu"), len(SHARED), past), expected, atol=1e-5, rtol=1e-5)
+        expected = made(model.pad(rows, 0, "cpu"))
+        again = made.batch(rows, 0, "cpu", len(SHARED), past=past)
+        assert again.ids.shape[1] == sum(len(ids) - len(SHARED) for ids in rows)
+        torch.testing.assert_close(made(again), expected, atol=1e-5, rtol=1e-5)
 
 
 @READERS
@@ -136,29 +139,64 @@ def calls(made: Classifier) -> list[tuple[int, int]]:
     return seen
 
 
-def test_the_shared_tokens_are_computed_once() -> None:
+def test_the_shared_tokens_are_computed_once_and_no_padding() -> None:
     made = toy.classifier(toy.rules())
-    seen, width = calls(made), len(SHARED)
+    seen, width, own = calls(made), len(SHARED), sorted(number + 1 for number in OWN)
     loop.score(made, prompts(), 0, "cpu", batch_rows=2)
-    assert seen == [(1, width), (2, 41), (2, 4)]
+    assert seen == [(1, width), (1, sum(own[2:])), (1, sum(own[:2]))]
     seen.clear()
     loop.score(made, prompts(), 0, "cpu", batch_rows=2, share_prefix=False)
-    assert seen == [(2, width + 41), (2, width + 4)]
+    assert seen == [(1, 2 * width + sum(own[2:])), (1, 2 * width + sum(own[:2]))]
     seen.clear()
     loop.score(made, prompts()[:1], 0, "cpu")  # a single prompt shares with none
-    assert seen == [(1, width + 4)]
+    assert seen == [(1, width + OWN[0] + 1)]
+    made.packs = False
+    seen.clear()
+    loop.score(made, prompts(), 0, "cpu")
+    assert seen == [(len(OWN), width + max(own))]
 
 
-def test_gradient_checkpointing_turns_it_off() -> None:
-    plain, expected = learnt(moved(toy.classifier(toy.rules())), 0)
+def test_on_another_device_they_are_computed_along_with_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = moved(toy.classifier(toy.rules()))
+    plain = loop.score(made, prompts(), 0, "cpu", batch_rows=2)
+    monkeypatch.setattr(packed, "moved", lambda tensor, device: tensor)
+    seen, width, own = calls(made), len(SHARED), sorted(number + 1 for number in OWN)
+    found = loop.score(made, prompts(), 0, "cuda", batch_rows=2)
+    assert seen == [(1, width + sum(own[2:])), (1, width + sum(own[:2]))]
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+
+
+@READERS
+@torch.no_grad()
+def test_rows_of_a_query_go_on_from_the_same_tokens(name: str) -> None:
+    made = moved(toy.classifier(toy.rules(name))).eval()
+    rows = [*prompts(), [*prompts()[0][:23], 5, 6, 7], [*prompts()[2][:25], 9], [*prompts()[0][:23], 8]]
+    heads = [23, 22, 25, 0, 23, 25, 23]
+    expected = made(model.pad(rows, 0, "cpu"))
+    for past in (None, made.read_prefix(torch.tensor(SHARED))):
+        batch = made.batch(rows, 0, "cpu", len(SHARED), heads, past)
+        assert batch.ids.shape[1] == sum(map(len, rows)) - (6 + (past is not None)) * len(SHARED) - 2 * 2 - 4
+        torch.testing.assert_close(made(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_are_computed_again_attend_to_the_same() -> None:
+    _, expected = learnt(moved(toy.classifier(toy.rules())), 0, packs=False)
     made = moved(toy.classifier(toy.rules(gradient_checkpointing=True)))
-    seen = calls(made)
-    found, gradients = learnt(made, len(SHARED))
-    assert seen[0] == (4, len(SHARED) + 41)
-    torch.testing.assert_close(found, plain)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient)
-    assert made.eval().shares_prefix  # scoring checkpoints nothing
+    for shared in (0, len(SHARED)):
+        _, gradients = learnt(made, shared)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-4)
+
+
+def test_a_model_that_was_asked_for_another_attention_keeps_it() -> None:
+    made = moved(toy.classifier(toy.rules()))
+    decoder = made.base.model
+    decoder.config._attn_implementation = "eager"
+    assert isinstance(made.batch(prompts(), 0, "cpu", len(SHARED)), model.Padded)
+    np.testing.assert_allclose(
+        loop.score(made, prompts(), 0, "cpu"), loop.score(moved(toy.classifier(toy.rules())), prompts(), 0, "cpu"),
+        atol=1e-5,
+    )  # fmt: skip
 
 
 def test_with_dropout_the_rows_share_their_mask_for_these_tokens() -> None:
@@ -166,10 +204,7 @@ def test_with_dropout_the_rows_share_their_mask_for_these_tokens() -> None:
 
     def differ(shared: int) -> bool:
         made = moved(toy.classifier(toy.rules(lora={"rank": 4, "alpha": 8, "dropout": 0.5}))).train()
-        torch.manual_seed(0)
-        first = made.read_prefix(torch.tensor(SHARED)).layers[1].update(*[torch.zeros(2, 2, 0, 8)] * 2)[0]
-        logits = made(*model.pad(rows, 0, "cpu"), shared)
-        assert torch.equal(first[0], first[1])
+        logits = made(made.batch(rows, 0, "cpu", shared))
         return bool(abs(logits[0] - logits[1]) > 1e-6)
 
     assert differ(0) and differ(len(SHARED))  # their own tokens still have masks of their own
@@ -182,9 +217,8 @@ def test_with_dropout_the_rows_share_their_mask_for_these_tokens() -> None:
         ({"lora": {"dropout": 0.1}}, False),
         ({"lora": {"dropout": 0.1}, "share_prefix": True}, True),
         ({"share_prefix": False}, False),
-        ({"share_prefix": True, "gradient_checkpointing": True}, False),
-        ({"deepspeed": "zero3"}, False),
-        ({"deepspeed": "zero3", "share_prefix": True}, True),
+        ({"gradient_checkpointing": True}, True),
+        ({"deepspeed": "zero3"}, True),
     ],
 )
 def test_where_training_shares(changes: dict[str, Any], shares: bool) -> None:

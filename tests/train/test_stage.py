@@ -25,7 +25,7 @@ def saved(folder: Path, steps: int) -> Path:
     rules = toy.rules(micro_batch_rows=8, warmup_share=0.0)
     engine, found = PlainEngine(toy.classifier(rules), rules, 10), toy.examples(8)
     for _ in range(steps):
-        engine.learn(engine.model(*pad(found.ids, 0, "cpu")).square().mean())
+        engine.learn(engine.model(pad(found.ids, 0, "cpu")).square().mean())
     engine.save_adapter(folder)
     return folder
 

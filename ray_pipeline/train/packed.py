@@ -1,0 +1,283 @@
+"""Rows of a pass one behind the other, without padding; what they have in common is in front of them, once.
+
+Nearly all of a decoder's work treats each token by itself: norms, projections, the feed-forward part. It is done for
+the tokens `[1, t]` of all rows, none of which is padding. Only attention looks across: there each row's tokens are laid
+side by side, behind the keys and values of the tokens that it goes on from. So what all prompts begin with is computed
+once for all rows, and so are, in scoring, the tokens of a query for all of its rows (prefix sharing along a tree, as in
+Hydragen, arXiv 2402.05099, without its split of the attention). Exact: gradients of all rows flow back through what
+they share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ray_pipeline.train.batches import Prompts
+
+NAME = "packed_rows"
+"""Of this attention, in a model's configuration."""
+ALIGNED = 8
+"""Numbers of a mask's row in memory, a multiple: kernels on a GPU read no other without a copy."""
+
+Ints = npt.NDArray[np.int64]
+Past = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values `[p, heads, d]` of each layer."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tokens of rows `[n]`, one behind the other, in front of them those that they share."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    """Of each token `[1, t]` int64 in its row's prompt."""
+    last: torch.Tensor
+    """Where each row's last token stands, `[n]` int64."""
+    shared: int
+    """So many tokens all rows go on from: the first of `ids`, or those of `past`."""
+    past: Past | None
+    segments: int
+    """Rows, and queries that several of them have."""
+    widest: int
+    """Own tokens of the longest segment."""
+    places: torch.Tensor
+    """Where each own token stands when segments lie side by side `[s, w]`, flat."""
+    at: torch.Tensor
+    """Positions there, `[s, w]` int64, behind a segment's end too."""
+    of: torch.Tensor | None
+    """Of each segment `[s]` int64 the one that holds its query; null where no query is shared."""
+    above: int
+    """Own tokens of the longest shared query."""
+    known: torch.Tensor
+    """Which of the keys `[s, p + u + w]` bool a segment has."""
+    seen_at: torch.Tensor
+    """Their positions."""
+    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """How many of the shared tokens are among `ids`."""
+        return self.shared if self.past is None else 0
+
+    def front(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[p, heads, d]` of the shared tokens, by those `[t, heads, d]` of the pass."""
+        return self.past[layer] if self.past is not None else (keys[: self.shared], values[: self.shared])
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to each segment's products `[s, 1, w, p + u + w]`: minus infinity where it does not look."""
+        if (window, dtype) not in self._masks:
+            self._masks[window, dtype] = _mask(self.at, self.seen_at, self.known, window, dtype)
+        return self._masks[window, dtype]
+
+    def front_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """The same `[1, 1, p, p]` of the shared tokens among themselves."""
+        if ("front", window, dtype) not in self._masks:
+            at = self.positions[:, : self.first]
+            self._masks["front", window, dtype] = _mask(at, at, torch.ones_like(at, dtype=torch.bool), window, dtype)
+        return self._masks["front", window, dtype]
+
+
+def _mask(
+    at: torch.Tensor, seen_at: torch.Tensor, known: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
+    looks = known[:, None] & (seen_at[:, None] <= at[..., None])
+    if window is not None:
+        looks &= seen_at[:, None] > at[..., None] - window
+    keys = looks.shape[-1]
+    made = torch.zeros(*looks.shape[:-1], keys + -keys % ALIGNED, dtype=dtype, device=at.device)[..., :keys]
+    return made.masked_fill_(~looks, -torch.inf)[:, None]
+
+
+def pack(
+    rows: Prompts, device: str, shared: int = 0, heads: Sequence[int] | None = None, past: Past | None = None
+) -> Packed:
+    """Prompts that all begin with the same `shared` tokens, each with one of its own at least.
+
+    The first `heads [n]` of each are those of its query, and computed once for all its rows; null: each row for itself.
+    `past` holds what `read` made of the shared tokens, which are then not computed again.
+    """
+    parents, begins = _queries(rows, shared, heads)
+    own = [*parents, *(ids[begin:] for ids, begin in zip(rows, begins[1], strict=True))]
+    begin = np.concatenate([np.full(len(parents), shared), begins[1]]).astype(np.int64)
+    lengths = np.fromiter(map(len, own), np.int64, len(own))
+    first = 0 if past is not None else shared
+    starts = first + np.cumsum(lengths) - lengths
+    steps = np.arange(lengths.max())
+    inside, at = steps < lengths[:, None], begin[:, None] + steps
+    of = np.concatenate([np.full(len(parents), -1), begins[0]])  # the number of its query, or none
+    above = int(lengths[: len(parents)].max(initial=0))
+    known = [np.ones((len(own), shared), np.bool_), inside[of, :above] & (of >= 0)[:, None], inside]
+    seen_at = [np.tile(np.arange(shared + above), (len(own), 1)), at]
+    front = list(rows[0][:first]) if first else []
+    ids = np.fromiter(chain(front, *own), np.int64, first + int(lengths.sum()))
+    positions = np.concatenate([np.arange(first), at[inside]])
+
+    def there(array: npt.NDArray[Any]) -> torch.Tensor:
+        return moved(torch.from_numpy(array), device)
+
+    return Packed(
+        ids=there(ids[None]),
+        positions=there(positions[None]),
+        last=there((starts + lengths - 1)[len(parents) :]),
+        shared=shared,
+        past=past,
+        segments=len(own),
+        widest=len(steps),
+        places=there(np.flatnonzero(inside)),
+        at=there(at),
+        of=there(np.maximum(of, 0)) if parents else None,
+        above=above,
+        known=there(np.concatenate(known, axis=1)),
+        seen_at=there(np.concatenate(seen_at, axis=1)),
+    )
+
+
+def _queries(rows: Prompts, shared: int, heads: Sequence[int] | None) -> tuple[list[list[int]], tuple[Ints, Ints]]:
+    """The own tokens of queries that several rows have; of each row its query's number, or -1, and where it begins."""
+    numbers, begins = np.full(len(rows), -1, np.int64), np.full(len(rows), shared, np.int64)
+    if heads is None:
+        return [], (numbers, begins)
+    queries: dict[tuple[int, ...], list[int]] = {}
+    for row, (ids, head) in enumerate(zip(rows, heads, strict=True)):
+        if shared < head < len(ids):
+            queries.setdefault(tuple(ids[shared:head]), []).append(row)
+    found = [(query, members) for query, members in queries.items() if len(members) > 1]
+    for number, (query, members) in enumerate(found):
+        numbers[members], begins[members] = number, shared + len(query)
+    return [list(query) for query, _ in found], (numbers, begins)
+
+
+def install(decoder: Any) -> None:
+    """Let a decoder of transformers attend so wherever it is given a `Packed`, and as before where it is not."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if decoder.config._attn_implementation == "sdpa":
+        decoder.config._attn_implementation = NAME
+
+
+def installed(decoder: Any) -> bool:
+    """Whether it does: one that was asked for another attention, such as eager, keeps it."""
+    return bool(decoder.config._attn_implementation == NAME)
+
+
+def states(decoder: Any, rows: Packed) -> torch.Tensor:
+    """What a decoder makes of the tokens of rows, `[t, h]`."""
+    made_elsewhere = rows.ids.new_zeros(1, 1, 1, 1)  # of four dimensions: transformers takes it for a finished mask
+    found: torch.Tensor = decoder(
+        input_ids=rows.ids, attention_mask=made_elsewhere, position_ids=rows.positions, use_cache=False, rows=rows
+    ).last_hidden_state[0]
+    return found
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    rows: Packed | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention `[1, t, heads, d]` of queries `[1, heads, t, d]`, as transformers calls it."""
+    if rows is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
+        )
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    front, options = rows.front(module.layer_idx, keys, values), {"dropout_p": dropout, "scale": scaling}
+    found = []
+    if rows.first:
+        mask = rows.front_mask(sliding_window, query.dtype)
+        found.append(_attention(queries[None, : rows.first], front[0][None], front[1][None], mask, options)[0])
+    own, *sides = (_beside(part[rows.first :], rows) for part in (queries, keys, values))
+    seen = [_seen(part, shared, rows) for part, shared in zip(sides, front, strict=True)]
+    made = _attention(own, seen[0], seen[1], rows.mask(sliding_window, query.dtype), options)
+    found.append(_behind(made, rows))
+    return torch.cat(found)[None], None
+
+
+def _seen(own: torch.Tensor, front: torch.Tensor, rows: Packed) -> torch.Tensor:
+    """Keys or values `[s, p + u + w, heads, d]` that each segment sees, by its own `[s, w, heads, d]`."""
+    found = [front.expand(rows.segments, *front.shape)] if rows.shared else []
+    found += [] if rows.of is None else [own[:, : rows.above].index_select(0, rows.of)]
+    return torch.cat([*found, own], dim=1)
+
+
+class _Beside(torch.autograd.Function):
+    """States `[t, heads, d]` of segments one behind the other, laid side by side `[s, w, heads, d]`; zero elsewhere.
+
+    torch's own ways there and back would, for the gradient, add up what never meets: token by token on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, rows: Packed) -> torch.Tensor:
+        ctx.rows = rows
+        return _spread(states, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient.flatten(0, 1).index_select(0, ctx.rows.places), None
+
+
+class _Behind(torch.autograd.Function):
+    """The other way."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, rows: Packed) -> torch.Tensor:
+        ctx.rows = rows
+        return states.flatten(0, 1).index_select(0, rows.places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _spread(gradient, ctx.rows), None
+
+
+def _beside(states: torch.Tensor, rows: Packed) -> torch.Tensor:
+    found: torch.Tensor = _Beside.apply(states, rows)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _behind(states: torch.Tensor, rows: Packed) -> torch.Tensor:
+    found: torch.Tensor = _Behind.apply(states, rows)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _spread(states: torch.Tensor, rows: Packed) -> torch.Tensor:
+    made = states.new_zeros(rows.segments * rows.widest, *states.shape[1:])
+    return made.index_copy_(0, rows.places, states).view(rows.segments, rows.widest, *states.shape[1:])
+
+
+def _attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """`[s, w, heads, d]` of queries of that shape, keys and values of as many heads or of a whole part of them."""
+    times = queries.shape[2] // keys.shape[2]
+    if times > 1:
+        keys, values = (part.repeat_interleave(times, dim=2) for part in (keys, values))
+    queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+    return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, mask, **options).transpose(1, 2)
+
+
+def read(decoder: Any, ids: torch.Tensor) -> Past:
+    """Keys and values of tokens `[p]` int64, that any number of rows can go on from."""
+    from transformers.cache_utils import DynamicCache
+
+    own = DynamicCache()
+    decoder(input_ids=ids[None], past_key_values=own, use_cache=True)
+    return [(layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in own.layers]
+
+
+def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """On a GPU while it computes: from pinned memory, without waiting."""
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
