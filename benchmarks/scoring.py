@@ -191,7 +191,8 @@ def main() -> None:
         where = results.where(("torch", "transformers", "peft"))
         source = "a product taxonomy in 6 languages" if options.taxonomy else "the sample shop"
         head = f"{where} Model: {used}, {about}; pairs of {source}; medians of {repeats}, with the range of the ratios."
-        results.keep("scoring", "Scoring", f"{head}\n\n```bash\npython -m benchmarks.scoring\n```\n\n{text}")
+        command = f"python -m benchmarks.scoring --rows {len(rows)} --repeats {repeats}"
+        results.keep("scoring", "Scoring", f"{head}\n\n```bash\n{command}\n```\n\n{text}")
     print(f"\n{text}\n\n{json.dumps({name: round(value, 7) for name, value in figures.items()})}", flush=True)
 
 
