@@ -241,7 +241,10 @@ def measure(options: argparse.Namespace, name: str, data: Data) -> None:
     figures |= {"memory_mib": mine, "memory_mib_plain": plain}
     text = results.table(("way", "pairs/s", "its time over ours", "F1", "target"), lines)
     gradient = figures["gradient_relative_difference"]
-    text += f"\n\nPadding: {figures['padding_waste']:.1%} of our tokens (target < 5 %)."
+    waste = figures["padding_waste"]
+    text += (
+        f"\n\nPadding, by which passes are counted but which is not computed: {waste:.1%} of our tokens (target < 5 %)."
+    )
     text += f" Largest relative difference of a gradient with and without the shared prefix: {gradient:.1e}."
     text += f" Peak memory of a process that takes steps of {STEP_ROWS} rows with head yes_no: {mine:,.0f} MiB;"
     text += f" with the logits of all {LARGE_VOCABULARY:,} words at every position: {plain:,.0f} MiB."

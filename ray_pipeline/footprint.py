@@ -165,7 +165,7 @@ def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> M
     state = 0 if "offload_optimizer" in zero else optimiser
     buffer = zero.get("reduce_bucket_size", BUCKET) * width if stage >= 1 else 0
     whole = pass_tokens(rules, max_tokens)
-    kept = activations(of, rules, computed * whole, whole if stage < 3 else None)
+    kept = activations(of, rules, computed * whole, whole, fused=stage < 3)
     return Memory(weights, own * width + gradients + state + buffer, kept, loaded)
 
 
@@ -174,14 +174,13 @@ def pass_tokens(rules: Train, max_tokens: int) -> int:
     return max(rules.micro_batch_tokens or rules.micro_batch_rows * max_tokens, max_tokens)
 
 
-def activations(of: Shape, rules: Train, tokens: float, read: float | None = None) -> float:
+def activations(of: Shape, rules: Train, tokens: float, read: float, fused: bool = False) -> float:
     """Bytes that a pass which computes so many tokens keeps for its way back.
 
-    Where kernels are fused (`train.fused`), attention gets masks, keeps keys and values once for each head, and those
-    of all tokens that it `read`s, shared ones too.
+    Attention keeps keys and values once for each head, of all tokens that it `read`s, shared ones too; `fused`: norms
+    and gates run as one kernel each (`train.fused`).
     """
-    layer = tokens * layer_numbers(of, rules, read is not None)
-    layer += 2 * of.heads * of.head_width * (read or 0)
+    layer = tokens * layer_numbers(of, rules, fused) + 2 * of.heads * of.head_width * read
     inputs = tokens * of.layers * of.hidden
     return _width(rules) * (inputs + layer if rules.gradient_checkpointing else of.layers * layer)
 
@@ -189,16 +188,16 @@ def activations(of: Shape, rules: Train, tokens: float, read: float | None = Non
 def layer_numbers(of: Shape, rules: Train, fused: bool = False) -> float:
     """Numbers in the width of the weights that a layer keeps of a token, the frozen base's own inputs left out.
 
-    A norm keeps its input in float32 and what it makes; attention its queries, keys and values as they enter and its
-    result, the middle of the layer gate, its activation, up and their product. An adapter keeps its input after
-    dropout, and the mask as bytes; without dropout, its input is one of these. Fused, a norm keeps its input as it is,
-    and the middle no activation; keys and values are then counted by `activations`.
+    A norm keeps its input in float32 and what it makes; attention its queries and its result (keys and values are
+    counted by `activations`), the middle of the layer gate, its activation, up and their product. An adapter keeps its
+    input after dropout, and the mask as bytes; without dropout, its input is one of these. Fused, a norm keeps its
+    input as it is, and the middle no activation.
     """
     wide, narrow = of.heads * of.head_width, of.kv_heads * of.head_width
     upcast = 1 if fused or rules.precision == "float32" else 2
     norms = of.norms * of.hidden * (1 + upcast)
     head_norms = (wide + narrow) * (1 + upcast) if of.head_norms else 0
-    attention, middle = 2 * wide + (0 if fused else 2 * narrow), (3 if fused else 4) * of.intermediate
+    attention, middle = 2 * wide, (3 if fused else 4) * of.intermediate
     chosen = targets(of, rules.lora).values()
     dropped = sum(ins for ins, _ in chosen) * (1 + 1 / _width(rules)) if rules.lora.dropout else 0
     return norms + head_norms + attention + middle + dropped + rules.lora.rank * len(chosen)

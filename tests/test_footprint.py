@@ -46,7 +46,7 @@ def test_the_papers_models_have_the_sizes_that_their_makers_state() -> None:
         assert (shape.linear_weights + shape.other_weights + head) / 1e9 == pytest.approx(stated, abs=0.02)
 
 
-def kept(made: Classifier, rows: int, length: int) -> int:
+def kept(made: Classifier, rows: int, length: int, shared: int = 0) -> int:
     """Bytes that torch keeps for the way back, beside the weights."""
     own = {weight.untyped_storage().data_ptr() for weight in made.parameters()}
     seen: dict[int, int] = {}
@@ -59,17 +59,20 @@ def kept(made: Classifier, rows: int, length: int) -> int:
         return tensor
 
     held: list[torch.Tensor] = []
-    batch = made.batch((np.arange(rows * length).reshape(rows, length) % 500).tolist(), 0, "cpu")
+    prompts = np.arange(rows * length).reshape(rows, length) % 500
+    prompts[:, :shared] = prompts[0, :shared]
+    batch = made.batch(prompts.tolist(), 0, "cpu", shared)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         made(batch)
     return sum(seen.values())
 
 
+@pytest.mark.parametrize("shared", [0, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_a_pass_keeps_is_about_what_torch_keeps(
-    precision: str, dropout: float, checkpointing: bool, tmp_path: Path
+    precision: str, dropout: float, checkpointing: bool, shared: int, tmp_path: Path
 ) -> None:
     config = LlamaConfig(
         vocab_size=600, hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_attention_heads=4,
@@ -82,13 +85,14 @@ def test_what_a_pass_keeps_is_about_what_torch_keeps(
     made = toy.classifier(rules).train()
     if precision == "bfloat16":
         made.to(torch.bfloat16)  # as DeepSpeed does
-    expected = footprint.activations(of(rules), rules, 8 * 32)
-    found = kept(made, 8, 32)
+    made.narrows = False  # or a sixth of this small model would be missing
+    computed = 16 * 32 - 15 * shared
+    expected = footprint.activations(of(rules), rules, computed, 16 * 32)
+    found = kept(made, 16, 32, shared)
     if checkpointing:  # what is kept between layers; the one layer that is computed again comes on the way back
-        expected -= (
-            footprint.activations(of(rules), rules.model_copy(update={"gradient_checkpointing": False}), 256) / 6
-        )
-    assert expected == pytest.approx(found, rel=0.35)
+        plain = rules.model_copy(update={"gradient_checkpointing": False})
+        expected -= footprint.activations(of(rules), plain, computed, 16 * 32) / 6
+    assert expected == pytest.approx(found, rel=0.35 if checkpointing else 0.15)
 
 
 def needed(of: Shape = GEMMA, **changes: Any) -> footprint.Memory:

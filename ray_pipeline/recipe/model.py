@@ -1,6 +1,6 @@
 """Sections of the model: what it reads, how it is trained, how it scores, how it is judged."""
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -167,11 +167,6 @@ class Train(Section):
         if self.lora.dropout == 0:
             return {"micro_batch_rows", "micro_batch_tokens", "share_prefix", "gradient_checkpointing"}
         return set() if self.share_prefix else {"gradient_checkpointing"}
-
-    @property
-    def zero_stage(self) -> int:
-        """Of DeepSpeed; 3 for a file of one's own, so that what does not go with ZeRO-3 is left out."""
-        return int(self.deepspeed[4]) if self.deepspeed in get_args(DeepSpeed) else 3
 
     @property
     def accumulation(self) -> int:

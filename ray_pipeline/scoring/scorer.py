@@ -137,7 +137,7 @@ class Transformers:
         from ray_pipeline.train import loop, prefix
 
         some, chosen = [prompts[row] for row in rows], self._batches.smaller(smaller)
-        of: list[int] | None = [heads[row] for row in rows] if chosen.by_query else None
+        of: list[int] | None = [heads[row] for row in rows] if chosen.by_query and model.reads_packed else None
         if of and chosen.query_prefix == "auto" and queries.spared(some, of, prefix.common(some)) < queries.PAYS:
             of = None
         limits = (chosen.rows, chosen.tokens)

@@ -43,7 +43,7 @@ class State:
     tokens: int = 0
     """Of the prompts of those steps, on all workers."""
     padded_tokens: int = 0
-    """The same with padding."""
+    """The same as batches are counted, with the padding that rows of other lengths would need."""
     stopped: bool = False
     selection: str = "f1"
     """The tune figure by which evaluations are judged."""
@@ -293,7 +293,7 @@ def score(
     if not prompts:
         return np.zeros(0, np.float32)
     sharing = _sharing(model, prompts, device) if share_prefix else Sharing()
-    heads = heads if sharing.tokens else None
+    heads = heads if share_prefix and model.reads_packed else None
     together = heads or [0] * len(prompts)
     order = queries.order(prompts, together)[::-1]
     limits = (batch_tokens, None if batch_tokens else batch_rows)

@@ -33,6 +33,34 @@ Past = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Rows, or queries that several rows have: tokens of a pass that are each one's own, and how they attend."""
+
+    tokens: slice
+    """Where they stand in the pass, one behind the other."""
+    count: int
+    widest: int
+    """Own tokens of the longest."""
+    places: torch.Tensor
+    """Where each own token stands when segments lie side by side `[s, w]`, flat."""
+    at: torch.Tensor
+    """Positions there, `[s, w]` int64; behind its end, a segment's last."""
+    of: torch.Tensor | None
+    """The number of each one's query, `[s]` int64; null where none goes on from a query."""
+    known: torch.Tensor
+    """Which of the keys `[s, p + u + w]` bool one has."""
+    seen_at: torch.Tensor
+    """Their positions."""
+    _masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to products `[s, 1, w, p + u + w]`: minus infinity where a token does not look."""
+        if (window, dtype) not in self._masks:
+            self._masks[window, dtype] = _mask(self.at, self.seen_at, self.known, window, dtype)
+        return self._masks[window, dtype]
+
+
+@dataclass(frozen=True)
 class Packed:
     """Tokens of rows `[n]`, one behind the other, in front of them those that they share."""
 
@@ -44,23 +72,9 @@ class Packed:
     shared: int
     """So many tokens all rows go on from: the first of `ids`, or those of `past`."""
     past: Past | None
-    segments: int
-    """Rows, and queries that several of them have."""
-    widest: int
-    """Own tokens of the longest segment."""
-    places: torch.Tensor
-    """Where each own token stands when segments lie side by side `[s, w]`, flat."""
-    at: torch.Tensor
-    """Positions there, `[s, w]` int64, behind a segment's end too."""
-    of: torch.Tensor | None
-    """Of each segment `[s]` int64 the one that holds its query; null where no query is shared."""
-    above: int
-    """Own tokens of the longest shared query."""
-    known: torch.Tensor
-    """Which of the keys `[s, p + u + w]` bool a segment has."""
-    seen_at: torch.Tensor
-    """Their positions."""
-    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    blocks: list[Segments]
+    """Queries that several rows have, if any, and all rows."""
+    _masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -71,18 +85,12 @@ class Packed:
         """Keys and values `[p, heads, d]` of the shared tokens, by those `[t, heads, d]` of the pass."""
         return self.past[layer] if self.past is not None else (keys[: self.shared], values[: self.shared])
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to each segment's products `[s, 1, w, p + u + w]`: minus infinity where it does not look."""
-        if (window, dtype) not in self._masks:
-            self._masks[window, dtype] = _mask(self.at, self.seen_at, self.known, window, dtype)
-        return self._masks[window, dtype]
-
     def front_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """The same `[1, 1, p, p]` of the shared tokens among themselves."""
-        if ("front", window, dtype) not in self._masks:
+        """As `Segments.mask`, `[1, 1, p, p]`, of the shared tokens among themselves."""
+        if (window, dtype) not in self._masks:
             at = self.positions[:, : self.first]
-            self._masks["front", window, dtype] = _mask(at, at, torch.ones_like(at, dtype=torch.bool), window, dtype)
-        return self._masks["front", window, dtype]
+            self._masks[window, dtype] = _mask(at, at, torch.ones_like(at, dtype=torch.bool), window, dtype)
+        return self._masks[window, dtype]
 
 
 def _mask(
@@ -96,6 +104,14 @@ def _mask(
     return made.masked_fill_(~looks, -torch.inf)[:, None]
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Which query each row has `[n]`, by number, -1 for none, and the own tokens of each query `[q]`."""
+
+    of: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    queries: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
 def pack(
     rows: Prompts, device: str, shared: int = 0, heads: Sequence[int] | None = None, past: Past | None = None
 ) -> Packed:
@@ -104,55 +120,67 @@ def pack(
     The first `heads [n]` of each are those of its query, and computed once for all its rows; null: each row for itself.
     `past` holds what `read` made of the shared tokens, which are then not computed again.
     """
-    parents, begins = _queries(rows, shared, heads)
-    own = [*parents, *(ids[begin:] for ids, begin in zip(rows, begins[1], strict=True))]
-    begin = np.concatenate([np.full(len(parents), shared), begins[1]]).astype(np.int64)
-    lengths = np.fromiter(map(len, own), np.int64, len(own))
+    queries, of, begins = _queries(rows, shared, heads)
     first = 0 if past is not None else shared
-    starts = first + np.cumsum(lengths) - lengths
-    steps = np.arange(lengths.max())
-    inside, at = steps < lengths[:, None], begin[:, None] + steps
-    of = np.concatenate([np.full(len(parents), -1), begins[0]])  # the number of its query, or none
-    above = int(lengths[: len(parents)].max(initial=0))
-    known = [np.ones((len(own), shared), np.bool_), inside[of, :above] & (of >= 0)[:, None], inside]
-    seen_at = [np.tile(np.arange(shared + above), (len(own), 1)), at]
-    front = list(rows[0][:first]) if first else []
-    ids = np.fromiter(chain(front, *own), np.int64, first + int(lengths.sum()))
-    positions = np.concatenate([np.arange(first), at[inside]])
-
-    def there(array: npt.NDArray[Any]) -> torch.Tensor:
-        return moved(torch.from_numpy(array), device)
-
+    own = [ids[begin:] for ids, begin in zip(rows, begins, strict=True)]
+    blocks, above = [], Lengths()
+    if queries:
+        blocks.append(_segments(queries, np.full(len(queries), shared), shared, first, device))
+        above = Lengths(of, np.fromiter(map(len, queries), np.int64, len(queries)))
+    start = blocks[0].tokens.stop if blocks else first
+    blocks.append(_segments(own, begins, shared, start, device, above))
+    ids = np.fromiter(chain(rows[0][:first] if first else (), *queries, *own), np.int64, blocks[-1].tokens.stop)
+    lengths = np.fromiter(map(len, own), np.int64, len(own))
+    at = [np.arange(first), *(shared + np.arange(len(query)) for query in queries)]
+    at += [begin + np.arange(length) for begin, length in zip(begins, lengths, strict=True)]
     return Packed(
-        ids=there(ids[None]),
-        positions=there(positions[None]),
-        last=there((starts + lengths - 1)[len(parents) :]),
+        ids=_there(ids[None], device),
+        positions=_there(np.concatenate(at)[None], device),
+        last=_there(start + np.cumsum(lengths) - 1, device),
         shared=shared,
         past=past,
-        segments=len(own),
-        widest=len(steps),
-        places=there(np.flatnonzero(inside)),
-        at=there(at),
-        of=there(np.maximum(of, 0)) if parents else None,
-        above=above,
-        known=there(np.concatenate(known, axis=1)),
-        seen_at=there(np.concatenate(seen_at, axis=1)),
+        blocks=blocks,
     )
 
 
-def _queries(rows: Prompts, shared: int, heads: Sequence[int] | None) -> tuple[list[list[int]], tuple[Ints, Ints]]:
+def _segments(
+    own: Sequence[Sequence[int]], begins: Ints, shared: int, start: int, device: str, above: Lengths = Lengths()
+) -> Segments:
+    """Segments whose own tokens begin at such positions `[s]`, and at `start` in the pass."""
+    lengths = np.fromiter(map(len, own), np.int64, len(own))
+    steps, widest = np.arange(lengths.max()), int(above.queries.max(initial=0))
+    inside = steps < lengths[:, None]
+    at = begins[:, None] + np.minimum(steps, lengths[:, None] - 1)
+    known = [np.ones((len(own), shared), np.bool_)]
+    if widest:
+        known.append(np.arange(widest) < np.where(above.of < 0, 0, above.queries[above.of])[:, None])
+    return Segments(
+        tokens=slice(start, start + int(lengths.sum())),
+        count=len(own),
+        widest=len(steps),
+        places=_there(np.flatnonzero(inside), device),
+        at=_there(at, device),
+        of=_there(np.maximum(above.of, 0), device) if widest else None,
+        known=_there(np.concatenate([*known, inside], axis=1), device),
+        seen_at=_there(np.concatenate([np.tile(np.arange(shared + widest), (len(own), 1)), at], axis=1), device),
+    )
+
+
+def _there(array: npt.NDArray[Any], device: str) -> torch.Tensor:
+    return moved(torch.from_numpy(array), device)
+
+
+def _queries(rows: Prompts, shared: int, heads: Sequence[int] | None) -> tuple[list[list[int]], Ints, Ints]:
     """The own tokens of queries that several rows have; of each row its query's number, or -1, and where it begins."""
     numbers, begins = np.full(len(rows), -1, np.int64), np.full(len(rows), shared, np.int64)
-    if heads is None:
-        return [], (numbers, begins)
     queries: dict[tuple[int, ...], list[int]] = {}
-    for row, (ids, head) in enumerate(zip(rows, heads, strict=True)):
+    for row, (ids, head) in enumerate(zip(rows, heads or (), strict=heads is not None)):
         if shared < head < len(ids):
             queries.setdefault(tuple(ids[shared:head]), []).append(row)
     found = [(query, members) for query, members in queries.items() if len(members) > 1]
     for number, (query, members) in enumerate(found):
         numbers[members], begins[members] = number, shared + len(query)
-    return [list(query) for query, _ in found], (numbers, begins)
+    return [list(query) for query, _ in found], numbers, begins
 
 
 def install(decoder: Any) -> None:
@@ -200,18 +228,24 @@ def attend(
     if rows.first:
         mask = rows.front_mask(sliding_window, query.dtype)
         found.append(_attention(queries[None, : rows.first], front[0][None], front[1][None], mask, options)[0])
-    own, *sides = (_beside(part[rows.first :], rows) for part in (queries, keys, values))
-    seen = [_seen(part, shared, rows) for part, shared in zip(sides, front, strict=True)]
-    made = _attention(own, seen[0], seen[1], rows.mask(sliding_window, query.dtype), options)
-    found.append(_behind(made, rows))
+    above: list[torch.Tensor] = []  # what queries have, for their rows
+    for block in rows.blocks:
+        own, *sides = (_beside(part[block.tokens], block) for part in (queries, keys, values))
+        seen = [_seen(n, sides, front if rows.shared else None, above, block) for n in (0, 1)]
+        made = _attention(own, seen[0], seen[1], block.mask(sliding_window, query.dtype), options)
+        found.append(_behind(made, block))
+        above = sides
     return torch.cat(found)[None], None
 
 
-def _seen(own: torch.Tensor, front: torch.Tensor, rows: Packed) -> torch.Tensor:
-    """Keys or values `[s, p + u + w, heads, d]` that each segment sees, by its own `[s, w, heads, d]`."""
-    found = [front.expand(rows.segments, *front.shape)] if rows.shared else []
-    found += [] if rows.of is None else [own[:, : rows.above].index_select(0, rows.of)]
-    return torch.cat([*found, own], dim=1)
+def _seen(
+    number: int, own: list[torch.Tensor], front: tuple[torch.Tensor, torch.Tensor] | None, above: list[torch.Tensor],
+    block: Segments,
+) -> torch.Tensor:  # fmt: skip
+    """The keys (0) or values (1) `[s, p + u + w, heads, d]` that segments see, by their own `[s, w, heads, d]`."""
+    found = [] if front is None else [front[number].expand(block.count, *front[number].shape)]
+    found += [] if block.of is None else [above[number].index_select(0, block.of)]
+    return torch.cat([*found, own[number]], dim=1)
 
 
 class _Beside(torch.autograd.Function):
@@ -221,41 +255,41 @@ class _Beside(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, rows: Packed) -> torch.Tensor:
-        ctx.rows = rows
-        return _spread(states, rows)
+    def forward(ctx: Any, states: torch.Tensor, block: Segments) -> torch.Tensor:
+        ctx.block = block
+        return _spread(states, block)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient.flatten(0, 1).index_select(0, ctx.rows.places), None
+        return gradient.flatten(0, 1).index_select(0, ctx.block.places), None
 
 
 class _Behind(torch.autograd.Function):
     """The other way."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, rows: Packed) -> torch.Tensor:
-        ctx.rows = rows
-        return states.flatten(0, 1).index_select(0, rows.places)
+    def forward(ctx: Any, states: torch.Tensor, block: Segments) -> torch.Tensor:
+        ctx.block = block
+        return states.flatten(0, 1).index_select(0, block.places)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _spread(gradient, ctx.rows), None
+        return _spread(gradient, ctx.block), None
 
 
-def _beside(states: torch.Tensor, rows: Packed) -> torch.Tensor:
-    found: torch.Tensor = _Beside.apply(states, rows)  # type: ignore[no-untyped-call]
+def _beside(states: torch.Tensor, block: Segments) -> torch.Tensor:
+    found: torch.Tensor = _Beside.apply(states, block)  # type: ignore[no-untyped-call]
     return found
 
 
-def _behind(states: torch.Tensor, rows: Packed) -> torch.Tensor:
-    found: torch.Tensor = _Behind.apply(states, rows)  # type: ignore[no-untyped-call]
+def _behind(states: torch.Tensor, block: Segments) -> torch.Tensor:
+    found: torch.Tensor = _Behind.apply(states, block)  # type: ignore[no-untyped-call]
     return found
 
 
-def _spread(states: torch.Tensor, rows: Packed) -> torch.Tensor:
-    made = states.new_zeros(rows.segments * rows.widest, *states.shape[1:])
-    return made.index_copy_(0, rows.places, states).view(rows.segments, rows.widest, *states.shape[1:])
+def _spread(states: torch.Tensor, block: Segments) -> torch.Tensor:
+    made = states.new_zeros(block.count * block.widest, *states.shape[1:])
+    return made.index_copy_(0, block.places, states).view(block.count, block.widest, *states.shape[1:])
 
 
 def _attention(

@@ -11,7 +11,8 @@ MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 
 def shareable(config: Any) -> bool:
     """Whether a text model of this configuration attends backwards only and is one of `MODEL_TYPES`."""
-    return config.model_type in MODEL_TYPES and not getattr(config, "use_bidirectional_attention", False)
+    backwards = getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", False)
+    return config.model_type in MODEL_TYPES and bool(backwards)
 
 
 def common(*parts: Prompts) -> int:

@@ -143,7 +143,7 @@ def _curves(folder: str, number: int) -> str:
 
 
 def _figures(folder: str) -> dict[str, float]:
-    """Evaluations, and the share of padding among the tokens of the steps taken."""
+    """Evaluations, and the share of padding among the tokens that the steps' passes counted; decoders compute none."""
     curves = pa.concat_tables(
         artifact.read_shard(storage.join(folder, name)) for name in artifact.present_shards(folder)
     )

@@ -179,6 +179,27 @@ def test_rows_of_a_query_go_on_from_the_same_tokens(name: str) -> None:
         torch.testing.assert_close(made(batch), expected, atol=1e-5, rtol=1e-5)
 
 
+@READERS
+@torch.no_grad()
+def test_a_query_much_longer_than_its_targets_is_not_laid_beside_them(name: str) -> None:
+    made = moved(toy.classifier(toy.rules(name))).eval()
+    query = [*SHARED, *range(200, 240)]
+    rows, lone = [[*query, 5 + row] for row in range(6)], [*SHARED, 7, 8, 9]
+    batch = made.batch([*rows, lone], 0, "cpu", len(SHARED), [len(query)] * 6 + [len(SHARED) + 1])
+    assert isinstance(batch, packed.Packed)
+    assert [(block.count, block.widest) for block in batch.blocks] == [(1, 40), (7, 3)]
+    torch.testing.assert_close(made(batch), made(model.pad([*rows, lone], 0, "cpu")), atol=1e-5, rtol=1e-5)
+
+
+def test_decoders_that_attend_forwards_too_are_padded() -> None:
+    for told in ({"is_causal": False}, {"use_bidirectional_attention": True}):
+        base = toy.classifier(toy.rules()).base
+        for name, value in told.items():
+            setattr(base.config, name, value)
+        made = Classifier(base)
+        assert not made.reads_packed and isinstance(made.batch(prompts(), 0, "cpu", 3), model.Padded)
+
+
 def test_layers_that_are_computed_again_attend_to_the_same() -> None:
     _, expected = learnt(moved(toy.classifier(toy.rules())), 0, packs=False)
     made = moved(toy.classifier(toy.rules(gradient_checkpointing=True)))
