@@ -7,6 +7,7 @@ cut lies in.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,8 @@ Numbers = npt.NDArray[np.int64]
 Stratum = tuple[str, str, int]
 """(language, origin, label) of training rows."""
 LANGUAGE, ORIGIN, LABEL = range(3)
+TOLD = ("part", "origin", "language")
+"""Columns by whose values the manifest tells what came in and what went out."""
 COLUMNS = ["pair_id", "part", "language", "origin", "label"]
 BIN_BITS = 10
 """The first bits of a hash are its bin: so few that counts by bin can travel, and with them the hashes of one bin."""
@@ -157,7 +160,26 @@ def select(cut: Mapping[Stratum, int], seed: int, table: pa.Table) -> shards.Res
     highest = np.array([one or 0 for one in own], np.uint64)[numbers]
     over = np.zeros(len(table), bool)
     over[thinned] = chance(table.filter(pa.array(thinned)), seed) >= highest[thinned]
-    return shards.divided(table, pc.if_else(pa.array(over), "over a cap of the mix", pa.scalar(None, pa.string())))
+    found = shards.divided(table, pc.if_else(pa.array(over), "over a cap of the mix", pa.scalar(None, pa.string())))
+    return replace(found, extra=_counted("in", table) | _counted("out", found.table))
+
+
+def _counted(way: str, table: pa.Table) -> dict[str, float]:
+    """Rows that came in or went out, by TOLD."""
+    found = {}
+    for column in TOLD:
+        for one in pc.value_counts(table.column(column)).to_pylist():
+            found[f"{way} {column} {one['values']}"] = float(one["counts"])
+    return found
+
+
+def account(extra: Mapping[str, float]) -> dict[str, dict[str, list[int]]]:
+    """Of the sums of `select`'s counts: by column of TOLD and value, rows that came in and rows that went out."""
+    found: dict[str, dict[str, list[int]]] = {column: {} for column in TOLD}
+    for key, rows in sorted(extra.items()):
+        way, column, value = key.split(" ", 2)
+        found[column].setdefault(value, [0, 0])[way == "out"] = int(rows)
+    return found
 
 
 def chance(table: pa.Table, seed: int) -> Hashes:
@@ -207,8 +229,9 @@ def run(context: Context) -> Outcome:
         tables.PAIRS,
         workers=runtime.worker_count(recipe.runtime.map_workers),
         label="mix",
+        columns=tables.PAIRS.names,
     )
-    return Outcome(counts)
+    return Outcome(counts, {"rows in and out": account(counts.extra)})
 
 
 STAGE = Stage("mix", ("dedupe", "negatives"), config, run, schema_version=3)

@@ -31,8 +31,8 @@ BATCH_ROWS = 8192
 """Of a Parquet file that are Python objects at a time."""
 RAW_CHARACTERS = 300
 ROW_BITS = 40
-ROW_BYTES = 200
-"""About what a row of text takes."""
+FIRST_BYTES = 1 << 16
+"""Of a file of lines, by which the length of the others is guessed."""
 REMEDY = "replace the file, or take it out of the input"
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 OTHER_KINDS = dict.fromkeys(("gz", "zip", "bz2", "xz", "zst", "7z"), "is compressed: unpack it")
@@ -174,7 +174,7 @@ def sample(files: Sequence[RawFile], rows: int) -> list[tuple[Slice, int]]:
 
     All of them, each for itself, where the files have hardly more rows.
     """
-    every = max(1, round(sum(map(rows_about, files)) / rows))
+    every = max(1, round(sum(storage.for_each(rows_about, files, lambda file: file.url)) / rows))
     if every == 1:
         return [(part, 1) for part in numbered_slices(files)]
     parts = [part for file in files for part in _pieces(file)]
@@ -237,11 +237,18 @@ def records(part: Slice, columns: Collection[str] = ()) -> Iterator[tuple[int, R
 
 
 def rows_about(file: RawFile) -> float:
-    """Rows of a file: of Parquet as its footer says, of text about so many by its bytes."""
+    """Rows of a file: of Parquet as its footer says, of text about so many by its bytes and its first lines."""
     if file.format != "parquet":
-        return storage.size(file.url) / ROW_BYTES
+        return storage.size(file.url) / _line_bytes(file.url)
     with storage.open_parquet(file.url, REMEDY) as parquet:
         return float(parquet.metadata.num_rows)
+
+
+def _line_bytes(url: str) -> float:
+    """About the length of a file's lines, however many columns they have."""
+    with storage.open_read(url) as raw:
+        start = raw.read(FIRST_BYTES)
+    return len(start) / max(1, start.count(b"\n")) or 1.0
 
 
 def column_names(file: RawFile) -> list[str]:

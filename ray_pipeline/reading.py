@@ -55,10 +55,11 @@ def finished(folder: str) -> Artifact:
             f"{folder}: holds no {artifact.MANIFEST}: it is no artifact, or its stage has not ended; "
             "run the command that makes it again, or name another folder"
         )
-    for url, rows in zip(found.shards, found.manifest.shards.values(), strict=True):
-        if footer(url)[0] != rows:
+    there = storage.for_each(footer, found.shards)
+    for url, (held, _), rows in zip(found.shards, there, found.manifest.shards.values(), strict=True):
+        if held != rows:
             raise CorruptArtifactError(
-                f"{url}: holds {footer(url)[0]} rows, its manifest says {rows}; "
+                f"{url}: holds {held} rows, its manifest says {rows}; "
                 f"delete the folder {folder} and run the same command again"
             )
     return found

@@ -22,6 +22,14 @@ PAIRS = pa.schema(
     ]
 )
 
+NEGATIVES = pa.schema(
+    [
+        *PAIRS,
+        pa.field("band", pa.string(), nullable=False),  # of the similarity, e.g. 0.3 to 0.5
+        pa.field("method", pa.string(), nullable=False),  # exact, ivf, hnsw, quantile, minimum, random
+    ]
+)
+
 TRANSLATIONS = pa.schema(
     [
         pa.field("translation_id", pa.string(), nullable=False),

@@ -224,6 +224,9 @@ def test_the_stage_meets_its_caps_over_all_shards(
     written = [storage.read_parquet(url) for url in storage.list_files(str(tmp_path / "mix")) if "/part-" in url]
     table = pa.concat_tables([one for one in written if "reason" not in one.column_names])
     assert Counter(table.column("language").to_pylist()) == {"en": 150, "fr": 150, "de": 150}
+    for column, told in outcome.extra["rows in and out"].items():
+        came, went = Counter(one[column] for one in rows), Counter(table.column(column).to_pylist())
+        assert told == {value: [came[value], went[value]] for value in came}
     expected = kept(recipe.mix, pa.Table.from_pylist(rows, schema=tables.PAIRS))
     assert set(table.column("pair_id").to_pylist()) == {one["pair_id"] for one in expected}
 

@@ -236,8 +236,12 @@ def test_numbers_are_whole_where_they_can_be_and_what_is_none_is_null(write: Wri
 
 def test_parquet_says_its_rows_and_text_about_how_many(write: Write, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": range(5000)}), tmp_path / "a.parquet")
-    write("b.csv", b"x" * 1000)
-    assert [rawfiles.rows_about(file) for file in rawfiles.find("train", [str(tmp_path)], "auto")] == [5000, 5]
+    write("b.csv", b"id,query\n" + b"1,mug\n" * 99)
+    write("c.jsonl", b"".join(b'{"id": %d, "unused": "%s"}\n' % (i, b"x" * (4000 + i)) for i in range(200)))
+    write("d.jsonl", b"{}")
+    write("e.jsonl", b"")
+    found = [rawfiles.rows_about(file) for file in rawfiles.find("train", [str(tmp_path)], "auto")]
+    assert found == [5000, 100, pytest.approx(200, rel=0.1), 1, 0]
 
 
 def test_parquet_row_groups_are_slices_with_running_row_numbers(tmp_path: Path) -> None:

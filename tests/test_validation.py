@@ -51,6 +51,7 @@ def written(folder: Path) -> Recipe:
                 "split": {"withhold": ["pt"]},
                 "languages": {"gemini": False},
                 "translate": {"languages": ["de"]},
+                "dedupe": {"remove_leaks": True},
                 "negatives": {"easy_per_positive": 1, "hard_per_positive": 1},
                 "evaluate": {"bootstrap_draws": 100},
             }
@@ -90,8 +91,10 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
     train = [row for row in placed if row["part"] == "train"]
     asked = [translation(row) for row in train[:3]]
     texts = [derived(r, "translated", language="de", query=f"Schuh {r['position']}") for r in train[:3]]
-    mined = [derived(train[0], "easy_negative", target="z,y", label=0, similarity=-0.2)]
-    mined += [derived(train[2], "hard_negative", target="z,x", label=0, similarity=0.5)]
+    easy = {"similarity": -0.2, "band": "below 0", "method": "quantile"}
+    hard = {"similarity": 0.5, "band": "0.5 to 0.7", "method": "exact"}
+    mined = [derived(train[0], "easy_negative", target="z,y", label=0, **easy)]
+    mined += [derived(train[2], "hard_negative", target="z,x", label=0, **hard)]
     drawn = np.random.default_rng(0).normal(size=(6, 4))
     units = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float16)
     vectors = [{"text_id": f"t{i}", "text": train[i]["target"], "role": "target", "vector": units[i]} for i in range(6)]
@@ -107,7 +110,7 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
         "ingest": (languages, tables.PAIRS, []), "languages": (languages, tables.PAIRS, []),
         "split": (placed, tables.PAIRS, refused), "translate": ([*asked, *copied], tables.TRANSLATIONS, []),
         "audit": (asked, tables.AUDITED, copied), "dedupe": (both, tables.PAIRS, []),
-        "embed": (vectors, tables.embeddings(4), []), "negatives": (mined, tables.PAIRS, []),
+        "embed": (vectors, tables.embeddings(4), []), "negatives": (mined, tables.NEGATIVES, []),
         "mix": (mixed, tables.PAIRS, []), "encode": (encoded, tables.ENCODED, []),
         "self_validation": ([], tables.VERDICTS, []), "score": (scored, tables.SCORES, []),
     }  # fmt: skip
@@ -235,6 +238,8 @@ BROKEN: list[tuple[str, str, int, int, Row]] = [
     ("roots", "mix", 1, 6, {"source_id": "QC-train-7"}),
     ("groups", "split", 0, 0, {"group_id": "shared"}),
     ("queries", "negatives", 1, 0, {"query": LEAK}),
+    ("pairs", "dedupe", 0, 1, {"query": "SHOE 0!", "target": "a,b 0"}),
+    ("leaks", "dedupe", 0, 1, {"query": "shoe 200", "target": "A,B 200"}),
     ("vectors", "embed", 0, 1, {"vector": [float("nan"), 0, 0, 1]}),
     ("vectors", "embed", 1, 2, {"vector": [0.5, 0.0, 0.0, 0.0]}),
     ("negatives", "negatives", 0, 0, {"label": 1}),

@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import reading
+from ray_pipeline import reading, storage
 from ray_pipeline.artifact import Artifact, Manifest
 from ray_pipeline.inspection.histogram import Histogram
 
@@ -80,10 +81,10 @@ def profile(item: Artifact, examples: int = 5, seed: int = 0) -> Profile:
         manifest=item.manifest,
         schema=[(field.name, str(field.type), field.nullable) for field in schema],
         rows=sum(item.manifest.shards.values()),
-        rejected=sum(reading.footer(url)[0] for url in refused),
-        counts={name: _count(item.shards, name) for name in COUNTED if name in schema.names},
+        rejected=sum(rows for rows, _ in storage.for_each(reading.footer, refused)),
+        counts=_counts(item.shards, [name for name in COUNTED if name in schema.names]),
         composition=_composition(item.shards) if {"language", "origin", "label"} <= set(schema.names) else [],
-        reasons=_count(refused, "reason"),
+        reasons=_counts(refused, ["reason"])["reason"],
         histograms=_histograms(item.shards, schema),
         vectors={field.name: _vectors(item.shards, field) for field in schema if _is_vector(field)},
         examples=_examples(item.shards, examples, seed),
@@ -91,12 +92,21 @@ def profile(item: Artifact, examples: int = 5, seed: int = 0) -> Profile:
     )
 
 
-def _count(urls: Sequence[str], column: str) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for url in urls:
-        for piece in reading.slices(url, [column]):
+def _counts(urls: Sequence[str], columns: Sequence[str]) -> dict[str, Counter[str]]:
+    """Rows by value, of each column; each file is read once, several at a time."""
+    found: dict[str, Counter[str]] = {column: Counter() for column in columns}
+    for one in storage.for_each(partial(_counts_of, columns), urls if columns else []):
+        for column, counted in one.items():
+            found[column].update(counted)
+    return found
+
+
+def _counts_of(columns: Sequence[str], url: str) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {column: Counter() for column in columns}
+    for piece in reading.slices(url, columns):
+        for column in columns:
             for row in pc.value_counts(piece.table.column(column)).to_pylist():
-                found[ABSENT if row["values"] is None else str(row["values"])] += row["counts"]
+                found[column][ABSENT if row["values"] is None else str(row["values"])] += row["counts"]
     return found
 
 
@@ -170,7 +180,7 @@ def _vectors(urls: Sequence[str], field: pa.Field) -> Vectors:
 
 def _examples(urls: Sequence[str], wanted: int, seed: int) -> list[Example]:
     """Some rows drawn by a seed from all files together, in their order."""
-    rows = {url: reading.footer(url)[0] for url in urls}
+    rows = dict(zip(urls, (length for length, _ in storage.for_each(reading.footer, urls)), strict=True))
     total = sum(rows.values())
     drawn = sorted(random.Random(seed).sample(range(total), min(wanted, total)))
     found, before = [], 0

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from ray_pipeline.negatives.wants import Wants
 PROPOSALS = pa.schema(
     [
         *[field.with_nullable(True) for field in tables.PAIRS],
+        pa.field("method", pa.string()),
         pa.field("reason", pa.string()),  # why there is nothing to propose; null: targets are proposed
         pa.field("want", pa.uint64()),  # what they are for, where one of them is to be accepted; null: the only one is
         # of the targets proposed to the positive that the other columns tell of, the best first
@@ -38,9 +41,11 @@ MASKED = "every candidate is masked"
 NOT_FOUND = "no candidate"
 AT_CAP = "every candidate serves as often as it may"
 EDGES = (0.0, 0.3, 0.5, 0.7, 1.0)
-"""Of the bands by which similarities are counted."""
-MINIMUM_SPARE = 8
-MINIMUM_DEPTH = 1024
+"""Of the bands of similarity that negatives are told by."""
+BANDS = (f"below {EDGES[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(EDGES)))
+SPARE = 8
+MOST_LOOKED_AT = 1024
+"""Targets that an anchor is compared with beyond those asked for, so that one is left where its query knows many."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,9 @@ class Mining:
             blind = rows[wanted.positives] == NONE
             yield _refused(shard.table.take(wanted.positives[blind]), origin, reason)
             wanted = wanted.chosen(~blind)
-        offered = self._offered(kind, shard, wanted, taken, extra)
-        settled = [self._settled(kind, wanted.chosen(some), shard, found, taken) for some, found in offered]
+        settled = self._served(kind, shard, wanted, taken, extra, self._rules.hard_top_k)
+        if kind == "hard":
+            settled = self._further(shard, settled, taken, extra)
         if kind == "random":
             settled = self._measured(shard, settled)
         for one in settled:
@@ -134,8 +140,26 @@ class Mining:
             for reason, these in one.refused.items():
                 yield _refused(shard.table.take(one.wanted.positives[these]), origin, reason)
 
+    def _served(
+        self, kind: str, shard: Shard, wanted: Wants, taken: Taken, extra: Counter[str], nearest: int
+    ) -> list[Settled]:
+        """What the wants of each group get; of hard ones, among the so many `nearest`."""
+        offered = self._offered(kind, shard, wanted, taken, extra, nearest)
+        return [self._settled(kind, wanted.chosen(some), shard, found, taken) for some, found in offered]
+
+    def _further(self, shard: Shard, settled: Sequence[Settled], taken: Taken, extra: Counter[str]) -> list[Settled]:
+        """With a second, wider look where the query stands with all that is nearest, as popular ones do."""
+        masked = [one.wanted.chosen(one.refused[MASKED]) for one in settled]
+        asked, width = self._rules.hard_top_k, min(taken.most + SPARE, MOST_LOOKED_AT)
+        if asked >= len(self._corpus) or not any(len(one.positives) for one in masked):
+            return list(settled)
+        positives, chance = ([getattr(one, name) for one in masked] for name in ("positives", "chance"))
+        again = Wants(np.concatenate(positives), np.concatenate(chance))
+        kept = [replace(one, refused={NOT_FOUND: one.refused[NOT_FOUND]}) for one in settled]
+        return [*kept, *self._served("hard", shard, again, taken, extra, asked + width)]
+
     def _offered(
-        self, kind: str, shard: Shard, wanted: Wants, taken: Taken, extra: Counter[str]
+        self, kind: str, shard: Shard, wanted: Wants, taken: Taken, extra: Counter[str], nearest: int
     ) -> Iterator[tuple[Rows, Offers]]:
         """The wants of one group after another, by place, and what is offered to them.
 
@@ -146,7 +170,7 @@ class Mining:
         if not groups:
             return iter(())
         if kind == "hard":
-            return self._hard(groups, shard, wanted, extra)
+            return self._hard(groups, shard, wanted, extra, nearest)
         if kind == "random":
             return ((one.anchors, easy.random(self._corpus, one, wanted.chance[one.anchors])) for one in groups)
         if self._rules.easy_method == "minimum":
@@ -154,10 +178,10 @@ class Mining:
         return self._quantile(groups, shard, wanted, taken)
 
     def _hard(
-        self, groups: Sequence[Group], shard: Shard, wanted: Wants, extra: Counter[str]
+        self, groups: Sequence[Group], shard: Shard, wanted: Wants, extra: Counter[str], nearest: int
     ) -> Iterator[tuple[Rows, Offers]]:
         ceilings = hard.ceilings(self._positive_similarities(shard, wanted.positives), self._rules)
-        near = self._neighbours(shard.anchors[wanted.positives], ceilings, groups, self._nearest)
+        near = self._neighbours(shard.anchors[wanted.positives], ceilings, groups, partial(self._nearest, nearest))
         if self._index is not None:
             extra.update(self._index.account())
         for group in groups:
@@ -206,15 +230,15 @@ class Mining:
         vectors = self._anchors.source.take(asked[:, 0].astype(np.int64))
         return look(vectors, distinct, asked[:, 1].astype(np.float32)).chosen(back)
 
-    def _nearest(self, vectors: Vectors, groups: Sequence[Group], ceilings: Vectors) -> Neighbours:
+    def _nearest(self, k: int, vectors: Vectors, groups: Sequence[Group], ceilings: Vectors) -> Neighbours:
         if self._index is not None:
-            return self._index.search(vectors)
-        return search.exact(self._corpus, vectors, self._rules.hard_top_k, groups, ceilings, self._device)
+            return self._index.search(vectors, k)
+        return search.exact(self._corpus, vectors, k, groups, ceilings, self._device)
 
     def _depth(self, shard: Shard, wanted: Wants, taken: Taken) -> int:
         """How many of the most distant are looked at, so that one is left where a query knows many."""
         most = np.unique(shard.queries[wanted.positives], return_counts=True)[1].max(initial=0)
-        return min(int(most) + taken.most + MINIMUM_SPARE, MINIMUM_DEPTH)
+        return min(int(most) + taken.most + SPARE, MOST_LOOKED_AT)
 
     def _positive_similarities(self, shard: Shard, positives: Rows) -> Vectors:
         if self._anchors is self._corpus:
@@ -252,6 +276,10 @@ class Mining:
         ends = np.cumsum([len(one.rows) for one in settled])
         return [replace(one, similarities=part) for one, part in zip(settled, np.split(found, ends[:-1]), strict=True)]
 
+    def _method(self, kind: str) -> str:
+        """How negatives of a kind are found, as the recipe's field calls it."""
+        return {"hard": self._rules.index, "easy": self._rules.easy_method}.get(kind, kind)
+
     def _capped(self, kind: str) -> bool:
         """Whether of several targets that are proposed the first is accepted that does not yet serve too often."""
         return kind == "easy" and self._rules.easy_method == "quantile"
@@ -263,9 +291,9 @@ class Mining:
         ends = pa.array(np.append(0, np.cumsum(lengths[lengths > 0])), pa.int32())
         texts = self._corpus.texts.take(pa.array(rows)).cast(pa.string())
         listed = dict(zip(LISTS, (rows, self._corpus.ids[rows], texts, settled.similarities), strict=True))
-        pairs, origin = shard.table.take(some.positives), wants.origin(kind)
+        pairs, origin, method = shard.table.take(some.positives), wants.origin(kind), self._method(kind)
         changes = {name: pa.ListArray.from_arrays(ends, pa.array(values)) for name, values in listed.items()}
-        changes |= {"origin": pa.repeat(origin, len(pairs))}
+        changes |= {"origin": pa.repeat(origin, len(pairs)), "method": pa.repeat(method, len(pairs))}
         return _proposals(pairs, changes | ({"want": pa.array(some.chance)} if self._capped(kind) else {}))
 
 
@@ -277,7 +305,7 @@ def accept(proposals: Iterable[pa.Table], cap: int) -> Accepted:
 
 
 def keep(accepted: Accepted, table: pa.Table) -> shards.Result:
-    """The negatives of a shard of proposals; similarities are counted by band.
+    """The negatives of a shard of proposals, rows of `tables.NEGATIVES`, counted by band of similarity.
 
     A want of which no proposal is accepted is refused, in the shape of its first.
     """
@@ -296,8 +324,8 @@ def keep(accepted: Accepted, table: pa.Table) -> shards.Result:
     bare = table.filter(pa.array(~there))
     at_cap = pc.if_else(pa.array((open_ & (got == NONE))[there]), AT_CAP, pa.scalar(None, pa.string()))
     reasons = pa.concat_arrays([at_cap, bare.column("reason").combine_chunks()])
-    result = shards.divided(pa.concat_tables([made, bare.select(tables.PAIRS.names)]), reasons)
-    return shards.Result(result.table, result.rejected, bands(result.table))
+    result = shards.divided(pa.concat_tables([made, _negatives_or_null(bare)]), reasons)
+    return shards.Result(result.table, result.rejected, by_band(result.table))
 
 
 def _open(proposals: pa.Table) -> pa.ChunkedArray:
@@ -317,18 +345,26 @@ def _negatives(positives: pa.Table, chosen: Mapping[str, pa.Array]) -> pa.Table:
         "target": chosen["targets"], "label": pa.repeat(0, len(positives)),
         "source_id": sources, "similarity": chosen["similarities"],
     }  # fmt: skip
-    columns = {name: positives.column(name) for name in tables.PAIRS.names} | changes
-    schema = pa.schema([field.with_nullable(True) for field in tables.PAIRS])
-    return tables.conform(pa.table(columns), schema)
+    return _negatives_or_null(positives, changes | {"band": band(chosen["similarities"])})
 
 
-def bands(negatives: pa.Table) -> dict[str, float]:
+def _negatives_or_null(proposals: pa.Table, changes: Mapping[str, pa.Array] = MappingProxyType({})) -> pa.Table:
+    """Proposals with the columns of negatives, all nullable; those of their lists are null unless changed."""
+    columns = {name: proposals.column(name) for name in [*tables.PAIRS.names, "method"]}
+    columns |= {"band": pa.nulls(len(proposals))} | dict(changes)
+    return tables.conform(pa.table(columns), pa.schema([field.with_nullable(True) for field in tables.NEGATIVES]))
+
+
+def band(similarities: pa.Array) -> pa.Array:
+    """The band of each similarity, e.g. `0.3 to 0.5`: strings `[n]`."""
+    places = np.searchsorted(EDGES, similarities.to_numpy(zero_copy_only=False), side="right")
+    return pa.array(BANDS, pa.string()).take(pa.array(np.minimum(places, len(BANDS) - 1)))
+
+
+def by_band(negatives: pa.Table) -> dict[str, float]:
     """Rows by origin and band of similarity, e.g. `hard_negative 0.3 to 0.5`."""
-    places = np.searchsorted(EDGES, negatives.column("similarity").to_numpy(), side="right")
-    words = [f"below {EDGES[0]:g}"] + [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
-    both = pa.table({"origin": negatives.column("origin"), "band": np.minimum(places, len(words) - 1)})
-    counted = both.group_by(["origin", "band"]).aggregate([([], "count_all")]).to_pylist()
-    return {f"{one['origin']} {words[one['band']]}": one["count_all"] for one in counted}
+    counted = negatives.group_by(["origin", "band"]).aggregate([([], "count_all")]).to_pylist()
+    return {f"{one['origin']} {one['band']}": one["count_all"] for one in counted}
 
 
 def _found(corpus: Corpus | None, texts: pa.ChunkedArray) -> tuple[Rows, Hashes]:
@@ -352,7 +388,7 @@ def _refused(pairs: pa.Table, origin: str, reason: str) -> pa.Table:
 
 
 def _proposals(pairs: pa.Table, changes: Mapping[str, pa.Array]) -> pa.Table:
-    rest = {name: pa.nulls(len(pairs)) for name in ("reason", "want", *LISTS)}
+    rest = {name: pa.nulls(len(pairs)) for name in ("method", "reason", "want", *LISTS)}
     columns = {name: pairs.column(name) for name in tables.PAIRS.names} | rest | dict(changes)
     return tables.conform(pa.table(columns), PROPOSALS)
 

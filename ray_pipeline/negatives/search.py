@@ -212,10 +212,10 @@ class Approximate:
         """Of a shard, to be added up and divided by `approximated`: the recall, and by how many anchors."""
         return {"approximated": 1.0, "recall": self.recall, "recall_anchors": float(self.measured)}
 
-    def search(self, anchors: Vectors) -> Neighbours:
-        """About the nearest to each anchor `[m, d]`."""
+    def search(self, anchors: Vectors, k: int | None = None) -> Neighbours:
+        """About the `k` nearest to each anchor `[m, d]`; null: as many as the index was set for."""
         setattr(self._index if self._width == "nprobe" else self._index.hnsw, self._width, self.width)
-        return _in_order(*self._index.search(anchors, self._k))
+        return _in_order(*self._index.search(anchors, k or self._k))
 
 
 def overlap(found: Neighbours, truth: Neighbours) -> float:

@@ -93,7 +93,7 @@ def run(context: Context) -> Outcome:
     make = partial(load, recipe, context.inputs, limits)
     cap = recipe.negatives.easy_max_per_target
     if len(sources) == 1:
-        return _outcome(_mined(context, sources, partial(at_once, make, cap), context.folder, tables.PAIRS))
+        return _outcome(_mined(context, sources, partial(at_once, make, cap), context.folder, tables.NEGATIVES))
     return _outcome(_in_two_passes(context, sources, make, cap))
 
 
@@ -118,7 +118,7 @@ def _kept(context: Context, proposals: str, cap: int) -> None:
         written,
         partial(keeping, accepted),
         context.folder,
-        tables.PAIRS,
+        tables.NEGATIVES,
         workers=runtime.worker_count(context.recipe.runtime.map_workers),
         label="negatives kept",
         write=partial(store, proposals),
@@ -143,7 +143,8 @@ def _mined(
         placed["num_cpus"] = max(cpus, width.cpus_per_worker)
     else:
         cpus, most = worker_memory.workers_that_fit(worker_memory.nodes(), each)
-        placed = {"workers": min(most, width.map_workers or most), "num_cpus": cpus}
+        wanted = width.map_workers or most
+        placed = {"workers": min(most, wanted) if width.address == "local" else wanted, "num_cpus": cpus}
     return shards.map_shards(sources, make, folder, schema, label="negatives", read=known.read, **placed)
 
 
@@ -155,4 +156,4 @@ def _outcome(counts: Counts) -> Outcome:
     return Outcome(counts, {"similarities": bands} | told)
 
 
-STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=6)
+STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=7)

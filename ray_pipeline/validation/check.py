@@ -71,6 +71,8 @@ class Checks:
     roots: Check = field(default_factory=lambda: Check("derived rows come from train rows of their group"))
     groups: Check = field(default_factory=lambda: Check("every group stands in one part"))
     queries: Check = field(default_factory=lambda: Check("every query stands in one part"))
+    pairs: Check = field(default_factory=lambda: Check("no labelled pair stands twice"))
+    leaks: Check = field(default_factory=lambda: Check("no pair of train is one to predict, where leaks are removed"))
     vectors: Check = field(default_factory=lambda: Check("vectors are finite, of length 1 and one dimension"))
     negatives: Check = field(default_factory=lambda: Check("negatives are labelled 0 and within their band"))
     positives: Check = field(default_factory=lambda: Check("no negative is a known positive"))

@@ -16,7 +16,7 @@ from ray_pipeline.validation.check import Check, Checks
 
 SCHEMAS: Mapping[str, pa.Schema] = {
     "ingest": tables.PAIRS, "languages": tables.PAIRS, "split": tables.PAIRS, "translate": tables.TRANSLATIONS,
-    "audit": tables.AUDITED, "dedupe": tables.PAIRS, "negatives": tables.PAIRS, "mix": tables.PAIRS,
+    "audit": tables.AUDITED, "dedupe": tables.PAIRS, "negatives": tables.NEGATIVES, "mix": tables.PAIRS,
     "encode": tables.ENCODED, "self_validation": tables.VERDICTS, "train": tables.CURVES, "score": tables.SCORES,
     "evaluate": tables.PREDICTIONS,
 }  # fmt: skip

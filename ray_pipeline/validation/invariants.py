@@ -52,6 +52,10 @@ def look(run: Run, checks: Checks) -> None:
     judge(checks.groups, _rows(placed), _groups(placed), divided)
     judge(checks.queries, _rows(placed), _queries(placed), divided)
     if "dedupe" in run:
+        kept = run["dedupe"]
+        judge(checks.pairs, kept.manifest.rows_out, _pairs(kept), repeated)
+        if kept.manifest.config.get("remove_leaks"):
+            judge(checks.leaks, kept.manifest.rows_out, _uses(kept), divided)
         mined = _of(run, MINED)
         rows = _rows([run["dedupe"], *mined]) + sum(table.manifest.rows_rejected for table in _of(run, KNOWN))
         judge(checks.positives, rows, _known(run, mined), divided)
@@ -86,6 +90,23 @@ def _queries(placed: Iterable[Table]) -> Iterator[Entries]:
             pairs = zip(piece.table.column("query").to_pylist(), part.to_pylist(), strict=True)
             keys = [None if part is None else normalise(query) for query, part in pairs]
             yield Entries(piece, keys, pc.fill_null(part, ""))
+
+
+def _pairs(kept: Table) -> Iterator[Entries]:
+    """The pairs of the rows that have a part."""
+    for piece in _slices(kept, ["query", "target", "part"]):
+        part = piece.table.column("part")
+        yield Entries(piece, _pair_keys(piece.table, pc.is_valid(part)), pc.fill_null(part, ""))
+
+
+def _uses(kept: Table) -> Iterator[Entries]:
+    """The pairs that are trained on, and those to predict."""
+    for piece in _slices(kept, ["query", "target", "split", "part"]):
+        trained = pc.fill_null(pc.equal(piece.table.column("part"), "train"), False)
+        asked = pc.not_equal(piece.table.column("split"), "train")
+        yield Entries(
+            piece, _pair_keys(piece.table, pc.or_(trained, asked)), pc.if_else(trained, "train", "to predict")
+        )
 
 
 def _known(run: Run, mined: Iterable[Table]) -> Iterator[Entries]:

@@ -31,7 +31,7 @@ def mine(rows: Rows, targets: Corpus | None = None, queries: Corpus | None = Non
     proposals = Mining(chosen, targets, Candidates(targets, chosen, [table]), queries)(table).table
     result = mining.keep(mining.accept([proposals], chosen.easy_max_per_target), proposals)
     assert result.rejected is not None
-    tables.conform(result.table, tables.PAIRS)
+    tables.conform(result.table, tables.NEGATIVES)
     return result.table.to_pylist(), result.rejected.to_pylist()
 
 
@@ -52,7 +52,9 @@ def test_hard_is_the_nearest_allowed_within_the_band(band: tuple[float, float], 
     for i in range(60):
         similarities = found @ found[i]
         below = [j for j in np.argsort(-similarities, kind="stable") if band[1] == 1 or similarities[j] <= band[1]]
-        allowed = [j for j in below[:top_k] if band[0] <= similarities[j] and j not in (i, (i * 7) % 300)]
+        known = {i, (i * 7) % 300}
+        looked_at = below if known.issuperset(below[:top_k]) else below[:top_k]
+        allowed = [j for j in looked_at if band[0] <= similarities[j] and j not in known]
         if allowed[skip:]:
             expected[f"QI-train-{i}"] = f"text {allowed[skip]}"
     rules = {"hard_min_similarity": band[0], "hard_max_similarity": band[1], "hard_top_k": top_k}
@@ -82,7 +84,7 @@ HARD_CASES: dict[str, Case] = {
     "equal vectors, guard open": (NAMES, EQUAL, {"a"}, {"hard_max_similarity": 1}, {"b", "c", "d", "e"}),
     "fewer candidates than looked at": (["a", "c"], LINE[[0, 2]], {"a"}, {"hard_top_k": 50}, {"c"}),
     "only itself": (["a"], LINE[:1], {"a"}, OPEN, {"every candidate is masked"}),
-    "looked at too few": (NAMES, LINE, {"a", "b"}, OPEN | {"hard_top_k": 2}, {"every candidate is masked"}),
+    "all that was looked at is known": (NAMES, LINE, {"a", "b"}, OPEN | {"hard_top_k": 2}, {"c"}),
     "what is above the band takes no place": (NAMES, LINE, {"a"}, {"hard_top_k": 1}, {"c"}),
     "the first that would do is skipped": (NAMES, LINE, {"a", "b"}, OPEN | {"hard_skip_top": 1}, {"d"}),
     "all that would do are skipped": (NAMES, LINE, {"a", "b"}, {"hard_skip_top": 1}, {"no candidate"}),
@@ -471,10 +473,33 @@ def test_an_approximation_finds_nearly_the_same_and_tells_its_recall(monkeypatch
         assert len(exact & set(kept.table.column("pair_id").to_pylist())) > 0.95 * len(exact)
 
 
+def test_a_popular_query_gets_what_lies_beyond_all_that_it_knows() -> None:
+    found = vectors(300)
+    nearest = np.argsort(-(found @ found[0]), kind="stable")
+    rows = [row(0, 0, query="mug"), *[row(i, int(nearest[i]), label=0, query="mug") for i in range(1, 120)]]
+    alone = [row(200, 250, query="lamp")]
+    made, refused = mine(rows + alone, corpus(300), hard_per_positive=1, **WIDE | {"hard_top_k": 20})
+    assert not refused
+    known = {one["target"] for one in rows}
+    assert not known & {one["target"] for one in made if one["query"] == "mug"}
+    assert {one["source_id"]: one["target"] for one in made}["QI-train-0"] == f"text {nearest[120]}"
+
+
+@pytest.mark.parametrize("rules", [{}, {"index": "ivf"}, {"easy_method": "minimum"}])
+def test_negatives_say_their_band_and_method(rules: dict[str, Any]) -> None:
+    every = {f"{kind}_per_positive": 1 for kind in KINDS} | WIDE | rules
+    made, _ = mine([row(i, i) for i in range(40)], **every)
+    ways = {"hard": rules.get("index", "exact"), "easy": rules.get("easy_method", "quantile"), "random": "random"}
+    assert {(one["origin"], one["method"]) for one in made} == {(f"{kind}_negative", ways[kind]) for kind in KINDS}
+    for one in made:
+        low, _, high = one["band"].partition(" to ")
+        assert one["similarity"] < 0 if low == "below 0" else float(low) <= one["similarity"] < float(high)
+
+
 def test_similarities_are_counted_by_band() -> None:
     origins, found = ["easy_negative"] * 2 + ["hard_negative"] * 4, [-0.2, 0.1, 0.3, 0.4999, 0.5, 1.0]
-    table = pa.table({"origin": origins, "similarity": pa.array(found, pa.float32())})
-    assert mining.bands(table) == {
+    bands = mining.band(pa.array(found, pa.float32()))
+    assert mining.by_band(pa.table({"origin": origins, "band": bands})) == {
         "easy_negative below 0": 1, "easy_negative 0 to 0.3": 1, "hard_negative 0.3 to 0.5": 2,
         "hard_negative 0.5 to 0.7": 1, "hard_negative 0.7 to 1": 1,
     }  # fmt: skip

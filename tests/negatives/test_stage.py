@@ -149,6 +149,20 @@ def test_gpus_are_taken_where_they_serve(
         assert (asked["workers"], asked["num_cpus"]) == ((2, 3) if on_gpus else (8, 1))
 
 
+@pytest.mark.parametrize(("address", "workers"), [("local", 4), ("auto", 40)])
+def test_on_cpus_of_a_cluster_nodes_may_still_come(
+    tmp_path: Path, embedded: Artifact, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch,
+    address: str, workers: int,
+) -> None:  # fmt: skip
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [{"CPU": 4.0, "memory": 2.0**30}])
+    monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
+    width = {"runtime__map_workers": 40, "runtime__address": address}
+    recipe = make_recipe("QI", negatives__easy_per_positive=1, **width)
+    stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None)
+    assert (asked["workers"], asked["num_cpus"]) == (workers, 1)
+
+
 def test_a_band_below_what_e5_models_give_is_doubted(make_recipe: MakeRecipe) -> None:
     hard = {"negatives__hard_per_positive": 1, "embed__model": "intfloat/multilingual-e5-large"}
     assert "negatives.hard_max_similarity 0.7" in str(negatives.doubt(make_recipe("QI", **hard)))
