@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from ray_pipeline import memory, models
@@ -173,7 +174,7 @@ def _load_tokenizer(settings: LocalTranslator) -> Any:
 
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(models.resolve(settings.model), **options)
+        tokenizer = AutoTokenizer.from_pretrained(models.resolve(settings.model, weights=False), **options)
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(settings, f"its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -190,13 +191,17 @@ def _load_model(settings: LocalTranslator, device: str) -> Any:
 
     name = models.resolve(settings.model)
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    weights = models.weights_options(settings.pickled_weights)
     small = device != "cpu" if settings.precision == "auto" else settings.precision == "bfloat16"
     try:
         config = AutoConfig.from_pretrained(name, **options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         dtype = torch.bfloat16 if small else torch.float32
-        model = kind.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        model = kind.from_pretrained(name, config=config, dtype=dtype, **weights, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        if not settings.pickled_weights:
+            field, knob = "translate.local.model", "translate.local.pickled_weights"
+            models.expect_safetensors(settings.model, settings.revision, field, knob)
         raise _unusable(settings, f"cannot be loaded as a translation model: {error}") from error
     for name in ("temperature", "top_p", "top_k", "min_p"):  # of sampling, which is not done
         setattr(model.generation_config, name, None)

@@ -17,6 +17,7 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,8 @@ from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
 CHUNK_BYTES = 8 << 20
 FOOTER_BYTES = 64 << 10
 """Of a Parquet file's end, more than its footer takes as a rule."""
+AHEAD = 8
+"""Answers of an object store that are fetched before they are needed."""
 
 CHANGED = ("PreconditionFailed", "ConditionalRequestConflict")
 """How S3 says that an object is not as a write expects it."""
@@ -256,17 +259,23 @@ def read_schema(url: str, remedy: str | None = None) -> pa.Schema:
 
 
 @contextmanager
-def open_parquet(url: str, remedy: str | None = None, whole: bool = False) -> Iterator[pq.ParquetFile]:
+def open_parquet(
+    url: str, remedy: str | None = None, whole: bool = False, streamed: bool = False
+) -> Iterator[pq.ParquetFile]:
     """Open one Parquet file; raises CorruptArtifactError if it is damaged or gone, also while it is read.
 
     The remedy for an artifact's file is to delete the artifact; a file of other origin needs one of its own. An object
-    that is read as a `whole` is fetched in one request, else by the ranges that are needed.
+    that is read as a `whole` is fetched in one request, else by the ranges that are needed. With `streamed`, of a
+    column that is read in batches a few MiB are held at a time, else all that a row group has of it.
     """
     remedy = remedy or f"delete the folder {url.rsplit('/', 1)[0]} and run the same command again"
+    buffer = CHUNK_BYTES if streamed else 0
     try:
         with _parquet_source(url, whole) as source:
             try:
-                with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet:
+                with pq.ParquetFile(
+                    source, page_checksum_verification=True, pre_buffer=not streamed, buffer_size=buffer
+                ) as parquet:
                     yield parquet
             except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
                 if getattr(error, "errno", None) is not None:  # the file system's; Arrow's own OSErrors have no number
@@ -343,6 +352,23 @@ def for_each(
         return [function(item) for item in items]
     with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
         return list(pool.map(function, items))
+
+
+def ahead(
+    function: Callable[[Item], Answer], items: Sequence[Item], url: Callable[[Item], str] = str
+) -> Iterator[Answer]:
+    """As `for_each`, for large answers: each is given as it is asked for, of an object store `AHEAD` are under way."""
+    if not any(is_remote(url(item)) for item in items):
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting = deque(pool.submit(function, item) for item in items[:AHEAD])
+        for item in items[AHEAD:]:
+            found = waiting.popleft().result()
+            waiting.append(pool.submit(function, item))
+            yield found
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def expand(pattern: str, remedy: str = "check the recipe's data section") -> list[str]:
@@ -449,16 +475,19 @@ def upload_folder(folder: Path, url: str) -> int:
     return sum(copy_file(path, join(url, path.relative_to(folder).as_posix())) for path in files)
 
 
-def local_folder(url: str, into: Path) -> Path:
-    """The folder itself if it is local, else a copy of it below `into`."""
+def local_folder(url: str, into: Path, wanted: Callable[[str], bool] = bool) -> Path:
+    """The folder itself if it is local, else a copy of it below `into`, or of those of its files that are `wanted`."""
     if not is_remote(url):
         return Path(url)
-    for file in list_files(url):
+
+    def copy(file: str) -> None:
         target = str(into / file.removeprefix(url.rstrip("/") + "/"))
         if not Path(target).resolve().is_relative_to(into.resolve()):
             raise StorageError(f"{file}: its name leads out of {into}: remove it, or name another folder")
         with open_read(file) as source, _guarded(target, "write"), _in_place_of(target) as temporary:
             _write(temporary, source)
+
+    for_each(copy, [file for file in list_files(url) if wanted(file)])
     return into
 
 

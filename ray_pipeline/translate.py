@@ -86,7 +86,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
         return {"translate": None}
     chosen = rules.model_dump(exclude={"translator", "local", "max_rejected_share"})
     if rules.local is not None:
-        local = rules.local.model_dump(exclude={"batch_rows"})
+        local = rules.local.model_dump(exclude={"batch_rows", "pickled_weights"})
         model = models.identity(rules.local.model, rules.local.revision)
         return {"translate": chosen, "local": {**local, "edition": local_translator.EDITION, "model": model}}
     return {"translate": chosen, "gemini": fanout.identity(recipe.gemini, "translate")}

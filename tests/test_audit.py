@@ -458,11 +458,11 @@ def test_what_max_usd_has_left_is_divided_among_the_models(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     @contextmanager
-    def here(gemini: Gemini, workdir: str, usd: float, watch: Any) -> Iterator[QuotaActor]:
+    def here(gemini: Gemini, workdir: str, usd: float, watch: Any, stage: str) -> Iterator[QuotaActor]:
         yield QuotaActor(gemini, workdir, "run", usd)
 
     monkeypatch.setattr(stage.quota_actor, "held", here)
-    monkeypatch.setattr(stage.quota_actor, "_metrics", lambda model: {})
+    monkeypatch.setattr(stage.quota_actor, "_metrics", lambda model, stage: {})
     recipe = make_recipe(
         audit__judge_share=1.0, audit__judge_model="gemini-2.5-pro", audit__second_model="gemini-2.5-flash",
         gemini__max_usd=1.0,

@@ -1,10 +1,11 @@
 """Embedding: vectors and what is wrong with them, the store, and the stage on a real Ray."""
 
+import json
 import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 import ray.cloudpickle
 
-from ray_pipeline import artifact, embed, models, shards, storage, tables
+from ray_pipeline import artifact, embed, models, node_folder, preflight, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.embed import stage, store
 from ray_pipeline.embed.model import Model, faults
@@ -106,7 +107,8 @@ def test_identity_leaves_out_batches_and_the_kind_of_negatives(make_recipe: Make
 
     assert config(runtime__embed_batch_rows=1, negatives__hard_per_positive=2) == config()
     assert config(embed__query_prompt="query: ") == config(), "no query is embedded"
-    others = {"prompt": "passage: ", "normalise": False, "dimension": 8, "precision": "bfloat16", "max_tokens": 9}
+    assert config(embed__pickled_weights=True) == config(), "the weights are the same"
+    others = {"prompt": "", "normalise": False, "dimension": 8, "precision": "bfloat16", "max_tokens": 9}
     for name, value in others.items():
         changed = config(**{f"embed__{name}": value})
         assert changed != config(), name
@@ -117,9 +119,10 @@ def test_roles_of_equal_prompt_share_a_store(make_recipe: MakeRecipe) -> None:
     def stores(**changes: Any) -> dict[str, str]:
         return stage.stores("work", embed.config(recipe_of(make_recipe, negatives__anchor="query", **changes)))
 
-    assert stores()["target"] == stores()["query"]
+    own, none = stores(), stores(embed__prompt="", embed__query_prompt="")
+    assert none["target"] == none["query"]
     apart = stores(embed__prompt="passage: ", embed__query_prompt="query: ")
-    assert len({*apart.values(), *stores().values()}) == 3
+    assert len({*apart.values(), *none.values(), *own.values()}) == 5, "only the model knows its own"
     assert stores(embed__query_prompt="passage: ")["query"] == stores(embed__prompt="passage: ")["target"]
 
 
@@ -130,13 +133,13 @@ def test_roles_of_equal_prompt_share_a_store(make_recipe: MakeRecipe) -> None:
         ({"model": "models/e5-base-v2/"}, "passage: ", "query: "),
         ({"model": "intfloat/e5-small", "prompt": "", "query_prompt": "q: "}, "", "q: "),
         ({"model": "intfloat/multilingual-e5-large", "prompt": "query: "}, "query: ", "query: "),
-        ({"model": "intfloat/multilingual-e5-large-instruct"}, "", ""),
-        ({"model": "BAAI/bge-m3"}, "", ""),
-        ({"model": "some/size5-model"}, "", ""),
-        ({"model": "sandbox://embedder"}, "", ""),
+        ({"model": "intfloat/multilingual-e5-large-instruct"}, None, None),
+        ({"model": "BAAI/bge-m3"}, None, None),
+        ({"model": "some/size5-model", "prompt": ""}, "", None),
+        ({"model": "s3://bucket/e5-base/"}, "passage: ", "query: "),
     ],
 )
-def test_e5_models_get_their_prompts_by_name(changes: dict[str, Any], target: str, query: str) -> None:
+def test_e5_models_get_their_prompts_by_name(changes: dict[str, Any], target: str | None, query: str | None) -> None:
     assert Embed(**changes).prompts == {"target": target, "query": query}
 
 
@@ -251,22 +254,24 @@ def test_the_same_vectors_however_texts_are_grouped(batch: int, tmp_path: Path, 
     np.testing.assert_allclose(vectors_of(pa.concat_tables(parts)), vectors_of(whole), atol=TOLERANCE)
 
 
-class Interrupted(stage.Embedding):
-    """Fails after some calls of its model."""
+class Failing(Model):
+    """Fails after some calls."""
 
     calls = 0
 
+    def __call__(self, texts: Sequence[str], prompt: str) -> Vectors:
+        self.calls += 1
+        if self.calls > 2:
+            raise MemoryError("no room for this batch")
+        return super().__call__(texts, prompt)
+
+
+class Interrupted(stage.Embedding):
+    """Embeds by such a model."""
+
     @cached_property
-    def _model(self) -> Any:
-        model = Model(self._recipe)
-
-        def call(texts: list[str], prompt: str) -> Vectors:
-            self.calls += 1
-            if self.calls > 2:
-                raise MemoryError("no room for this batch")
-            return model(texts, prompt)
-
-        return call
+    def _model(self) -> Model:
+        return Failing(self._recipe)
 
 
 def test_what_was_embedded_before_a_failure_is_kept(
@@ -351,8 +356,86 @@ def test_a_broken_models_vectors_are_refused_and_not_kept(tmp_path: Path, make_r
     assert (alone.table.num_rows, alone.rejected.num_rows) == (0, 1)
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
+def _cut(path: Path, bytes: int = 1000) -> None:
+    path.write_bytes(path.read_bytes()[:-bytes])
+
+
+def pickled(folder: Path, weights: dict[str, Any]) -> Path:
+    """The folder with what torch pickles in place of its safetensors."""
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_are_read_where_the_recipe_says_so(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    from safetensors.torch import load_file
+
+    folder = copied(READER, tmp_path / "model")
+    pickled(folder, load_file(folder / "model.safetensors"))
+    refused = recipe_of(make_recipe, embed__model=str(folder))
+    for look in (lambda: preflight.expect(refused, {"embed"}), lambda: Model(refused)):
+        with pytest.raises(ModelError, match=r"pickled, in pytorch_model\.bin: set embed\.pickled_weights to true"):
+            look()
+    read = recipe_of(make_recipe, embed__model=str(folder), embed__pickled_weights=True)
+    preflight.expect(read, {"embed"})
+    np.testing.assert_array_equal(Model(read)(WORDS, ""), Model(recipe_of(make_recipe, embed__model=READER))(WORDS, ""))
+
+
+class Runs:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self._mark,)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_is_pickled_runs_no_code(cut: bool, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder, mark = tmp_path / "model", tmp_path / "ran"
+    SentenceTransformer(models.resolve(READER), device="cpu").save(str(folder), create_model_card=False)
+    pickled(folder, {"weight": Runs(mark)})
+    settings = folder / "sentence_bert_config.json"  # in which a model may ask for it
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_kwargs": {"weights_only": False}}))
+    if cut:
+        _cut(folder / "pytorch_model.bin", 100)
+    with pytest.raises(ModelError, match=rf"embed\.model {folder}: cannot be loaded"):
+        Model(recipe_of(make_recipe, embed__model=str(folder), embed__pickled_weights=True))
+    assert not mark.exists()
+
+
+def test_a_model_s_own_prompts_are_taken_where_the_recipe_names_none(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    folder = copied(LOOK_UP, tmp_path / "model")
+    settings = folder / "config_sentence_transformers.json"
+    prompts = {"prompts": {"query": "q: ", "document": "", "passage": "p: "}}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | prompts))
+    table = pa.concat_tables([texts_table(WORDS[:3]), texts_table(WORDS[:3], "query")])
+
+    def vectors(name: str, **changes: Any) -> Vectors:
+        return vectors_of(embedding(make_recipe, tmp_path / name, **changes)(table).table)
+
+    own = vectors("own", embed__model=str(folder))
+    np.testing.assert_array_equal(own, vectors("named", embed__prompt="p: ", embed__query_prompt="q: "))
+    none = {"embed__prompt": "", "embed__query_prompt": ""}
+    np.testing.assert_array_equal(vectors("none", embed__model=str(folder), **none), vectors("without", **none))
+    assert not np.array_equal(own, vectors("without", **none))
+
+
+def test_a_model_on_s3_gives_the_same_vectors(
+    tmp_path: Path, make_recipe: MakeRecipe, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}/model"
+    here = Model(recipe_of(make_recipe))(WORDS, "")
+    storage.upload_folder(Path(models.resolve(LOOK_UP)), url)
+    monkeypatch.setenv(node_folder.CACHE_VARIABLE, str(tmp_path / "cache"))
+    there = recipe_of(make_recipe, embed__model=url)
+    preflight.expect(there, {"embed"})
+    np.testing.assert_array_equal(Model(there)(WORDS, ""), here)
 
 
 @pytest.mark.parametrize(
@@ -505,3 +588,16 @@ def test_a_killed_worker_repeats_nothing_that_was_kept(tmp_path: Path, make_reci
     assert sorted(embedded) == [0, *sorted(len(WORDS[number::3]) for number in range(3))]
     kept = [storage.read_parquet(url, ["text"]).column(0).to_pylist() for url in storage.list_files(stores["target"])]
     assert sorted(text for texts in kept for text in texts) == sorted(WORDS)
+
+
+def test_the_gpu_is_waited_for_after_the_shuffle(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that idled through it may be gone: of its return Ray Data would not say that it waits."""
+    order: list[str] = []
+    monkeypatch.setattr(stage, "unique_texts", lambda _: order.append("shuffle"))
+    monkeypatch.setattr(stage.runtime, "check_room", lambda _: order.append("room"))
+    monkeypatch.setattr(stage, "embed", lambda *_: order.append("pool") or Counts())
+    recipe = recipe_of(make_recipe)
+    stage.run(Context(recipe, {}, str(tmp_path), str(tmp_path), stage.config(recipe)))
+    assert order == ["shuffle", "room", "pool"]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, encode, models, pipeline, shards, tables, tokens
+from ray_pipeline import artifact, encode, models, node_folder, pipeline, shards, storage, tables, tokens
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.prompt import INSTRUCTIONS, Prompt
@@ -58,6 +58,19 @@ def test_ids_are_those_of_the_prompt_and_what_was_cut_is_counted(recipe: Recipe,
     assert found_rows.known.column("truncated").to_pylist() == cut and 0 < sum(cut) < len(cut)
     assert found.manifest.extra == {"truncated": sum(cut), "tokens": sum(len(one.ids) for one in expected)}
     assert found.read().schema.remove_metadata().equals(tables.ENCODED)
+
+
+def test_of_a_base_on_s3_no_weights_are_downloaded(
+    recipe: Recipe, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mix, url = pairs(tmp_path), f"s3://{s3_bucket}/{tmp_path.name}/base"
+    here = encoded(recipe, mix, tmp_path / "here")
+    storage.upload_folder(Path(models.resolve(MODEL)), url)
+    monkeypatch.setenv(node_folder.CACHE_VARIABLE, str(tmp_path / "cache"))
+    there = encoded(variant(recipe, {"train.model": url}), mix, tmp_path / "there")
+    assert there.read().equals(here.read())
+    assert list((tmp_path / "cache").rglob("tokenizer.json"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_a_step_has_the_same_rows_from_tokens_and_from_lists(recipe: Recipe, tmp_path: Path) -> None:

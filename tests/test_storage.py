@@ -633,6 +633,27 @@ def test_many_are_asked_at_once_and_answer_in_order(place: str) -> None:
     assert storage.for_each(storage.size, []) == []
 
 
+def test_large_answers_are_fetched_ahead_and_never_all_at_once() -> None:
+    begun, together = list[str](), threading.Barrier(storage.AHEAD, timeout=10)
+
+    def answer(url: str) -> str:
+        begun.append(url)
+        if len(begun) <= storage.AHEAD:
+            together.wait()  # for ever, were they not all under way
+        return url
+
+    urls, given = [f"s3://bucket/{number}" for number in range(3 * storage.AHEAD)], list[str]()
+    for url in storage.ahead(answer, urls):
+        given.append(url)
+        assert len(begun) <= len(given) + storage.AHEAD
+    assert given == urls
+    looked_at = list[int]()
+    local = storage.ahead(lambda name: looked_at.append(len(name)), ["a", "bc"])
+    next(local)
+    assert looked_at == [1], "a local disk is read when it is asked for"
+    assert list(local) == [None] and looked_at == [1, 2]
+
+
 def test_the_storage_section_stands_above_the_environment(
     s3_bucket: str, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_identity(make_recipe: Callable[..., Recipe], monkeypatch: pytest.Monkey
     local = base | {"translate__translator": "local", "translate__local__model": "owner/name"}
     before = config(**local)
     assert config(**local, translate__local__batch_rows=3) == before != config(**base)
+    assert config(**local, translate__local__pickled_weights=True) == before, "the weights are the same"
     monkeypatch.setattr(local_translator, "EDITION", 2)
     assert config(**local) != before, "a changed instruction makes new translations"
 

@@ -21,6 +21,8 @@ class Model(NamedTuple):
 
     name: str
     revision: str | None
+    pickled: bool
+    """Whether weights that are in no safetensors are read."""
     prompt: str
 
 
@@ -37,9 +39,10 @@ def field_of(recipe: Recipe) -> str:
 
 def model_of(recipe: Recipe) -> Model:
     """The model that the recipe compares meanings by."""
+    rules = recipe.embed
     if recipe.audit.similarity_model is not None:
-        return Model(recipe.audit.similarity_model, None, "")
-    return Model(recipe.embed.model, recipe.embed.revision, recipe.embed.prompts["target"])
+        return Model(recipe.audit.similarity_model, None, rules.pickled_weights, "")
+    return Model(rules.model, rules.revision, rules.pickled_weights, rules.prompts["target"] or "")
 
 
 def identity(recipe: Recipe) -> Mapping[str, Any]:
@@ -56,7 +59,7 @@ class Meaning:
         self._prompt, self._batch = model.prompt, recipe.runtime.embed_batch_rows
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
         self._field = field_of(recipe)
-        self._model = load(self._field, model.name, model.revision, device)
+        self._model = load(self._field, model.name, model.revision, device, model.pickled)
         self._turn = threading.Lock()  # a tokenizer cannot serve two threads
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> list[float]:

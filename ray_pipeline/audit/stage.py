@@ -125,9 +125,10 @@ def quotas(recipe: Recipe, workdir: str, watch: Watch | None = None) -> Iterator
     asked = {question.gemini.model: question.gemini for question in gemini.questions(recipe).values()}
     with ExitStack() as stack:
         spent = ledger.spent(workdir, recipe.gemini) if asked else 0.0
+        parts = {model: _with_its_part(one, spent, len(asked)) for model, one in asked.items()}
         yield {
-            model: stack.enter_context(quota_actor.held(_with_its_part(one, spent, len(asked)), workdir, spent, watch))
-            for model, one in asked.items()
+            model: stack.enter_context(quota_actor.held(one, workdir, spent, watch, "audit"))
+            for model, one in parts.items()
         }
 
 
@@ -147,6 +148,7 @@ def workers(recipe: Recipe) -> dict[str, Any]:
     if gemini.questions(recipe):
         runtime.check_room(settings, 1, fanout.needs(settings))
         return fanout.workers(settings)
+    runtime.check_room(settings, 1, {"CPU": 1})
     return {"workers": runtime.worker_count(settings.map_workers)}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,30 @@ CPU_BATCH = 32
 """Texts of a batch on a CPU, at most: larger ones leave its caches and take a fifth longer."""
 LENGTH_TOLERANCE = 0.02
 """How far the length of a normalised vector may be from 1: bfloat16 and the rounding to float16 take their share."""
+OWN_PROMPTS = {"target": ("document", "passage", "corpus"), "query": ("query",)}
+"""Names that the words before a role's texts may have in a model's own configuration; the first that it has counts."""
 
 
-def load(field: str, model: str, revision: str | None, device: str) -> Any:
+def load(field: str, model: str, revision: str | None, device: str, pickled: bool) -> Any:
     """The sentence-transformers model that a recipe's field names; raises ModelError where it cannot be loaded.
 
-    Its weights have to be safetensors: other files may run code as they are read.
+    Weights that are in no safetensors are read only if `pickled`.
     """
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     name = models.resolve(model)
+    options = models.weights_options(pickled)  # all of them: what is left out, a model's own settings may set
     try:
         return SentenceTransformer(
-            name, revision=revision, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            name, revision=revision, device=device, trust_remote_code=False, model_kwargs=options
         )
-    # TypeError: a module's settings lack a field.
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    # TypeError: a module's settings lack a field. RuntimeError: torch cannot read its own file.
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        if isinstance(error, RuntimeError) and memory.is_lack(error):
+            raise
+        if not pickled:
+            models.expect_safetensors(model, revision, field, "embed.pickled_weights")
         raise ModelError(
             f"{field} {model}: cannot be loaded from {name}: {error}; complete the folder, or name another model"
         ) from error
@@ -57,7 +65,7 @@ class Model:
         device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
         if device == "cpu":
             self._batch = min(self._batch, CPU_BATCH)
-        loaded = load("embed.model", self._rules.model, self._rules.revision, device)
+        loaded = load("embed.model", self._rules.model, self._rules.revision, device, self._rules.pickled_weights)
         self._model = loaded.to(getattr(torch, self._rules.precision))
         if self._rules.max_tokens is not None:
             self._limit(self._rules.max_tokens)
@@ -80,6 +88,11 @@ class Model:
             )
         with np.errstate(over="ignore"):
             return np.asarray(vectors).astype(np.float16, copy=False)
+
+    def prompt(self, role: str) -> str:
+        """What is put before the texts of a role: what the recipe says, or the model's own configuration."""
+        chosen, own = self._rules.prompts[role], self._model.prompts
+        return next((own[name] for name in OWN_PROMPTS[role] if own.get(name)), "") if chosen is None else chosen
 
     def _limit(self, tokens: int) -> None:
         own = self._model.max_seq_length

@@ -69,7 +69,7 @@ class Embedding:
     def _embedded(self, texts: Sequence[str], role: str) -> Vectors:
         """New vectors `[n, d]`; those that can be used join the store as they come."""
         rules, made = self._recipe.embed, []
-        prompt = rules.prompts[role]
+        prompt = self._model.prompt(role)
         size = BLOCK_BATCHES * self._recipe.runtime.embed_batch_rows
         with Additions(self._stores[role]) as additions:
             for start in reversed(range(0, len(texts), size)):  # the longest first: what does not fit fails at once
@@ -99,17 +99,19 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
         raise RecipeError(
             "embed.precision float16 needs a GPU: set runtime.gpus_per_worker, or embed.precision bfloat16 or float32"
         )
-    literals = rules.model_dump(exclude={"model", "revision", "prompt", "query_prompt"})
+    literals = rules.model_dump(exclude={"model", "revision", "pickled_weights", "prompt", "query_prompt"})
     identity = models.identity(rules.model, rules.revision)
     return literals | {"model": identity, "prompts": {role: rules.prompts[role] for role in roles(recipe)}}
 
 
 def stores(workdir: str, literals: Mapping[str, Any]) -> dict[str, str]:
-    """For each role the folder of all vectors that were made with equal literals and prompt."""
+    """For each role the folder of all vectors that were made with equal literals and prompt.
+
+    Where the prompt is null, only the model knows that of the role.
+    """
     alike = {name: value for name, value in literals.items() if name != "prompts"}
-    names = {
-        role: json.dumps({**alike, "prompt": prompt}, sort_keys=True) for role, prompt in literals["prompts"].items()
-    }
+    prompts = {role: {"own": role} if prompt is None else prompt for role, prompt in literals["prompts"].items()}
+    names = {role: json.dumps({**alike, "prompt": prompt}, sort_keys=True) for role, prompt in prompts.items()}
     return {role: storage.join(workdir, "vectors", stable_id(name)) for role, name in names.items()}
 
 
@@ -168,9 +170,10 @@ def run(context: Context) -> Outcome:
     recipe = context.recipe
     if not recipe.negatives.wanted:
         return Outcome(Counts())
-    runtime.check_room(recipe.runtime)
     make = partial(Embedding, recipe, stores(context.workdir, context.config))
-    counts = embed(context, unique_texts(context), make)
+    texts = unique_texts(context)
+    runtime.check_room(recipe.runtime)  # only now: a node that idled through the shuffle may be gone after it
+    counts = embed(context, texts, make)
     return Outcome(counts, {name: int(counts.extra.get(name, 0)) for name in ("embedded", "reused")})
 
 

@@ -44,7 +44,7 @@ class Train(Section):
     """LoRA fine-tuning of a classifier under Ray Train and DeepSpeed."""
 
     model: str = "google/gemma-3-12b-it"
-    """Hub name, local folder, or `sandbox://…`."""
+    """Hub name, local folder, `s3://` prefix (each node downloads it once), or `sandbox://…`."""
     revision: str | None = None
     trust_remote_code: bool = False
     precision: Literal["float32", "bfloat16", "int8", "nf4"] = "nf4"
@@ -78,6 +78,9 @@ class Train(Section):
     gradient_checkpointing: bool = False
     workers: Positive = 1
     """Ray Train workers; with it the result changes, so it is part of the identity."""
+    in_process: bool = False
+    """For a debugger: train in the command's own process by torch alone, without Ray Train's workers, DeepSpeed and
+    checkpoints to go on from. The adapter is rounded otherwise, so it goes by an identity of its own."""
     seed: int = 0
     deepspeed: str = "zero2"
     """Settings of cluster/deepspeed (zero0, zero2, zero2_offload, zero3, zero3_offload), or the path of a JSON file.
@@ -149,6 +152,8 @@ class Train(Section):
             raise ValueError("train.batch_rows must be a multiple of train.micro_batch_rows times train.workers")
         if self.batch_rows % self.workers:
             raise ValueError("train.batch_rows must be a multiple of train.workers")
+        if self.in_process and self.workers > 1:
+            raise ValueError("train.in_process trains in one process: set train.workers 1")
         if self.answers[0] == self.answers[1]:
             raise ValueError("train.answers must be two different words: relevant first")
         return self
@@ -186,6 +191,13 @@ class Score(Section):
     engine: Engine = "transformers"
     """`vllm`: the adapter merged into its base and read by vLLM, which needs the extra `vllm`, an environment or image
     of its own, and whole GPUs. Scores differ by rounding, so it is part of the identity."""
+    max_rejected_share: Share = 0.05
+    """The run stops when a larger share of the rows cannot be scored; what is scored is kept, whatever it says."""
+    merge: bool = False
+    """Add an adapter in bfloat16 to the weights of its base when a worker starts, which spares a GPU about a tenth of
+    its work. Refused where scores of a sample move further than rounding explains; they do move, so it is part of the
+    identity. Takes one adapter (no `train.folds`) on a base that is not quantised. Without it this is done in float32,
+    where it changes nothing, and by vllm."""
 
 
 class Evaluate(Section):

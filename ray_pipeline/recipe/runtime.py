@@ -63,16 +63,22 @@ class Runtime(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     accelerator_type: str | None = None
     """The GPUs' type by Ray's name, e.g. `A100` or `L4`; null: any. Only nodes with such GPUs are used, or started."""
+    usd_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
+    """What an hour of one GPU costs you, of `accelerator_type` if that is set: the dry run then says dollars, too."""
     wait_seconds: Annotated[float, Field(gt=0)] = 1200
     """How long a stage waits for a cluster's nodes that its workers need, until it gives up with a message."""
-    score_batch_rows: Positive = 64
+    score_batch_rows: Positive | None = None
+    """Rows of one batch; null: 64 on a CPU, and on a GPU by tokens."""
     score_batch_tokens: Positive | None = None
-    """Tokens of one batch, counted with padding, in place of `score_batch_rows`; null: by rows."""
+    """Tokens of one batch, counted with padding, in place of `score_batch_rows`; null: 16,384 on a GPU where that is
+    null too, else by rows. A batch that does not fit the memory is halved."""
     score_share_prefix: bool = True
     """Compute the tokens that all prompts begin with once, for models that this was tested with; exact."""
     score_query_prefix: QueryPrefix = "auto"
     """With it, compute the tokens of a query once for its rows of a batch, which need not stand together in the input;
     exact too. `auto`: where that spares a twentieth of the tokens."""
+    score_unique: bool = True
+    """Score equal prompts of a shard once."""
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
     """Restarts of training after a lost worker."""

@@ -26,13 +26,18 @@ class Embed(Section):
     """The sentence-transformers model for mining; code that comes with a model is never run."""
 
     model: str = "intfloat/multilingual-e5-large"
-    """Hub name, local folder, or `sandbox://embedder`."""
+    """Hub name, local folder, `s3://` prefix (each node downloads it once), or `sandbox://embedder`."""
     revision: str | None = None
     """Of a hub model: pins it."""
+    pickled_weights: bool = False
+    """Read `pytorch_model.bin` where a model, also `audit.similarity_model`, has no safetensors, as BAAI/bge-m3: by
+    torch's loader that takes tensors only and runs no code. Changes no vector."""
     prompt: str | None = None
-    """Put before each target. Null: `passage: ` for E5 models, by the model's name, and nothing for others."""
+    """Put before each target. Null: `passage: ` for E5 models, by the model's name; for others what their own
+    configuration has for documents, as a rule nothing."""
     query_prompt: str | None = None
-    """Put before each query, where queries are embedded. Null: `query: ` for E5 models, and nothing for others."""
+    """Put before each query, where queries are embedded. Null: `query: ` for E5 models; for others what their own
+    configuration has for queries."""
     normalise: bool = True
     """Every vector is brought to length 1."""
     dimension: Positive | None = None
@@ -48,10 +53,13 @@ class Embed(Section):
         return re.search(r"(^|[-_])e5([-_]|$)", self.model.rstrip("/").rpartition("/")[2].lower()) is not None
 
     @property
-    def prompts(self) -> dict[str, str]:
-        """What is put before targets and before queries; an E5 model that follows instructions has no usual words."""
+    def prompts(self) -> dict[str, str | None]:
+        """What is put before targets and before queries; null: the words of the model's own configuration.
+
+        An E5 model that follows instructions has no usual words.
+        """
         usual = self.is_e5 and "instruct" not in self.model.lower()
-        target, query = ("passage: ", "query: ") if usual else ("", "")
+        target, query = ("passage: ", "query: ") if usual else (None, None)
         return {
             "target": target if self.prompt is None else self.prompt,
             "query": query if self.query_prompt is None else self.query_prompt,
@@ -104,6 +112,7 @@ class Negatives(Section):
     """So many of the nearest that would do are passed over: they may be relevant after all."""
     hard_top_k: Positive = 50
     """Neighbours looked at per positive: the nearest of those that do not exceed `hard_max_similarity` and the margins.
+    Where the query stands with all of them already, more are looked at.
 
     An approximate `index` gives the nearest of all, the positive's own target among them, and those above the band are
     left out afterwards: a low band needs so large a number that it is reached, or `index: exact`.

@@ -95,9 +95,12 @@ class LocalTranslator(Section):
     """A translation model on the workers themselves, for data that may not be sent out."""
 
     model: str
-    """Hub name, local folder, or `sandbox://…`; its weights must be safetensors."""
+    """Hub name, local folder, `s3://` prefix (each node downloads it once), or `sandbox://…`."""
     revision: str | None = None
     """Of a hub model: pins it."""
+    pickled_weights: bool = False
+    """Read `pytorch_model.bin` where the model has no safetensors: by torch's loader that takes tensors only and runs
+    no code. Changes no translation."""
     trust_remote_code: bool = False
     family: Literal["auto", "nllb", "madlad", "seq2seq", "chat"] = "auto"
     """How it is told the languages. `nllb`: by language tokens (NLLB, M2M100). `madlad`: by `<2de>` before the text.
@@ -184,7 +187,8 @@ class Audit(Section):
     """Cosine of the vectors of source and translation, at least; null: not computed. -1 computes and refuses nothing.
     What is low depends on the model: look at the report's means before you set it."""
     similarity_model: str | None = None
-    """A multilingual sentence-transformers model; null: `embed.model`, with its revision and prompt."""
+    """A multilingual sentence-transformers model; null: `embed.model`, with its revision and the prompt that
+    the recipe names or E5 wants."""
     back_translate_share: Share = 0.0
     """Share of the translations that Gemini translates back into the source's language, to compare the two."""
     back_measure: Literal["letters", "meaning"] = "letters"

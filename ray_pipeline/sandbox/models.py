@@ -3,16 +3,13 @@
 Importing this module is cheap; torch and transformers are loaded when a random model is made.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray_pipeline.errors import ModelError
-
-CACHE_VARIABLE = "RAY_PIPELINE_CACHE"
-"""Environment variable: where random models are kept; ~/.cache/ray_pipeline otherwise."""
+from ray_pipeline.node_folder import cache
 
 _PACKAGED = ("base", "embedder")
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -27,15 +24,10 @@ def folder(name: str, seed: int = 0) -> Path:
     if name not in _RANDOM:
         choices = ", ".join(f"sandbox://{choice}" for choice in (*_PACKAGED, *_RANDOM))
         raise ModelError(f"sandbox://{name}: no such model; choose one of {choices}")
-    path = _cache() / f"{name}-{_EDITION}-{seed}"
+    path = cache() / f"{name}-{_EDITION}-{seed}"
     if not path.is_dir():
         _make(name, seed, path)
     return path
-
-
-def _cache() -> Path:
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "ray_pipeline"
 
 
 def _make(name: str, seed: int, path: Path) -> None:

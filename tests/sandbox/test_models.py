@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ray_pipeline import models as names
+from ray_pipeline import node_folder
 from ray_pipeline.errors import ModelError
 from ray_pipeline.sandbox import lexicon, models
 from ray_pipeline.sandbox.lexicon import LANGUAGES
@@ -22,7 +23,7 @@ READERS = pytest.mark.parametrize("name", ["random-gemma3", "random-qwen2", "ran
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(models.CACHE_VARIABLE, str(folder))
+        patch.setenv(node_folder.CACHE_VARIABLE, str(folder))
         yield folder
 
 
@@ -58,7 +59,7 @@ def test_a_random_model_is_made_once_and_always_the_same(name: str, cache: Path)
     assert models.folder(name) == first
     assert first.stat().st_mtime_ns == born
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(models.CACHE_VARIABLE, str(cache / "other"))
+        patch.setenv(node_folder.CACHE_VARIABLE, str(cache / "other"))
         again, another = models.folder(name), models.folder(name, seed=1)
     assert again != first
     assert content(again) == content(first) != content(another)
@@ -66,7 +67,7 @@ def test_a_random_model_is_made_once_and_always_the_same(name: str, cache: Path)
 
 
 def test_making_a_model_leaves_the_callers_chance_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(models.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(node_folder.CACHE_VARIABLE, str(tmp_path))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -75,7 +76,7 @@ def test_making_a_model_leaves_the_callers_chance_alone(tmp_path: Path, monkeypa
 
 
 def test_who_comes_second_takes_the_firsts_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(models.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(node_folder.CACHE_VARIABLE, str(tmp_path))
     path = models.folder("random-embedder")
     before = content(path)
     models._make("random-embedder", 0, path)  # as a process would that saw no folder yet
