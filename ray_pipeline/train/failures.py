@@ -5,20 +5,19 @@ checkpoints, and the driver looks for new ones. A worker lost with its node is t
 """
 
 import logging
-import math
-import os
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray.train import UserCallback
-from ray.train.v2._internal import constants
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState, SchedulingState
 from ray.train.v2.api.exceptions import ControllerError
 
-from ray_pipeline import runtime, storage
+from ray_pipeline import logs, runtime, storage
 from ray_pipeline.errors import PipelineError, StorageError
 from ray_pipeline.recipe import Recipe
 
@@ -81,13 +80,35 @@ def told(folder: str, tries: int) -> Iterator[None]:
         teller.join()
 
 
-def starts(wait_seconds: float) -> int:
-    """How often Ray may try to start the workers until so long is over; it gives up each try after a time of its own.
+class Waited(Exception):
+    """Workers have found no room for as long as they may wait at a stretch."""
 
-    Ray counts over a whole training, so that the waits for several lost nodes share the time.
+    def __init__(self, last: Exception) -> None:
+        """`last` is what Ray said of the last try."""
+        super().__init__(last)
+        self.last = last
+
+
+class Patience(ControllerCallback):  # type: ignore[misc]
+    """Ends a training whose workers have not started for so many seconds at a stretch.
+
+    Ray itself counts its tries over the whole training: spot nodes that come slowly time and again would end it.
     """
-    limit = os.environ.get(constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR)
-    return math.ceil(wait_seconds / float(limit or constants.DEFAULT_WORKER_GROUP_START_TIMEOUT_S))
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Called by Ray; what is raised here ends the training."""
+        now = time.monotonic()
+        if isinstance(current_state, RunningState):
+            self._since = None
+        elif isinstance(current_state, SchedulingState) and self._since is None:
+            self._since = now
+        elif isinstance(current_state, ReschedulingState) and now - (self._since or now) >= self._seconds:
+            failed = current_state.training_failed_error
+            raise Waited(failed.controller_failure if isinstance(failed, ControllerError) else failed)
 
 
 @contextmanager
@@ -96,13 +117,16 @@ def no_room_told(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except ControllerError as error:
-        if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+        waited = error.controller_failure
+        if not isinstance(waited, Waited):
             raise
         each = ", ".join(f"{name} {amount:g}" for name, amount in runtime.model_worker(recipe.runtime).items())
+        why = "" if isinstance(waited.last, WorkerGroupStartupTimeoutError) else f" (last, {described(waited.last)})"
         raise PipelineError(
             f"the cluster has had no room for {recipe.train.workers} × {each} in {recipe.runtime.wait_seconds:g} s "
-            "(runtime.wait_seconds) of this training: look at `ray status` for nodes that were lost or do not come and "
-            "for what other jobs hold, ask for less, or wait longer; the same command goes on from the last checkpoint"
+            f"(runtime.wait_seconds) at a stretch{why}: look at `ray status` for nodes that were lost or do not come "
+            "and for what other jobs hold, ask for less, or wait longer; the same command goes on from the last "
+            "checkpoint"
         ) from error
 
 
@@ -110,4 +134,4 @@ def _show(said: str, number: int, tries: int) -> None:
     left = f"restarting its workers ({number} of at most {tries})" if number <= tries else "no restarts left"
     first, *others = said.splitlines()
     more = f" (and {len(others)} more)" if others else ""
-    print(f"  train: {first}{more}; {left}", file=sys.stderr, flush=True)
+    logs.tell(f"  train: {first}{more}; {left}", "restart", "WARNING", number=number, tries=tries)

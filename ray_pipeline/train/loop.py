@@ -82,11 +82,15 @@ class Loop:
         worker: Worker,
         folder: Path,
         report: Callable[[dict[str, float], Path], None],
+        told: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """`folder` is this worker's own; `report` gets each evaluation's figures and a folder to keep as checkpoint."""
+        """`folder` is this worker's own; `report` gets each evaluation's figures and a folder to keep as checkpoint.
+
+        `told` is given the number of every step that is done.
+        """
         self._engine, self._rules, self._worker = engine, rules, worker
         self._train, self._tune, self._pad_id = train, tune, pad_id
-        self._folder, self._report = folder, report
+        self._folder, self._report, self._told = folder, report, told
         self._lengths = train.lengths
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
         self._shared = prefix.common(train.ids, tune.ids) if rules.shares_prefix else 0
@@ -113,13 +117,14 @@ class Loop:
             shutil.copytree(kept / "best", self.best_adapter, dirs_exist_ok=True)
 
     def run(self) -> State:
-        """Train; raises TrainingError, on every worker alike, for a loss that is not finite."""
+        """Train; raises TrainingError, on every worker alike, for a loss or a tune score that is not finite."""
         lengths, state = self._lengths, self.state
         while state.step < self.total_steps and not state.stopped:
             epoch, first = divmod(state.step, self._steps)
             order = batches.epoch_order(lengths, self._rules.batch_rows, self._rules.seed, epoch)
             for step in order[first:]:
                 self._take(step)
+                self._told(state.step)
                 if state.step in self._evaluation_steps(epoch) or state.step == self.total_steps:
                     self._evaluate()
                     if state.stopped or state.step == self.total_steps:
@@ -127,6 +132,17 @@ class Loop:
                 elif state.step % CHECK_STEPS == 0:
                     self._check_losses()
         return state
+
+    def keep(self) -> None:
+        """Report a checkpoint of where training stands, which is just after an evaluation; called on every worker."""
+        folder, rank = self._fresh("checkpoint"), self._worker.rank
+        self._engine.save(self._fresh("checkpoint/engine"))
+        (folder / f"state-{rank}.json").write_text(json.dumps(asdict(self.state)))
+        save_chance(folder / f"chance-{rank}.pt")
+        if rank == 0:
+            shutil.copytree(self.best_adapter, folder / "best")
+        checkpoint.seal(folder, rank, self._worker.count)
+        self._report(self.state.history[-1], folder)
 
     def _evaluation_steps(self, epoch: int) -> set[int]:
         parts = self._rules.evaluations_per_epoch
@@ -163,6 +179,7 @@ class Loop:
         read = {"tokens": state.tokens, "padded_tokens": state.padded_tokens}
         state.loss_sum, state.tokens, state.padded_tokens = 0.0, 0, 0
         scores = self._score_tune()
+        self._check_scores(scores)
         state.history.append(
             {"step": state.step, "epoch": state.step / self._steps, "train_loss": float(np.mean(losses))}
             | read
@@ -174,7 +191,7 @@ class Loop:
             np.save(self._folder / "candidate" / SCORES, scores)
             (self._folder / "candidate").rename(self.best_adapter)
         state.stopped = len(state.history) - 1 - state.best >= self._rules.patience
-        self._checkpoint()
+        self.keep()
 
     def _note(self, losses: list[float], parts: list[batches.Rows]) -> None:
         self.state.loss_sum += sum(losses)
@@ -188,6 +205,15 @@ class Loop:
         if first is not None:
             raise TrainingError(
                 f"the loss is not finite in {first}: lower train.learning_rate, or look whether these rows are odd"
+            )
+
+    def _check_scores(self, scores: npt.NDArray[np.float32]) -> None:
+        """Raise TrainingError, on every worker alike, where the last step, of a finite loss, has spoilt the weights."""
+        odd = np.flatnonzero(~np.isfinite(scores))
+        if len(odd):
+            raise TrainingError(
+                f"{len(odd)} of {len(scores)} tune scores are not finite after step {self.state.step}, the first is of "
+                f"row {self._tune.names(odd[:1])[0]}: lower train.learning_rate"
             )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -209,16 +235,6 @@ class Loop:
         for part, of_part in worker.gather((np.concatenate(mine), scores)):
             found[part] = of_part
         return found
-
-    def _checkpoint(self) -> None:
-        folder, rank = self._fresh("checkpoint"), self._worker.rank
-        self._engine.save(self._fresh("checkpoint/engine"))
-        (folder / f"state-{rank}.json").write_text(json.dumps(asdict(self.state)))
-        save_chance(folder / f"chance-{rank}.pt")
-        if rank == 0:
-            shutil.copytree(self.best_adapter, folder / "best")
-        checkpoint.seal(folder, rank, self._worker.count)
-        self._report(self.state.history[-1], folder)
 
     def _fresh(self, name: str) -> Path:
         folder = self._folder / name

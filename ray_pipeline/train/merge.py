@@ -63,7 +63,7 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
     chosen = precision or ("float32" if found.train.precision == "float32" else "bfloat16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = model.load_tokenizer(found.train)
-    prompts = _sample(found, tokenizer)
+    prompts = sample(found, tokenizer)
     with tempfile.TemporaryDirectory() as place:
         folder, made = storage.local_folder(adapter, Path(place) / "adapter"), Path(place) / "merged"
         before = _scores_apart(adapter, folder, found.train, prompts, tokenizer.pad_token_id, device)
@@ -117,7 +117,7 @@ def _expect_unmoved(
         )
 
 
-def _sample(found: Saved, tokenizer: Any) -> list[list[int]]:
+def sample(found: Saved, tokenizer: Any) -> list[list[int]]:
     """Prompts of the made-up shop, in its many languages: what they say matters little, and no data are needed."""
     from ray_pipeline.sandbox.shop import ShopSpec, pair
 

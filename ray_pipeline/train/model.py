@@ -153,10 +153,9 @@ def load_tokenizer(rules: Train) -> Any:
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
+    name = models.resolve(rules.model, weights=False)
     try:
-        tokenizer = hub.loaded(
-            f"train.model {rules.model}", lambda: AutoTokenizer.from_pretrained(models.resolve(rules.model), **options)
-        )
+        tokenizer = hub.loaded(f"train.model {rules.model}", lambda: AutoTokenizer.from_pretrained(name, **options))
     except (OSError, ValueError) as error:
         raise ModelError(f"train.model {rules.model}: its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -187,18 +186,28 @@ def load_base(rules: Train, device: str, words: bool = True) -> Any:
     """
     from safetensors import SafetensorError
 
+    own = own_device(device)
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
     if rules.quantised:
         options |= {"quantization_config": _quantisation(rules)}
     if rules.quantised or device != "cpu":  # straight to the device, without a whole copy in main memory
-        options |= {"device_map": {"": device}}
+        options |= {"device_map": {"": own}}
     options |= {"dtype": torch.float32 if rules.precision == "float32" else torch.bfloat16, "use_safetensors": True}
     try:
         model = hub.loaded(f"train.model {rules.model}", lambda: _with_head(rules, words, options))
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
-    return keep_gradients(model) if rules.quantised else model.to(device)
+    return keep_gradients(model) if rules.quantised else model.to(own)
+
+
+def own_device(device: str) -> str:
+    """The device; of `cuda`, the number that is this thread's.
+
+    Ray Train shows each worker all GPUs that its node's workers have, and transformers loads in threads of its own, to
+    which `cuda` is the first of them.
+    """
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
 def _with_head(rules: Train, words: bool, options: dict[str, Any]) -> Any:
@@ -255,15 +264,53 @@ def keep_gradients(model: Any) -> Any:
 
 def _with_two_words(model: Any, rules: Train) -> Any:
     """A language model whose vocabulary projection has the rows of the recipe's two answers only."""
-    projection = getattr(model, VOCABULARY, None)
-    if not isinstance(projection, nn.Linear):
+    all_words = _projection(model, rules).weight
+    setattr(model, VOCABULARY, Words(all_words[list(answer_tokens(load_tokenizer(rules), rules))]))
+    model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    return model
+
+
+def _projection(model: Any, rules: Train) -> nn.Linear:
+    """What gives a language model's words; raises ModelError for a model that has nothing of the kind."""
+    found = getattr(model, VOCABULARY, None)
+    if not isinstance(found, nn.Linear):
         raise ModelError(
             f"train.model {rules.model}: {type(model).__name__} has no projection to its vocabulary that could answer "
             "in words: set train.head classification"
         )
-    setattr(model, VOCABULARY, Words(projection.weight[list(answer_tokens(load_tokenizer(rules), rules))]))
-    model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-    return model
+    return found
+
+
+def expect_fitting(rules: Train) -> None:
+    """Raise ModelError for a base without the head, that LoRA is not set up for, or that has no such answers.
+
+    So much is seen, before anything is spent, in its configuration and tokenizer, where they can be had: layers are
+    built without weights. What a base's own code makes (`trust_remote_code`) is left to the worker that loads it.
+    """
+    config = models.configuration(rules.model, rules.revision)
+    if config is None:
+        return
+    if config.get("model_type") not in prefix.MODEL_TYPES and "auto_map" not in config:
+        base = _without_weights(rules)
+        if rules.head == "yes_no":
+            _projection(base, rules)
+        _expect_known(base, rules)
+    if rules.head == "yes_no":
+        answer_tokens(load_tokenizer(rules), rules)
+
+
+def _without_weights(rules: Train) -> Any:
+    """A base's layers on no device, as its configuration on this machine has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if rules.head == "yes_no" else AutoModelForSequenceClassification
+    options = {"revision": rules.revision, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(models.resolve(rules.model, weights=False), **options)
+        with torch.device("meta"):
+            return kind.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
 
 
 def answer_tokens(tokenizer: Any, rules: Train) -> tuple[int, int]:
@@ -300,8 +347,8 @@ def with_adapter(base: Any, rules: Train) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     if rules.quantised:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=rules.gradient_checkpointing)
-    elif rules.gradient_checkpointing:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)  # its own is the reentrant one
+    if rules.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()
     torch.manual_seed(rules.seed)
@@ -383,13 +430,16 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
     if trained != rules.head:
         raise ModelError(f"{folder}: this adapter was trained with head {trained}, but train.head is {rules.head}")
     base = for_device(load_base(rules, device), device)
-    return Classifier(lora.lean(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False))).eval()
+    own = own_device(device)
+    put_on = PeftModel.from_pretrained(base, str(folder), torch_device=own, autocast_adapter_dtype=False)
+    return Classifier(lora.lean(put_on)).eval()
 
 
 def merge(classifier: Classifier) -> None:
     """Add the adapter to a 32-bit base in place, for scoring: fewer operations, and the same scores but for rounding.
 
-    In 16 bits the sum itself would be rounded, and with it every score: there the adapter stays applied.
+    In 16 bits the sum itself is rounded, and with it every score: there the adapter stays applied, unless whoever
+    merges it looks at what becomes of scores.
     """
     classifier.model.merge_adapter()
 

@@ -42,7 +42,7 @@ def licence(name: str, revision: str | None) -> str | None:
     """What the base's own card says, in its folder or in the hub's cache; null where there is none."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = models.resolve(name)
+    path = models.resolve(name, weights=False)
     found = Path(path) / FILE if Path(path).is_dir() else try_to_load_from_cache(path, FILE, revision=revision)
     if not isinstance(found, str | Path) or not Path(found).is_file():
         return None

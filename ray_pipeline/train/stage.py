@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def _fit(context: Context, fold: Fold | None) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from ray_pipeline.train import failures
+    from ray_pipeline.train import failures, pace
 
     recipe = context.recipe
     gpus, folder = recipe.runtime.gpus_per_worker, _place(context.folder, fold)
@@ -70,7 +69,7 @@ def _fit(context: Context, fold: Fold | None) -> Any:
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=PATIENCE_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=recipe.train.workers,
+            num_workers=0 if recipe.train.in_process else recipe.train.workers,  # none: in this process
             use_gpu=bool(gpus),
             resources_per_worker=runtime.model_worker(recipe.runtime),
         ),
@@ -80,13 +79,14 @@ def _fit(context: Context, fold: Fold | None) -> Any:
             storage_filesystem=filesystem,
             failure_config=FailureConfig(
                 max_failures=recipe.runtime.max_failures,
-                controller_failure_limit=failures.starts(recipe.runtime.wait_seconds) - 1,
+                controller_failure_limit=-1,  # none: `Patience` ends a wait
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[failures.Leave(noted)],
+            callbacks=[failures.Leave(noted), failures.Patience(recipe.runtime.wait_seconds)],
         ),
     )
-    with failures.told(noted, recipe.runtime.max_failures), failures.no_room_told(recipe), _own_interrupt():
+    shown = pace.StepProgress("train" if fold is None else f"train, {fold.name}", folder)
+    with shown, failures.told(noted, recipe.runtime.max_failures), failures.no_room_told(recipe), _own_interrupt():
         return trainer.fit()
 
 
@@ -114,7 +114,7 @@ def run(context: Context) -> Outcome:
     """Fine-tune and keep the best adapter with its learning curves; with folds, one after the other."""
     rules, encoded, dropped = context.recipe.train, context.inputs["encode"], _dropped(context, OWN_VERDICTS)
     runtime.check_room(context.recipe.runtime, rules.workers)
-    models.resolve(rules.model)
+    models.resolve(rules.model, weights=False)
     folds.check(encoded, dropped, rules)
     damaged = []
     with claim.held(context.folder):
@@ -169,8 +169,7 @@ def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[st
         result = _fit(context, fold)
     finally:  # a worker that lacks memory leaves word and fails, too
         _raise_problem(folder)
-    with result.checkpoint.as_directory() as kept:
-        state = json.loads((Path(kept) / "state-0.json").read_text())
+    state = result.return_value
     for passed_over in state["damaged"]:
         LOG.warning("%s: training went on from the checkpoint before %s", run, passed_over)
     table = pa.Table.from_pylist(state["history"], schema=tables.CURVES)
@@ -214,7 +213,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
-    unset = {name for name in ("folds", "joint") if not getattr(rules, name)}
+    unset = {name for name in ("folds", "joint", "in_process") if not getattr(rules, name)}
     return (
         rules.model_dump(exclude={"model", "revision", "start", "trackers", *unset, *rules.without_effect})
         | cross_task.identity(recipe)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -79,29 +79,34 @@ class Data:
     tune_languages: list[str]
 
 
-def work(config: dict[str, Any]) -> None:
-    """One worker. What the user can mend is left for the driver: raised, it would only be tried again.
+def work(config: dict[str, Any]) -> dict[str, Any] | None:
+    """One worker; returns the fields of the loop's state.
 
-    A lack of memory or of the store is raised as well, since it may be one worker's, and the others would wait for it
-    for ever; when Ray has started all of them again, they find what was left and end. A hub that fails is only raised:
-    there trying again may help.
+    What the user can mend is left for the driver, and nothing returned: raised, it would only be tried again. A lack of
+    memory or of the store is raised as well, since it may be one worker's, and the others would wait for it for ever;
+    when Ray has started all of them again, they find what was left and end. A hub that fails is only raised: there
+    trying again may help. So is everything in the command's own process.
     """
     job: Job = config["job"]
     problem = storage.join(job.folder, PROBLEM)
     if storage.exists(problem):
-        return
+        return None
     try:
-        _train(job)
+        return asdict(_train(job))
     except HubError:
         raise
     except PipelineError as error:
+        if job.recipe.train.in_process:
+            raise
         left = {"kind": type(error).__name__, "message": str(error)}
         storage.write_bytes(problem, json.dumps(left).encode())
         if isinstance(error, OutOfMemoryError | StorageError) and job.recipe.train.workers > 1:
             raise
+        return None
 
 
-def _train(job: Job) -> None:
+def _train(job: Job) -> Any:
+    """Returns the loop's state."""
     device = _join_workers(job.recipe)
     from ray_pipeline.train import loop
 
@@ -113,6 +118,7 @@ def _train(job: Job) -> None:
         if _rank() == 0:
             with memory.enough(lambda: loop.exhausted("as the saved adapter was checked")):
                 _finish(job, data, tokenizer, device, Path(folder), state)
+    return state
 
 
 def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> Any:
@@ -120,8 +126,8 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     import ray.train
     import torch
 
-    from ray_pipeline.train import batches, loop, model
-    from ray_pipeline.train.engine import DeepSpeedEngine, make_deterministic
+    from ray_pipeline.train import batches, loop, model, pace
+    from ray_pipeline.train.engine import DeepSpeedEngine, Engine, PlainEngine, make_deterministic
 
     rules, context = job.recipe.train, ray.train.get_context()
     if rules.deterministic:
@@ -129,7 +135,11 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     worker = loop.Worker(context.get_world_rank(), context.get_world_size(), device, _gather)
     classifier = model.Classifier(_together(lambda: _adapted(job, device, folder)))
     steps = loop.total_steps(batches.steps_per_epoch(len(data.train.ids), rules.batch_rows), rules)
-    engine = DeepSpeedEngine(classifier, rules, steps, job.settings)
+    engine: Engine = (
+        PlainEngine(classifier, rules, steps)
+        if rules.in_process
+        else DeepSpeedEngine(classifier, rules, steps, job.settings)
+    )
 
     def report(figures: dict[str, float], place: Path) -> None:
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
@@ -137,14 +147,16 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
             _show(job, tracked, made.state.history)
         _gather(None)  # here the others wait for it with `stage.PATIENCE_SECONDS`, in DeepSpeed's groups for minutes
 
-    made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report)
+    told = pace.Teller(job.folder, steps, rules.batch_rows) if worker.rank == 0 else lambda step: None
+    made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report, told)
     torch.manual_seed(rules.seed + worker.rank)
     with ExitStack() as stack:
         opened = trackers.opened(job.recipe, job.fingerprint, folder, job.folder)
         tracked = _together(lambda: stack.enter_context(opened) if worker.rank == 0 else [])
         _go_on(made, job.left, folder)
         state = made.run()
-    engine.release()
+    if isinstance(engine, DeepSpeedEngine):
+        engine.release()
     return state
 
 
@@ -180,12 +192,13 @@ def _free_memory() -> None:
 def _go_on(made: Any, left: Sequence[str], place: Path) -> None:
     """Let the loop go on from the newest checkpoint that is whole on every worker, if there is any.
 
-    Where none of Ray's list is, those `left` are tried; the one found is reported again, so that the list has it.
+    Where none of Ray's list is, those `left` are tried. One that is not the list's newest is made again as such: Ray
+    keeps the newest, damaged or not, and would soon have none that is whole.
     """
     import ray.train
 
     reported = ray.train.get_all_reported_checkpoints() if ray.train.get_checkpoint() is not None else []
-    damaged = []
+    damaged, unlisted = [], False
     for kept in reversed(reported):
         with kept.checkpoint.as_directory() as folder:
             fault = _fault(Path(folder))
@@ -197,21 +210,20 @@ def _go_on(made: Any, left: Sequence[str], place: Path) -> None:
         known = {storage.name(kept.checkpoint.path) for kept in reported}
         for url in left:  # one that Ray never listed may well be half written, so it is passed over without a word
             if storage.name(url) not in known and _taken_up(made, url, place / "left"):
+                unlisted = True
                 break
     made.state.damaged += damaged
+    if unlisted or (damaged and made.state.history):
+        made.keep()
 
 
 def _taken_up(made: Any, url: str, copy: Path) -> bool:
-    """Let the loop go on from an earlier run's checkpoint if it is whole on every worker, and report it."""
-    import ray.train
-
+    """Let the loop go on from an earlier run's checkpoint if it is whole on every worker."""
     shutil.rmtree(copy, ignore_errors=True)
     folder = storage.local_folder(url, copy)
     if _fault(folder) is not None:
         return False
     made.resume(folder)
-    whole = ray.train.Checkpoint.from_directory(str(folder)) if _rank() == 0 else None
-    ray.train.report(made.state.history[-1], checkpoint=whole)
     return True
 
 
@@ -328,8 +340,10 @@ def _together(attempt: Callable[[], T]) -> T:
 
 
 def _join_workers(recipe: Recipe) -> str:
-    """Set up DeepSpeed's communication for this worker; returns its device."""
+    """Set up DeepSpeed's communication for this worker, unless it is the command itself; returns its device."""
     device = "cuda" if recipe.runtime.gpus_per_worker else "cpu"
+    if recipe.train.in_process:
+        return device
     warm_up.prepare(device)
     import deepspeed
 
@@ -340,12 +354,14 @@ def _join_workers(recipe: Recipe) -> str:
 def _rank() -> int:
     import torch.distributed as dist
 
-    return dist.get_rank()
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _gather(value: Any) -> list[Any]:
     import torch.distributed as dist
 
+    if not dist.is_initialized():  # alone, in the command's own process
+        return [value]
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found

@@ -1,14 +1,23 @@
 """Ray Train starts workers again without a word; what they failed of is told as it comes."""
 
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.controller import state
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision
+from ray.train.v2.api.exceptions import ControllerError
 
+from ray_pipeline.errors import PipelineError
 from ray_pipeline.train import failures
+
+from . import runs
 
 
 def test_the_line_that_says_what_happened() -> None:
@@ -17,14 +26,28 @@ def test_the_line_that_says_what_happened() -> None:
     assert failures.described(RuntimeError()) == "RuntimeError: without a word"
 
 
-@pytest.mark.parametrize(("wait", "each", "times"), [(1200, None, 20), (1, None, 1), (90, "60", 2), (3, "1", 3)])
-def test_how_often_workers_are_started(
-    wait: float, each: str | None, times: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", raising=False)
-    if each is not None:
-        monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", each)
-    assert failures.starts(wait) == times
+def test_each_wait_for_workers_has_the_whole_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(seconds: float) -> None:
+        """Ray's tries to start workers for so long, and at last it can."""
+        for _ in range(int(seconds) // 60):
+            patience.after_controller_state_update(None, state.SchedulingState(NoopDecision()))
+            clock[0] += 60
+            patience.after_controller_state_update(None, state.ReschedulingState(failed))
+        patience.after_controller_state_update(None, state.SchedulingState(NoopDecision()))
+        patience.after_controller_state_update(None, state.RunningState())
+        clock[0] += 3600
+
+    clock, patience = [1000.0], failures.Patience(300)
+    failed = ControllerError(WorkerGroupStartupFailedError("its node died"))
+    monkeypatch.setattr(failures, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for _ in range(5):
+        waits(240)
+    with pytest.raises(failures.Waited) as ended:
+        waits(360)
+    error = pickle.loads(pickle.dumps(ControllerError(ended.value)))  # on its way to the driver
+    said = r"2 × CPU 0\.5 in 1200 s .*\(last, .*FailedError: its node died\)"
+    with pytest.raises(PipelineError, match=said), failures.no_room_told(runs.make()):
+        raise error
 
 
 def fail(config: dict[str, Any]) -> None:

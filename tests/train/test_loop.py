@@ -219,6 +219,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
     assert kept.checkpoints == []
 
 
+def test_a_step_that_spoils_the_weights_is_named_once_tune_is_scored(tmp_path: Path) -> None:
+    made, engine, kept = make(tmp_path, toy.rules(epochs=1, micro_batch_rows=8))
+    learn = engine.learn
+
+    def too_far(loss: torch.Tensor, parts: int | None = None) -> None:
+        learn(loss, parts)
+        if made.state.step == 3:  # of the fourth, the epoch's last
+            with torch.no_grad():
+                next(p for p in engine.model.parameters() if p.requires_grad).fill_(float("nan"))
+
+    engine.learn = too_far  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"15 of 15 tune scores are not finite after step 4, .* row 0: lower"):
+        made.run()
+    assert kept.checkpoints == [] and made.state.history == []
+
+
 class Narrow(torch.nn.Module):
     """A model on a device too small for it."""
 

@@ -99,7 +99,7 @@ def test_the_job_refuses_another_base(
     card.write(str(kept), card.read(str(kept)).model_copy(update={"base": "another"}))
     monkeypatch.setattr(sys, "argv", ["merge.py", str(kept), "--output", str(output)])
     job = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "merge.py"))
-    assert job["main"]() == 1 and "was trained on base another" in capsys.readouterr().err
+    assert job["main"]() == 1 and "(content another)" in capsys.readouterr().err
     assert not output.exists()
 
 

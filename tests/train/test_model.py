@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 import transformers
 
 from ray_pipeline import models
@@ -92,11 +93,13 @@ def test_a_base_goes_straight_to_its_gpu(precision: str, monkeypatch: pytest.Mon
         raise OSError("far enough")
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", load)
-    for device in ("cuda", "cpu"):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for device in ("cuda", "cpu", "cuda:1"):
         with pytest.raises(ModelError, match="far enough"):
             model.load_base(toy.rules(precision=precision), device)
-    assert asked[0]["device_map"] == {"": "cuda"}
+    assert asked[0]["device_map"] == {"": "cuda:3"}, "to threads that load, cuda alone is the first one"
     assert asked[1].get("device_map") == ({"": "cpu"} if precision == "nf4" else None)
+    assert asked[2]["device_map"] == {"": "cuda:1"}
 
 
 @READERS
@@ -179,8 +182,18 @@ def test_two_words_train_nothing_but_the_adapter(name: str) -> None:
     [([" yes", " neverheard"], "' neverheard' is .* tokens"), (["", " no"], "'' is 0 tokens")],
 )
 def test_answers_of_several_tokens_are_refused(answers: list[str], words: str) -> None:
-    with pytest.raises(ModelError, match=rf"train\.answers: {words}.*random-llama"):
-        model.load_base(toy.rules(head="yes_no", answers=answers), "cpu")
+    rules, said = toy.rules(head="yes_no", answers=answers), rf"train\.answers: {words}.*random-llama"
+    with pytest.raises(ModelError, match=said):
+        model.load_base(rules, "cpu")
+    with pytest.raises(ModelError, match=said):
+        model.expect_fitting(rules)
+
+
+@READERS
+@HEADS
+def test_a_base_that_fits_is_told_by_its_layers_alone(name: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.prefix, "MODEL_TYPES", ())  # else these families are taken on trust
+    model.expect_fitting(toy.rules(name, head=head))
 
 
 def test_an_adapter_of_the_other_head_is_refused(tmp_path: Path) -> None:
@@ -215,9 +228,13 @@ def test_an_encoder_trains_and_is_loaded_again(tmp_path: Path) -> None:
 
 
 def test_an_encoder_has_no_words_to_answer_with(tmp_path: Path) -> None:
-    rules = encoder(tmp_path).model_copy(update={"head": "yes_no"})
-    with pytest.raises(ModelError, match="no projection to its vocabulary.*set train.head classification"):
-        model.load_base(rules, "cpu")
+    rules, said = encoder(tmp_path), "no projection to its vocabulary.*set train.head classification"
+    of_words = rules.model_copy(update={"head": "yes_no"})
+    with pytest.raises(ModelError, match=said):
+        model.load_base(of_words, "cpu")
+    with pytest.raises(ModelError, match=said):
+        model.expect_fitting(without_weights(of_words))
+    model.expect_fitting(rules)
 
 
 @pytest.mark.parametrize("kind", ["dora", "rslora"])
@@ -237,15 +254,22 @@ def test_other_kinds_of_lora_are_trained_and_loaded_again(kind: str, tmp_path: P
     assert found.tolist() == pytest.approx(score(made, prompts(), 0, "cpu").tolist(), abs=1e-6)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+@pytest.mark.parametrize("precision", ["float32", "nf4"])
+def test_gradient_checkpointing_gives_the_same_gradients(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reentrant(*_: Any) -> None:
+        raise AssertionError("the reentrant way, which torch means to give up")
+
+    monkeypatch.setattr(torch.utils.checkpoint.CheckpointFunction, "apply", reentrant)
+
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
-        made = moved(toy.rules(gradient_checkpointing=checkpointing)).train()
+        made = moved(toy.rules(precision=precision, gradient_checkpointing=checkpointing)).train()
         torch.autograd.backward(made(made.batch(prompts(), 0, "cpu")).sum())
         return {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
 
     plain, saving = gradients(False), gradients(True)
     assert plain.keys() == saving.keys() and len(plain) > 10
     for name in plain:
+        assert torch.isfinite(plain[name]).all()
         torch.testing.assert_close(saving[name], plain[name])
 
 
@@ -360,17 +384,26 @@ def other(folder: Path, kind: str) -> Train:
     return toy.rules(batch_rows=4).model_copy(update={"model": str(folder)})
 
 
+def without_weights(rules: Train) -> Train:
+    (Path(rules.model) / "model.safetensors").unlink()
+    return rules
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [("phi3", "gate_up_proj, qkv_proj"), ("distilbert", "k_lin"), ("modernbert", "Wi, Wo, Wqkv"), ("gpt2", "c_attn")],
 )
 def test_a_family_whose_layers_would_be_left_out_is_refused(kind: str, names: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=rf"no target matches its layers .*{names}.*choose a base"):
-        toy.classifier(other(tmp_path, kind))
+    rules, said = other(tmp_path, kind), rf"no target matches its layers .*{names}.*choose a base"
+    with pytest.raises(ModelError, match=said):
+        toy.classifier(rules)
+    with pytest.raises(ModelError, match=said):
+        model.expect_fitting(without_weights(rules))
 
 
 def test_what_a_base_lacks_is_trained_and_saved_with_the_adapter(tmp_path: Path) -> None:
     rules = other(tmp_path / "base", "deberta")
+    model.expect_fitting(rules)
     made = moved(rules)
     assert any("pooler.dense" in name for name in toy.trained_weights(made))
     PlainEngine(made, rules, 1).save_adapter(tmp_path / "adapter")

@@ -61,7 +61,8 @@ def losses(folder: Path, workers: int, name: str, **changes: Any) -> list[float]
     return [row[loss] for row in json.loads(out.read_text()) for loss in ("train_loss", "tune_loss")]
 
 
-CASES = list(itertools.product(["random-llama", "random-gemma3"], ["zero2", "zero3"], ["classification", "yes_no"]))
+NAMES = ["random-llama", "random-gemma3", "random-qwen2"]
+CASES = list(itertools.product(NAMES, ["zero2", "zero3"], ["classification", "yes_no"]))
 FIRST, *OTHERS = CASES
 
 

@@ -67,6 +67,7 @@ def recipe(make_recipe: Any) -> Recipe:
         {"prompt.level_markers": True}, {"train.model": "sandbox://random-qwen2"}, {"train.deepspeed": "zero2_offload"},
         {"train.scheduler": "cosine"}, {"train.selection": "loss"}, {"train.positive_weight": "balanced"},
         {"train.label_smoothing": 0.1}, {"train.lora.dora": True}, {"train.max_steps": 1}, {"train.overfit_rows": 8},
+        {"train.in_process": True},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

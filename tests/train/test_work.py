@@ -1,5 +1,6 @@
 """What one worker does on its own: which rows it trains on, and which training sets it refuses."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,8 +108,6 @@ def test_one_that_scores_otherwise_is_refused(trained: tuple[Path, work.Data, An
 def test_without_ray_s_list_the_newest_whole_checkpoint_is_taken_up_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray.train
-
     left = [tmp_path / f"checkpoint_{number}" for number in (3, 2, 1)]
     for folder in left:
         folder.mkdir()
@@ -116,14 +115,54 @@ def test_without_ray_s_list_the_newest_whole_checkpoint_is_taken_up_and_reported
         checkpoint.seal(folder, 0, 1)
     (left[0] / "weights").write_text("half")
     resumed: list[Path] = []
-    reported: list[Path] = []
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
-    monkeypatch.setattr(ray.train, "report", lambda _, checkpoint: reported.append(Path(checkpoint.path)))
-    monkeypatch.setattr(work, "_gather", lambda value: [value])
-    monkeypatch.setattr(work, "_rank", lambda: 0)
-    made = SimpleNamespace(state=loop.State(history=[{"step": 1}]), resume=resumed.append)
+    kept: list[Path] = []
+    listed(monkeypatch, [])
+    made = SimpleNamespace(
+        state=loop.State(history=[{"step": 1}]), resume=resumed.append, keep=lambda: kept.append(resumed[-1])
+    )
     work._go_on(made, [str(folder) for folder in left], tmp_path)
-    assert resumed == reported == [left[1]] and made.state.damaged == []
+    assert resumed == kept == [left[1]] and made.state.damaged == []
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, folders: Sequence[Path]) -> None:
+    """One worker, alone, to which Ray lists these checkpoints."""
+    import ray.train
+
+    found = [SimpleNamespace(checkpoint=ray.train.Checkpoint.from_directory(str(folder))) for folder in folders]
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: found[-1].checkpoint if found else None)
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda: found)
+    monkeypatch.setattr(work, "_gather", lambda value: [value])
+
+
+@pytest.mark.parametrize("whole", [1, 0])
+def test_a_checkpoint_before_a_damaged_one_is_kept_again_as_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    def fresh(name: str) -> loop.Loop:
+        def keep(_: dict[str, float], folder: Path) -> None:
+            shutil.copytree(folder, tmp_path / f"checkpoint_{len(reported)}")
+            reported.append(tmp_path / f"checkpoint_{len(reported)}")
+
+        engine = PlainEngine(toy.classifier(rules), rules, 8)
+        place = tmp_path / name
+        return loop.Loop(engine, rules, toy.examples(16), toy.examples(9), 0, loop.Worker(), place, keep)
+
+    reported: list[Path] = []
+    rules = toy.rules(epochs=2)
+    fresh("first").run()
+    for folder in reported[whole:]:
+        (folder / "engine" / "plain.pt").write_bytes(b"half")
+    listed(monkeypatch, reported)
+    again = fresh("again")
+    work._go_on(again, [], tmp_path)
+    assert [one.split(":")[0] for one in again.state.damaged] == ["checkpoint_1", "checkpoint_0"][: 2 - whole]
+    assert len(reported) == 2 + whole, "nothing is kept of a training that starts over"
+    if whole:
+        assert checkpoint.fault(reported[-1]) is None
+        third = fresh("third")
+        third.resume(reported[-1])
+        assert third.state == again.state and third.state.step == 2
+        assert toy.same(toy.trained_weights(third._engine.model), toy.trained_weights(again._engine.model))
 
 
 def test_curves_that_a_store_does_not_take_end_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,18 +177,21 @@ def test_curves_that_a_store_does_not_take_end_no_training(tmp_path: Path, monke
     assert noted == [{"step": 1.0}]
 
 
-@pytest.mark.parametrize(("error", "left"), [(HubError("429"), False), (TrainingError("one class"), True)])
-def test_a_hub_that_fails_is_raised_so_that_ray_starts_again(
-    error: Exception, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "here", "left"),
+    [(HubError("429"), False, False), (TrainingError("one class"), False, True), (TrainingError("x"), True, False)],
+)
+def test_what_may_be_tried_again_or_is_looked_on_is_raised(
+    error: Exception, here: bool, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_: Any) -> None:
         raise error
 
     monkeypatch.setattr(work, "_train", failing)
-    config = {"job": SimpleNamespace(folder=str(tmp_path), recipe=runs.make(workers=1))}
+    config = {"job": SimpleNamespace(folder=str(tmp_path), recipe=runs.make(workers=1, in_process=here))}
     if left:
-        work.work(config)
+        assert work.work(config) is None
     else:
-        with pytest.raises(HubError):
+        with pytest.raises(type(error)):
             work.work(config)
     assert storage.exists(str(tmp_path / work.PROBLEM)) is left
