@@ -10,6 +10,9 @@ On a cluster, from the project's folder, with recipes and data that its nodes ca
 
     ray job submit --runtime-env cluster/runtime_env.yaml --submission-id score-1 -- \
         python jobs/score.py jobs/recipes/my-shop.yaml runtime.address=auto --workdir s3://my-bucket/work
+    ray job submit --runtime-env cluster/runtime_env.yaml --submission-id score-2 -- \
+        python jobs/score.py --adapter s3://my-bucket/work/train/<fingerprint>/adapter --address auto \
+        --input s3://my-bucket/raw/pairs/ --output s3://my-bucket/runs/scores --gpus-per-worker 1 --workers 4
 """
 
 from ray_pipeline.scoring.command import main

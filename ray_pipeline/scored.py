@@ -1,7 +1,9 @@
 """Scored rows as columns of numbers: what figures are made of, ten million labelled rows in some hundred megabytes."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,18 +128,31 @@ def joined(
 
     Raises CorruptArtifactError for a row whose pair is not there.
     """
+    names, url = list(scores.manifest.shards), partial(storage.join, scores.url)
+    return storage.ahead(joining(pairs, scores, columns, own), names, url)
+
+
+def joining(
+    pairs: Artifact, scores: Artifact, columns: Sequence[str] = COLUMNS, own: Sequence[str] = OWN
+) -> Callable[[str], pa.Table]:
+    """What gives one shard of `joined` by its name; threads may share it."""
     look_up = _looking_up(pairs, list(columns))
-    for name, rows in scores.manifest.shards.items():
-        scored = artifact.read_shard(storage.join(scores.url, name), rows, list(own)).combine_chunks()
+
+    def join(name: str) -> pa.Table:
+        url = storage.join(scores.url, name)
+        scored = artifact.read_shard(url, scores.manifest.shards[name], list(own)).combine_chunks()
         found = look_up(name, scored.column("pair_id").combine_chunks())
         for column in columns[1:]:
             scored = scored.append_column(column, found.column(column))
-        yield scored
+        return scored
+
+    return join
 
 
 def _looking_up(pairs: Artifact, columns: list[str]) -> Callable[[str, pa.Array], pa.Table]:
     """Finds the pairs of ids: in the shard of the same name, which scores are made from, else in all of them."""
     whole: list[pa.Table] = []
+    reading = threading.Lock()
 
     def look_up(name: str, ids: pa.Array) -> pa.Table:
         if not whole and name in pairs.manifest.shards:
@@ -145,8 +160,9 @@ def _looking_up(pairs: Artifact, columns: list[str]) -> Callable[[str, pa.Array]
             found = _taken(artifact.read_shard(url, pairs.manifest.shards[name], columns), ids)
             if found is not None:
                 return found
-        if not whole:
-            whole.append(pairs.read(columns))
+        with reading:  # once
+            if not whole:
+                whole.append(pairs.read(columns))
         found = _taken(whole[0], ids)
         if found is None:
             raise CorruptArtifactError(

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ray_pipeline import shards, storage, tables
+from ray_pipeline import runtime, score, shards, storage, tables
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.errors import ModelError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.score import Scoring
+from ray_pipeline.stage import Context
 from ray_pipeline.train import ADAPTER, model
 from ray_pipeline.train import loop as loops
 from ray_pipeline.train.engine import PlainEngine
@@ -104,3 +106,31 @@ def test_scores_that_are_not_finite_are_refused_and_counted(
     assert (counts.rows_in, counts.rows_out, counts.reasons) == (3, 1, {"score is not finite": 2})
     assert result.rejected is not None
     assert result.rejected.column("pair_id").to_pylist() == ["QC-train-1", "QC-train-2"]
+
+
+@pytest.mark.parametrize(
+    ("share", "scores", "words"),
+    [
+        (1.0, [np.nan] * 4, r"score: 4 of 4 rows have no score \(score is not finite: 4\), which leaves none"),
+        (0.2, [0.5, 0.5, 0.5, np.nan], r"1 of 4 rows .* more than score\.max_rejected_share 0\.2 allows"),
+        (0.25, [0.5, 0.5, 0.5, np.nan], None),
+    ],
+)
+def test_too_few_scores_end_the_stage(
+    recipe: Recipe, training: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    share: float, scores: list[float], words: str | None,
+) -> None:  # fmt: skip
+    """The only shard is there, so that no worker is needed."""
+    pairs = made.finished(tmp_path, "dedupe", [made.pair(i) for i in range(4)], tables.PAIRS)
+    scoring, folder = Scoring(recipe, training), str(tmp_path / "score" / "f0")
+    monkeypatch.setattr(loops, "score", lambda *_: np.array(scores, np.float32))
+    shards.store(folder, "part-00000.parquet", scoring(pairs.read(COLUMNS)), tables.SCORES)
+    monkeypatch.setattr(runtime, "check_room", lambda _: None)
+    chosen = recipe.model_copy(update={"score": recipe.score.model_copy(update={"max_rejected_share": share})})
+    context = Context(chosen, {"dedupe": pairs, "train": training}, folder, str(tmp_path), {})
+    assert score.config(chosen) == score.config(recipe), "what is scored is the same"
+    if words is None:
+        assert score.run(context).counts.rows_out == 3
+        return
+    with pytest.raises(ModelError, match=words):
+        score.run(context)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn, get_args
 
-from ray_pipeline import cli, problems, runtime, storage
+from ray_pipeline import cli, logs, problems, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError
 from ray_pipeline.prompt import Prompt
-from ray_pipeline.recipe import Engine, Runtime
+from ray_pipeline.recipe import Engine, QueryPrefix, Runtime
 from ray_pipeline.scoring import adapters, decided, job, relevance, rows, vllm
 from ray_pipeline.scoring.adapters import Adapter
-from ray_pipeline.scoring.scorer import Batches, Scorer
+from ray_pipeline.scoring.scorer import CPU_ROWS, GPU_TOKENS, Batches, Scorer
 from ray_pipeline.train import card
 
 ADAPTER = "--adapter"
@@ -26,6 +26,7 @@ def main(description: str) -> NoReturn:
     arguments = sys.argv[1:]
     if not any(argument == ADAPTER or argument.startswith(f"{ADAPTER}=") for argument in arguments):
         cli.main(description, until="score")
+    logs.start()
     try:
         sys.exit(run(description, arguments))
     finally:
@@ -43,6 +44,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     _add_rows(parser)
     _add_decision(parser)
     _add_workers(parser)
+    _add_batches(parser)
     parser.add_argument("--debug", action="store_true", help="show the stack trace of a problem")
     return parser
 
@@ -128,12 +130,6 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     add(
         "--accelerator-type", metavar="TYPE", help="use only GPUs of this type, by Ray's name, e.g. L40S (default: any)"
     )
-    add("--batch-rows", type=cli.at_least_one, default=Batches.rows, help="rows in one forward pass (%(default)s)")
-    add(
-        "--batch-tokens",
-        type=cli.at_least_one,
-        help="tokens in one forward pass, padding included; replaces --batch-rows",
-    )
     add(
         "--shard-rows",
         type=cli.at_least_one,
@@ -141,6 +137,37 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
         help="most rows in one shard (%(default)s)",
     )
     add("--address", default=usual.address, help="auto joins the Ray cluster that the job runs on (%(default)s)")
+
+
+def _add_batches(parser: argparse.ArgumentParser) -> None:
+    """How the model is used; all but --merge leaves the scores what they are."""
+    add = parser.add_argument
+    add(
+        "--batch-rows",
+        type=cli.at_least_one,
+        help=f"rows in one forward pass (default: {CPU_ROWS} on a CPU, by tokens on a GPU)",
+    )
+    add(
+        "--batch-tokens",
+        type=cli.at_least_one,
+        help="tokens in one forward pass, padding included; replaces --batch-rows; what does not fit is halved "
+        f"(default on a GPU: {GPU_TOKENS})",
+    )
+    switch = argparse.BooleanOptionalAction
+    add("--share-prefix", action=switch, default=True, help="compute what all prompts begin with once")
+    add(
+        "--query-prefix",
+        choices=get_args(QueryPrefix),
+        default=Batches.query_prefix,
+        help="with it, compute a query once for its rows in a pass (%(default)s: where that spares enough)",
+    )
+    add("--unique", action=switch, default=True, help="score equal pairs of a shard once")
+    add(
+        "--merge",
+        action="store_true",
+        help="add a bfloat16 adapter to its base's weights: about a tenth faster on a GPU; refused if scores of a "
+        "sample move further than rounding explains",
+    )
 
 
 def _column(text: str) -> tuple[str, str]:
@@ -155,6 +182,8 @@ def _score(options: argparse.Namespace) -> int:
         vllm.check(len(options.adapter), options.gpus_per_worker)
     chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
     first = chosen[0].saved
+    if options.merge and options.engine == "transformers":
+        adapters.expect_mergeable(first.train, len(chosen))
     _check_apart(options.input, options.output)
     files = rows.find(options.input)
     decision = _decision(options, chosen)
@@ -171,6 +200,7 @@ def _score(options: argparse.Namespace) -> int:
         files=files,
         columns=columns,
         adapter=relevance.fingerprint(chosen),
+        content=adapters.content(chosen),
         decision=decision,
         output=_full(options.output),
         format=options.format,
@@ -179,14 +209,19 @@ def _score(options: argparse.Namespace) -> int:
         runtime=where,
         unchecked_base=digest,
         engine=options.engine,
+        merge=options.merge,
         spelling=first.spelling,
         max_rejected_share=options.max_rejected_share,
     )
     device = "cuda" if where.gpus_per_worker else "cpu"
     runtime.start(where)
-    batches = Batches(options.batch_rows, options.batch_tokens)
-    found = job.run(wanted, partial(Scorer, chosen, device, batches, options.engine))
-    print(_account(found, decision))
+    limits = (options.batch_rows, options.batch_tokens)
+    batches = Batches(*limits, options.share_prefix, options.query_prefix, options.unique)
+    with logs.about(run=wanted.output, stage=job.STAGE):
+        found = job.run(wanted, partial(Scorer, chosen, device, batches, options.engine, options.merge))
+        names = ("rows_in", "rows_out", "rows_rejected", "seconds")
+        figures = {name: getattr(found.manifest, name) for name in names}
+        logs.say(_account(found, decision), "stage_finished", url=found.url, **figures)
     return problems.DONE
 
 

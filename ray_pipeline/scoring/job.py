@@ -22,21 +22,25 @@ from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.prompt import SHOWN
 from ray_pipeline.rawfiles import RawFile
 from ray_pipeline.recipe import Engine, Runtime, Spelling
-from ray_pipeline.scoring import decided, rows
+from ray_pipeline.scoring import decided, rows, scorer
 from ray_pipeline.scoring.rows import Columns, Piece
 from ray_pipeline.scoring.scorer import Scored
 from ray_pipeline.shards import Result, Source
 
 RUN = "run.json"
 """What the shards of a folder are of; written before the first of them."""
+PIECES = "pieces.json"
+"""How the input of that run was cut: to find where the rows of JSON Lines and CSV end, all of it has to be read."""
 UNCHECKED = "unchecked base"
 """Among the inputs of a run: the digest of a base that was taken unseen."""
+CONTENT = "adapter content"
+"""Among the inputs: a hash of the adapters' files, another one where an adapter was trained again."""
 IDS_AT_ONCE = 1 << 24
 """Hashes of ids that are compared at a time, in 128 MiB."""
 IDS_OF_SHARDS = 16
 """Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 Format = Literal["parquet", "csv", "jsonl"]
 Score = Callable[[list[dict[str, Any]]], Scored]
 
@@ -56,9 +60,13 @@ class Job:
     workers: int | None = None
     """Null: as many as the nodes that are up have room for when the work begins."""
     runtime: Runtime = field(default_factory=Runtime)
+    content: str | None = None
+    """Hash of the files of what scores."""
     unchecked_base: str | None = None
     """Digest of a base that nothing but the user's word says to be the adapter's."""
     engine: Engine = "transformers"
+    merge: bool = False
+    """Whether an adapter in 16 bits is added to its base; see `Score.merge`."""
     spelling: Spelling = rows.AS_IS
     """Of the adapter's raw data; the adapter's fingerprint covers it."""
     max_rejected_share: float = 0.05
@@ -67,7 +75,8 @@ class Job:
     @property
     def config(self) -> dict[str, Any]:
         """What decides the shards' content, besides files and adapter."""
-        engine = {} if self.engine == "transformers" else {"engine": self.engine}
+        engine: dict[str, Any] = {} if self.engine == "transformers" else {"engine": self.engine}
+        engine |= {"merge": True} if self.merge and not engine else {}
         own = {} if self.decision == Decision(self.decision.threshold) else {"decision": asdict(self.decision)}
         rest = {"threshold": self.decision.threshold, "format": self.format, "shard_rows": self.shard_rows}
         return {"columns": asdict(self.columns)} | rest | engine | own
@@ -117,13 +126,14 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
     files = [file.url for file in job.files]
     hashes = storage.for_each(storage.content_hash, files)
     inputs = {"adapter": job.adapter} | dict(zip(files, hashes, strict=True))
+    inputs |= {CONTENT: job.content} if job.content else {}
     inputs |= {UNCHECKED: job.unchecked_base} if job.unchecked_base else {}
     _claim(job, inputs)
     finished = artifact.load(job.output)
     if finished is not None:
         return finished
     runtime.check_room(job.runtime)
-    pieces = rows.pieces(job.files, job.shard_rows, job.columns)
+    pieces = _pieces(job)
     if not pieces:
         raise InputError(f"{', '.join(files[:3])}: holds no rows; check --input")
     counts = shards.map_shards(
@@ -133,6 +143,7 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
         tables.SCORED_PAIRS,
         label="score",
         **runtime.model_pool(job.runtime, _workers(job)),
+        at_once=scorer.at_once(job.runtime.gpus_per_worker, job.engine),
         read=partial(_read, pieces, job.columns, job.spelling),
         write=partial(_write, job.format),
     )
@@ -140,6 +151,21 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
     extra = {name: int(counts.extra.get(name, 0)) for name in ("truncated", "repeated")}
     extra["repeated_ids"] = repeated_ids(job.output, counts.rows_out) if job.columns.id else 0
     return artifact.commit(job.output, STAGE, job.config, inputs, counts, time.monotonic() - started, extra)
+
+
+def _pieces(job: Job) -> dict[str, Piece]:
+    """As the first attempt has cut the input, which is the same one as long as the run is."""
+    url = storage.join(job.output, PIECES)
+    try:
+        return rows.of_numbers(job.files, json.loads(storage.read_bytes(url)))
+    except FileNotFoundError:
+        found = rows.pieces(job.files, job.shard_rows, job.columns)
+        storage.write_bytes(url, json.dumps(rows.as_numbers(found)).encode())
+        return found
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptArtifactError(
+            f"{url}: is damaged ({error}); delete this file and run the same command again: what is scored is kept"
+        ) from error
 
 
 def _workers(job: Job) -> int:
@@ -227,6 +253,7 @@ def _claim(job: Job, inputs: Mapping[str, str]) -> None:
     except FileNotFoundError:
         if artifact.present_shards(job.output):
             raise InputError(f"{job.output}: holds shards of something else: name another --output") from None
+        storage.remove_file(storage.join(job.output, PIECES))  # of a run whose other files somebody has removed
         storage.write_bytes(url, json.dumps(mine, ensure_ascii=False, indent=1).encode())
         return
     except ValueError as error:

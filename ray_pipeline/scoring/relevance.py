@@ -7,11 +7,13 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError, ModelError
 from ray_pipeline.scoring import adapters, decided
 from ray_pipeline.scoring.adapters import Adapter
+from ray_pipeline.scoring.rows import respelt
 from ray_pipeline.scoring.scorer import Batches, Scorer
 from ray_pipeline.text import unseen
 
@@ -20,6 +22,8 @@ ROWS_AT_ONCE = 50_000
 """Whose tokens are held."""
 Folder = str | os.PathLike[str]
 Texts = Iterable[str]
+COLUMNS = {"queries": "query", "targets": "target", "queries_en": "query_en", "languages": "language"}
+"""What holds the texts of an argument."""
 
 
 class RelevanceModel:
@@ -42,24 +46,31 @@ class RelevanceModel:
         cls,
         folder: Folder | Sequence[Folder],
         device: str = "auto",
-        batch_rows: int = 64,
+        batch_rows: int | None = None,
         base: str | None = None,
         check_base: bool = True,
         decision: Folder | None = None,
+        batches: Batches | None = None,
+        merge: bool = False,
     ) -> Self:
         """Load an adapter, or several to average, from local folders or `s3://` urls.
 
-        `device` is a torch device or `auto`: the GPU if there is one. `base` names the base where it is kept elsewhere
-        than at training; `check_base` false takes one that cannot be told to be the same, such as a folder in place of
-        a hub model. `decision` is the file `decision-<recipe>.json` of the run that made the adapters: `predict` and
-        `probability` then follow its calibration and thresholds. Raises ModelError for a folder without an adapter, a
-        device that is not there, a base that is another than the training's, adapters that differ in task, base, head,
-        precision or prompt, and a decision about others; InputError for a decision that cannot be read.
+        `device` is a torch device or `auto`: the GPU if there is one. `batch_rows` rows are scored at once, or what
+        `batches` (`scoring.scorer.Batches`) says; by default as suits the device. `base` names the base where it is
+        kept elsewhere than at training; `check_base` false takes one that cannot be told to be the same, such as a
+        folder in place of a hub model. `decision` is the file `decision-<recipe>.json` of the run that made the
+        adapters: `predict` and `probability` then follow its calibration and thresholds. `merge` adds an adapter in
+        bfloat16 to its base, as a recipe's `score.merge` does.
+
+        Raises ModelError for a folder without an adapter, a device that is not there, a base that is another than the
+        training's, adapters that differ in task, base, head, precision or prompt, a decision about others, and scores
+        that merging would move; InputError for a decision that cannot be read; RecipeError where nothing can be merged.
         """
         folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
         chosen = adapters.read([os.fspath(one) for one in folders], base, check_base)
         own = None if decision is None else decided.read(os.fspath(decision), chosen)
-        return cls(chosen, Scorer(chosen, _device(device), Batches(batch_rows)), own)
+        scorer = Scorer(chosen, _device(device), batches or Batches(batch_rows), merge=merge)
+        return cls(chosen, scorer, own)
 
     def score(
         self, queries: Texts, targets: Texts, queries_en: Texts | None = None, languages: Texts | None = None
@@ -126,14 +137,15 @@ class RelevanceModel:
         if rules.language_tag and languages is None:
             raise InputError("languages: this adapter reads the query's language too: give a code for each query")
         texts = {name: _texts(name, values) for name, values in named.items()}
-        for name, respelt in (("targets", spelling.target), ("languages", spelling.tag)):
-            texts |= {name: [respelt(text) for text in texts[name]]} if name in texts else {}
         for name, values in texts.items():
             if len(values) != len(texts["queries"]):
                 raise InputError(f"{name}: {len(values)} rows, queries has {len(texts['queries'])}: give one for each")
-        names = {"queries": "query", "targets": "target", "queries_en": "query_en", "languages": "language"}
-        columns = {names[name]: values for name, values in texts.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        raw = pa.table({COLUMNS[name]: values for name, values in texts.items()})
+        read = respelt(raw, spelling)
+        for name in texts:
+            _expect_seen(name, read.column(COLUMNS[name]).to_pylist())
+        found: list[dict[str, Any]] = read.to_pylist()
+        return found
 
 
 def threshold(chosen: Sequence[Adapter]) -> float:
@@ -148,16 +160,23 @@ def fingerprint(chosen: Sequence[Adapter]) -> str:
     return "+".join(one.saved.fingerprint for one in chosen)
 
 
-def _texts(name: str, values: Texts) -> list[str]:
+def _texts(name: str, values: Texts) -> pa.Array:
     if isinstance(values, str):
         raise InputError(f"{name}: is one text; give a list of texts")
     found = list(values)
     for number, value in enumerate(found):
         if not isinstance(value, str):
             raise InputError(f"{name}: row {number} is {value!r}, a {type(value).__name__}; give texts")
-        if unseen(value):
+    try:
+        return pa.array(found, pa.string())
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: {error.object!r} holds half of a character; leave the pair out") from error
+
+
+def _expect_seen(name: str, texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts):
+        if unseen(text):
             raise InputError(f"{name}: row {number} is empty; leave the pair out")
-    return [" ".join(value.split()) for value in found]
 
 
 def _device(name: str) -> str:

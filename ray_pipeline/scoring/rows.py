@@ -1,8 +1,8 @@
 """Rows to score: raw files of any size cut into pieces, and a piece read as a checked table, column by column."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,8 @@ COLUMNS = ("query", "target", "id", "language", "query_en")
 AS_IS = Spelling()
 LOOKED_AT = 1000
 """Records of JSON Lines that say which columns there are."""
+BATCH_ROWS = 16_384
+"""Of a row group that is larger than a piece, so many are read at a time."""
 PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
 """Types whose values are text, or become it without loss."""
 CHECKED = pa.schema(
@@ -56,7 +58,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a file, which become one shard: all of a slice, or `rows` of it from `skip` on."""
+    """Some rows of a file, which become one shard: all of a slice, or `rows` of a large row group from `skip` on."""
 
     part: Slice
     skip: int = 0
@@ -98,27 +100,54 @@ def _names(file: RawFile) -> set[str]:
 def pieces(files: Sequence[RawFile], rows: int, columns: Columns) -> dict[str, Piece]:
     """Pieces of at most so many rows by the names of their shards, in the order of the input.
 
-    Parquet is cut by its footer alone; JSON Lines and CSV are read once to see where their rows end. Raises InputError
-    for a Parquet file that lacks one of the columns, or has an `id` or `language` that the others are read without.
+    Parquet is cut by its footer alone: small row groups are put together, a large one is divided. JSON Lines and CSV
+    are read once to see where their rows end. Raises InputError for a Parquet file that lacks one of the columns, or
+    has an `id` or `language` that the others are read without.
     """
     cut = storage.for_each(lambda file: _pieces(file, rows, columns), files, lambda file: file.url)
-    found = [piece for some in cut for piece in some]
-    return {f"part-{number:06d}.parquet": piece for number, piece in enumerate(found)}
+    return _named(piece for some in cut for piece in some)
+
+
+def as_numbers(pieces: Mapping[str, Piece]) -> list[list[int | None]]:
+    """Pieces in a form that JSON holds, and `of_numbers` makes them of again."""
+    parts = [(piece.part, piece) for piece in pieces.values()]
+    return [[part.file.number, part.start, part.end, part.first_row, one.skip, one.rows] for part, one in parts]
+
+
+def of_numbers(files: Sequence[RawFile], numbers: Iterable[Sequence[Any]]) -> dict[str, Piece]:
+    """The pieces of some files that `as_numbers` has made numbers of."""
+    by_number = {file.number: file for file in files}
+    return _named(Piece(Slice(by_number[file], *part), skip, rows) for file, *part, skip, rows in numbers)
+
+
+def _named(pieces: Iterable[Piece]) -> dict[str, Piece]:
+    return {f"part-{number:06d}.parquet": piece for number, piece in enumerate(pieces)}
 
 
 def _pieces(file: RawFile, rows: int, columns: Columns) -> list[Piece]:
     if file.format != "parquet":
         return [Piece(part) for part in rawfiles.cut(file, rows)]
-    found, before = [], 0
     with storage.open_parquet(file.url, rawfiles.REMEDY) as parquet:
         if parquet.metadata.num_rows:
             _check_alike(file, set(parquet.schema_arrow.names), columns)
-        for group in range(parquet.num_row_groups):
-            count = parquet.metadata.row_group(group).num_rows
-            part = Slice(file, group, group + 1, before)
-            found += [Piece(part, skip, min(rows, count - skip)) for skip in range(0, count, rows)]
-            before += count
-    return found
+        counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    return list(_parts(file, counts, rows))
+
+
+def _parts(file: RawFile, counts: Sequence[int], rows: int) -> Iterator[Piece]:
+    """Neighbouring row groups, of so many rows each, put together up to `rows`, and the parts of larger ones."""
+    start = before = held = 0  # the first group that is in no piece yet, rows before it, rows from it on
+    for group, count in enumerate(counts):
+        if held and held + count > rows:
+            yield Piece(Slice(file, start, group, before))
+            start, before, held = group, before + held, 0
+        held += count
+        if count > rows:
+            large = Slice(file, group, group + 1, before)
+            yield from (Piece(large, skip, min(rows, count - skip)) for skip in range(0, count, rows))
+            start, before, held = group + 1, before + count, 0
+    if held:
+        yield Piece(Slice(file, start, len(counts), before))
 
 
 def _check_alike(file: RawFile, there: set[str], columns: Columns) -> None:
@@ -137,15 +166,29 @@ def read(piece: Piece, columns: Columns, spelling: Spelling = AS_IS) -> pa.Table
     if columns.id is None:
         number = piece.part.file.number
         names = pa.array([f"{number}-{line}" for line in raw.column("line").to_pylist()], pa.string())
-        raw = raw.set_column(raw.schema.get_field_index("id"), "id", names)
-    respelt = {} if spelling == AS_IS else {"target": spelling.target, "language": spelling.tag}
-    for name, replaced in respelt.items():
-        texts = [text if text is None else replaced(text) for text in raw.column(name).to_pylist()]
-        raw = raw.set_column(raw.schema.get_field_index(name), name, pa.chunked_array([pa.array(texts, pa.string())]))
-    for name in ("query", "target", "query_en"):
-        raw = raw.set_column(raw.schema.get_field_index(name), name, _spaced(raw.column(name)))
+        raw = _with(raw, "id", names)
+    raw = respelt(raw, spelling)
     faults = [raw.column("reason"), *_faults(raw)]
-    return raw.set_column(raw.schema.get_field_index("reason"), "reason", pc.coalesce(*faults)).cast(CHECKED)
+    return _with(raw, "reason", pc.coalesce(*faults)).cast(CHECKED)
+
+
+def respelt(raw: pa.Table, spelling: Spelling) -> pa.Table:
+    """The texts of a table (`query`, `target`, `query_en`, `language`, if there) as the adapter's training read them.
+
+    Levels and tags are respelt before white space becomes single spaces: what joins levels may be white space.
+    """
+    spelt: dict[str, Callable[[str], str]] = {"target": spelling.target, "language": spelling.tag}
+    spelt = {} if spelling == AS_IS else spelt
+    for name in set(spelt) & set(raw.column_names):
+        texts = [text if text is None else spelt[name](text) for text in raw.column(name).to_pylist()]
+        raw = _with(raw, name, pa.chunked_array([pa.array(texts, pa.string())]))
+    for name in {"query", "target", "query_en"} & set(raw.column_names):
+        raw = _with(raw, name, pc.binary_join(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(raw.column(name))), " "))
+    return raw
+
+
+def _with(raw: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    return raw.set_column(raw.schema.get_field_index(name), name, values)
 
 
 def _faults(raw: pa.Table) -> Iterator[pa.ChunkedArray]:
@@ -158,10 +201,6 @@ def _faults(raw: pa.Table) -> Iterator[pa.ChunkedArray]:
     yield pc.if_else(nameless, "missing id", None)
 
 
-def _spaced(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.binary_join(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts)), " ")
-
-
 def _table(piece: Piece, lines: pa.Array, texts: dict[str, Any], reasons: pa.Array, details: pa.Array) -> pa.Table:
     """Columns as `CHECKED`; what no column holds is null."""
     file = pa.array([piece.part.file.url], pa.string()).take(pa.array([0] * len(lines), pa.int8()))
@@ -172,8 +211,8 @@ def _table(piece: Piece, lines: pa.Array, texts: dict[str, Any], reasons: pa.Arr
 
 
 def _read_parquet(piece: Piece, columns: Columns) -> pa.Table:
-    group = _row_group(piece.part, tuple(columns.named.values()))
-    table = group.slice(piece.skip, piece.rows)
+    names = tuple(dict.fromkeys(columns.named.values()))
+    table = _groups(piece.part, names) if piece.rows is None else _rows(piece.part, names, piece.skip, piece.rows)
     first = piece.part.first_row + piece.skip + 1
     lines = pa.array(range(first, first + table.num_rows), pa.int64())
     texts, reasons = {}, pa.nulls(table.num_rows, pa.string())
@@ -183,12 +222,53 @@ def _read_parquet(piece: Piece, columns: Columns) -> pa.Table:
     return _table(piece, lines, texts, reasons, pa.nulls(table.num_rows, pa.string()))
 
 
-@lru_cache(maxsize=1)
-def _row_group(part: Slice, names: tuple[str, ...]) -> pa.Table:
-    """A row group, kept until the next one is read: its pieces follow one another."""
+def _groups(part: Slice, names: tuple[str, ...]) -> pa.Table:
     with storage.open_parquet(part.file.url, rawfiles.REMEDY) as parquet:
         _check_columns(part.file, set(parquet.schema_arrow.names), names)
-        return parquet.read_row_group(part.start, columns=list(dict.fromkeys(names)))
+        return parquet.read_row_groups(list(range(part.start, part.end)), columns=list(names))
+
+
+class _Reading:
+    """A row group read from its first row on, a few batches at a time: it may be larger than the memory."""
+
+    def __init__(self, part: Slice, names: tuple[str, ...]) -> None:
+        self.of, self.at = (part, names), 0
+        self._batches, self._left = _batches(part, names), pa.table({})
+
+    def take(self, skip: int, rows: int) -> pa.Table:
+        """So many rows from `skip` on, which must not lie before those that were taken last."""
+        found = []
+        while self.at < skip:
+            self._next(skip - self.at)
+        while self.at < skip + rows:
+            found.append(self._next(skip + rows - self.at))
+        return pa.concat_tables(found)
+
+    def _next(self, rows: int) -> pa.Table:
+        """The next rows, so many at most."""
+        batch = self._left if self._left.num_rows else pa.Table.from_batches([next(self._batches)])
+        rows = min(rows, batch.num_rows)
+        self._left, self.at = batch.slice(rows), self.at + rows
+        return batch.slice(0, rows)
+
+
+def _batches(part: Slice, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    with storage.open_parquet(part.file.url, rawfiles.REMEDY, streamed=True) as parquet:
+        _check_columns(part.file, set(parquet.schema_arrow.names), names)
+        yield from parquet.iter_batches(BATCH_ROWS, row_groups=[part.start], columns=list(names))
+
+
+_under_way = threading.local()
+"""Where a thread has stopped in a row group: its next piece is a later one as a rule, and nothing is read twice."""
+
+
+def _rows(part: Slice, names: tuple[str, ...], skip: int, rows: int) -> pa.Table:
+    reading: _Reading | None = _under_way.__dict__.pop("reading", None)
+    if reading is None or reading.of != (part, names) or reading.at > skip:
+        reading = _Reading(part, names)
+    found = reading.take(skip, rows)
+    _under_way.reading = reading  # not where reading has failed
+    return found
 
 
 def _as_text(name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:

@@ -1,7 +1,7 @@
 """Probabilities of rows: prompts encoded, equal ones scored once, adapters averaged, what does not fit halved."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline import memory
 from ray_pipeline.errors import ModelError
-from ray_pipeline.prompt import Prompt
+from ray_pipeline.prompt import Encoded, Prompt
 from ray_pipeline.recipe import Engine, QueryPrefix, Runtime
 from ray_pipeline.scoring.adapters import Adapter, Members
 from ray_pipeline.scoring.vllm import Vllm
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 NOT_FINITE = "score is not finite"
 OUT_OF_MEMORY = "out of memory"
+GPU_TOKENS = 16_384
+"""Of a batch on a GPU, unless rows or tokens are chosen; what does not fit is halved."""
+CPU_ROWS = 64
 WINDOW_ROWS = 4096
 """Rows that are tried together: at most so many are scored again where a batch does not fit."""
 
@@ -33,21 +37,30 @@ Score = Callable[[Rows, int], Scores]
 
 @dataclass(frozen=True)
 class Batches:
-    """How many rows are scored at once."""
+    """How many rows are scored at once, and what is computed once for several of them."""
 
-    rows: int = 64
+    rows: int | None = None
+    """Of a batch; null: 64 on a CPU, and on a GPU as many as `tokens` allows."""
     tokens: int | None = None
-    """Of a batch with its padding, in place of rows."""
+    """Of a batch with its padding, in place of rows; null: 16,384 on a GPU where no rows are chosen either."""
     share_prefix: bool = True
     """Compute what all prompts begin with once."""
     query_prefix: QueryPrefix = "auto"
     """Compute a query once for all its rows, too; see `Runtime.score_query_prefix`."""
+    unique: bool = True
+    """Compute equal prompts once."""
 
     @classmethod
     def of(cls, runtime: Runtime) -> Self:
         """As a recipe says."""
         limits = (runtime.score_batch_rows, runtime.score_batch_tokens)
-        return cls(*limits, runtime.score_share_prefix, runtime.score_query_prefix)
+        return cls(*limits, runtime.score_share_prefix, runtime.score_query_prefix, runtime.score_unique)
+
+    def on(self, device: str) -> "Batches":
+        """With a limit as it suits the device, where none is chosen."""
+        if self.rows or self.tokens:
+            return self
+        return replace(self, rows=CPU_ROWS) if device == "cpu" else replace(self, tokens=GPU_TOKENS)
 
     @property
     def by_query(self) -> bool:
@@ -56,8 +69,8 @@ class Batches:
 
     def smaller(self, times: int) -> "Batches":
         """So many times smaller, one row or token at least."""
-        tokens = None if self.tokens is None else max(1, self.tokens // times)
-        return replace(self, rows=max(1, self.rows // times), tokens=tokens)
+        rows, tokens = (limit and max(1, limit // times) for limit in (self.rows, self.tokens))
+        return replace(self, rows=rows, tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -78,46 +91,67 @@ class Scorer:
     """Scores rows with a base that is loaded once."""
 
     def __init__(
-        self, adapters: Sequence[Adapter], device: str, batches: Batches, engine: Engine = "transformers"
+        self,
+        adapters: Sequence[Adapter],
+        device: str,
+        batches: Batches,
+        engine: Engine = "transformers",
+        merge: bool = False,
     ) -> None:
-        """The scores of several adapters are averaged; engine vllm takes one, and makes batches of its own."""
+        """The scores of several adapters are averaged; engine vllm takes one, and makes batches of its own.
+
+        With `merge` an adapter in 16 bits is added to its base, too; see `Score.merge`.
+        """
         saved = adapters[0].saved
         self._prompt = Prompt(saved.task, saved.prompt)
-        self._one_at_a_time = threading.Lock()
-        self._engine = Vllm(adapters, device) if engine == "vllm" else Transformers(adapters, device, batches)
+        self._unique = batches.unique
+        self._one_encodes, self._one_scores = threading.Lock(), threading.Lock()
+        vllm = engine == "vllm"
+        self._engine = Vllm(adapters, device) if vllm else Transformers(adapters, device, batches, merge)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Scored:
         """Scores of rows with `query`, `target` and, where the prompt shows it, `query_en`.
 
-        Raises ModelError where not a single row fits the memory. Threads wait for one another: one adapter at a time is
-        active on the base that they share.
+        Raises ModelError where not a single row fits the memory. Of several threads one at a time encodes prompts,
+        since a tokenizer is for one, and one scores: one adapter at a time is active on the base that they share.
         """
-        with self._one_at_a_time:
-            return self._scored(rows)
-
-    def _scored(self, rows: list[dict[str, Any]]) -> Scored:
-        encoded = self._prompt.encode(self._engine.tokenizer, rows)
-        prompts = [tuple(prompt.ids) for prompt in encoded]
-        heads = {tuple(prompt.ids): prompt.head for prompt in encoded}
-        unique = {ids: i for i, ids in enumerate(heads)}
-        scores, unfit = self._engine([list(ids) for ids in unique], list(heads.values()))
-        places = np.array([unique[ids] for ids in prompts], dtype=np.int64)
+        with self._one_encodes:
+            encoded = self._prompt.encode(self._engine.tokenizer, rows)
+        firsts, places = _distinct(encoded, self._unique)
+        with self._one_scores:
+            scores, unfit = self._engine([encoded[i].ids for i in firsts], [encoded[i].head for i in firsts])
         scores, unfit = scores[places], unfit[places]
         reasons = [
             OUT_OF_MEMORY if lost else None if finite else NOT_FINITE
             for lost, finite in zip(unfit, np.isfinite(scores), strict=True)
         ]
         truncated = np.array([prompt.truncated for prompt in encoded], dtype=np.bool_)
-        return Scored(scores, truncated, reasons, len(prompts) - len(unique))
+        return Scored(scores, truncated, reasons, len(places) - len(firsts))
+
+
+def _distinct(encoded: Sequence[Encoded], unique: bool) -> tuple[Rows, Rows]:
+    """(each distinct prompt's first row, each row's prompt by number `[n]`); if not `unique`, all count as distinct."""
+    keys: Iterable[Hashable] = (tuple(one.ids) for one in encoded) if unique else range(len(encoded))
+    numbers: dict[Hashable, int] = {}
+    places = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    return np.unique(places, return_index=True)[1], places
+
+
+def at_once(gpus_per_worker: float, engine: Engine) -> int:
+    """How many shards a worker has under way: beside the one that is on its GPU, one to read, encode or write.
+
+    One on a CPU, which has no time to spare, and with vLLM, which was not tried from several threads.
+    """
+    return 2 if gpus_per_worker and engine == "transformers" else 1
 
 
 class Transformers:
     """Scores of prompts by the model that training has, with the mean over several adapters."""
 
-    def __init__(self, adapters: Sequence[Adapter], device: str, batches: Batches) -> None:
-        self._members = Members(adapters, device)
+    def __init__(self, adapters: Sequence[Adapter], device: str, batches: Batches, merge: bool = False) -> None:
+        self._members = Members(adapters, device, merge)
         self.tokenizer = self._members.tokenizer
-        self._device, self._batches = device, batches
+        self._device, self._batches = device, batches.on(device)
 
     def __call__(self, prompts: list[list[int]], heads: list[int]) -> tuple[Scores, Mask]:
         """Probabilities of token ids, and where a prompt does not fit the memory, `[n]` each.
@@ -140,7 +174,7 @@ class Transformers:
         of: list[int] | None = [heads[row] for row in rows] if chosen.by_query and model.reads_packed else None
         if of and chosen.query_prefix == "auto" and queries.spared(some, of, prefix.common(some)) < queries.PAYS:
             of = None
-        limits = (chosen.rows, chosen.tokens)
+        limits = (chosen.rows or CPU_ROWS, chosen.tokens)
         return loop.score(model, some, self.tokenizer.pad_token_id, self._device, *limits, chosen.share_prefix, of)
 
 
@@ -176,8 +210,9 @@ def _tried(score: Score, rows: Rows, smaller: int) -> Scores | None:
 
     try:
         return score(rows, smaller)
-    except torch.OutOfMemoryError:
-        pass  # what the failed batch held is free once its traceback is
+    except RuntimeError as error:  # what the failed batch held is free once its traceback is
+        if not memory.is_lack(error):
+            raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

@@ -62,7 +62,8 @@ def expect_decoder(rules: Train) -> None:
     from ray_pipeline.train import prefix
 
     options = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
-    kind = AutoConfig.from_pretrained(models.resolve(rules.model), **options).get_text_config().model_type
+    name = models.resolve(rules.model, weights=False)
+    kind = AutoConfig.from_pretrained(name, **options).get_text_config().model_type
     if kind not in prefix.MODEL_TYPES:
         raise RecipeError(
             f"score.engine vllm reads decoders ({', '.join(sorted(prefix.MODEL_TYPES))}), and {rules.model} is "

@@ -18,13 +18,13 @@ import pytest
 from ray_pipeline import RelevanceModel, artifact, runtime, storage, tables
 from ray_pipeline.calibration import Calibration
 from ray_pipeline.decision import Decision
-from ray_pipeline.errors import InputError, ModelError
+from ray_pipeline.errors import CorruptArtifactError, InputError, ModelError
 from ray_pipeline.recipe import Runtime
-from ray_pipeline.scoring import command, decided, rows
+from ray_pipeline.scoring import adapters, command, decided, rows, scorer
 from ray_pipeline.scoring.decided import Decided
-from ray_pipeline.scoring.job import Job, Work, _workers, repeated_ids, run
+from ray_pipeline.scoring.job import PIECES, Job, Work, _claim, _pieces, _workers, repeated_ids, run
 from ray_pipeline.scoring.rows import Columns
-from ray_pipeline.scoring.scorer import NOT_FINITE, Scored
+from ray_pipeline.scoring.scorer import NOT_FINITE, Batches, Scored
 from ray_pipeline.threshold import Own
 from ray_pipeline.train import loop
 
@@ -83,21 +83,39 @@ def test_a_cluster_s_gpus_that_are_up_are_told(
 
 
 def test_options_become_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Job] = []
+    made: list[tuple[Job, Any]] = []
 
-    def stop(wanted: Job, _: object) -> None:
-        made.append(wanted)
+    def stop(wanted: Job, make: Any) -> None:
+        made.append((wanted, make))
         raise InputError("far enough")
 
     monkeypatch.setattr(command.job, "run", stop)
     monkeypatch.setattr(runtime, "start", lambda _: None)
     arguments = ["--adapter", adapter(tmp_path / "adapter"), "--input", pairs(tmp_path / "in"), "--output"]
     arguments += [str(tmp_path / "out"), "--gpus-per-worker", "0.5", "--accelerator-type", "L4", "--shard-rows", "7"]
+    arguments += ["--no-share-prefix", "--query-prefix", "never", "--no-unique", "--batch-tokens", "99", "--merge"]
     assert command.run("d", arguments) == 1
-    (found,) = made
+    ((found, make),) = made
+    assert make.args[2:] == (Batches(None, 99, False, "never", False), "transformers", True)
+    assert found.content == adapters.content(adapters.read([arguments[1]])) and found.config["merge"]
     assert found.runtime == Runtime(gpus_per_worker=0.5, accelerator_type="L4") and found.shard_rows == 7
-    usual = replace(found, runtime=Runtime(), shard_rows=Job.shard_rows)
+    usual = replace(found, runtime=Runtime(), shard_rows=Job.shard_rows, content=None, merge=False)
     assert usual == Job(found.files, found.columns, found.adapter, found.decision, found.output)
+
+
+def test_the_input_is_cut_once_for_all_attempts_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pairs.csv").write_text("query,target,id\n" + "a,b,1\n" * 25)
+    wanted = job(str(tmp_path / "pairs.csv"), str(tmp_path / "out"))
+    found = _pieces(wanted)
+    assert len(found) == 3
+    with monkeypatch.context() as patch:
+        patch.delattr(rows, "pieces")
+        assert _pieces(wanted) == found
+    (tmp_path / "out" / PIECES).write_text("[[0, 1]]")
+    with pytest.raises(CorruptArtifactError, match=f"{PIECES}: is damaged .*delete this file"):
+        _pieces(wanted)
+    _claim(wanted, {})  # by a run that finds no other
+    assert _pieces(wanted) == found
 
 
 def test_a_table_becomes_scores_and_rejected_rows() -> None:
@@ -163,6 +181,8 @@ def test_a_folder_of_another_run_is_refused_and_both_are_named(ray_up: None, tmp
             "decision": Decision(0.2, Calibration("temperature", 2.0))
         },
         "its format is parquet, this run's is csv": {"format": "csv"},
+        "its input adapter content is none, this run's is c1": {"content": "c1"},
+        "its merge is none, this run's is True": {"merge": True},
         "its input unchecked base is none, this run's is b1": {"unchecked_base": "b1"},
         "its columns is .*'id': 'id'.*'id': None": {"columns": Columns("query", "target")},
     }
@@ -180,8 +200,9 @@ def test_a_folder_of_another_run_is_refused_and_both_are_named(ray_up: None, tmp
 
 
 def test_the_command_scores_as_the_model_in_a_notebook_does(
-    ray_up: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_up: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scorer, "at_once", lambda *_: 2)  # as with a GPU
     saved = adapter(tmp_path / "adapter", seed=1, threshold=0.4)
     good = [
         {"key": f"k{min(i, 28)}", "search": f"shoe {i % 2}", "title": f"a {i % 3},b", "lang": "xx"} for i in range(30)
@@ -295,8 +316,7 @@ def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
 ) -> None:
     import torch
 
-    from ray_pipeline.scoring import adapters
-    from ray_pipeline.scoring.scorer import Batches, Scorer
+    from ray_pipeline.scoring.scorer import Scorer
 
     real, lengths = loop.score, list[int]()
 
@@ -307,11 +327,11 @@ def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
         found = real(model, prompts, *rest)
         return np.where([len(ids) == min(lengths) for ids in prompts], np.nan, found)
 
-    scorer = Scorer(adapters.read([adapter(tmp_path / "adapter")]), "cpu", Batches())
+    whole = Scorer(adapters.read([adapter(tmp_path / "adapter")]), "cpu", Batches())
     monkeypatch.setattr(loop, "score", small)
     texts = ["x", "a table of oak", "very long " * 60, "a green table of oak"]
     found = [{"file": "f", "line": i, "id": str(i), "query": text, "target": "a"} for i, text in enumerate(texts)]
-    result = Work(lambda: scorer, "f0", Decision(0.5))(pa.Table.from_pylist(found, schema=rows.CHECKED))
+    result = Work(lambda: whole, "f0", Decision(0.5))(pa.Table.from_pylist(found, schema=rows.CHECKED))
     assert result.rejected is not None
     assert dict(zip(*result.rejected.select(["id", "reason"]).to_pydict().values(), strict=True)) == {
         "0": NOT_FINITE, "2": "out of memory",

@@ -1,6 +1,9 @@
 """Raw files cut into pieces: every row once and in order, whatever the format; what is wrong with a row is said."""
 
 import json
+import secrets
+import tracemalloc
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from ray_pipeline import storage
 from ray_pipeline.errors import InputError
+from ray_pipeline.rawfiles import RawFile, Slice
 from ray_pipeline.recipe import Spelling
 from ray_pipeline.scoring import rows
-from ray_pipeline.scoring.rows import Columns
+from ray_pipeline.scoring.rows import Columns, Piece
 
 COLUMNS = Columns(query="q", target="t", id="key", language="lang")
 PAIRS = [
@@ -55,16 +60,80 @@ def test_every_row_once_in_order_in_pieces_of_the_size_asked_for(format: str, si
     assert lines == sorted(set(lines)) and lines[0] == {"parquet": 1, "jsonl": 1, "csv": 3}[format]
 
 
+@pytest.mark.parametrize("separator", [" > ", "\t"])
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
-def test_rows_are_read_as_the_adapter_s_training_read_them(format: str, tmp_path: Path) -> None:
-    pairs = [{"q": "mug", "t": "Home,Garden > Mugs", "lang": "US"}, {"q": "\u200b\u3164", "t": "a > b", "lang": "de"}]
-    spelling = Spelling(level_separator=" > ", aliases={"us": "en"})
+def test_rows_are_read_as_the_adapter_s_training_read_them(format: str, separator: str, tmp_path: Path) -> None:
+    pairs = [
+        {"q": "mug", "t": separator.join(("Home,Garden", "Mugs")), "lang": "US"},
+        {"q": "\u200b\u3164", "t": separator.join("ab"), "lang": "de"},
+    ]
+    spelling = Spelling(level_separator=separator, aliases={"us": "en"})
     columns = Columns("q", "t", language="lang")
     [piece] = rows.pieces(rows.find([write(tmp_path, format, pairs)]), 9, columns).values()
     table = rows.read(piece, columns, spelling)
     assert table.column("target").to_pylist() == ["Home, Garden,Mugs", "a,b"]
     assert table.column("language").to_pylist() == ["en", "de"]
     assert table.column("reason").to_pylist() == [None, "empty query"]
+
+
+def test_small_row_groups_are_put_together_and_large_ones_divided(tmp_path: Path) -> None:
+    file = RawFile("input", 0, "pairs.parquet", "parquet")
+    large = Slice(file, 3, 4, 5)
+    assert list(rows._parts(file, [0, 3, 2, 9, 0, 1, 1], 5)) == [
+        Piece(Slice(file, 0, 3, 0)), Piece(large, 0, 5), Piece(large, 5, 4), Piece(Slice(file, 4, 7, 14)),
+    ]  # fmt: skip
+    tables = read(write(tmp_path, "parquet", row_group_size=2), 5)
+    assert [table.num_rows for table in tables] == [4, 4, 4, 4, 4, 3]
+    assert pa.concat_tables(tables).column("line").to_pylist() == list(range(1, 24))
+
+
+def test_a_large_row_group_is_read_once_by_who_reads_on_and_again_by_who_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = list(rows.pieces(rows.find([write(tmp_path, "parquet")]), 5, COLUMNS).values())
+    monkeypatch.setattr(rows, "BATCH_ROWS", 4)
+    begun, real = list[Slice](), rows._batches
+    monkeypatch.setattr(rows, "_batches", lambda part, names: (begun.append(part), real(part, names))[1])
+    for order, times in (([0, 1, 2, 3, 4], 1), ([1, 4], 2), ([3, 0, 2], 4)):
+        for place in order:
+            found = rows.read(pieces[place], COLUMNS).column("id").to_pylist()
+            assert found == [str(i) for i in range(5 * place, min(5 * place + 5, 23))]
+        assert len(begun) == times
+
+
+def test_of_a_row_group_that_is_larger_than_the_memory_a_few_batches_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: [secrets.token_hex(100) for _ in range(40_000)] for name in ("q", "t")}
+    pq.write_table(pa.table(some), tmp_path / "large.parquet", use_dictionary=False)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 1 << 18)
+    monkeypatch.setattr(rows, "BATCH_ROWS", 500)
+    pieces = list(rows.pieces(rows.find([str(tmp_path / "large.parquet")]), 1000, Columns("q", "t")).values())
+    most, before, real = 0, pa.total_allocated_bytes(), rows._batches
+
+    def watched(part: Slice, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+        nonlocal most
+        for batch in real(part, names):
+            most = max(most, pa.total_allocated_bytes() - before)
+            yield batch
+
+    monkeypatch.setattr(rows, "_batches", watched)
+    tracemalloc.start()  # of what is fetched; Arrow's own count is of what becomes of it
+    try:
+        table = rows.read(pieces[30], Columns("q", "t"))
+        most += tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert table.column("query").to_pylist() == some["q"][30_000:31_000]
+    assert 0 < most < 6 << 20, "the row group has 16 MiB"
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_pieces_can_be_kept_as_numbers(format: str, tmp_path: Path) -> None:
+    write(tmp_path, format, **({"row_group_size": 9} if format == "parquet" else {}))
+    files = rows.find([str(tmp_path)])
+    pieces = rows.pieces(files, 5, COLUMNS)
+    assert len(pieces) >= 5 and rows.of_numbers(files, json.loads(json.dumps(rows.as_numbers(pieces)))) == pieces
 
 
 def test_pieces_are_named_in_the_order_of_the_files(tmp_path: Path) -> None:
