@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import evaluate, metrics, scored
+from ray_pipeline import evaluate, metrics, review, scored
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import InputError
 from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Changed, Comparison, Difference
@@ -18,6 +18,11 @@ Array = npt.NDArray[Any]
 
 EXAMPLES = 12
 """Rows shown of each direction."""
+MOST_CHANGED = 50_000
+"""Rows of a sheet."""
+ANSWER = ("prediction", "probability", "score")
+"""What a run says of a row."""
+CHANGED_COLUMNS = (*review.TEXTS, *ANSWER, *(f"{name}_there" for name in ANSWER))
 WHOLE = "all"
 
 
@@ -107,16 +112,44 @@ def slices(rows: pa.Table, seen: set[str]) -> dict[str, Array]:
     return {name: chosen for name, chosen in found.items() if len(chosen)}
 
 
+def sheet(run: Mapping[str, Artifact], other: Mapping[str, Artifact]) -> bytes:
+    """The rows of holdout that two runs answer differently, as CSV, those whose probability differs most first.
+
+    What the other run says stands in the columns that end in `_there`.
+    """
+    first, second = aligned([answers(run), answers(other)])
+    places = _most_moved(first, second, _numbers(first, "prediction") != _numbers(second, "prediction"))[:MOST_CHANGED]
+    columns = {name: _numbers(first, name) for name in ANSWER}
+    columns |= {f"{name}_there": _numbers(second, name) for name in ANSWER}
+    ids = first.column("pair_id").take(pa.array(places)).to_pylist()
+    rows = zip(ids, _with_texts(run, first, places, columns), strict=True)
+    return review.as_csv(CHANGED_COLUMNS, ({"pair_id": pair} | row for pair, row in rows))
+
+
 def _changed(run: Mapping[str, Artifact], first: pa.Table, second: pa.Table, chosen: Array) -> list[Changed]:
-    """The chosen rows whose probability differs most, as people read them."""
+    """Examples of the chosen rows, those whose probability differs most, as people read them."""
+    places = _most_moved(first, second, chosen)[:EXAMPLES]
+    columns = {"here": _numbers(first, "probability"), "there": _numbers(second, "probability")}
+    return [Changed(**row) for row in _with_texts(run, first, places, columns)]
+
+
+def _most_moved(first: pa.Table, second: pa.Table, chosen: Array) -> Array:
+    """Places of the chosen rows `[n]`, by falling difference of their probabilities."""
     here, there = (_numbers(table, "probability") for table in (first, second))
     places = np.flatnonzero(chosen)
-    places = places[np.argsort(-np.abs(here - there)[places], kind="stable")][:EXAMPLES]
-    ids = first.column("pair_id").take(pa.array(places)).to_pylist()
-    more = {pair: {"here": float(here[i]), "there": float(there[i])} for pair, i in zip(ids, places, strict=True)}
+    found: Array = places[np.argsort(-np.abs(here - there)[places], kind="stable")]
+    return found
+
+
+def _with_texts(
+    run: Mapping[str, Artifact], rows: pa.Table, places: Array, columns: Mapping[str, Array]
+) -> list[dict[str, Any]]:
+    """The rows in some places as people read them, each with its values of columns `[n]`."""
+    ids = rows.column("pair_id").take(pa.array(places)).to_pylist()
+    values = zip(*(column[places].tolist() for column in columns.values()), strict=True)
+    more = {pair: dict(zip(columns, row, strict=True)) for pair, row in zip(ids, values, strict=True)}
     shards = list(run["evaluate"].manifest.shards)
-    names = {shards[number] for number in _numbers(first, "shard")[places]}
-    return [Changed(**row) for row in evaluate.with_texts(run["dedupe"], more, names)]
+    return evaluate.with_texts(run["dedupe"], more, {shards[number] for number in _numbers(rows, "shard")[places]})
 
 
 def _numbers(table: pa.Table, column: str) -> Array:

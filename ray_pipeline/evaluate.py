@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -224,21 +225,31 @@ def _change(rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -
 def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, folder: str) -> Predictions:
     """Write the predictions of every shard of scores."""
     worst, sums = list[tuple[float, str, float, str]](), dict[tuple[str, str], Array]()
-    for name, table in zip(scores.manifest.shards, scored.joined(pairs, scores, own=tables.SCORES.names), strict=True):
-        piece = learnt.calibrated(scored.of(table, task))
-        threshold = learnt.thresholds(piece)
-        predicted = (piece.score >= threshold).astype(np.int8)
-        found = table.select(tables.SCORES.names)
-        for column, values in (("probability", piece.score), ("threshold", threshold), ("prediction", predicted)):
-            found = found.append_column(column, pa.array(values))
-        artifact.write_shard(folder, name, tables.conform(found, tables.PREDICTIONS), None, found.num_rows)
-        worst += [(*one, name) for one in _mistakes(table.column("pair_id"), piece, predicted)]
+    shard = partial(_predict_shard, scored.joining(pairs, scores, own=tables.SCORES.names), task, learnt, folder)
+    names = list(scores.manifest.shards)
+    for name, (mistakes, more) in zip(names, storage.ahead(shard, names, partial(storage.join, folder)), strict=True):
+        worst += [(*one, name) for one in mistakes]
         worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
-        for place, more in _sums(piece, predicted):
-            sums[place] = sums.get(place, 0) + more
+        for place, added in more.items():
+            sums[place] = sums.get(place, 0) + added
     scores_of = {pair: {"score": score} for _, pair, score, _ in worst}
     errors = with_texts(pairs, scores_of, {name for *_, name in worst})
     return Predictions(errors, [_account(*place, *sums[place].tolist()) for place in sorted(sums)])
+
+
+def _predict_shard(
+    join: Callable[[str], pa.Table], task: str, learnt: Decision, folder: str, name: str
+) -> tuple[list[tuple[float, str, float]], dict[tuple[str, str], Array]]:
+    """Write the predictions of one shard; returns its surest mistakes and its sums."""
+    table = join(name)
+    piece = learnt.calibrated(scored.of(table, task))
+    threshold = learnt.thresholds(piece)
+    predicted = (piece.score >= threshold).astype(np.int8)
+    found = table.select(tables.SCORES.names)
+    for column, values in (("probability", piece.score), ("threshold", threshold), ("prediction", predicted)):
+        found = found.append_column(column, pa.array(values))
+    artifact.write_shard(folder, name, tables.conform(found, tables.PREDICTIONS), None, found.num_rows)
+    return _mistakes(table.column("pair_id"), piece, predicted), dict(_sums(piece, predicted))
 
 
 def _sums(piece: Scored, predicted: Array) -> Iterator[tuple[tuple[str, str], Array]]:
@@ -315,4 +326,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(written, written), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "mix", "score"), config, run, schema_version=7)
+STAGE = Stage("evaluate", ("dedupe", "mix", "score"), config, run, schema_version=8)

@@ -18,11 +18,13 @@ MAX_WIDTH = 0.1  # of an interval that still says something about a language
 MIN_ROWS = 30  # a bootstrap of fewer rows looks narrower than it is
 MAX_ECE = 0.1
 MAX_REJECTED = 0.2
+MAX_UNSCORED = 0.01  # of the rows to evaluate or predict
 MIN_AUROC = 0.6
 MAX_CUT = 0.05  # of the training prompts
 CONTRADICTED_GAP = 0.1  # share of an origin's rows beyond that of the originals
 SELECTIONS = {"f1": "F1", "auroc": "AUROC", "average_precision": "Average precision", "loss": "Loss"}
 REMOVED_LEAK = "dev or test"  # in deduplication's reason for a leak that it removed
+Check = Callable[[TaskReport], Iterator[Finding]]
 
 
 def findings(task: TaskReport) -> list[Finding]:
@@ -31,18 +33,22 @@ def findings(task: TaskReport) -> list[Finding]:
     Shares and F1 are of the holdout. A sentence claims no more than its 95 % interval: where the bounds are
     NaN (too few queries) or hold the null, it says that nothing is shown.
     """
-    checks: tuple[Callable[[TaskReport], Iterator[Finding]], ...] = (
+    of_both: tuple[Check, ...] = (  # what needs labels of both classes
         _baseline,
         _separation,
         _predicted_share,
-        _weak_languages,
-        _uncovered,
         _transfer,
         _comparison,
-        _hard_negatives,
-        _missed_negatives,
         _calibration,
         _choices,
+    )
+    others: tuple[Check, ...] = (
+        _one_class,
+        _unscored,
+        _weak_languages,
+        _uncovered,
+        _hard_negatives,
+        _missed_negatives,
         _leaks,
         _contradicted,
         _audit,
@@ -51,8 +57,21 @@ def findings(task: TaskReport) -> list[Finding]:
         _cut_prompts,
         _stopping,
     )
+    checks = others if task.headline.one_class else (*of_both, *others)
     found = [finding for check in checks for finding in check(task)]
     return sorted(found, key=lambda finding: ("warning", "note", "good").index(finding.level))
+
+
+def _one_class(task: TaskReport) -> Iterator[Finding]:
+    whole = task.headline
+    if whole.one_class:
+        text = (
+            f"All {whole.rows:,} rows of the holdout are {'relevant' if whole.positives else 'irrelevant'}: AUROC and "
+            "PR-AUC are missing, and whether F1 beats that of another run, or of answering “relevant” to every row, "
+            "cannot be told. Scores and predictions are written all the same. For these figures give more labelled "
+            "rows, or change split.holdout or split.seed."
+        )
+        yield Finding("warning", "The holdout has one class only", text)
 
 
 def _baseline(task: TaskReport) -> Iterator[Finding]:
@@ -149,8 +168,27 @@ def _ranks_worse(one: Slice, whole: Estimate | None) -> bool:
 def _weak(some: Sequence[Slice]) -> str:
     return "; ".join(
         f"{one.name} {_shown(one.f1)}{'' if one.seen else ', not trained on'}, {one.positives / one.rows:.0%} relevant"
+        f"{_unranked(one)}"
         for one in sorted(some, key=lambda one: one.f1.value)
     )
+
+
+def _unranked(one: Slice) -> str:
+    auroc = one.scalars.get("auroc")
+    return "" if auroc is None or _known(auroc) else " (too few queries of one class to judge the ranking)"
+
+
+def _unscored(task: TaskReport) -> Iterator[Finding]:
+    """Rows without a score, which no figure counts; those of the comparison are its own."""
+    for stage in task.stages:
+        if stage.stage == "score" and not stage.compared and stage.rows_rejected:
+            share = stage.rows_rejected / stage.rows_in
+            why = ", ".join(f"{reason} {rows:,}" for reason, rows in stage.reasons.items())
+            text = (
+                f"{stage.rows_rejected:,} of {stage.rows_in:,} rows ({share:.1%}) could not be scored ({why}): figures "
+                "are of the others, and those of dev and test have no prediction."
+            )
+            yield Finding("warning" if share >= MAX_UNSCORED else "note", "Rows without a score", text)
 
 
 def _uncovered(task: TaskReport) -> Iterator[Finding]:

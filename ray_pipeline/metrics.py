@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import expit, logit  # type: ignore[import-untyped, unused-ignore]
+from scipy.stats import binomtest, norm  # type: ignore[import-untyped, unused-ignore]
+from scipy.stats import t as student_t  # type: ignore[import-untyped, unused-ignore]
 
 from ray_pipeline import resample
 from ray_pipeline.figures import Estimate, Slice
@@ -15,13 +17,15 @@ from ray_pipeline.sums import ECE_BINS, SCALARS, Sums, bins_of, distinct
 
 Array = npt.NDArray[Any]
 ECE = SCALARS.index("ece")
+AREAS = SCALARS[:2]
+"""AUROC and PR-AUC, which compare rows of both classes."""
 
 RATES = ("f1", "precision", "recall")
 MIN_GROUPS = 20
-"""Below this many groups the bounds are NaN: a bootstrap of so few claims more than it knows.
+"""Below this many groups that a figure rests on, its bounds are NaN: a bootstrap of so few claims more than it knows.
 
-Of queries with a row each, nine of ten answered well, its 95 % interval of F1 held the truth in 41 % of 400 draws with
-5 queries, in 87 % with 20.
+Of queries with a row each, nine of ten answered well, 95 % of the draws of F1 held the truth in 41 % of 400 samples of
+5 queries, in 87 % with 20. AUROC and PR-AUC rest on the queries with a row of the class that has fewer of them.
 """
 _LOOKS_AT = {"f1": [0, 1, 2], "precision": [0, 1], "recall": [0, 2]}  # columns of `_confusion`
 _CELLS = 4_000_000  # bootstrap weights held at once: 32 MB
@@ -48,24 +52,27 @@ def always_relevant_f1(labels: Array) -> float:
 def estimate(
     labels: Array, predictions: Array, groups: Array, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """`f1`, `precision` and `recall` with 95 % percentile intervals that resample groups, not rows.
+    """`f1`, `precision` and `recall` with 95 % intervals that resample groups, not rows.
 
     `labels [n]` and `predictions [n]` hold 0/1, `groups [n]` strings or integer codes. Bounds are NaN
     below `MIN_GROUPS` groups and for an undefined figure; draws in which a figure is undefined are left
-    out. Method: cluster bootstrap (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8); where all draws
-    agree, e.g. without a mistake, Wilson's interval of the groups that the figure looks at.
+    out. Method: cluster bootstrap (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8), see `_interval`; where
+    all draws agree, e.g. without a mistake, Wilson's interval of the groups that the figure looks at.
     """
     counts = _per_group(_confusion(labels, predictions), groups)
-    found = _estimates(RATES, rates(counts.sum(axis=0)), rates(_resample(counts, draws, seed)), len(counts))
+    drawn = rates(_resample(counts, draws, seed))
+    found = _estimates(RATES, rates(counts.sum(axis=0)), drawn, [len(counts)] * len(RATES))
     return {name: _widened(one, int(counts[:, _LOOKS_AT[name]].any(axis=1).sum())) for name, one in found.items()}
 
 
 def _widened(figure: Estimate, groups: int) -> Estimate:
     """An interval that is a point, which claims more than so many groups can show, made Wilson's."""
-    if figure.low != figure.high:
-        return figure
-    bounds = binomtest(round(figure.value * groups), groups).proportion_ci(method="wilson")
-    return Estimate(figure.value, float(bounds.low), float(bounds.high))
+    return figure if figure.low != figure.high else _wilson(figure.value, groups)
+
+
+def _wilson(value: float, groups: int) -> Estimate:
+    bounds = binomtest(round(value * groups), groups).proportion_ci(method="wilson")
+    return Estimate(value, float(bounds.low), float(bounds.high))
 
 
 def difference(
@@ -80,7 +87,8 @@ def difference(
     counts = _per_group(both, groups)
     drawn, total = _resample(counts, draws, seed), counts.sum(axis=0)
     values = rates(total[:3]) - rates(total[3:])
-    return _estimates(RATES, values, rates(drawn[:, :3]) - rates(drawn[:, 3:]), len(counts))
+    apart = rates(drawn[:, :3]) - rates(drawn[:, 3:])
+    return _estimates(RATES, values, apart, [len(counts)] * len(RATES))
 
 
 def right_apart(labels: Array, first: Array, second: Array) -> tuple[int, int]:
@@ -111,33 +119,45 @@ def scalars(
     ECE: `sums.ECE_BINS` equal-width bins over [0, 1], the rows' mean of |mean score - share of positives|;
     resampling adds noise to each bin, and the samples are moved back by what that adds in their mean. Chance makes it
     large where rows are few; `calibration_bias`, the mean score minus the share of positives, is 0 there on average.
-    With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are.
+    With rows of one class only, `auroc` and `pr_auc` are NaN; without rows, all are. Bounds as in `estimate`, of these
+    two by `_area` and the groups with a row of the class that has fewer of them.
     Samples see scores by `sums.LEVELS` ranks and, from `resample.MOST_BLOCKS` groups on, blocks of groups.
     """
+    labels = np.asarray(labels)
     numbers, count = resample.codes(groups)
-    found = Sums.of(np.asarray(labels), np.asarray(scores), *_blocked(numbers, count, seed), order)
+    found = Sums.of(labels, np.asarray(scores), *_blocked(numbers, count, seed), order)
+    rests_on = _rests_on(labels, numbers, count)
     if count < MIN_GROUPS:
-        return _estimates(SCALARS, found.exact, _none(SCALARS), count)
+        return _estimates(SCALARS, found.exact, _none(SCALARS), rests_on)
     chosen = block_weights(len(found.columns), draws, seed)
     drawn, whole = found.figures(chosen), found.figures(np.ones((1, len(found.columns))))
     moved = _moved(drawn, whole[0], found.exact)
     moved[:, ECE] = np.maximum(moved[:, ECE], 0)
-    return _estimates(SCALARS, found.exact, moved, count)
+    figures = _estimates(SCALARS, found.exact, moved, rests_on)
+    return figures | {name: _area(figures[name].value, drawn[:, i], rests_on[i]) for i, name in enumerate(AREAS)}
 
 
 def scalar_difference(
     labels: Array, first: Array, second: Array, groups: Array, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
     """The figures of `scalars` for the scores `first [n]` minus those for `second [n]` on the same rows, paired."""
+    labels = np.asarray(labels)
     numbers, count = resample.codes(groups)
-    both = [Sums.of(np.asarray(labels), np.asarray(one), *_blocked(numbers, count, seed)) for one in (first, second)]
-    value = both[0].exact - both[1].exact
+    both = [Sums.of(labels, np.asarray(one), *_blocked(numbers, count, seed)) for one in (first, second)]
+    value, rests_on = both[0].exact - both[1].exact, _rests_on(labels, numbers, count)
     if count < MIN_GROUPS:
-        return _estimates(SCALARS, value, _none(SCALARS), count)
+        return _estimates(SCALARS, value, _none(SCALARS), rests_on)
     chosen = block_weights(len(both[0].columns), draws, seed)
     once = np.ones((1, len(both[0].columns)))
     drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, once))
-    return _estimates(SCALARS, value, _moved(drawn, whole[0], value), count)
+    return _estimates(SCALARS, value, _moved(drawn, whole[0], value), rests_on)
+
+
+def _rests_on(labels: Array, numbers: Array, count: int) -> list[int]:
+    """How many of `count` groups each figure of SCALARS rests on; `labels [n]` hold 0/1, `numbers [n]` the groups."""
+    of_class = (np.count_nonzero(np.bincount(numbers[labels == one], minlength=count)) for one in (0, 1))
+    rarer = int(min(of_class))
+    return [rarer if name in AREAS else count for name in SCALARS]
 
 
 def _moved(drawn: Array, whole: Array, exact: Array) -> Array:
@@ -318,13 +338,48 @@ def _none(names: tuple[str, ...]) -> Array:
     return np.empty((0, len(names)))
 
 
-def _estimates(names: tuple[str, ...], values: Array, drawn: Array, groups: int) -> dict[str, Estimate]:
-    return {name: _interval(float(values[i]), drawn[:, i], groups) for i, name in enumerate(names)}
+def _estimates(names: tuple[str, ...], values: Array, drawn: Array, rests_on: Sequence[int]) -> dict[str, Estimate]:
+    """By name, of draws `[draws, names]`; each rests on so many groups."""
+    return {name: _interval(float(values[i]), drawn[:, i], rests_on[i]) for i, name in enumerate(names)}
 
 
 def _interval(value: float, drawn: Array, groups: int) -> Estimate:
+    """By percentiles of the draws, as far out as they lie where a normal distribution reaches `_reach`.
+
+    The expanded percentile interval: Hesterberg, What Teachers Should Know About the Bootstrap, The American
+    Statistician 69, 2015 (arXiv 1411.5279).
+    """
     defined = drawn[~np.isnan(drawn)]
     if groups < MIN_GROUPS or np.isnan(value) or len(defined) == 0:
         return Estimate(value, np.nan, np.nan)
-    low, high = np.percentile(defined, [2.5, 97.5])
+    tail = 100 * float(norm.cdf(-_reach(groups)))
+    low, high = np.percentile(defined, [tail, 100 - tail])
     return Estimate(value, float(low), float(high))
+
+
+def _area(value: float, drawn: Array, groups: int) -> Estimate:
+    """AUROC or PR-AUC with an interval that reaches as far up as down in log-odds.
+
+    Percentiles promise too much where the area is near 1 and one class is rare: with 30 positives and 200 negatives
+    they held a true AUROC of 0.99 in 85 % of 300 samples, this interval in 96 %. Method: logit interval (Kottas, Kuss
+    and Zapf, BMC Medical Research Methodology 14:26, 2014; of PR-AUC Boyd, Eng and Page, ECML PKDD 2013), with the
+    spread of the draws. Where they agree, or the area is 0 or 1, Wilson's, which is a bound: AUROC's variance is at
+    most value * (1 - value) / groups (Birnbaum and Klose, Annals of Mathematical Statistics 28, 1957).
+    """
+    if groups < MIN_GROUPS or np.isnan(value):
+        return Estimate(value, np.nan, np.nan)
+    spread = float(np.nanstd(drawn))
+    if spread == 0 or not 0 < value < 1:
+        return _wilson(value, groups)
+    far = _reach(groups) * spread / (value * (1 - value))
+    return Estimate(value, float(expit(logit(value) - far)), float(expit(logit(value) + far)))
+
+
+@lru_cache(1024)
+def _reach(groups: int) -> float:
+    """How many standard deviations of the draws of so many groups a 95 % interval reaches to either side.
+
+    Draws scatter less than the figure, by sqrt(1 - 1 / groups), and of few groups its spread is itself uncertain, for
+    which there is Student's t.
+    """
+    return math.sqrt(groups / (groups - 1)) * float(student_t.ppf(0.975, groups - 1))

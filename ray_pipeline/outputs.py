@@ -1,6 +1,5 @@
 """What a run leaves for people, and for later commands: report, figures, recipes, decisions, record, submissions."""
 
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from ray_pipeline import evaluate, folds, rawfiles, review, run_folder, storage
+from ray_pipeline import comparison, evaluate, export, folds, ingest, logs, rawfiles, review, run_folder, storage
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import NONE, lookup
@@ -24,17 +23,19 @@ from ray_pipeline.sandbox import serving
 from ray_pipeline.scoring import decided
 from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.stage import Finished
-from ray_pipeline.submission import SubmissionTask, verify_submission, write_submission
+from ray_pipeline.submission import Expected, SubmissionTask, verify_submission, write_submission
 
 MANY_ROWS = 1 << 20
 """With more, at up to 1 KiB each, a submission's file may be larger than 1 GiB."""
+RECORD, POSITION = "a raw row", "its position"
+"""Of the rows of a submission, beside the columns that it keeps."""
 
 
 def write(runs: Runs, folder: str, command: str) -> list[str]:
     """Write all outputs below a folder; returns their urls, the report first."""
-    run_folder.clear(folder)
-    tasks = [assemble.task_report(run, other) for run, other in runs]
     chosen = [run.recipe for run, _ in runs]
+    run_folder.clear(folder, [one.name for one in chosen])
+    tasks = [assemble.task_report(run, other) for run, other in runs]
     about = assemble.report(tasks, command, [*(one.notice for one in chosen), *map(serving.notice, chosen)])
     files = {
         run_folder.REPORT: render(about).encode(),
@@ -42,11 +43,17 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
         **{run_folder.recipe_file(one.name): recipes.dump(one).encode() for one in chosen},
         **{run_folder.decision_file(run.recipe.name): decided.dumps(_decided(run)) for run, _ in runs},
         **{run_folder.review_file(run.recipe.name): review.sheet(run.artifacts) for run, _ in runs},
+        **{
+            run_folder.changed_file(run.recipe.name): comparison.sheet(run.artifacts, other.artifacts)
+            for run, other in runs
+            if other is not None
+        },
         run_folder.RECORD: run_folder.dumps(run_folder.record(runs)),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
-    return [storage.join(folder, name) for name in [*files, *_write_submissions(runs, folder)]]
+    predicted = [name for run, _ in runs for name in export.write(run.artifacts, run.recipe, folder)]
+    return [storage.join(folder, name) for name in [*files, *predicted, *_write_submissions(runs, folder)]]
 
 
 def _decided(run: Finished) -> Decided:
@@ -57,30 +64,58 @@ def _decided(run: Finished) -> Decided:
 def _write_submissions(runs: Runs, folder: str) -> list[str]:
     """Write and read back the submissions of test and dev; two recipes of one task have none in common."""
     if len({run.recipe.task for run, _ in runs}) < len(runs):
-        print("  two recipes of one task: no submission, which has room for one of each", file=sys.stderr)
+        logs.tell("  two recipes of one task: no submission, which has room for one of each")
         return []
     names = []
     for split, name in run_folder.SUBMISSIONS.items():
-        chosen = {run.recipe.task: run for run, _ in runs if getattr(run.recipe.data, split)}
-        if chosen:
+        chosen = [run for run, _ in runs if getattr(run.recipe.data, split)]
+        answers: dict[str, Answers] = {run.recipe.task: Answers(run, split) for run in chosen}
+        if answers:
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch) / name
-                write_submission(file, {task: _submission(run, split) for task, run in chosen.items()})
-                verify_submission(file, {task: _raw_ids(run.recipe, split) for task, run in chosen.items()})
+                write_submission(file, {task: one.submission for task, one in answers.items()})
+                _say_filled(name, answers)
+                verify_submission(file, {task: one.expected() for task, one in answers.items()})
                 storage.copy_file(file, storage.join(folder, name))
             names.append(name)
     return names
 
 
-def _submission(run: Finished, split: str) -> SubmissionTask:
-    recipe = run.recipe
-    predictions = Predictions(run.artifacts["evaluate"], split)
-    default = recipe.data.rejected_prediction
+def _say_filled(name: str, answers: Mapping[str, "Answers"]) -> None:
+    for task, one in answers.items():
+        if one.filled:
+            text = f"  {name}: {one.filled} rows of {task} that ingest rejected have data.rejected_prediction as theirs"
+            logs.tell(text, level="WARNING", task=task, rows=one.filled)
 
-    def predicted(identity: Any) -> int | None:
-        return predictions.get(f"{recipe.task}-{split}-{identity}", default)
 
-    return SubmissionTask(_raw_rows(recipe, split), predicted, len(predictions) > MANY_ROWS)
+class Answers:
+    """What a submission says of the raw rows of a split."""
+
+    def __init__(self, run: Finished, split: str) -> None:
+        self._recipe, self._split = run.recipe, split
+        self._predictions = Predictions(run.artifacts["evaluate"], split)
+        self.filled = 0
+        """Answers so far that are not the model's."""
+
+    def __call__(self, row: Mapping[str, Any]) -> int | None:
+        """A row's prediction; of one that ingest rejected what the recipe says; null for any other without one."""
+        prediction = self._predictions.get(f"{self._recipe.task}-{self._split}-{row['id']}")
+        if prediction is None and self._is_rejected(row):
+            prediction = self._recipe.data.rejected_prediction
+            self.filled += prediction is not None
+        return prediction
+
+    def _is_rejected(self, row: Mapping[str, Any]) -> bool:
+        return isinstance(ingest.pair(row[RECORD], self._recipe, self._split, row[POSITION]), ingest.Rejection)
+
+    @property
+    def submission(self) -> SubmissionTask:
+        """What is to be written; the raw rows are read anew."""
+        return SubmissionTask(_raw_rows(self._recipe, self._split), self, len(self._predictions) > MANY_ROWS)
+
+    def expected(self) -> Iterator[Expected]:
+        """What is to stand there; the raw rows are read anew."""
+        return ((row["id"], self(row)) for row in _raw_rows(self._recipe, self._split))
 
 
 class Predictions:
@@ -99,22 +134,21 @@ class Predictions:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def get(self, pair_id: str, default: int | None) -> int | None:
-        """A row's prediction, or what stands for one that it has not."""
+    def get(self, pair_id: str) -> int | None:
+        """A row's prediction; null if it has none."""
         place = lookup(self._hashes, np.array([_digest(pair_id)], "S16"))[0]
-        return default if place == NONE else int(self._answers[place])
+        return None if place == NONE else int(self._answers[place])
 
 
 def _digest(pair_id: str) -> bytes:
     return blake2b(pair_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _raw_ids(recipe: Recipe, split: str) -> Iterator[Any]:
-    return (row["id"] for row in _raw_rows(recipe, split))
-
-
 def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
-    """The raw rows of a split in the input's order, under the competition's names of the columns; read anew."""
+    """The raw rows of a split in the input's order, under the competition's names of the columns.
+
+    Beside these each has its RECORD as it was read, and its POSITION.
+    """
     columns = recipe.data.columns
     target = TARGET_COLUMNS[recipe.task]
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
@@ -124,9 +158,12 @@ def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
                     raise InputError(
                         f"{file.url}, line {row}: {record.reason}: the submission cannot carry it; mend the line"
                     )
+                position = rawfiles.position(file, row)
                 yield {
-                    "id": record.get(columns.id) if columns.id else rawfiles.position(file, row),
+                    "id": record.get(columns.id) if columns.id else position,
                     "language": record.get(columns.language) if columns.language else None,
                     "origin_query": record.get(columns.query),
                     target: record.get(recipe.target_column),
+                    RECORD: record,
+                    POSITION: position,
                 }

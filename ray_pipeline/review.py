@@ -5,7 +5,7 @@ As one CSV that a spreadsheet opens. Neither kind is a sample by chance: no shar
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,16 @@ def sheet(run: Mapping[str, Artifact]) -> bytes:
     kept: dict[str, list[pa.Table]] = {MISTAKE: [], UNSURE: []}
     for rows in scored.joined(run["dedupe"], run["evaluate"], TEXTS, OWN):
         kept = {MISTAKE: [_mistakes(kept[MISTAKE], rows)], UNSURE: [_unsure(kept[UNSURE], rows)]}
+    named = ({"why": why} | row for why, tables in kept.items() for table in tables for row in table.to_pylist())
+    return as_csv(COLUMNS, named)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A CSV that a spreadsheet opens and takes no text of for a formula; numbers have four decimals."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(COLUMNS)
-    for why, tables in kept.items():
-        for row in (row | {"why": why} for table in tables for row in table.to_pylist()):
-            writer.writerow([_cell(row[name]) for name in COLUMNS])
+    writer.writerow(columns)
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
     return file.getvalue().encode("utf-8-sig")  # with its mark, spreadsheets know that it is UTF-8
 
 

@@ -61,6 +61,16 @@ def review_file(name: str) -> str:
     return f"review-{name}.csv"
 
 
+def prediction_files(name: str) -> list[str]:
+    """Where the predictions of a recipe for dev and test are: as CSV, as Parquet."""
+    return [f"predictions-{name}.csv", f"predictions-{name}.parquet"]
+
+
+def changed_file(name: str) -> str:
+    """Where the rows are that a recipe and its comparison answer differently."""
+    return f"changed-{name}.csv"
+
+
 def recipe_file(name: str) -> str:
     """Where a recipe is, as it ran."""
     return f"{RECIPE}{name}{YAML}"
@@ -123,7 +133,8 @@ def _mapping(file: str) -> Mapping[str, Any]:
         raise InputError(f"{file}: is missing or damaged; name the recipe files instead") from error
 
 
-def clear(folder: str) -> None:
-    """Remove what this run may not write again, so that none of an earlier run lies beside its report."""
-    for name in (*SUBMISSIONS.values(), RECORD):
-        storage.remove_file(storage.join(folder, name))
+def clear(folder: str, names: Iterable[str]) -> None:
+    """Remove what a run of recipes of these names may not write again, so that none of an earlier run lies beside."""
+    own = [file for name in names for file in (*prediction_files(name), changed_file(name))]
+    for file in (*SUBMISSIONS.values(), RECORD, *own):
+        storage.remove_file(storage.join(folder, file))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_pipeline import artifact, runtime, shards, storage, tables
+from ray_pipeline import artifact, logs, runtime, shards, storage, tables
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.recipe import Recipe
@@ -51,7 +51,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def run(context: Context) -> Outcome:
-    """Write the pairs again with their parts; raises InputError where a part lacks a class, before money is spent."""
+    """Write the pairs again with their parts; raises InputError where one does not do, before money is spent."""
     rules = context.recipe.split
     counts = shards.map_shards(
         shards.sources([context.inputs["languages"]]),
@@ -66,18 +66,23 @@ def run(context: Context) -> Outcome:
 
 
 def _check_classes(folder: str) -> None:
+    """Raise InputError where train or tune lacks a class, or holdout is empty; say so where holdout lacks one.
+
+    Of one class nothing can be learnt, and it cannot choose an adapter and a threshold; a holdout of one class only
+    leaves out figures.
+    """
     found = set()
     for name in artifact.present_shards(folder):
         table = storage.read_parquet(storage.join(folder, name), ["part", "label"])
         found |= {(row["part"], row["label"]) for row in table.group_by(["part", "label"]).aggregate([]).to_pylist()}
     for part in ("train", "tune", "holdout"):
         labels = [label for where, label in sorted(found, key=str) if where == part]
-        if len(labels) < 2:
-            held = f"only rows labelled {labels[0]}" if labels else "no rows"
-            raise InputError(
-                f"the {part} part holds {held}: both classes are needed; add rows to data.train, or change "
-                "split.tune, split.holdout, split.withhold or split.seed"
-            )
+        held = f"the {part} part holds {f'only rows labelled {labels[0]}' if labels else 'no rows'}"
+        remedy = "add rows to data.train, or change split.tune, split.holdout, split.withhold or split.seed"
+        if part == "holdout" and len(labels) == 1:
+            logs.tell(f"  split: {held}: AUROC and what else needs both will be missing; {remedy}", level="WARNING")
+        elif len(labels) < 2:
+            raise InputError(f"{held}: both classes are needed; {remedy}")
 
 
 STAGE = Stage("split", ("languages",), config, run)

@@ -14,6 +14,8 @@ from ray_pipeline.recipe import TARGET_COLUMNS
 
 _SHOWN = 5  # ids that an error names
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same rows give the same bytes
+Expected = tuple[Hashable, int | None]
+"""The id of a row and its prediction; the latter null where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class SubmissionTask:
 
     rows: Iterable[Mapping[str, Any]]
     """The competition file's parsed lines in its order, keys and values as they are there; read once."""
-    predict: Callable[[Any], int | None]
-    """0 or 1 by the row's `id` (its type as in the file); None where there is no prediction."""
+    predict: Callable[[Mapping[str, Any]], int | None]
+    """0 or 1 for such a row; None where there is no prediction."""
     large: bool = False
     """Whether its file may be larger than 1 GiB, for which the zip needs other headers (ZIP64), said beforehand."""
 
@@ -48,12 +50,12 @@ def write_submission(path: Path, tasks: Mapping[str, SubmissionTask]) -> dict[st
 
 
 def verify_submission(
-    source: str | Path | IO[bytes], expected: Mapping[str, Iterable[Hashable] | None]
+    source: str | Path | IO[bytes], expected: Mapping[str, Iterable[Expected] | None]
 ) -> dict[str, int]:
     """Reads a submission back and returns its rows by task.
 
-    `expected` holds the ids of each task's competition file in its order, null where they are not known. Raises
-    `CorruptArtifactError` where the zip is unreadable, a file is missing or more, an id differs or stands elsewhere,
+    `expected` holds what is to stand in each task's file, in its order; null where it is not known. Raises
+    `CorruptArtifactError` where the zip is unreadable, a file is missing or more, an id or a prediction differs,
     rows are missing or more, a key is missing or a prediction is neither 0 nor 1.
     """
     try:
@@ -90,7 +92,7 @@ def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
     number, missing, first_missing = 0, 0, []
     for number, row in enumerate(task.rows, start=1):
         kept = _kept(name, number, row)
-        prediction = task.predict(kept["id"])
+        prediction = task.predict(row)
         if prediction is None:
             missing += 1
             first_missing += [kept["id"]] if missing <= _SHOWN else []
@@ -117,22 +119,30 @@ def _kept(name: str, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in _keys(name)}
 
 
-def _verify_task(archive: zipfile.ZipFile, task: str, ids: Iterable[Hashable] | None) -> int:
-    end = object()
-    number = 0
+def _verify_task(archive: zipfile.ZipFile, task: str, rows: Iterable[Expected] | None) -> int:
+    end, number = object(), 0
     with archive.open(_file_name(task)) as file:
-        lines = ((line, None) for line in file) if ids is None else zip_longest(file, ids, fillvalue=end)
+        lines: Iterable[tuple[Any, Any]]
+        lines = ((line, None) for line in file) if rows is None else zip_longest(file, rows, fillvalue=end)
         for number, (line, expected) in enumerate(lines, start=1):
             where = f"{_file_name(task)}, line {number}"
             if line is end or expected is end:
                 raise _broken(f"{where}: {'a row is missing' if line is end else 'there is a row too many'}")
-            found = _verified_id(line, task, where)
-            if ids is not None and found != expected:
-                raise _broken(f"{where}: id {found!r} where {expected!r} belongs")
+            row = _verified(line, task, where)
+            if expected is not None:
+                _compare(row, expected, where)
     return number
 
 
-def _verified_id(line: Any, task: str, where: str) -> Any:
+def _compare(row: Mapping[str, Any], expected: Expected, where: str) -> None:
+    identity, prediction = expected
+    if row["id"] != identity:
+        raise _broken(f"{where}: id {row['id']!r} where {identity!r} belongs")
+    if prediction is not None and row["prediction"] != prediction:
+        raise _broken(f"{where}: prediction {row['prediction']} of id {identity!r}, which was predicted {prediction}")
+
+
+def _verified(line: Any, task: str, where: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -142,4 +152,4 @@ def _verified_id(line: Any, task: str, where: str) -> Any:
         raise _broken(f"{where}: its keys are not {keys}")
     if type(row["prediction"]) is not int or row["prediction"] not in (0, 1):
         raise _broken(f"{where}: prediction {row['prediction']!r} is neither 0 nor 1")
-    return row["id"]
+    return row

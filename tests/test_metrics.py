@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import norm  # type: ignore[import-untyped, unused-ignore]
 from sklearn.metrics import (  # type: ignore[import-untyped, unused-ignore]
     average_precision_score,
     log_loss,
@@ -63,7 +64,7 @@ def test_interval_is_the_plain_bootstrap_over_groups() -> None:
         rows = (drawn[:, None] * 8 + np.arange(8)).ravel()  # eight consecutive rows a group
         f1.append(metrics.f1_precision_recall(labels[rows], predictions[rows])[0])
     figure = metrics.estimate(labels, predictions, groups, draws=4000)["f1"]
-    assert [figure.low, figure.high] == pytest.approx(np.percentile(f1, [2.5, 97.5]), abs=0.01)
+    assert [figure.low, figure.high] == pytest.approx(np.percentile(f1, [2.0, 98.0]), abs=0.01)
 
 
 def test_groups_make_wider_intervals_than_rows() -> None:
@@ -152,9 +153,10 @@ def test_undefined_figures_are_nan_and_quiet() -> None:
             assert np.isnan(figures["auroc"].value)
             assert np.isnan(figures["pr_auc"].high)
             assert figures["ece"].value == pytest.approx(abs(0.25 - labels[0]))
-        # One positive row: about a third of the draws lack it, and are left out.
+        # One positive row: about a third of the draws lack it, and are left out; the others cannot tell of another one.
         lone = np.where(groups == 0, 1, 0)
-        assert metrics.scalars(lone, 0.9 - groups / 40, groups, draws=50)["auroc"] == Estimate(1.0, 1.0, 1.0)
+        for name, figure in metrics.scalars(lone, 0.9 - groups / 40, groups, draws=50).items():
+            assert np.isnan(figure.low) == (name in metrics.AREAS), name
 
 
 def test_scalars_agree_with_scikit_learn() -> None:
@@ -168,6 +170,49 @@ def test_scalars_agree_with_scikit_learn() -> None:
     # The log-loss is a mean of 200 group means of three rows: its interval is about 3.92 errors wide.
     loss = -np.log(np.where(labels == 1, scores, 1 - scores)).reshape(3, 200).mean(axis=0)
     assert width(figures["log_loss"]) == pytest.approx(3.92 * loss.std() / 200**0.5, rel=0.25)
+
+
+def ranked(generator: np.random.Generator, auroc: float, rows: tuple[int, int]) -> tuple[Array, Array]:
+    """Labels and scores of so many negatives and positives, whose true AUROC is known."""
+    labels = np.repeat([0, 1], rows).astype(np.int8)
+    return labels, norm.cdf(generator.normal(labels * np.sqrt(2) * norm.ppf(auroc), 1))
+
+
+@pytest.mark.parametrize(("auroc", "rows"), [(0.8, (20, 100)), (0.99, (200, 30))])
+def test_intervals_of_auroc_cover_the_truth_where_one_class_is_rare(auroc: float, rows: tuple[int, int]) -> None:
+    generator, groups = np.random.default_rng(rows), np.arange(sum(rows))
+    found = [metrics.scalars(*ranked(generator, auroc, rows), groups, draws=100)["auroc"] for _ in range(100)]
+    assert 0.9 <= np.mean([one.low <= auroc <= one.high for one in found]) < 1
+    assert np.mean([width(one) for one in found]) < 0.25, "and say something"
+
+
+def test_differences_of_auroc_cover_zero_where_one_class_is_rare() -> None:
+    generator, covered = np.random.default_rng(7), []
+    for _ in range(80):
+        (labels, first), (_, second) = (ranked(generator, 0.85, (20, 100)) for _ in range(2))
+        found = metrics.scalar_difference(labels, first, second, np.arange(120), draws=100)["auroc"]
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) >= 0.9
+
+
+def test_one_row_of_a_class_tells_no_certainty_of_ranking() -> None:
+    labels = np.array([0] + [1] * 24)
+    perfect = np.linspace(0.1, 0.9, 25)
+    wrong = np.concatenate([[0.95], perfect[1:]])  # the only irrelevant row comes first
+    for scores, value in ((perfect, 1.0), (wrong, 0.0)):
+        found = metrics.scalars(labels, scores, np.arange(25))["auroc"]
+        assert found.value == value and np.isnan([found.low, found.high]).all()
+    apart = metrics.scalar_difference(labels, perfect, wrong, np.arange(25))
+    assert apart["auroc"].value == 1 and np.isnan([apart["auroc"].low, apart["pr_auc"].high]).all()
+    assert not np.isnan(apart["log_loss"].low), "which rests on all queries"
+
+
+@pytest.mark.parametrize("rows", [25, 400])
+def test_a_perfect_ranking_is_no_certainty(rows: int) -> None:
+    labels = np.repeat([0, 1], (25, rows))
+    found = metrics.scalars(labels, np.linspace(0, 1, 25 + rows), np.arange(25 + rows), draws=200)
+    for name in metrics.AREAS:  # Wilson's of 25 of 25, also where ranks are put together
+        assert found[name] == Estimate(1.0, pytest.approx(25 / (25 + 1.96**2), abs=1e-4), 1.0)
 
 
 def test_the_interval_of_ece_holds_its_value() -> None:

@@ -59,16 +59,21 @@ def test_rows_stand_in_the_inputs_order_under_the_competitions_names(tmp_path: P
     assert [(row["id"], row["prediction"]) for row in found] == [("30", 1), ("10", 0), ("20", 1)]
 
 
-def test_a_rejected_row_stops_the_submission_unless_the_recipe_says_what_it_gets(
-    tmp_path: Path, csv_recipe: Recipe
+def test_a_row_that_ingest_rejects_gets_what_the_recipe_says_and_no_other_row_does(
+    tmp_path: Path, make_recipe: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished = run(tmp_path, csv_recipe, {"10": 0, "30": 0})
-    with pytest.raises(InputError, match=r"1 of 3 .*20"):
-        outputs._write_submissions([(finished, None)], str(tmp_path / "out"))
+    path = tmp_path / "test.csv"
+    path.write_text("number,tag,search,path\n30,en,shoe,a\n10,en,hat,c\n20,fr,robe,\n", encoding="utf-8")
+    chosen = make_recipe(data__test=[str(path)], data__columns=COLUMNS)
+    with pytest.raises(InputError, match=r"1 of 3 .*'20'"):
+        outputs._write_submissions([(run(tmp_path, chosen, {"10": 0, "30": 0}), None)], str(tmp_path / "out"))
     assert not (tmp_path / "out" / "submission.zip").exists()
-    chosen = csv_recipe.model_copy(update={"data": csv_recipe.data.model_copy(update={"rejected_prediction": 1})})
-    outputs._write_submissions([(run(tmp_path / "2", chosen, {"10": 0, "30": 0}), None)], str(tmp_path / "out"))
+    filled = recipes.variant(chosen, {"data.rejected_prediction": 1})
+    outputs._write_submissions([(run(tmp_path / "2", filled, {"10": 0, "30": 0}), None)], str(tmp_path / "out"))
     assert [row["prediction"] for row in submitted(tmp_path / "out")] == [0, 0, 1]
+    assert "submission.zip: 1 rows of QC that ingest rejected" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"1 of 3 rows have no prediction, the first ids: '30'"):  # score rejected it
+        outputs._write_submissions([(run(tmp_path / "3", filled, {"10": 0}), None)], str(tmp_path / "out"))
 
 
 def test_ids_of_a_warehouse_which_are_no_numbers_of_json(tmp_path: Path, make_recipe: Any) -> None:
@@ -134,12 +139,12 @@ def test_predictions_are_found_by_id_and_by_nothing_like_it(
     wanted = {str(number): number % 2 for number in range(2000)}
     finished = run(tmp_path, csv_recipe, wanted)
     found = outputs.Predictions(finished.artifacts["evaluate"], "test")
-    assert {key: found.get(f"QC-test-{key}", None) for key in wanted} == wanted
-    assert found.get("QC-test-2000", None) is None and found.get("QC-dev-1", 7) == 7
+    assert {key: found.get(f"QC-test-{key}") for key in wanted} == wanted
+    assert found.get("QC-test-2000") is None and found.get("QC-dev-1") is None
     assert len(outputs.Predictions(finished.artifacts["evaluate"], "dev")) == 0
-    assert not outputs._submission(finished, "test").large
+    assert not outputs.Answers(finished, "test").submission.large
     monkeypatch.setattr(outputs, "MANY_ROWS", 1999)
-    assert outputs._submission(finished, "test").large
+    assert outputs.Answers(finished, "test").submission.large
 
 
 def test_the_record_names_what_was_made_compared_and_taken(tmp_path: Path, csv_recipe: Recipe) -> None:
@@ -164,3 +169,11 @@ def test_two_recipes_of_one_task_have_no_submission(tmp_path: Path, csv_recipe: 
     finished = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1})
     assert outputs._write_submissions([(finished, None), (finished, None)], str(tmp_path / "out")) == []
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_run_may_not_write_again_goes_before_it(tmp_path: Path) -> None:
+    stale = ["submission.zip", "run.json", "predictions-mine.csv", "predictions-mine.parquet", "changed-mine.csv"]
+    for name in [*stale, "predictions-other.csv", "notes.txt"]:
+        (tmp_path / name).write_text("x")
+    run_folder.clear(str(tmp_path), ["mine"])
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions-other.csv", "notes.txt"}

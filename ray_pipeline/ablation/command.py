@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ray_pipeline import cli, problems, rawfiles, storage
+from ray_pipeline import cli, logs, problems, rawfiles, storage
 from ray_pipeline.ablation import matrix, runs, table
 from ray_pipeline.report import index
 
@@ -43,8 +43,10 @@ def _run(options: argparse.Namespace) -> int:
     output = options.output or os.path.join("runs", "-".join(["ablation", *(study.name for study in studies)]))
     storage.expect_folder(output)
     command, found, written = shlex.join(["python", *sys.argv]), [], []
-    for found in runs.rounds(studies, workdir):
-        written = table.write(studies, found, output, command)  # after each seed: a long study shows what it knows
-    index.refresh(output)
-    print("\n".join(written))
+    with logs.about(run=output):
+        for found in runs.rounds(studies, workdir):
+            written = table.write(studies, found, output, command)  # after each seed: a long one shows what it knows
+        index.refresh(output, start=options.output is None)  # then it is a folder of runs
+        for url in written:
+            logs.say(url, "output", url=url)
     return problems.PROBLEM if any(run.problem for run in found) else problems.DONE

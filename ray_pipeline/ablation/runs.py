@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from ray_pipeline import pipeline
+from ray_pipeline import logs, pipeline
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import PipelineError
@@ -44,12 +44,13 @@ def rounds(studies: Sequence[Study], workdir: str) -> Iterator[list[Ran]]:
 
 def _run(study: Study, place: int, seed: int, workdir: str) -> Ran:
     line = study.lines[place]
-    print(f"{study.name}, {line.name} ({place + 1} of {len(study.lines)}), seed {seed}")
-    try:
-        finished = pipeline.execute(line.runs[seed], workdir)
-    except PipelineError as error:
-        print(f"  failed: {error}")
-        return Ran(study.name, line.name, seed, {}, problem=str(error))
+    with logs.about(study=study.name, variant=line.name, seed=seed):
+        logs.say(f"{study.name}, {line.name} ({place + 1} of {len(study.lines)}), seed {seed}", "recipe")
+        try:
+            finished = pipeline.execute(line.runs[seed], workdir)
+        except PipelineError as error:
+            logs.say(f"  failed: {error}", "error", "ERROR")
+            return Ran(study.name, line.name, seed, {}, problem=str(error))
     return Ran(study.name, line.name, seed, finished.artifacts, taken=finished.taken)
 
 

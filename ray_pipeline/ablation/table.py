@@ -15,7 +15,7 @@ from ray_pipeline import artifact, run_folder, storage
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
-from ray_pipeline.ablation.verdicts import DRAWS, METHOD, SIGNIFICANT, Cost, Verdict
+from ray_pipeline.ablation.verdicts import METHOD, SIGNIFICANT, Cost, Verdict
 from ray_pipeline.artifact import workdir_of
 from ray_pipeline.comparison import WHOLE
 from ray_pipeline.duration import duration
@@ -174,7 +174,7 @@ def page(found: Sequence[Section], runs: Sequence[Ran], command: str) -> str:
     template = render.environment().get_template("ablation.html.j2")
     return template.render(
         sections=found,
-        method=METHOD.format(draws=DRAWS),
+        method=_method(found),
         created=now(),
         command=command,
         seconds=seconds,
@@ -192,7 +192,13 @@ def markdown(found: Sequence[Section]) -> str:
         lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
         lines += [_markdown_row(row) for row in section.rows]
         lines += ["", *(f"- {row.name} failed, {problem}" for row in section.rows for problem in row.problems), ""]
-    return "\n".join([*lines, METHOD.format(draws=DRAWS), ""])
+    return "\n".join([*lines, _method(found), ""])
+
+
+def _method(found: Sequence[Section]) -> str:
+    """How the figures of these studies are made."""
+    samples = sorted({verdicts.draws(section.study) for section in found})
+    return METHOD.format(draws=" or ".join(f"{one:,}" for one in samples))
 
 
 def _markdown_row(row: Row) -> str:

@@ -18,6 +18,9 @@ from ray_pipeline.figures import Estimate
 Array = npt.NDArray[Any]
 
 DRAWS = 2000
+"""At least."""
+DRAWS_PER_VARIANT = 50
+"""The least p is 2 / (draws + 1): times the number of variants, as Holm has it, that stays below SIGNIFICANT."""
 METHOD = (
     "F1 is the mean over seeds on the holdout rows that all runs share. Intervals are 95 % percentile intervals of "
     "{draws} bootstrap samples; each draws queries with replacement, the same for all variants and seeds (Davison and "
@@ -68,6 +71,11 @@ class Cost:
     """Of Gemini's answers whenever they were paid for; null where a price is unknown."""
 
 
+def draws(study: Study) -> int:
+    """How many samples a study's figures rest on."""
+    return max(DRAWS, DRAWS_PER_VARIANT * len(study.lines))
+
+
 def verdicts(study: Study, runs: Sequence[Ran]) -> list[Verdict]:
     """Every variant that ran on every slice: all rows, seen and withheld languages, each language."""
     done = [run for run in runs if run.study == study.name and run.problem is None]
@@ -82,7 +90,7 @@ def verdicts(study: Study, runs: Sequence[Ran]) -> list[Verdict]:
     for name, chosen in comparison.slices(first, evaluate.seen_languages(done[0].artifacts["mix"])).items():
         groups = codes[chosen]
         drawn = {
-            (run.line, run.seed): _drawn(labels[chosen], answer[chosen], groups)
+            (run.line, run.seed): _drawn(labels[chosen], answer[chosen], groups, draws(study))
             for run, answer in zip(done, answers, strict=True)
         }
         found += _holm(
@@ -95,14 +103,14 @@ Drawn = Mapping[tuple[str, int], Array]
 """F1, precision and recall `[1 + draws, 3]` by variant and seed: of all rows, then of each bootstrap sample."""
 
 
-def _drawn(labels: Array, predicted: Array, groups: Array) -> Array:
+def _drawn(labels: Array, predicted: Array, groups: Array, samples: int) -> Array:
     numbers, count = resample.codes(groups)
     block, blocks = resample.blocks(count, 0)
     sums = metrics.confusion_sums(labels, predicted, block[numbers], blocks)
     whole = sums.sum(axis=0, keepdims=True)
     if count < metrics.MIN_GROUPS:
         return metrics.rates(whole)
-    return metrics.rates(np.concatenate([whole, metrics.block_weights(blocks, DRAWS, 0) @ sums]))
+    return metrics.rates(np.concatenate([whole, metrics.block_weights(blocks, samples, 0) @ sums]))
 
 
 def _seeds(variant: str, drawn: Drawn) -> list[int]:

@@ -15,7 +15,7 @@ from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.reading import SLICE_ROWS, Slice
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.run_folder import SUBMISSIONS
-from ray_pipeline.submission import verify_submission
+from ray_pipeline.submission import Expected, verify_submission
 from ray_pipeline.validation.buckets import Entries, divided, judge
 from ray_pipeline.validation.check import Check
 from ray_pipeline.validation.files import Table
@@ -55,10 +55,10 @@ def _same_files(recipe: Recipe, ingested: Manifest) -> bool:
 def _look_at(url: str, split: str, chosen: Sequence[Evaluated], check: Check) -> None:
     try:
         with storage.open_read(url) as file:
-            ids: dict[str, Iterator[Any] | None] = {
-                recipe.task: _ids(recipe, split) if same else None for recipe, _, same in chosen
+            rows: dict[str, Iterator[Expected] | None] = {
+                recipe.task: _rows(recipe, split) if same else None for recipe, _, same in chosen
             }
-            verify_submission(file, ids)
+            verify_submission(file, rows)
     except FileNotFoundError:
         check.demand(False, url, "is missing; run the recipe's command again")
         return
@@ -69,16 +69,16 @@ def _look_at(url: str, split: str, chosen: Sequence[Evaluated], check: Check) ->
         judge(check, 2 * table.manifest.rows_out, _predictions(url, split, recipe, table), divided)
 
 
-def _ids(recipe: Recipe, split: str) -> Iterator[Any]:
-    """The ids of a split's raw rows in the input's order; null for a line that cannot be read."""
+def _rows(recipe: Recipe, split: str) -> Iterator[Expected]:
+    """The ids of a split's raw rows in the input's order, null for a line that cannot be read; no predictions."""
     column = recipe.data.columns.id
     for file in rawfiles.find(split, getattr(recipe.data, split), recipe.data.format):
         for part in rawfiles.numbered_slices([file]):
             for row, record in rawfiles.records(part, recipe.raw_columns):
                 if isinstance(record, Unreadable):
-                    yield None
+                    yield None, None
                 else:
-                    yield record.get(column) if column else rawfiles.position(file, row)
+                    yield record.get(column) if column else rawfiles.position(file, row), None
 
 
 def _predictions(url: str, split: str, recipe: Recipe, table: Table) -> Iterator[Entries]:

@@ -132,3 +132,19 @@ def test_costs_are_those_of_a_run_on_its_own_and_the_total_counts_once(runs: lis
     more, *_ = verdicts.costs(study, started)
     assert (more.seconds, more.training_seconds) == (pytest.approx(base.seconds + 0.5), 1.0)
     assert verdicts.spent(started)[0] == pytest.approx(2 * base.seconds + 0.5)
+
+
+@pytest.mark.parametrize("lines", [2, 41, 120])
+def test_with_any_number_of_variants_one_can_be_significant(recipe: Recipe, lines: int) -> None:
+    study = ran.study(recipe, [f"v{i}" for i in range(lines)], [0])
+    p = verdicts._p_value(np.full(verdicts.draws(study), 0.1))
+    assert p * (lines - 1) < verdicts.SIGNIFICANT
+    assert verdicts.draws(study) >= verdicts.DRAWS
+
+
+def test_figures_rest_on_as_many_samples_as_the_study_asks_for(
+    runs: list[Ran], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "DRAWS", 99)
+    found = whole(verdicts.verdicts(ran.study(recipe, ["base", "better"], [0]), [one for one in runs if one.seed == 0]))
+    assert found["better"].p == pytest.approx(2 / (2 * verdicts.DRAWS_PER_VARIANT + 1))
