@@ -38,6 +38,10 @@ class GeminiError(StoppedError):
     """The Gemini server cannot be reached or refuses to work for us (key, model, quota, budget)."""
 
 
+class WorkerDiedError(PipelineError):
+    """Worker after worker dies at the same work, as those do that the kernel kills for their memory."""
+
+
 class ModelError(PipelineError):
     """A model folder or adapter is incomplete, or does not fit what is asked of it."""
 

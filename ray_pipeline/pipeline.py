@@ -1,9 +1,8 @@
 """The order of the stages, the plan of a recipe, and its execution: what is finished is reused, the rest is run."""
 
 import datetime
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from ray_pipeline import (
     evaluate,
     ingest,
     languages,
+    logs,
     mix,
     negatives,
     preflight,
@@ -28,10 +28,12 @@ from ray_pipeline import (
     self_validation,
     split,
     storage,
+    telemetry,
     translate,
 )
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
+from ray_pipeline.logs import Say, about
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.sandbox import serving
 from ray_pipeline.stage import Context, Finished, Stage
@@ -42,6 +44,8 @@ STAGES: tuple[Stage, ...] = (
     negatives.STAGE, mix.STAGE, encode.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
 )  # fmt: skip
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
+PLACED = frozenset(stage.name for stage in (audit.STAGE, train.STAGE, score.STAGE, evaluate.STAGE))
+"""Those that wait for the nodes of their own workers, or need none; all others begin with work for any CPU."""
 CLAIMS = "claims"
 """Below the working folder: who makes which artifact."""
 
@@ -92,29 +96,33 @@ def other_plans(recipe: Recipe, workdir: str) -> dict[str, list[Step]]:
     return {name: plan(recipe.other, workdir, stage) for name, stage in cross_task.taken(recipe.train).items()}
 
 
-def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Callable[[str], None] = print) -> Finished:
+def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Say = logs.say) -> Finished:
     """Run what is not finished of a recipe; returns all its artifacts."""
     steps = plan(recipe, workdir, until)
     done: dict[str, Artifact] = {}
     others = _of_other_task(recipe, steps, workdir, show)
     taken = {name: run.artifacts[stage] for name, (stage, run) in others.items() if stage in run.artifacts}
     pending = _pending(steps)
-    with serving.gemini(recipe) if pending else nullcontext(recipe) as served:
+    with (
+        about(recipe=recipe.name, task=recipe.task),
+        serving.gemini(recipe) if pending else nullcontext(recipe) as served,
+    ):
         if pending:
             preflight.expect(recipe, pending)
             runtime.start(recipe.runtime)
             preflight.expect_room(recipe, pending)
         for step in steps:
-            found = step.finished or _run(step, served, workdir, done | taken, show)
-            done[step.stage.name] = found
-            show(_line(found, "reused" if step.finished else f"{found.manifest.seconds:.1f} s"))
+            with about(stage=step.stage.name):
+                found = step.finished or _run(step, served, workdir, done | taken, show)
+                done[step.stage.name] = found
+                event = "stage_reused" if step.finished else "stage_finished"
+                note = "reused" if step.finished else f"{found.manifest.seconds:.1f} s"
+                show(_line(found, note), event, **_figures(found))
     reused = frozenset(step.stage.name for step in steps if step.finished)
     return Finished(recipe, done, reused, [run for _, run in others.values()])
 
 
-def _of_other_task(
-    recipe: Recipe, steps: list[Step], workdir: str, show: Callable[[str], None]
-) -> dict[str, tuple[str, Finished]]:
+def _of_other_task(recipe: Recipe, steps: list[Step], workdir: str, show: Say) -> dict[str, tuple[str, Finished]]:
     """What a training takes from the other task's recipe, up to which stage, by the name that it has there.
 
     It is made if it is not there and the training is to be run; for one that is there, it is what is left of it.
@@ -125,7 +133,8 @@ def _of_other_task(
         if recipe.other is None or not users:
             continue
         if any(step.finished is None for step in users):
-            show(f"{recipe.name}: {name}, from {recipe.other.name} ({recipe.other.task})")
+            words = f"{recipe.name}: {name}, from {recipe.other.name} ({recipe.other.task})"
+            show(words, "recipe", recipe=recipe.other.name, task=recipe.other.task)
             found[name] = stage, execute(recipe.other, workdir, stage, show)
         else:
             there = {step.stage.name: step.finished for step in plan(recipe.other, workdir, stage) if step.finished}
@@ -133,13 +142,12 @@ def _of_other_task(
     return found
 
 
-def _run(
-    step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact], show: Callable[[str], None] = print
-) -> Artifact:
+def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact], show: Say = logs.say) -> Artifact:
     """Make what no other run has finished by now, having waited for one that is making it."""
 
     def waiting(holder: str) -> None:
-        show(f"  {step.stage.name}: another run ({holder}) is making it; waiting until it has ended")
+        words = f"  {step.stage.name}: another run ({holder}) is making it; waiting until it has ended"
+        show(words, "waiting", holder=holder)
 
     folder = storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")
     with claim.awaited(folder, waiting) as claimed:
@@ -148,14 +156,17 @@ def _run(
 
 def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact], claimed: claim.Claim) -> Artifact:
     inputs = {name: done[name] for name in step.inputs}
-    started = time.monotonic()
+    started, spilled = time.monotonic(), telemetry.spilled()
+    logs.record(f"{step.stage.name}: begun", "stage_begun", fingerprint=step.fingerprint)
     with problems.unwrapped():
-        runtime.check_room(recipe.runtime, 1, {"CPU": 1})
+        if step.stage.name not in PLACED:
+            runtime.check_room(recipe.runtime, 1, {"CPU": 1})
         outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config, claimed.watch()))
+    extra = {**outcome.extra, "spilled_bytes": telemetry.spilled_since(spilled)}
     claimed.check()
     seconds = time.monotonic() - started
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    extra = {**outcome.extra, "schema_version": step.stage.schema_version, "created": created}
+    extra |= {"schema_version": step.stage.schema_version, "created": created}
     return artifact.commit(step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, extra)
 
 
@@ -165,14 +176,22 @@ def _line(item: Artifact, note: str) -> str:
     spent += f", {manifest.usd:.4f} USD" if manifest.requests and manifest.usd is not None else ""
     if others := manifest.extra.get("unexpected_versions"):
         spent += f", answered as {', '.join(others)}"
+    if manifest.spilled_bytes:
+        spent += f", spilled {telemetry.megabytes(manifest.spilled_bytes)}"
     return (
         f"  {manifest.stage:<15} {manifest.rows_in:>9} in {manifest.rows_out:>9} out "
         f"{manifest.rows_rejected:>7} rejected  {note}{spent}"
     )
 
 
+def _figures(item: Artifact) -> dict[str, Any]:
+    """What a log holds of an artifact besides its line."""
+    names = ("fingerprint", "rows_in", "rows_out", "rows_rejected", "seconds", "requests", "usd", "spilled_bytes")
+    return {name: getattr(item.manifest, name) for name in names}
+
+
 def run(
-    chosen: list[Recipe], workdir: str, until: str | None = None, show: Callable[[str], None] = print
+    chosen: list[Recipe], workdir: str, until: str | None = None, show: Say = logs.say
 ) -> list[tuple[Finished, Finished | None]]:
     """Run recipes and what each compares itself with; what can be known to be missing is said before the first."""
     variants = [None if one.compare is None else recipes.variant(one, one.compare.set) for one in chosen]
@@ -180,12 +199,12 @@ def run(
         preflight.expect(one, _pending(plan(one, workdir, until)))
     found = []
     for recipe, variant in zip(chosen, variants, strict=True):
-        show(f"{recipe.name} ({recipe.task})")
+        show(f"{recipe.name} ({recipe.task})", "recipe", recipe=recipe.name, task=recipe.task)
         main = execute(recipe, workdir, until, show)
         other = None
         if recipe.compare is not None and variant is not None:
-            show(f"{recipe.name}: {recipe.compare.name}")
-            other = execute(variant, workdir, until, show)
+            show(f"{recipe.name}: {recipe.compare.name}", "recipe", recipe=recipe.name, task=recipe.task)
+            with about(comparison=recipe.compare.name):
+                other = execute(variant, workdir, until, show)
         found.append((main, other))
-        sys.stdout.flush()
     return found

@@ -3,13 +3,12 @@
 import gc
 import logging
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from ray_pipeline import s3
+from ray_pipeline import logs, node_types, s3
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.recipe.section import holds_credentials
@@ -26,8 +25,11 @@ NOTICE_SECONDS = 3.0
 ROUNDING = 1e-9
 """A worker takes 0.1 of a CPU ten times."""
 
-KNOBS = {"CPU": "runtime.cpus_per_worker", "GPU": "runtime.gpus_per_worker"}
-"""The field of the recipe that asks for a resource."""
+TYPE = "accelerator_type:"
+"""Begins Ray's name of the resource by which a node tells the type of its GPUs."""
+NONE_TO_START = "its autoscaler has none to start"
+WAIT = "ray_pipeline.wait_seconds"
+"""Under this name, Ray Data's context holds `runtime.wait_seconds`."""
 
 
 def start(runtime: Runtime) -> None:
@@ -45,7 +47,7 @@ def start(runtime: Runtime) -> None:
             _start_here(runtime, options)
         else:
             _join(runtime.address, options)
-    _quiet()
+    _set_up_data(runtime)
 
 
 def _handed_on(variables: Mapping[str, str]) -> dict[str, str]:
@@ -123,9 +125,7 @@ def worker_count(wanted: int | None, each: Mapping[str, float] = MappingProxyTyp
 
     `each` are the resources of one.
     """
-    import ray
-
-    return wanted or max(1, sum(places(node["Resources"], each) for node in ray.nodes() if node["Alive"]))
+    return wanted or max(1, sum(places(node, each) for node in _up()))
 
 
 def places(there: Mapping[str, float], each: Mapping[str, float]) -> int:
@@ -144,7 +144,7 @@ def gpu_placement(runtime: Runtime) -> dict[str, float]:
     """What a worker on a GPU asks for besides CPUs and GPUs: a trace of the resource that names the GPU's type."""
     if not runtime.gpus_per_worker or runtime.accelerator_type is None:
         return {}
-    return {f"accelerator_type:{runtime.accelerator_type}": 0.001}
+    return {f"{TYPE}{runtime.accelerator_type}": 0.001}
 
 
 def model_worker(runtime: Runtime) -> dict[str, float]:
@@ -177,24 +177,107 @@ def check_room(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | N
 
 
 def check_limits(runtime: Runtime, workers: int = 1, each: Mapping[str, float] | None = None) -> None:
-    """Raise PipelineError if a local Ray can never place so many workers at once, by default those that hold a model.
+    """Raise PipelineError if so many workers, by default those that hold a model, can never be placed.
 
-    Of a cluster, whose nodes may still come, it is only told that they are not there yet.
+    Of a cluster that is known if no node could hold a single one, neither one that is up nor one that may be started;
+    nodes that are started by hand are waited for, `runtime.wait_seconds`. Of nodes that may come it is only told that
+    they are not there yet.
     """
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()
     wanted = dict(each or model_worker(runtime))
-    short = [name for name, amount in wanted.items() if amount * workers > there.get(name, 0)]
-    if short and runtime.address != "local":
+    if runtime.address == "local":
+        _check_here(runtime, workers, wanted)
+        return
+    _await_kind(runtime, wanted)
+    there: dict[str, float] = ray.cluster_resources()
+    if any(amount * workers > there.get(name, 0) for name, amount in wanted.items()):
         tell(f"the cluster has no room yet for {_described(workers, wanted)}; stages that need it will wait")
-    elif short:
-        name, amount = short[0], wanted[short[0]]
-        field = KNOBS.get(name, "runtime.accelerator_type")
+
+
+def _check_here(runtime: Runtime, workers: int, each: Mapping[str, float]) -> None:
+    """Raise PipelineError if a local Ray cannot place so many workers."""
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()
+    for name, amount in each.items():
+        if amount * workers <= there.get(name, 0):
+            continue
+        if name.startswith(TYPE):
+            raise PipelineError(f"{_lacking(runtime, each, [there])}: correct it, leave it out, or run on a cluster")
+        field = _field(runtime, name, amount)
         raise PipelineError(
             f"{field} {amount:g} for {workers} worker(s) needs {amount * workers:g} {name}s, this machine's Ray has "
             f"{there.get(name, 0):g}: lower {field} or the number of workers, or run on a cluster"
         )
+
+
+def _await_kind(runtime: Runtime, each: Mapping[str, float]) -> None:
+    """Raise PipelineError if no node of a cluster could hold such a worker, even if idle; no node is started for it."""
+    kinds = node_types.startable()
+    if kinds is None or _holds(kinds, each):
+        return
+    needed, seconds = _described(1, each), 0.0 if kinds else runtime.wait_seconds
+    until, told = time.monotonic() + seconds, False
+    while not _holds(_up(), each):
+        left = until - time.monotonic()
+        if left <= 0:
+            why = NONE_TO_START if kinds else f"none has come in {seconds:g} s (runtime.wait_seconds)"
+            raise PipelineError(_refusal(runtime, each, needed, why, kinds))
+        if not told:
+            tell(f"waiting up to {seconds:g} s for a node with room for {needed}", "waiting")
+        told = True
+        time.sleep(min(NOTICE_SECONDS, left))
+
+
+def _up() -> list[Mapping[str, float]]:
+    """The resources of the nodes that are up."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _holds(kinds: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> bool:
+    """Whether nodes of one of some kinds have room for a worker, if they are idle."""
+    return any(places(kind, each) for kind in kinds)
+
+
+def _refusal(
+    runtime: Runtime, each: Mapping[str, float], needed: str, why: str, kinds: Sequence[Mapping[str, float]]
+) -> str:
+    """That no node can hold a worker, what of it is too much, and what to do; `kinds` are of nodes that are not up."""
+    return (
+        f"no node of the cluster has room for one of {needed}, and {why}: "
+        f"{_lacking(runtime, each, [*_up(), *kinds])}: correct that in the recipe, or add nodes that have it"
+    )
+
+
+def _lacking(runtime: Runtime, each: Mapping[str, float], kinds: Sequence[Mapping[str, float]]) -> str:
+    """What of a worker's resources no kind of node has enough of, or all of it where none has it together."""
+    short = [name for name, amount in each.items() if not _holds(kinds, {name: amount})]
+    return ", ".join(_asked(runtime, name, each[name], kinds) for name in short or each)
+
+
+def _asked(runtime: Runtime, name: str, amount: float, kinds: Sequence[Mapping[str, float]]) -> str:
+    """The field that asks for a resource, what it says, and what there is of it."""
+    if name.startswith(TYPE):
+        types = {other.removeprefix(TYPE) for kind in kinds for other in kind if other.startswith(TYPE)}
+        known = f"known are {', '.join(sorted(types))}" if types else "none is known"
+        return f"{_field(runtime, name, amount)} {name.removeprefix(TYPE)} ({known})"
+    most = max((kind.get(name, 0) for kind in kinds), default=0)
+    return f"{_field(runtime, name, amount)} {amount:g} (known nodes have at most {most:g})"
+
+
+def _field(runtime: Runtime, name: str, amount: float) -> str:
+    """The field of the recipe that asks for so much of a resource; else the resource."""
+    if name.startswith(TYPE):
+        return "runtime.accelerator_type"
+    if name == "GPU":
+        return "runtime.gpus_per_worker"
+    if name == "CPU":
+        fields = [field for field in ("cpus_per_worker", "translate_cpus") if getattr(runtime, field) == amount]
+        return f"runtime.{fields[0]}" if fields else name
+    return f"runtime.translate_resource {name}"
 
 
 def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> None:
@@ -207,13 +290,11 @@ def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> No
     try:
         if group.wait(min(NOTICE_SECONDS, runtime.wait_seconds)):
             return
-        tell(f"waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}")
+        tell(f"waiting up to {runtime.wait_seconds:g} s for nodes with room for {needed}", "waiting")
+        kinds = node_types.startable()
         while not group.wait(min(NOTICE_SECONDS, max(0.0, until - time.monotonic()))):
-            if _has_no_such_nodes(each):
-                raise PipelineError(
-                    f"no node of the cluster has room for one of {needed}, and its autoscaler has none to start: "
-                    f"lower {', '.join(KNOBS.values())}, or add a group of such nodes"
-                )
+            if (kinds is None or kinds) and _has_no_such_nodes(each):  # those that are started by hand may come
+                raise PipelineError(_refusal(runtime, each, needed, NONE_TO_START, kinds or ()))
             if time.monotonic() >= until:
                 raise PipelineError(
                     f"the cluster has had no room for {needed} in {runtime.wait_seconds:g} s (runtime.wait_seconds): "
@@ -226,12 +307,10 @@ def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> No
 
 def _has_no_such_nodes(each: Mapping[str, float]) -> bool:
     """Whether no node could hold such a worker even if idle, and the autoscaler says that it cannot start one."""
-    import ray
     from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-    up = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in up):
+    if _holds(_up(), each):
         return False
     said = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status()).autoscaling_state
     asked = [
@@ -246,17 +325,18 @@ def _described(workers: int, each: Mapping[str, float]) -> str:
     return f"{workers} × " + ", ".join(f"{name} {amount:g}" for name, amount in each.items())
 
 
-def tell(text: str) -> None:
-    """Say something of where the work runs, on stderr."""
-    print(f"  {text}", file=sys.stderr, flush=True)
+def tell(text: str, event: str = "note") -> None:
+    """Say something of where the work runs."""
+    logs.tell(f"  {text}", event)
 
 
-def _quiet() -> None:
+def _set_up_data(runtime: Runtime) -> None:
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # shards report their own progress
     context.max_errored_blocks = 0
+    context.set_config(WAIT, runtime.wait_seconds)
     context.raise_original_map_exception = True  # else a typed error loses its type on the way to the driver
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

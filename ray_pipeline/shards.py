@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_pipeline import artifact, storage, tables
+from ray_pipeline import artifact, storage, tables, telemetry
 from ray_pipeline.artifact import Artifact, Counts
+from ray_pipeline.attempts import Attempts
 from ray_pipeline.errors import StoppedError
 from ray_pipeline.progress import Progress
-from ray_pipeline.telemetry import Telemetry
 from ray_pipeline.text import stable_number
 
 BUCKET = "__bucket"
@@ -129,17 +129,23 @@ class _ShardWorker:
         read: Read,
         write: Write,
         label: str,
+        attempts: Attempts,
     ) -> None:
         self._make, self._read, self._write = make, read, write
-        self._telemetry = Telemetry(label)
+        self._telemetry = telemetry.of(label)
+        self._attempts = attempts
         self._work: Work | None = None
         self._making = threading.Lock()
         self._folder, self._schema, self._columns = folder, schema, columns
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        source = Source(**batch.to_pylist()[0])
+        with self._attempts.at(source.name):
+            return self._made(source)
+
+    def _made(self, source: Source) -> pa.Table:
         with self._making:  # not when the actor is made: Ray would hide what goes wrong then
             self._work = self._work or self._make()
-        source = Source(**batch.to_pylist()[0])
         started = time.monotonic()
         table = self._read(source, self._columns)
         try:
@@ -187,15 +193,21 @@ def map_shards(
 
     Each worker has `at_once` shards under way, in as many threads. Where one raises StoppedError, the others end
     theirs before it is raised here. `read` and `write` stand for other sources than artifacts, and other files.
+    Raises WorkerDiedError where one shard kills worker after worker, PipelineError once no worker has been up for
+    `runtime.wait_seconds`.
     """
     import ray.data
+
+    from ray_pipeline import watchdog
 
     done = set(artifact.present_shards(folder))
     missing = [source for source in inputs if source.name not in done]
     kept = artifact.counts_of(folder, sorted(done))
     if not missing:
         return artifact.total(kept)
+    at_once = each_at_once(at_once, len(missing), workers)
     rows = [{"name": source.name, "url": source.url, "rows": source.rows} for source in missing]
+    attempts = Attempts(label)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardWorker,
         fn_constructor_kwargs={
@@ -206,6 +218,7 @@ def map_shards(
             "read": read,
             "write": write,
             "label": label,
+            "attempts": attempts,
         },
         batch_size=1,
         batch_format="pyarrow",
@@ -220,7 +233,13 @@ def map_shards(
         num_gpus=num_gpus,
         **({"resources": dict(resources)} if resources else {}),
     )
-    return artifact.total([*kept, *collect(dataset, label, len(missing), progress)])
+    with watchdog.watched(dataset, label), attempts:
+        return artifact.total([*kept, *collect(dataset, label, len(missing), progress)])
+
+
+def each_at_once(wanted: int, shards: int, workers: int) -> int:
+    """How many shards each worker has under way: never so many that others have none."""
+    return min(wanted, -(-shards // workers))
 
 
 def map_here(
@@ -245,7 +264,10 @@ def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets:
 
     def reduced(group: pa.Table) -> pa.Table:
         bucket = group.column(BUCKET)[0].as_py()
-        return counts_table([reduce(group.drop_columns([BUCKET]), f"part-{bucket:05d}.parquet")])
+        started = time.monotonic()
+        counts = reduce(group.drop_columns([BUCKET]), f"part-{bucket:05d}.parquet")
+        telemetry.of(label).add(counts, time.monotonic() - started)
+        return counts_table([counts])
 
     return collect(grouped(dataset, reduced, buckets), label, buckets)
 

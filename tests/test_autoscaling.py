@@ -43,12 +43,14 @@ def test_nodes_come_for_the_work_and_go_after_it_and_no_others_ever(address: str
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["rows"] == list(range(SHARDS)), "every shard once"
     assert seen["before"] == ["head"]
+    assert "none to start: runtime.gpus_per_worker 2 (known nodes have at most 1)" in seen["too_much"], "not asked for"
     assert sorted(seen["types"].values()) == ["fanout", "fanout", "head"], "all nodes that ever were"
     worked = set(seen["worked_on"])
     assert worked == {node for node, kind in seen["types"].items() if kind == "fanout"}, "both took part"
     assert seen["after"] == ["head"], "the nodes that were idle are gone"
     assert seen["for_gpus"] == ["gpu", "head"], "a worker that holds a model brings its own kind of node, and no other"
     assert "room for one of 1 × CPU 1, GPU 2, and its autoscaler has none to start" in seen["refused"]
+    assert "runtime.gpus_per_worker 2 (known nodes have at most " in seen["refused"]
 
 
 class _Notes:
@@ -86,6 +88,7 @@ def job(address: str, folder: Path) -> None:
     runtime.start(Runtime(address=address))
     watch = growing.Watch()
     before = watch.alive()
+    refused = _too_much(address, folder)
     schema = pa.schema([pa.field("number", pa.int64()), pa.field("node", pa.string())])
     place = str(folder)
     shards.map_shards(
@@ -105,6 +108,7 @@ def job(address: str, folder: Path) -> None:
         "rows": sorted(row["number"] for row in rows),
         "worked_on": sorted({row["node"] for row in rows}),
         "before": before,
+        "too_much": refused,
         "after": watch.alive(),
         "types": watch.types | {n["NodeID"]: "unseen" for n in ray.nodes() if n["NodeID"] not in watch.types},
     }
@@ -112,6 +116,24 @@ def job(address: str, folder: Path) -> None:
     (folder / "seen.json").write_text(json.dumps(seen))
     watch.stop()
     runtime.stop()
+
+
+def _too_much(address: str, folder: Path) -> str:
+    """What is said before any work of a worker that the autoscaler, by its settings, has no node for."""
+    from ray_pipeline import node_types, runtime
+    from ray_pipeline.errors import PipelineError
+    from ray_pipeline.recipe import Runtime
+
+    unknown, wanted = node_types.LAUNCHED, Runtime(address=address, gpus_per_worker=1)
+    node_types.LAUNCHED = folder / "cluster.yaml"
+    runtime.check_limits(wanted)
+    try:
+        runtime.check_limits(wanted.model_copy(update={"gpus_per_worker": 2}))
+    except PipelineError as error:
+        return str(error)
+    finally:
+        node_types.LAUNCHED = unknown
+    return "nothing"
 
 
 def _room_for_models(address: str, watch: growing.Watch) -> dict[str, Any]:

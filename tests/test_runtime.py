@@ -1,15 +1,20 @@
 """Tests of ray_pipeline.runtime on the session's Ray."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import ray.data
 
-from ray_pipeline import runtime
+from ray_pipeline import claim, node_types, pipeline, preflight, runtime
+from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import PipelineError
-from ray_pipeline.recipe import Runtime
+from ray_pipeline.recipe import Recipe, Runtime
+from ray_pipeline.stage import Outcome
 
 pytestmark = pytest.mark.usefixtures("ray_up")
 
@@ -111,14 +116,102 @@ def test_gpus_that_are_not_there_are_a_problem_rather_than_a_wait() -> None:
         runtime.check_room(Runtime(cpus_per_worker=2), 2)
 
 
-def test_nodes_that_never_come_are_waited_for_as_long_as_the_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nodes_that_never_come_are_waited_for_as_long_as_the_recipe_says() -> None:
     there = int(ray.cluster_resources().get("GPU", 0))
-    runtime.check_limits(Runtime(gpus_per_worker=1, address="auto"), there + 1)  # a cluster may grow
-    assert "no room yet for" in capsys.readouterr().err
     runtime.check_room(Runtime(address="auto"), 2)
     with pytest.raises(PipelineError, match=r"no room for 9 × CPU 1, GPU 1 in 1 s \(runtime\.wait_seconds\)"):
         runtime.check_room(Runtime(gpus_per_worker=1, address="auto", wait_seconds=1), there + 9)
     runtime.check_room(Runtime(address="auto"), 2)  # what was held is let go of
+
+
+L40S = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "each", "told"),
+    [
+        ({"gpus_per_worker": 2}, None, r"runtime\.gpus_per_worker 2 \(known nodes have at most 1\): correct"),
+        ({"accelerator_type": "L40Ss"}, None, r"runtime\.accelerator_type L40Ss \(known are L40S\): correct"),
+        ({"cpus_per_worker": 16}, None, r"runtime\.cpus_per_worker 16 \(known nodes have at most 8\): correct"),
+        ({}, {"CPU": 0.5, "of_none": 1.0}, r"runtime\.translate_resource of_none 1 \(known nodes have at most 0\)"),
+        ({}, {"CPU": 9.0}, r"CPU 9 \(known nodes have at most 8\)"),
+    ],
+)
+def test_what_no_node_of_a_cluster_can_hold_is_refused_at_once(
+    changes: dict[str, Any], each: dict[str, float] | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_types, "startable", lambda: [L40S, {"CPU": 4.0}])
+    wanted = Runtime(**{"address": "auto", "gpus_per_worker": 1, "accelerator_type": "L40S"} | changes)
+    monkeypatch.setattr(runtime, "_up", list)
+    with pytest.raises(PipelineError, match=rf"no node .*, and its autoscaler has none to start: {told}"):
+        runtime.check_limits(wanted, 1, each)
+
+
+@pytest.mark.parametrize("kinds", [[L40S], None])
+def test_what_an_autoscaler_may_start_is_neither_refused_nor_asked_for(
+    kinds: list[dict[str, float]] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(*_: object) -> None:
+        raise AssertionError("a node would be started for it")
+
+    monkeypatch.setattr(node_types, "startable", lambda: kinds)
+    monkeypatch.setattr(ray.util, "placement_group", ask)
+    wanted = Runtime(address="auto", gpus_per_worker=1, accelerator_type="L40S")
+    runtime.check_limits(wanted, int(ray.cluster_resources().get("GPU", 0)) + 1)
+    assert "no room yet for" in capsys.readouterr().err
+
+
+def test_nodes_that_are_started_by_hand_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(node_types, "startable", lambda: ())
+    wanted = Runtime(address="auto", gpus_per_worker=99, wait_seconds=0.5)
+    with pytest.raises(PipelineError, match=r"none has come in 0\.5 s \(runtime\.wait_seconds\): .*gpus_per_worker 99"):
+        runtime.check_limits(wanted)
+    assert "waiting up to 0.5 s for a node with room for 1 × CPU 1, GPU 99" in capsys.readouterr().err
+    up: Any = iter([[{"Alive": True, "Resources": {"CPU": 1.0}}], *[[{"Alive": True, "Resources": L40S}]] * 9])
+    monkeypatch.setattr(ray, "nodes", lambda: next(up))
+    runtime.check_limits(wanted.model_copy(update={"gpus_per_worker": 1}))
+
+
+def test_a_type_that_this_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: L40S)
+    told = r"^runtime\.accelerator_type L40Ss \(known are L40S\): correct it, leave it out, or run on a cluster$"
+    with pytest.raises(PipelineError, match=told):
+        runtime.check_room(Runtime(gpus_per_worker=1, accelerator_type="L40Ss"))
+    runtime.check_room(Runtime(gpus_per_worker=1, accelerator_type="L40S"))
+
+
+def test_before_any_work_the_room_of_all_stages_is_looked_at(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    def check_limits(width: Runtime, workers: int = 1, each: dict[str, float] | None = None) -> None:
+        asked.append(dict(each or {"workers": workers}))
+
+    monkeypatch.setattr(runtime, "check_limits", check_limits)
+    changes = {"translate__languages": ["de"], "runtime__address": "auto", "runtime__translate_resource": "fanout"}
+    recipe = make_recipe(train__workers=2, **changes)
+    preflight.expect_room(recipe, {"ingest", "translate", "train", "score"})
+    assert asked == [{"workers": 2}, {"CPU": 0.5, "fanout": 1.0}]
+    preflight.expect_room(recipe, {"score"})
+    assert asked[2:] == [{"workers": 1}]
+    preflight.expect_room(recipe, {"ingest", "embed", "mix", "evaluate"})
+    assert len(asked) == 3, "without negatives there is nothing to embed"
+
+
+def test_only_stages_that_begin_with_work_for_any_cpu_ask_for_one(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(runtime, "check_room", lambda *_: asked.append(stage.name))
+    for stage in pipeline.STAGES:
+        idle = replace(stage, run=lambda context: Outcome(Counts()))
+        step = pipeline.Step(idle, {}, {}, str(tmp_path / stage.name), None)
+        with claim.held(str(tmp_path / "claims" / stage.name)) as claimed:
+            pipeline._made(step, make_recipe(), str(tmp_path), {}, claimed)
+    assert set(pipeline.STAGE_NAMES) - set(asked) == {"audit", "train", "score", "evaluate"}
 
 
 def test_a_pool_asks_for_what_one_of_its_workers_does() -> None:

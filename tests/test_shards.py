@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,9 +17,9 @@ import pyarrow.compute as pc
 import pytest
 import ray.cloudpickle
 
-from ray_pipeline import artifact, problems, shards, storage
+from ray_pipeline import artifact, attempts, problems, shards, storage
 from ray_pipeline.artifact import Artifact, Counts
-from ray_pipeline.errors import CorruptArtifactError, InputError
+from ray_pipeline.errors import CorruptArtifactError, InputError, WorkerDiedError
 from ray_pipeline.shards import Result, Source
 
 from . import processes
@@ -138,6 +139,24 @@ def test_a_worker_that_dies_loses_nothing(tmp_path: Path, notes: Path) -> None:
     assert numbers(folder) == [n for n in range(20) if n % 10 != 7]
     assert (counts.rows_in, counts.rows_out) == (20, 18)
     assert calls(notes)["10"] >= 2
+
+
+def test_a_shard_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = written(str(tmp_path / "in"), [2])
+
+    def work(table: pa.Table) -> Result:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
+        raise AssertionError
+
+    monkeypatch.setattr(attempts, "MOST_DEATHS", 1)
+    with pytest.raises(Exception, match="have died at it") as caught:
+        shards.map_shards(
+            shards.sources([made]), lambda: work, str(tmp_path / "out"), SCHEMA,
+            workers=1, label="dies", num_cpus=0.1,
+        )  # fmt: skip
+    found = problems.within(caught.value)
+    assert type(found) is WorkerDiedError
+    assert str(found).startswith("dies: part-00000.parquet: 1 worker(s) in a row")
 
 
 @pytest.mark.timeout(120)
@@ -344,3 +363,9 @@ def test_a_problem_of_the_user_comes_out_of_a_shuffle(tmp_path: Path) -> None:
     found = problems.within(caught.value)
     assert type(found) is InputError
     assert str(found) == "part-00000.parquet: cannot be"
+
+
+@pytest.mark.parametrize(("count", "workers", "expected"), [(1, 8, 1), (8, 8, 1), (9, 8, 2), (100, 8, 2), (3, 1, 2)])
+def test_no_worker_has_two_shards_while_another_has_none(count: int, workers: int, expected: int) -> None:
+    assert shards.each_at_once(2, count, workers) == expected
+    assert shards.each_at_once(1, count, workers) == 1
