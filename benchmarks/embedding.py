@@ -80,7 +80,7 @@ def plain(urls: Sequence[str], chosen: Recipe, batch: int, out: str) -> Times:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(models.resolve(chosen.embed.model), device="cpu")
-    prompt = chosen.embed.prompts["target"]
+    prompt = chosen.embed.prompts["target"] or ""
     model.encode([f"{prompt}warm"])
     up = time.time()
     texts = pa.concat_tables([pq.read_table(url, columns=["target"]) for url in urls]).column("target").to_pylist()

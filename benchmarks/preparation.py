@@ -95,7 +95,7 @@ def ours(folder: str) -> Measured:
     """The pipeline on raw files, with the Ray that is up."""
     with tempfile.TemporaryDirectory(prefix="preparation-") as workdir:
         started = time.monotonic()
-        finished = pipeline.execute(settings(Path(folder)), workdir, until="mix", show=lambda line: None)
+        finished = pipeline.execute(settings(Path(folder)), workdir, until="mix", show=lambda *_, **__: None)
         seconds = {"all": time.monotonic() - started}
         made = finished.artifacts
         seconds |= {stage: made[stage].manifest.seconds for stage in STAGES}

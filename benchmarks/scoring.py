@@ -27,6 +27,7 @@ from benchmarks.gpu import as_libraries_have_it
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.scoring.scorer import CPU_ROWS
 from ray_pipeline.train import loop, model, prefix
 from ray_pipeline.train.model import Classifier
 
@@ -61,12 +62,12 @@ class Side:
         encoded = [one.ids for one in self.prompt.encode(self.tokenizer, list(rows))]
         if not by_length:
             return self._unsorted(classifier, encoded, share)
-        limits = (self.chosen.runtime.score_batch_rows, tokens or self.chosen.runtime.score_batch_tokens)
+        limits = (self.chosen.runtime.score_batch_rows or CPU_ROWS, tokens or self.chosen.runtime.score_batch_tokens)
         return loop.score(classifier, encoded, self.tokenizer.pad_token_id, "cpu", *limits, share)
 
     @torch.no_grad()
     def _unsorted(self, classifier: Classifier, prompts: list[list[int]], share: bool) -> Scores:
-        size, shared = self.chosen.runtime.score_batch_rows, prefix.common(prompts) if share else 0
+        size, shared = self.chosen.runtime.score_batch_rows or CPU_ROWS, prefix.common(prompts) if share else 0
         past = classifier.read_prefix(torch.tensor(prompts[0][:shared])) if shared else None
         found = []
         for start in range(0, len(prompts), size):

@@ -97,6 +97,11 @@ class Manifest:
         """ISO 8601, UTC; null in manifests of before."""
         return self.extra.get("created")
 
+    @property
+    def spilled_bytes(self) -> int:
+        """What Ray's object store has written to disk meanwhile, for want of memory; 0 where nobody has looked."""
+        return int(self.extra.get("spilled_bytes", 0))
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -1,7 +1,6 @@
 """The command line that all jobs share: recipes, overrides, working folder, exit codes."""
 
 import argparse
-import logging
 import os
 import re
 import shlex
@@ -9,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeVar
 
-from ray_pipeline import cross_task, models, outputs, pipeline, problems, rawfiles, recipe, runtime, s3, storage
+from ray_pipeline import cross_task, logs, models, outputs, pipeline, problems, rawfiles, recipe, runtime, s3, storage
 from ray_pipeline.dry_run import describe
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Recipe, Section
@@ -28,7 +27,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 def main(description: str, until: str | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a job and exit, leaving Ray; see `run`."""
-    logging.basicConfig(level=logging.WARNING)
+    logs.start()
     try:
         sys.exit(run(description, until, arguments))
     finally:
@@ -50,7 +49,8 @@ def run(description: str, until: str | None = None, arguments: Sequence[str] | N
 
 def command_line(description: str) -> argparse.ArgumentParser:
     """An empty command line whose help shows a job's docstring as it stands."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, epilog=logs.HELP, formatter_class=form)
 
 
 def at_least_one(text: str) -> int:
@@ -111,10 +111,10 @@ def of_run(output: str, folder: str | None) -> tuple[list[Recipe], str, Record |
     """
     record = recorded(output)
     if record is None:
-        print(
+        logs.tell(
             f"{storage.join(output, RECORD)} is missing or damaged: stages are looked up by the recipe as raw files, "
             "code and defaults are now; if these have changed since the run, its artifacts are not found",
-            file=sys.stderr,
+            level="WARNING",
         )
     workdir = _full(folder or (record.workdir if record else WORKDIR))
     return placed(recorded_recipes(output, record), workdir), workdir, record
@@ -136,18 +136,21 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(describe(chosen, workdir, until))
         return problems.DONE
-    output = options.output or os.path.join("runs", "+".join(item.name for item in chosen))
+    names = "+".join(item.name for item in chosen)
+    output = options.output or os.path.join("runs", names)
     if until in WHOLE:
         storage.expect_folder(output)
-    runs = pipeline.run(chosen, workdir, until)
-    if until is not None and until not in WHOLE:
-        last = {run.recipe.name: run.artifacts[until] for run, _ in runs}
-        print("\n".join(f"{name}: {artifact.url}" for name, artifact in last.items()))
-        return problems.DONE
-    command = shlex.join(["python", *sys.argv])
-    for url in outputs.write(runs, output, command):
-        print(url)
-    index.refresh(output)
+    with logs.about(run=output if until in WHOLE else names):
+        runs = pipeline.run(chosen, workdir, until)
+        if until is not None and until not in WHOLE:
+            for run, _ in runs:
+                url = run.artifacts[until].url
+                logs.say(f"{run.recipe.name}: {url}", "output", recipe=run.recipe.name, url=url)
+            return problems.DONE
+        command = shlex.join(["python", *sys.argv])
+        for url in outputs.write(runs, output, command):
+            logs.say(url, "output", url=url)
+        index.refresh(output, start=options.output is None)  # then it is a folder of runs
     return problems.DONE
 
 

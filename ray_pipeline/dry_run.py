@@ -85,6 +85,7 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
         yield f"  Gemini in all: {_against_the_limit(sum(prices), twice, spent, recipe.gemini.max_usd)}"
     joint = _joint_rows(recipe, others)
     yield from (f"  {line}" for line in _training(recipe, steps, known, joint))
+    yield from (f"  {line}" for line in _scoring(recipe, steps, known, rows))
     yield from (f"  {line}" for line in _donor(recipe, others.get(cross_task.START, []), counted))
     if recipe.compare is not None:
         yield (
@@ -131,6 +132,17 @@ def _training(recipe: Recipe, steps: Sequence[Step], known: Rows | None, joint: 
     yield from footprint.describe(found, recipe, rows, each, footprint.computed_share(recipe, sample))
 
 
+def _scoring(recipe: Recipe, steps: Sequence[Step], known: Rows | None, rows: Mapping[str, int]) -> Iterator[str]:
+    """Hours of the scoring, if it is to do, by types of GPU; `rows` by split."""
+    done, found = _done(steps), _shape(recipe.train)
+    if found is None or "score" in done or "score" not in {step.stage.name for step in steps}:
+        return
+    judged = round(rows["train"] * (recipe.split.tune + recipe.split.holdout))
+    sample = known.originals if known else [row for row, _ in islice(_furthest(recipe, done), SAMPLE_ROWS)]
+    each = footprint.row_tokens(recipe, sample)
+    yield from footprint.describe_scoring(found, recipe, judged + rows["dev"] + rows["test"], each)
+
+
 def _mean_tokens(encoded: Artifact) -> float:
     return float(encoded.manifest.extra["tokens"] / encoded.manifest.rows_out)
 
@@ -170,7 +182,7 @@ def _shape(rules: recipes.Train) -> footprint.Shape | None:
         return footprint.KNOWN[rules.model]
     options = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code, "local_files_only": True}
     try:
-        return footprint.shape(AutoConfig.from_pretrained(models.resolve(rules.model), **options))
+        return footprint.shape(AutoConfig.from_pretrained(models.resolve(rules.model, weights=False), **options))
     except (OSError, ValueError):
         return None
 

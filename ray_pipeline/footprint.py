@@ -28,6 +28,9 @@ PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.43, "int8": 0.25, "nf4": 0.39}
 """Of the bf16 peak, what training makes of all tokens of short prompts. In bfloat16 and nf4 as measured for Gemma-3 12B
 on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes take several times
 as long. The others are assumed."""
+SCORE_SHARE = {"float32": 0.05, "bfloat16": 0.77, "int8": 0.4, "nf4": 0.75}
+"""The same of scoring, in the same measurement: passes go one way, and those tokens that all prompts begin with, nearly
+half of these, are computed once."""
 UNSHARED = 52 / 28
 """Times as long where the prefix is computed for each row: of those prompts' 52 tokens, 28 were their own."""
 CHARACTERS = 3.5
@@ -321,5 +324,33 @@ def fits(gpu: str, needed: Memory) -> bool:
 def _on(gpu: str, of: Shape, recipe: Recipe, tokens: float, needed: Memory) -> str:
     if not fits(gpu, needed):
         return f"{gpu} does not fit"
-    found = hours(of, recipe.train, tokens, GPUS[gpu][1])
-    return f"{gpu} {found:.1f}" if found >= 0.1 else f"{gpu} {math.ceil(60 * found)} min"
+    return _told(gpu, hours(of, recipe.train, tokens, GPUS[gpu][1]), recipe, recipe.train.workers)
+
+
+def _told(gpu: str, found: float, recipe: Recipe, workers: int) -> str:
+    """So many hours on a type of GPU, and what they cost if the recipe says what one costs."""
+    where, price = recipe.runtime.accelerator_type, recipe.runtime.usd_per_gpu_hour
+    told = f"{gpu} {found:.1f}" if found >= 0.1 else f"{gpu} {math.ceil(60 * found)} min"
+    if price is None or (where is not None and gpu not in kinds_of(where)):
+        return told
+    return f"{told} ({found * workers * price:.2f} USD)"
+
+
+def score_hours(of: Shape, recipe: Recipe, tokens: float, teraflops: float) -> float:
+    """Of scoring so many tokens with the recipe's workers, once with each fold's adapter: two operations per weight."""
+    work = 2 * of.linear_weights * tokens * (recipe.train.folds or 1)
+    share = SCORE_SHARE[recipe.train.precision]
+    return work / (recipe.runtime.score_workers * teraflops * 1e12 * share) / 3600
+
+
+def describe_scoring(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]:
+    """What is said beforehand of scoring so many rows of `each` tokens."""
+    workers, precision = recipe.runtime.score_workers, recipe.train.precision
+    base = (of.linear_weights + of.unused) * WEIGHT_BYTES[precision] + of.other_weights * _width(recipe.train)
+    found = {gpu: score_hours(of, recipe, rows * each, peak) for gpu, (_, peak) in GPUS.items()}
+    fitting = [gpu for gpu in GPUS if fits(gpu, Memory(base, 0, 0, base))]
+    yield (
+        f"score: about {rows:,} rows of {each:.0f} tokens on {workers} worker(s); hours, at "
+        f"{SCORE_SHARE[precision]:.0%} of the peak: "
+        + ", ".join(_told(gpu, found[gpu], recipe, workers) for gpu in fitting)
+    )

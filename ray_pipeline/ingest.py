@@ -1,6 +1,5 @@
 """Raw files to pairs: every record validated, normalised, or rejected with file, line, field and reason."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, rawfiles, shards, storage, tables
+from ray_pipeline import artifact, logs, rawfiles, shards, storage, tables, telemetry
 from ray_pipeline.artifact import Counts
 from ray_pipeline.chance import hashes
 from ray_pipeline.errors import InputError, StorageError
@@ -183,6 +182,8 @@ def _parsed(batch: pa.Table, recipe: Recipe, parts: list[Slice], folder: str, bu
         if refused := [row for row in some if "reason" in row]:
             table = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
             storage.write_parquet(storage.join(folder, "rejected", f"parse-{number:05d}-{piece:05d}.parquet"), table)
+            reasons = dict(Counter(row["reason"] for row in refused))
+            telemetry.of("ingest").add(Counts(len(refused), 0, reasons), shards=0)  # pairs count with their shards
         pairs = [row for row in some if "reason" not in row]
         numbers = hashes([row["pair_id"] for row in pairs]) % np.uint64(buckets)
         table = pa.Table.from_pylist(pairs, schema=tables.PAIRS)
@@ -387,7 +388,7 @@ def _say_untagged(recipe: Recipe, tally: Tally) -> None:
     column = recipe.data.columns.language
     if column and set(tally.languages) == {language_code(None)}:
         remedy = "name the column in data.columns.language, or set that to null if there is none"
-        print(f"  ingest: no row has a language in the column {column!r}; {remedy}", file=sys.stderr, flush=True)
+        logs.tell(f"  ingest: no row has a language in the column {column!r}; {remedy}", level="WARNING")
 
 
 def _say_flat(recipe: Recipe, tally: Tally) -> None:
@@ -397,9 +398,9 @@ def _say_flat(recipe: Recipe, tally: Tally) -> None:
     found = {separator: sum(separator in target for target in tally.targets) for separator in OTHER_SEPARATORS}
     most = max(found, key=lambda separator: found[separator])
     if 2 * found[most] > len(tally.targets):
-        print(
+        logs.tell(
             f"  ingest: no category path has a second level, and {found[most]} of {len(tally.targets)} hold {most!r}; "
-            f'if that joins levels, set data.level_separator: "{most}"', file=sys.stderr, flush=True,
+            f'if that joins levels, set data.level_separator: "{most}"', level="WARNING",
         )  # fmt: skip
 
 

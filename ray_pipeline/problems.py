@@ -1,11 +1,11 @@
 """From an error to what the user sees: the typed problem within whatever Ray wraps it in, and the exit code."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
 
+from ray_pipeline import logs
 from ray_pipeline.errors import PipelineError
 
 DONE, PROBLEM, STOPPED = 0, 1, 130
@@ -14,6 +14,7 @@ RAY_ADVICE = "\nFailed to apply UDF transform after "
 """Begins what Ray Data appends to the message of a worker's error: advice on settings of Ray."""
 
 
+@logs.about()
 def exit_code(work: Callable[[], int], debug: bool) -> int:
     """The exit code of some work; a problem of the user's is printed and gives 1, unless `debug` lets it through.
 
@@ -24,13 +25,13 @@ def exit_code(work: Callable[[], int], debug: bool) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        logs.tell("\nstopped; the same command goes on from here", "stopped")
         return STOPPED
     except Exception as error:
         problem = within(error)
         if debug or problem is None:
             raise
-        print(f"\nerror: {problem}", file=sys.stderr)
+        logs.tell(f"\nerror: {problem}", "error", "ERROR")
         return PROBLEM
 
 

@@ -1,6 +1,5 @@
 """A stage's questions to Gemini on Ray: one quota, batch jobs where they pay, live requests for the rest."""
 
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from ray_pipeline.gemini.fanout import VERSION, expect_version, needs, workers
 from ray_pipeline.gemini.ledger import Answer, Ledger, Log
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.watch import FanoutProgress
+from ray_pipeline.logs import tell
 from ray_pipeline.recipe import Gemini
 from ray_pipeline.runtime import check_room
 from ray_pipeline.shards import Source, Work
@@ -50,7 +50,8 @@ def fan_out(
     Raises StoppedError where Gemini cannot go on: what was answered is in the ledger.
     """
     recipe, workdir = context.recipe, context.workdir
-    with quota_actor.held(recipe.gemini, workdir, ledger.spent(workdir, recipe.gemini), context.watch) as held:
+    spent = ledger.spent(workdir, recipe.gemini)
+    with quota_actor.held(recipe.gemini, workdir, spent, context.watch, label) as held:
         before = _batch(context, sources, questions, held, label)
         check_room(recipe.runtime, 1, needs(recipe.runtime))
         rows = sum(source.rows for source in _missing(context.folder, sources))
@@ -171,7 +172,7 @@ class _Logs:
 
 
 def _tell(label: str, line: str) -> None:
-    print(f"  {label}: {line}", file=sys.stderr, flush=True)
+    tell(f"  {label}: {line}")
 
 
 def _known(folder: str, keys: Collection[str]) -> set[str]:

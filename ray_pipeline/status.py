@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ray_pipeline import artifact, cli, difference, pipeline, problems, run_folder, storage
+from ray_pipeline import artifact, cli, difference, pipeline, problems, run_folder, storage, telemetry
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import CorruptArtifactError, InputError
@@ -42,6 +42,8 @@ class Line:
     """ISO 8601, UTC."""
     why: str | None = None
     """What is to be said of its state."""
+    spilled: int = 0
+    """Bytes that Ray's object store wrote to disk while it was made."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -71,7 +73,8 @@ def _look(stage: str, folder: str) -> Line:
         manifest = found.manifest
         counts = Counts(manifest.rows_in, manifest.rows_out, manifest.reasons)
         usd, size, created = manifest.answers_usd, manifest.bytes, manifest.created
-        return Line(stage, folder, DONE, len(manifest.shards), counts, manifest.seconds, usd, size, created)
+        shards, spilled = len(manifest.shards), manifest.spilled_bytes
+        return Line(stage, folder, DONE, shards, counts, manifest.seconds, usd, size, created, spilled=spilled)
     names = artifact.present_shards(folder)
     if not names and not storage.list_files(folder):
         return Line(stage, folder, LEFT)
@@ -137,6 +140,10 @@ def describe(title: str, lines: Sequence[Line]) -> Iterator[str]:
     yield f"{title}: {summary or 'none'}; {size:,.1f} MB; {seconds:.0f} s of work in finished stages"
     yield from aligned([HEADINGS, *(line.cells for line in lines)], NUMBERS)
     yield from (f"  {line.stage}: {line.why}" for line in lines if line.why)
+    for line in lines:
+        if line.spilled:
+            written = telemetry.megabytes(line.spilled)
+            yield f"  {line.stage}: Ray's object store had no room and spilled {written}: {telemetry.MORE_ROOM}"
 
 
 def run(description: str, arguments: Sequence[str] | None = None) -> int:

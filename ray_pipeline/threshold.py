@@ -130,8 +130,8 @@ def _cuts(distinct: Array) -> Array:
 def _check(labels: Array, scores: Array) -> None:
     if len(labels) == 0:
         raise InputError(
-            "the tune part has no rows, so no threshold can be chosen: give the recipe a larger tune share, "
-            "or more labelled rows"
+            "the tune part has no rows with a score, so no threshold can be chosen: see whether the stage score has "
+            "rejected them; if not, give the recipe a larger tune share, or more labelled rows"
         )
     if not np.isfinite(scores).all():
         raise InputError(

@@ -152,7 +152,8 @@ def test_of_two_runs_the_second_waits_while_a_stage_is_made_and_takes_it_when_it
     with ExitStack() as other:
         other.enter_context(claim.held(storage.join(workdir, pipeline.CLAIMS, f"ingest-{step.fingerprint}")))
 
-        def show(line: str) -> None:
+        def show(line: str, event: str, **fields: str) -> None:
+            assert event == "waiting" and str(os.getpid()) in fields["holder"]
             told.append(line)
             made.append(artifact.commit(step.folder, "ingest", {}, {}, artifact.Counts(), 1.0, {}))
             other.close()

@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import artifact, ingest, rawfiles, storage, tables
+from ray_pipeline import artifact, ingest, rawfiles, storage, tables, telemetry
 from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.ingest import Rejection, pair
 from ray_pipeline.recipe import Recipe
@@ -281,6 +282,9 @@ def test_json_lines_are_judged_by_all_of_their_split(tmp_path: Path, make_recipe
 
 def test_a_slice_is_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_recipe: Make) -> None:
     monkeypatch.setattr(ingest, "PIECE_ROWS", 2)
+    refused_rows: list[tuple[int, int]] = []
+    counters = SimpleNamespace(add=lambda counts, shards: refused_rows.append((counts.rows_rejected, shards)))
+    monkeypatch.setattr(telemetry, "of", lambda stage: counters)  # there is no Ray
     write(tmp_path / "a.parquet", *(QI | {"id": i, "label": "9" if i in (1, 4) else "1"} for i in range(5)))
     (tmp_path / "none.jsonl").touch()
     parts = rawfiles.numbered_slices(rawfiles.find("train", [str(tmp_path)], "auto"))
@@ -293,6 +297,7 @@ def test_a_slice_is_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
     refused = [storage.read_parquet(url).to_pylist() for url in storage.list_files(str(tmp_path / "out/rejected"))]
     assert [[row["line"] for row in rows] for rows in refused] == [[2], [5]]
+    assert refused_rows == [(1, 0), (1, 0)]
     assert [(table.num_rows, table.schema) for table in pieces(1)] == [(0, pieces(0)[0].schema)]
 
 

@@ -1,6 +1,7 @@
 """What long work shows, on a terminal and in a log."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -88,3 +89,22 @@ def test_a_terminal_gets_one_line_that_is_rewritten_and_cleared(
 def test_an_error_passes_through(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="broken"), Progress("embed", 2, "shards"):
         raise ValueError("broken")
+
+
+def test_a_log_of_entries_has_the_figures_even_on_a_terminal(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("PIPELINE_LOG", "json")
+    with Progress("embed", 30, "shards") as shown:
+        for _ in range(20):
+            clock[0] += 1
+            shown.advance(1, rows=2, usd=0.25)
+    said = [json.loads(line) for line in screen.getvalue().splitlines()]
+    figures = {"event": "progress", "label": "embed", "unit": "shards", "total": 30}
+    assert all(figures.items() <= one.items() for one in said)
+    assert [(one["done"], one["rows"], one["usd"], one["seconds"]) for one in said] == [
+        (10, 20, 2.5, 10.0), (20, 40, 5.0, 20.0),
+    ]  # fmt: skip
+    assert said[0]["message"] == "embed: 10/30 shards, 20 rows, 2 rows/s, 20 s left, 2.5000 USD"

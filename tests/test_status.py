@@ -41,7 +41,7 @@ def begin(place: str) -> str:
     """A finished stage and one with two shards and a mark, but no manifest; returns the working folder."""
     table = tables.conform(pa.Table.from_pylist([made.pair(1), made.pair(2)], schema=tables.PAIRS), tables.PAIRS)
     counts = artifact.write_shard(f"{place}/ingest/f0", "part-00000.parquet", table, None, 2)
-    extra = {"usd": 0.5, "answers_usd": 2.25, "created": "2026-10-02T08:00:00+00:00"}
+    extra = {"usd": 0.5, "answers_usd": 2.25, "created": "2026-10-02T08:00:00+00:00", "spilled_bytes": 3_500_000}
     artifact.commit(f"{place}/ingest/f0", "ingest", {}, {}, counts, 1.5, extra)
     for name in ("part-00000.parquet", "part-00001.parquet"):
         artifact.write_shard(f"{place}/languages/f1", name, table, None, 2, {"usd": 0.25})
@@ -59,7 +59,11 @@ def test_what_is_begun_is_counted_by_its_shards(place: str, capsys: pytest.Captu
     assert (begun.state, begun.shards, begun.usd) == ("begun", 2, 0.5)
     assert begun.counts == Counts(4, 4, {}, {"usd": 0.5})
     assert status.run("test", [workdir]) == 0
-    assert "1 done, 1 begun" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 done, 1 begun" in said
+    spilled = "  ingest: Ray's object store had no room and spilled 3.5 MB: give it more memory"
+    [told] = [line for line in said.splitlines() if "spilled" in line]
+    assert told.startswith(spilled) and "runtime.shard_rows" in told
 
 
 def test_what_no_run_has_recorded_is_listed(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

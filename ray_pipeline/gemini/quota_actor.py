@@ -58,7 +58,9 @@ class QuotaActor:
     a permit of before can be. While the disk cannot be written, permits are leased as far as the last promise goes.
     """
 
-    def __init__(self, gemini: Gemini, workdir: str, run: str, usd: float, watch: Watch | None = None) -> None:
+    def __init__(
+        self, gemini: Gemini, workdir: str, run: str, usd: float, watch: Watch | None = None, stage: str = ""
+    ) -> None:
         self._gemini, self._workdir, self._run, self._watch = gemini, workdir, run, watch or Watch()
         self._file = quota_file(workdir, gemini)
         self._timeout = gemini.timeout_seconds + 60
@@ -71,7 +73,7 @@ class QuotaActor:
         self._stopped: GeminiError | None = None
         self._traffic, self._minute = Traffic(), deque[tuple[float, int, int]]()
         self._started = time.monotonic()
-        self._metrics = _metrics(gemini.model)
+        self._metrics = _metrics(gemini.model, stage)
 
     def lease(self, asks: Sequence[Ask]) -> Lease:
         """See Quota.lease; raises what `stop` was given, and StoppedError if the run that this works for is lost."""
@@ -213,14 +215,15 @@ def _today() -> str:
     return datetime.datetime.now(DAY_ZONE).date().isoformat()
 
 
-def _metrics(model: str) -> dict[str, Any]:
+def _metrics(model: str, stage: str) -> dict[str, Any]:
     """Ray metrics of the actor; Prometheus reads them from every node's metrics port as `ray_gemini_…`."""
     from ray.util.metrics import Counter
 
     names = ("requests", "rate_limited", "input_tokens", "output_tokens", "items", "usd")
-    found = {name: Counter(f"gemini_{name}", f"{name} of the Gemini fan-out", ("model",)) for name in names}
+    tags = {"model": model, "stage": stage}
+    found = {name: Counter(f"gemini_{name}", f"{name} of the Gemini fan-out", tuple(tags)) for name in names}
     for counter in found.values():
-        counter.set_default_tags({"model": model})
+        counter.set_default_tags(tags)
     return found
 
 
@@ -230,18 +233,19 @@ def quota_file(workdir: str, gemini: Gemini) -> str:
 
 
 @contextmanager
-def held(gemini: Gemini, workdir: str, usd: float = 0.0, watch: Watch | None = None) -> Iterator[Any]:
+def held(gemini: Gemini, workdir: str, usd: float = 0.0, watch: Watch | None = None, stage: str = "") -> Iterator[Any]:
     """Hold the cluster's quota actor for as long as workers, who are given its handle, use it; `usd` were spent before.
 
     It lives on the driver's node if it can, so that it keeps no other one up. Ray restarts it, on another node if need
-    be, and repeats the calls that were lost. It leases nothing more once what it is to `watch` is lost.
+    be, and repeats the calls that were lost. It leases nothing more once what it is to `watch` is lost. `stage` is who
+    asks, for its metrics.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = ray.remote(QuotaActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    actor = options.remote(gemini, workdir, uuid.uuid4().hex, usd, watch)
+    actor = options.remote(gemini, workdir, uuid.uuid4().hex, usd, watch, stage)
     try:
         yield actor
         ray.get(actor.close.remote())

@@ -1,46 +1,34 @@
 """What a fan-out shows while it runs: rows, traffic against the limits, dollars so far and to come, time left."""
 
-import threading
 import time
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import asdict
+from typing import Any
 
 from ray_pipeline.duration import duration
 from ray_pipeline.gemini.quota_actor import Traffic
-from ray_pipeline.progress import Progress
+from ray_pipeline.progress import Watching
 from ray_pipeline.recipe import Gemini
 
 
-class FanoutProgress(Progress):
+class FanoutProgress(Watching):
     """A Progress that asks the quota's actor, since it sees what all workers do."""
 
     def __init__(self, label: str, gemini: Gemini, rows: int, quota: Any) -> None:
         super().__init__(label, rows, "rows")
         self._gemini, self._quota = gemini, quota
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        super().__exit__(kind, error, trace)
 
     def advance(self, done: int, rows: int = 0, usd: float | None = None) -> None:
         """Shards that end say nothing new here."""
 
-    def _watch(self) -> None:
+    def look(self) -> None:
+        """Ask for the traffic so far."""
         import ray
 
-        while not self._ended.wait(1.0):
-            pending, _ = ray.wait([self._quota.traffic.remote()], timeout=5.0)
-            if pending:  # the actor may be under way to another node
-                self.show(self.traffic_line(ray.get(pending[0]), time.monotonic() - self._started))
+        pending, _ = ray.wait([self._quota.traffic.remote()], timeout=5.0)
+        if pending:  # the actor may be under way to another node
+            traffic: Traffic = ray.get(pending[0])
+            seconds = time.monotonic() - self._started
+            self.show(self.traffic_line(traffic, seconds), seconds=seconds, **asdict(traffic))
 
     def traffic_line(self, traffic: Traffic, seconds: float) -> str:
         """The line after some seconds of work."""

@@ -285,7 +285,7 @@ def _cost(item: Artifact, reused: bool) -> StageCost:
     return StageCost(
         manifest.stage, manifest.fingerprint, manifest.rows_in, manifest.rows_out, manifest.rows_rejected,
         manifest.seconds, reused, manifest.requests, sum(manifest.tokens.values()), manifest.answers_usd,
-        manifest.reasons, manifest.extra.get("unexpected_versions", []),
+        manifest.reasons, manifest.extra.get("unexpected_versions", []), spilled=manifest.spilled_bytes,
     )  # fmt: skip
 
 

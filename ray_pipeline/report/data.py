@@ -38,6 +38,8 @@ class StageCost:
     """What the server says it answered with, where that is not the recipe's model."""
     compared: str = ""
     """For whom else it ran: the comparison's name, or `for <task>`; empty for the run itself."""
+    spilled: int = 0
+    """Bytes that Ray's object store wrote to disk meanwhile, for want of memory."""
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,10 @@ def write(folder: str) -> str:
     return url
 
 
-def refresh(output: str) -> None:
-    """Write the index of the folder that an output lies in again, if there is one."""
+def refresh(output: str, start: bool = False) -> None:
+    """Write the index of the folder that an output lies in again; with `start`, also if there is none yet."""
     folder, _, _ = output.rstrip("/").rpartition("/")
-    if folder and storage.exists(storage.join(folder, INDEX)):
+    if folder and (start or storage.exists(storage.join(folder, INDEX))):
         write(folder)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ray_pipeline import telemetry
 from ray_pipeline.duration import duration
 from ray_pipeline.figures import Estimate, Rate, Slice
 from ray_pipeline.language_names import language
@@ -90,7 +91,7 @@ def environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals.update(charts=charts, replace=replace, ece_by_chance=ece_by_chance)
+    found.globals.update(charts=charts, replace=replace, ece_by_chance=ece_by_chance, more_room=telemetry.MORE_ROOM)
     found.filters.update(
         figure=figure,
         signed=signed,
@@ -103,6 +104,7 @@ def environment(*folders: Path) -> Environment:
         wilson=wilson,
         decimal=decimal,
         duration=duration,
+        megabytes=telemetry.megabytes,
         money=money,
         language=language,
         named=lambda parts: [replace(part, name=language(part.name)) for part in parts],

@@ -146,7 +146,7 @@ def test_a_permit_of_a_worker_that_died_is_void_in_the_end_and_costs_what_others
 
 
 def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> quota_actor.QuotaActor:
-    monkeypatch.setattr(quota_actor, "_metrics", lambda model: defaultdict(Silent))
+    monkeypatch.setattr(quota_actor, "_metrics", lambda model, stage: defaultdict(Silent))
     gemini = Gemini(model="shared", max_usd=0.1, requests_per_day=changes.pop("requests_per_day", None))
     return quota_actor.QuotaActor(gemini, str(tmp_path), **{"run": "first", "usd": 0.0, **changes})
 
@@ -327,7 +327,7 @@ def test_many_workers_share_one_quota_and_its_death_forgets_nothing(tmp_path: Pa
 @pytest.mark.usefixtures("ray_up")
 def test_counts_are_exported_as_ray_metrics(tmp_path: Path) -> None:
     model = f"metrics-{os.getpid()}"
-    with quota_actor.held(Gemini(model=model), str(tmp_path)) as held:
+    with quota_actor.held(Gemini(model=model), str(tmp_path), stage="audit") as held:
         [(permit, _)] = ray.get(held.lease.remote([Ask(100)])).permits
         ray.get(held.settle.remote(permit, (90, 30), 0.05, 40))
         node = ray.nodes()[0]
@@ -337,7 +337,7 @@ def test_counts_are_exported_as_ray_metrics(tmp_path: Path) -> None:
         while len(found) < 5 and time.monotonic() < until:  # Ray reports every ten seconds
             time.sleep(0.5)
             lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
-            mine = [line for line in lines if f'model="{model}"' in line]
+            mine = [line for line in lines if f'model="{model}"' in line and 'stage="audit"' in line]
             found = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in mine}
     assert found == {
         "ray_gemini_requests_total": 1.0, "ray_gemini_input_tokens_total": 90.0, "ray_gemini_usd_total": 0.05,

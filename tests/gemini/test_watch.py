@@ -1,5 +1,6 @@
 """What a fan-out shows while it runs."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_it_sees_what_all_workers_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setenv("PIPELINE_LOG", "json")
     said: list[str] = []
     with quota_actor.held(GEMINI, str(tmp_path)) as held:
         [(permit, _)] = ray.get(held.lease.remote([Ask(100)])).permits
@@ -48,7 +50,9 @@ def test_it_sees_what_all_workers_do(
         with FanoutProgress("translate", GEMINI, 100, held) as shown:
             shown.advance(1, rows=50)
             wait_for(lambda: said.append(capsys.readouterr().err) or "40/100 rows" in "".join(said))
-    assert "0.0500 USD, about 0.0750 to come" in "".join(said)
+    last = json.loads("".join(said).splitlines()[-1])
+    assert "0.0500 USD, about 0.0750 to come" in last["message"] and last["label"] == "translate"
+    assert (last["event"], last["items"], last["total"], last["usd"]) == ("progress", 40, 100, 0.05)
 
 
 def wait_for(due: Callable[[], bool]) -> None:

@@ -222,7 +222,11 @@ def test_costs_are_those_of_all_answers(tmp_path: Path) -> None:
     rows = [translation(1, "de")]
     asked = made.finished(tmp_path, "translate", rows, tables.AUDITED, usd=0.25, answers_usd=1.5)
     assert assemble._cost(asked, False).usd == 1.5, "though the attempt that finished it has paid 0.25"
-    priceless = made.finished(tmp_path / "2", "translate", rows, tables.AUDITED, usd=None, answers_usd=0.0)
+    assert assemble._cost(asked, False).spilled == 0, "as in manifests of before"
+    priceless = made.finished(
+        tmp_path / "2", "translate", rows, tables.AUDITED, usd=None, answers_usd=0.0, spilled_bytes=77
+    )
+    assert assemble._cost(priceless, False).spilled == 77
     assert assemble._cost(priceless, False).usd is None
 
 

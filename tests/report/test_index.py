@@ -75,6 +75,12 @@ def test_it_is_refreshed_only_where_it_is(tmp_path: Path) -> None:
     assert "two/report.html" in (tmp_path / "index.html").read_text()
 
 
+def test_a_folder_of_runs_has_one_from_the_first_on(tmp_path: Path) -> None:
+    leave(tmp_path, "one", 0.8)
+    index.refresh(str(tmp_path / "one"), start=True)
+    assert "one/report.html" in (tmp_path / "index.html").read_text()
+
+
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no folder in it holds a metrics\.json"):
         index.write(str(tmp_path))

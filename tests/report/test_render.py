@@ -284,6 +284,16 @@ def test_a_stage_run_for_the_first_task_is_not_free() -> None:
     assert not cost.reused and users == ["QC", "QI"]
 
 
+def test_what_the_object_store_spilled_is_shown_with_the_knob() -> None:
+    task = sample_task()
+    *others, train = task.stages
+    stages = [*others, replace(train, spilled=1_234_500_000)]
+    text = Page(render(replace(sample_report(), tasks=[replace(task, stages=stages)]))).text
+    assert "4 h 00 min spilled 1,234.5 MB" in text and text.count("MB") == 1
+    assert "That takes time: give it more memory" in text and "runtime.shard_rows" in text
+    assert "spilled" not in Page(render(sample_report())).text
+
+
 def test_totals_say_when_a_price_is_unknown() -> None:
     stages = sample_task().stages
     assert total(stages).unpriced and total(stages).usd == pytest.approx(4.8123)
