@@ -4,6 +4,7 @@
     python jobs/annotation.py read sheets/qc-1.xlsx sheets/qc-2.xlsx jobs/recipes/demo-qc.yaml
 
 The recipe's audit must be finished (python jobs/audit.py RECIPE). What was read appears in the report of the next run.
+Needs no cluster, even if the audit was made on one: name its --workdir.
 """
 
 import sys

@@ -3,8 +3,8 @@
     python jobs/inspect_artifact.py runs/work/mix/<fingerprint> --html mix.html
     python jobs/inspect_artifact.py negatives --workdir runs/work
 
-A stage's name stands for its newest artifact in the working folder. (The file is not named inspect.py, which every
-other job would then import in place of Python's own module.)
+A stage's name stands for its newest artifact in the working folder, which may be an s3:// url: needs no cluster.
+(The file is not named inspect.py, which every other job would then import in place of Python's own module.)
 """
 
 import sys

@@ -7,6 +7,7 @@
 
 Dollars are what the answers in an artifact have cost, whichever run paid for them. --unused deletes nothing.
 A stage that is begun is running now or was stopped; its command, run again, makes the shards that are missing.
+Needs no cluster: it reads the working folder, also while a job on a cluster writes to it.
 """
 
 import sys

@@ -5,7 +5,7 @@
 
 A run's output folder stands for the artifacts that it has recorded, and has its submission checked too; recipes stand
 for what they would make now. Exit code 0: all invariants hold; 1: some are violated, and each is named with file and
-row.
+row. Needs no cluster: one process reads all files.
 """
 
 import sys

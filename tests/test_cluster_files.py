@@ -6,12 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import boto3
+import kubernetes_validate
 import pytest
 import yaml
 from botocore.client import BaseClient
@@ -20,14 +23,15 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from ray_pipeline import health, recipe, runtime, s3, telemetry
+from ray_pipeline import health, logs, recipe, runtime, s3, telemetry
 from ray_pipeline.gemini import fanout
 from ray_pipeline.recipe import Recipe
 
-from . import kustomize
+from . import commands, kustomize
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BASE = CLUSTER / "kuberay" / "base"
 OVERLAYS = ("base", "no-gpu", "one-node")
 SELECTOR = "node.kubernetes.io/instance-type"
@@ -35,25 +39,33 @@ MACHINES = {
     "m7i.xlarge": (4, 16, 0), "m7i.4xlarge": (16, 64, 0), "g6e.4xlarge": (16, 128, 1), "g6e.48xlarge": (192, 1536, 8),
 }  # fmt: skip
 """vCPUs, GiB and GPUs, as AWS states them."""
-FIELDS = {
-    "job": {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec",
-            "submitterPodTemplate"},
-    "cluster": {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec",
-                "workerGroupSpecs"},
-    "autoscaler": {"version", "idleTimeoutSeconds", "resources", "securityContext"},
-    "head": {"rayStartParams", "template"},
-    "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+FIELDS: dict[str, dict[str, type]] = {
+    "job": {"entrypoint": str, "backoffLimit": int, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int,
+            "rayClusterSpec": dict, "submitterPodTemplate": dict},
+    "cluster": {"rayVersion": str, "authOptions": dict, "enableInTreeAutoscaling": bool, "autoscalerOptions": dict,
+                "headGroupSpec": dict, "workerGroupSpecs": list},
+    "autoscaler": {"version": str, "idleTimeoutSeconds": int, "resources": dict, "securityContext": dict},
+    "head": {"rayStartParams": dict, "template": dict},
+    "worker": {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "rayStartParams": dict,
+               "template": dict},
 }  # fmt: skip
-"""Of `ray.io/v1`, those that KubeRay's API reference names and that we use."""
+"""Of `ray.io/v1`, those that we use, with their types, by KubeRay's API reference: no package here has its schema."""
+KUBERNETES = "1.34"
+"""The version whose schemas the rest is held against."""
 HEALTH = "python -m ray_pipeline.health"
+
+
+def by_name(overlay: str) -> dict[str, Any]:
+    """What an overlay makes, by kind; of ConfigMaps and ServiceAccounts, by name."""
+    found = kustomize.render(CLUSTER / "kuberay" / overlay)
+    named = ("ConfigMap", "ServiceAccount")
+    return {item["metadata"]["name"] if item["kind"] in named else item["kind"]: item for item in found}
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What an overlay makes, by kind; of ConfigMaps and ServiceAccounts, by name."""
-    found = kustomize.render(CLUSTER / "kuberay" / request.param)
-    named = ("ConfigMap", "ServiceAccount")
-    return {item["metadata"]["name"] if item["kind"] in named else item["kind"]: item for item in found}
+    """What each overlay makes; see `by_name`."""
+    return by_name(request.param)
 
 
 @pytest.fixture
@@ -104,13 +116,62 @@ def test_kubectl_makes_the_same_of_the_overlays(overlay: str) -> None:
     assert sort(kustomize.render(folder)) == sort(yaml.safe_load_all(made))
 
 
-def test_only_fields_of_the_resource_are_used(job: dict[str, Any]) -> None:
+def test_only_fields_of_the_resource_are_used_and_have_its_types(job: dict[str, Any]) -> None:
     cluster = job["rayClusterSpec"]
-    assert set(job) <= FIELDS["job"] and set(cluster) <= FIELDS["cluster"]
-    assert set(cluster["autoscalerOptions"]) <= FIELDS["autoscaler"] and set(cluster["headGroupSpec"]) == FIELDS["head"]
-    for group in cluster["workerGroupSpecs"]:
-        assert set(group) == FIELDS["worker"]
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    parts = [("job", job), ("cluster", cluster), ("autoscaler", cluster["autoscalerOptions"])]
+    parts += [("head", cluster["headGroupSpec"]), *(("worker", group) for group in cluster["workerGroupSpecs"])]
+    for kind, part in parts:
+        assert {name: type(value) for name, value in part.items()}.items() <= FIELDS[kind].items()
+        assert all(isinstance(value, str) for value in part.get("rayStartParams", {}).values())
+
+
+def kubernetes_objects(rendered: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Everything that Kubernetes itself has a schema for; a pod template as the pod that is made from it.
+
+    The autoscaler, whose resources and rights the cluster states, becomes a container of the head's pod.
+    """
+    job = rendered["RayJob"]["spec"]
+    cluster = job["rayClusterSpec"]
+    sidecar = {key: cluster["autoscalerOptions"][key] for key in ("resources", "securityContext")}
+    head, *others = (
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"} | one["metadata"], "spec": one["spec"]}
+        for one in (
+            cluster["headGroupSpec"]["template"],
+            job["submitterPodTemplate"],
+            *(group["template"] for group in cluster["workerGroupSpecs"]),
+        )
+    )
+    spec = head["spec"] | {"containers": [*head["spec"]["containers"], {"name": "autoscaler", **sidecar}]}
+    yield from (head | {"spec": spec}, *others)
+    yield from (one for one in rendered.values() if one["kind"] != "RayJob")
+
+
+def test_kubernetes_takes_the_pods_and_everything_else(rendered: dict[str, Any]) -> None:
+    found = list(kubernetes_objects(rendered))
+    for one in found:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    assert {one["kind"] for one in found} == {"Pod", "ServiceAccount", "NetworkPolicy", "ConfigMap"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("securityContext", "runAsUsers"), 1000),
+        (("containers", 0, "env", 0, "valueFrom", "secretRef"), {}),
+        (("containers", 0, "ports"), [{"containerPort": "8265"}]),
+        (("tolerations",), {"key": "spot"}),
+        (("volumes", 1, "emptyDir", "medium"), ["Memory"]),
+    ],
+)
+def test_a_mistake_within_a_pod_is_seen(place: tuple[str | int, ...], value: Any) -> None:
+    pod = next(kubernetes_objects(by_name("base")))
+    *way, last = place
+    part = pod["spec"]
+    for key in way:
+        part = part[key]
+    part[last] = value
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 def test_the_cluster_is_made_for_the_job_and_removed_after_it(job: dict[str, Any]) -> None:
@@ -189,6 +250,7 @@ def test_all_nodes_have_the_one_image_and_the_submitter_its_version_of_ray(job: 
 def test_the_groups_offer_what_the_recipe_asks_for(rendered: dict[str, Any], job: dict[str, Any]) -> None:
     settings, types = on_cluster(rendered).runtime, node_types(job)
     assert types["headgroup"]["resources"]["CPU"] == 0, "no work on the head"
+    assert rendered["ray-pipeline-runtime"]["data"][logs.VARIABLE] == logs.JSON
     model, asking = runtime.model_worker(settings), fanout.needs(settings)
 
     def holds(kind: dict[str, Any], wanted: dict[str, float]) -> int:
@@ -231,6 +293,58 @@ def test_the_bucket_s_policy_grants_what_the_code_needs_and_no_more() -> None:
     assert granted == set(re.findall(r"s3:\w+", " ".join(s3.PERMISSIONS.values())))
     written = [statement for statement in statements if "s3:PutObject" in statement["Action"]]
     assert len(written) == 1 and not any("raw" in resource for resource in written[0]["Resource"])
+
+
+def test_iam_takes_the_policies_and_who_may_have_the_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    mocked = mock_aws()
+    mocked.start(reset=False)  # else the bucket of other tests goes
+    try:
+        iam = boto3.client("iam", "us-east-1")
+        for name in ("eks", "ec2"):
+            trust = (CLUSTER / f"{name}-trust.json").read_text()
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)
+        for name in ("s3", "secret", "ec2-head"):
+            policy = (CLUSTER / f"{name}-policy.json").read_text()
+            iam.put_role_policy(RoleName="ec2", PolicyName=name, PolicyDocument=policy)
+    finally:
+        mocked.stop(remove_data=False)
+
+
+def test_the_pods_accounts_may_have_the_role_in_the_namespace_of_the_guide(rendered: dict[str, Any]) -> None:
+    (statement,) = json.loads((CLUSTER / "eks-trust.json").read_text())["Statement"]
+    provider = statement["Principal"]["Federated"].split("oidc-provider/")[1]
+    (namespace,) = re.findall(r"kubectl create namespace (\S+)", README)
+    accounts = [one for one in rendered.values() if one["kind"] == "ServiceAccount"]
+    trusted = {f"system:serviceaccount:{namespace}:{one['metadata']['name']}" for one in accounts}
+    asked = statement["Condition"]["StringEquals"]
+    assert set(asked.pop(f"{provider}:sub")) == trusted and asked == {f"{provider}:aud": "sts.amazonaws.com"}
+    (role,) = {one["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].split("/")[1] for one in accounts}
+    assert (
+        f"aws iam create-role --role-name {role} --assume-role-policy-document file://cluster/eks-trust.json" in README
+    )
+
+
+def test_the_nodes_on_ec2_may_read_the_secret_that_they_ask_for() -> None:
+    raw = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    (statement,) = json.loads((CLUSTER / "secret-policy.json").read_text())["Statement"]
+    started = " ".join(raw[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker"))
+    names = set(re.findall(r"SecretId='([^']+)'", started))
+    assert names and all(fnmatch(f"{statement['Resource'].split(':secret:')[0]}:secret:{name}-x", statement["Resource"])
+                         for name in names)  # fmt: skip
+    assert all(f"aws secretsmanager create-secret --name {name} " in README for name in names)
+    profiles = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in raw["available_node_types"].values()}
+    made = re.search(r"for role in ([\w -]+); do", README)
+    assert made and set(made[1].split()) == profiles
+
+
+def test_the_commands_of_the_guide_are_those_of_their_tools() -> None:
+    found = list(commands.shown(commands.blocks(README)))
+    for words in found:
+        commands.expect_taken(words)
+    called = Counter(words[0] for words in found)
+    assert min(called[name] for name in ("aws", "docker", "helm", "kubectl", "ray", "python")) > 1
 
 
 def calls_to_ec2(monkeypatch: pytest.MonkeyPatch, cluster: str) -> list[tuple[str, dict[str, Any]]]:
@@ -367,8 +481,10 @@ def test_the_dashboard_shows_the_counters_that_workers_keep() -> None:
     listed = re.search(r"names = \(([^)]*)\)", source)
     assert listed
     kept = {*telemetry.NAMES, *(f"gemini_{name}" for name in re.findall(r"\w+", listed[1]))}
-    assert set(re.findall(r"ray_(\w+)_total", asked)) == kept
-    assert asked.count("_total{") == asked.count('ray_io_cluster=~"$cluster"') == asked.count("_total")
+    named = re.findall(r"\bray_(?!io_cluster)\w+", asked)
+    of_ray = {"ray_object_store_memory"}  # which tests/test_telemetry.py finds at a node's port
+    assert set(named) == {f"ray_{name}_total" for name in kept} | of_ray
+    assert len(named) == asked.count('ray_io_cluster=~"$cluster"')
     assert "rate(" in asked and "[1m]" not in asked, "shorter than two scrapes of Prometheus' default"
     monitor = yaml.safe_load((CLUSTER / "kuberay" / "pod-monitor.yaml").read_text())["spec"]
     assert monitor["selector"] == {"matchLabels": {"ray-pipeline/role": "node"}}

@@ -239,6 +239,12 @@ def test_training_rows_are_those_that_may_be_trained_on_and_translated(make: Any
     assert rows_said(of_french, tmp_path) == english + 2 * french
 
 
+def test_scoring_is_said_of_the_rows_that_are_not_trained_on(make: Any, tmp_path: Path) -> None:
+    recipe = make(**FIXED, train__model="google/gemma-3-12b-it", split__tune=0.1, split__holdout=0.2)
+    assert f"score: about {round(0.3 * ROWS)} rows of" in dry_run.describe([recipe], str(tmp_path / "work"), None)
+    assert "score: about" not in dry_run.describe([recipe], str(tmp_path / "work"), "train")
+
+
 def test_a_made_training_set_is_counted_and_its_texts_are_those_of_training(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,17 @@ def test_what_is_written_is_what_is_read_with_figures_that_cannot_be_known(tmp_p
     assert math.isnan(loaded.headline.f1.low) and loaded.headline.recall.value == pytest.approx(2 / 3)
 
 
+def test_a_holdout_of_one_class_has_the_figures_that_need_no_other(tmp_path: Path, recipe: Recipe) -> None:
+    chosen = [*tune(), *rows("holdout", [1] * 24, [0.9] * 20 + [0.1] * 4, 200)]
+    evaluated = stage(tmp_path, recipe, chosen)
+    found = evaluate.load(evaluated)
+    assert found.headline.one_class and evaluated.manifest.rows_out == len(chosen)
+    recall = found.headline.recall
+    assert recall.value == pytest.approx(20 / 24) and recall.low < recall.value < recall.high
+    for name in ("auroc", "pr_auc"):
+        assert np.isnan([found.scalars[name].value, found.scalars[name].low]).all()
+
+
 def test_the_order_of_shards_does_not_matter(tmp_path: Path, recipe: Recipe) -> None:
     chosen = [*tune(), *holdout()]
     one, other = run(tmp_path / "1", recipe, chosen), run(tmp_path / "2", recipe, chosen[::-1])

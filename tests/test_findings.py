@@ -167,6 +167,38 @@ def test_a_language_that_ranks_as_well_is_not_called_weak() -> None:
     assert one.level == "note" and one.title.endswith(": it") and "evaluate.threshold: language" in one.text
 
 
+def test_a_ranking_that_nothing_is_known_of_is_said_to_be_so() -> None:
+    low = replace(rows_of("it", around(0.7, 0.04)), scalars={"auroc": Estimate(0.1, NAN, NAN)})
+    text = found("Weak languages: it", report(languages=[low])).text
+    assert "too few queries of one class to judge the ranking" in text
+    known = replace(low, scalars={"auroc": around(0.6)})
+    assert "to judge the ranking" not in found("Weak languages: it", report(languages=[known])).text
+
+
+@pytest.mark.parametrize(("positives", "kind"), [(1000, "relevant"), (0, "irrelevant")])
+def test_of_a_holdout_of_one_class_nothing_is_said_that_needs_both(positives: int, kind: str) -> None:
+    whole = replace(rows_of("all", around(0.9)), positives=positives)
+    worse = Comparison("plain", [compared(around(-0.05))], 500, 1000)
+    gains = [Gain("thresholds by language", "f1", 0.9, 0.88, around(-0.02))]
+    scalars = {"auroc": Estimate(NAN, NAN, NAN), "ece": around(0.4)}
+    task = report(headline=whole, over_always_relevant=around(-0.1), comparison=worse, gains=gains, scalars=scalars)
+    (one,) = findings(task)
+    assert one.title == "The holdout has one class only" and f"All 1,000 rows of the holdout are {kind}:" in one.text
+
+
+@pytest.mark.parametrize(("refused", "level"), [(0, None), (3, "note"), (30, "warning")])
+def test_rows_without_a_score_are_told_with_their_reasons(refused: int, level: str | None) -> None:
+    reasons = {"score is not finite": refused}
+    cost = StageCost("score", "f0", 1000, 1000 - refused, refused, 1.0, False, 0, 0, 0.0, reasons)
+    task = report(stages=[cost, replace(cost, rows_rejected=900, compared="plain")])
+    if level is None:
+        assert "without a score" not in titles(task)
+    else:
+        one = found("Rows without a score", task)
+        assert one.level == level and f"{refused} of 1,000 rows ({refused / 10:.1f}%)" in one.text
+        assert f"(score is not finite {refused})" in one.text
+
+
 def test_languages_to_predict_that_no_figure_covers() -> None:
     rows = [Predicted("test", name, 300, 0, 0.7, 0.7) for name in ("de", "th", "vi")]
     rows += [Predicted("dev", "th", 100, 0, 0.7, 0.7), Predicted("dev", "vi", 30, 30, 0.7, 0.7)]

@@ -167,6 +167,27 @@ def test_steps_rows_and_folds_say_how_often_rows_are_gone_through(make_recipe: A
     assert "H100 1 min" in told, "not 0.0 hours"
 
 
+def test_scoring_goes_one_way_and_its_dollars_are_said_where_an_hour_has_a_price(make_recipe: Any) -> None:
+    plain = make_recipe(train__precision="bfloat16")
+    found = footprint.score_hours(GEMMA, plain, 1e9, 989)
+    a_second = 1e9 / found / 3600
+    assert a_second == pytest.approx(35_597, rel=0.01), "as measured on an H100, benchmarks/RESULTS.md"
+    more = {"train__precision": "bfloat16", "train__folds": 3, "runtime__score_workers": 2}
+    assert footprint.score_hours(GEMMA, make_recipe(**more), 1e9, 989) == pytest.approx(1.5 * found)
+    priced = {**more, "runtime__usd_per_gpu_hour": 2.0}
+    (free,), (paid,), (named,) = (
+        footprint.describe_scoring(GEMMA, make_recipe(**changes), 10**7, 100)
+        for changes in (more, priced, {**priced, "runtime__accelerator_type": "H100"})
+    )
+    expected = f"H100 {1.5 * found:.1f} ({2 * 2.0 * 1.5 * found:.2f} USD)"
+    assert "USD" not in free and "L4 " not in free, "24 GiB of weights"
+    assert expected in paid and expected in named
+    assert paid.count("USD") == sum(f"{gpu} " in paid for gpu in footprint.GPUS) and named.count("USD") == 1
+    assert "10,000,000 rows of 100 tokens on 2 worker(s)" in free
+    trained = "\n".join(footprint.describe(GEMMA, make_recipe(**priced, train__workers=4), 10**6, 100.0))
+    assert re.search(r"H100 [\d.]+ \([\d.]+ USD\)", trained)
+
+
 def test_a_type_of_gpu_is_known_by_its_whole_name() -> None:
     assert {name: footprint.kinds_of(name) for name in ("L4", "L40S", "A10", "A10G", "A100", "A100-80G", "T4")} == {
         "L4": ["L4"], "L40S": ["L40S"], "A10": ["A10"], "A10G": ["A10"], "A100": ["A100-40G", "A100-80G"],

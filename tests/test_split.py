@@ -117,21 +117,31 @@ def test_a_larger_holdout_keeps_the_smaller_one_s_groups() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(p, v) for p in ("train", "tune") for v in (0, 1)] + [("holdout", 1)], "holdout part.*only rows labelled 1"),
+        ([("train", 0), ("train", 1), ("tune", 0), ("tune", 1)], "holdout part holds no rows.*split.holdout"),
+        ([("train", 0), ("train", 1), ("tune", 1), ("holdout", 1)], "tune part holds only rows labelled 1"),
         ([("train", 0), ("train", 1), ("holdout", 0), ("holdout", 1)], "tune part holds no rows.*split.tune"),
         ([("train", 0)], "train part holds only rows labelled 0"),
     ],
 )  # fmt: skip
-def test_a_part_without_both_classes_stops_before_money_is_spent(
+def test_a_part_that_does_not_do_stops_before_money_is_spent(
     tmp_path: Path, rows: list[tuple[str, int]], message: str
 ) -> None:
-    made = [row(i, part=part, label=label) for i, (part, label) in enumerate(rows)]
-    dev = row(99, split="dev", label=None)
-    table = pa.Table.from_pylist([*made, dev], schema=tables.PAIRS)
-    artifact.write_shard(str(tmp_path), "part-00000.parquet", table, None, table.num_rows)
+    checked = parts_of(tmp_path, rows)
     with pytest.raises(InputError, match=message):
-        split._check_classes(str(tmp_path))
-    whole = [row(i, part=part, label=label) for i, (part, label) in enumerate((p, v) for p in PARTS for v in (0, 1))]
-    table = pa.Table.from_pylist([*whole, dev], schema=tables.PAIRS)
-    artifact.write_shard(str(tmp_path), "part-00001.parquet", table, None, table.num_rows)
-    split._check_classes(str(tmp_path))
+        split._check_classes(checked)
+
+
+def test_a_holdout_of_one_class_is_only_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = [(part, label) for part in PARTS for label in (0, 1)]
+    split._check_classes(parts_of(tmp_path / "whole", whole))
+    assert capsys.readouterr().err == ""
+    split._check_classes(parts_of(tmp_path / "less", [one for one in whole if one != ("holdout", 0)]))
+    assert "the holdout part holds only rows labelled 1: AUROC" in capsys.readouterr().err
+
+
+def parts_of(folder: Path, rows: list[tuple[str, int]]) -> str:
+    """A folder with a shard of labelled rows of these parts, and one of dev."""
+    made = [row(i, part=part, label=label) for i, (part, label) in enumerate(rows)]
+    table = pa.Table.from_pylist([*made, row(99, split="dev", label=None)], schema=tables.PAIRS)
+    artifact.write_shard(str(folder), "part-00000.parquet", table, None, table.num_rows)
+    return str(folder)

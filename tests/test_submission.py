@@ -14,6 +14,8 @@ from ray_pipeline.submission import SubmissionTask, verify_submission, write_sub
 
 Row = dict[str, Any]
 IDS = [3, 1, 2]
+QC, QI = [(3, 1), (1, 0), (2, 1)], [(i, 1) for i in IDS]
+"""What the two files hold."""
 
 
 def qc_rows() -> list[Row]:
@@ -37,7 +39,7 @@ def qi_rows() -> list[Row]:
 def tasks() -> dict[str, SubmissionTask]:
     return {
         "QI": SubmissionTask(iter(qi_rows()), lambda _: 1),
-        "QC": SubmissionTask(iter(qc_rows()), {1: 0, 2: 1, 3: 1, 99: 1}.get),
+        "QC": SubmissionTask(iter(qc_rows()), lambda row: {1: 0, 2: 1, 3: 1, 99: 1}.get(row["id"])),
     }
 
 
@@ -68,7 +70,7 @@ def test_lines(written: bytes) -> None:
 def test_what_is_written_is_verified(tmp_path: Path) -> None:
     path = tmp_path / "submission.zip"
     assert write_submission(path, tasks()) == {"QC": 3, "QI": 3}
-    assert verify_submission(path, {"QC": IDS, "QI": iter(IDS)}) == {"QC": 3, "QI": 3}
+    assert verify_submission(path, {"QC": QC, "QI": iter(QI)}) == {"QC": 3, "QI": 3}
 
 
 def test_a_large_file_is_announced_to_the_zip_and_a_small_one_keeps_its_bytes(
@@ -83,7 +85,7 @@ def test_a_large_file_is_announced_to_the_zip_and_a_small_one_keeps_its_bytes(
         spoken(False)
     large = spoken(True)
     assert lines(large, "submit_QC.txt") == lines(small, "submit_QC.txt") and large != small
-    assert verify_submission(io.BytesIO(large), {"QC": IDS}) == {"QC": 3}
+    assert verify_submission(io.BytesIO(large), {"QC": QI}) == {"QC": 3}
 
 
 def test_bytes_do_not_depend_on_the_clock(written: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,7 @@ def test_bytes_do_not_depend_on_the_clock(written: bytes, tmp_path: Path, monkey
 def test_missing_predictions_are_counted_and_the_first_named(tmp_path: Path) -> None:
     rows = [{**qc_rows()[0], "id": i} for i in range(10)]
     with pytest.raises(InputError, match="QC: 8 of 10 .* 1, 2, 3, 4, 5; score every row"):
-        zipped(tmp_path, {"QC": SubmissionTask(rows, {0: 1, 9: 0}.get)})
+        zipped(tmp_path, {"QC": SubmissionTask(rows, lambda row: {0: 1, 9: 0}.get(row["id"]))})
 
 
 @pytest.mark.parametrize(
@@ -132,19 +134,20 @@ def edited(written: bytes, change: Callable[[list[Row]], Any]) -> io.BytesIO:
         (lambda rows: rows.append(rows[0]), "line 4: there is a row too many"),
         (lambda rows: rows[1].update(prediction=2), "line 2: prediction 2"),
         (lambda rows: rows[1].update(prediction=True), "line 2: prediction True"),
+        (lambda rows: rows[1].update(prediction=1), "line 2: prediction 1 of id 1, which was predicted 0"),
         (lambda rows: rows[1].update(label=1), "line 2: its keys"),
     ],
 )
 def test_verification_finds(written: bytes, change: Callable[[list[Row]], Any], message: str) -> None:
     with pytest.raises(CorruptArtifactError, match=message):
-        verify_submission(edited(written, change), {"QC": IDS})
+        verify_submission(edited(written, change), {"QC": QC})
 
 
 def test_verification_of_the_zip_itself(written: bytes) -> None:
     whole = edited(written, lambda rows: None)
-    assert verify_submission(whole, {"QC": IDS}) == {"QC": 3}
+    assert verify_submission(whole, {"QC": QC}) == {"QC": 3}
     with pytest.raises(CorruptArtifactError, match="submit_QI"):
-        verify_submission(whole, {"QC": IDS, "QI": IDS})
+        verify_submission(whole, {"QC": QC, "QI": QI})
     with pytest.raises(CorruptArtifactError, match="not a readable zip"):
         verify_submission(io.BytesIO(written[:-30]), {"QC": IDS, "QI": IDS})
 
@@ -153,3 +156,8 @@ def test_without_its_ids_all_else_is_verified(written: bytes) -> None:
     assert verify_submission(edited(written, lambda rows: rows.reverse()), {"QC": None}) == {"QC": 3}
     with pytest.raises(CorruptArtifactError, match="line 2: prediction 2"):
         verify_submission(edited(written, lambda rows: rows[1].update(prediction=2)), {"QC": None})
+
+
+def test_a_prediction_that_is_not_known_may_be_either(written: bytes) -> None:
+    turned = edited(written, lambda rows: rows[1].update(prediction=1))
+    assert verify_submission(turned, {"QC": [(i, None) for i in IDS]}) == {"QC": 3}
