@@ -37,7 +37,7 @@ class Machine:
 CPU = Machine("m7g.4xlarge", 8 * 0.0816, 16, "eight times m7g.large, EC2 on demand, us-east-1, June 2026")
 GPU = Machine("g5.xlarge", 1.006, 4, "EC2 on demand, us-east-1, June 2026")
 CPU_NODES, GPU_NODES = 16, 16
-CORE_SECONDS = {"ingest": 57.9, "languages": 3.2, "split": 7.0, "dedupe": 47.8, "mix": 3.4}
+CORE_SECONDS = {"ingest": 75.6, "languages": 3.7, "split": 6.9, "dedupe": 46.3, "mix": 3.0}
 """Core-seconds of a million rows: a tenth of the seconds that ten million took on two cores, times two."""
 TEXTS_A_SECOND = 1000.0
 """Embedded by one A10G with a model of 560 million parameters in half precision: an assumption."""

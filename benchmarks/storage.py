@@ -267,7 +267,7 @@ def main() -> None:
     text = results.table(("what", "ours", "peer", "time over the peer's"), report.rows)
     if not options.quick and tuple(options.parts) == PARTS:
         about = f"{results.where(('ray', 'pyarrow', 's3fs'))} S3 on loopback: moto, and for listings a server of fixed "
-        about += "pages. Medians and ranges of 3; other work on the machine at the same time."
+        about += "pages. Medians and ranges of 3."
         results.keep("storage", "Storage", f"{about}\n\n```bash\npython -m benchmarks.storage\n```\n\n{text}")
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 

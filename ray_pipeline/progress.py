@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,7 +69,7 @@ class Progress:
         )
 
 
-class Watching(Progress):
+class Watching(Progress, ABC):
     """A Progress that looks every second, in a thread of its own, how far others are."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
@@ -91,6 +92,6 @@ class Watching(Progress):
         while not self._ended.wait(1.0):
             self.look()
 
+    @abstractmethod
     def look(self) -> None:
         """Find out how far the others are, and show it."""
-        raise NotImplementedError

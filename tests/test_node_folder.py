@@ -2,6 +2,7 @@
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -23,13 +24,16 @@ def folders(place: Path) -> list[str]:
     return [found.name for found in place.rglob("*") if found.is_dir() and found.parent != place]
 
 
+def written(made: list[Path], folder: Path) -> None:
+    """Write a folder, and note it among those that were made."""
+    made.append(folder)
+    folder.mkdir()
+    (folder / "weights").write_text("whole")
+
+
 def test_it_is_made_once_and_gone_in_the_end(place: Path) -> None:
     made, all_in = list[Path](), Barrier(4, timeout=60)
-
-    def make(folder: Path) -> None:
-        made.append(folder)
-        folder.mkdir()
-        (folder / "weights").write_text("whole")
+    make = partial(written, made)
 
     def use(_: int) -> str:
         with shared("model", make) as folder:
@@ -64,11 +68,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_kept_is_made_once_and_stays(cache: Path) -> None:
     made, all_in = list[Path](), Barrier(4, timeout=60)
-
-    def make(folder: Path) -> None:
-        made.append(folder)
-        folder.mkdir()
-        (folder / "weights").write_text("whole")
+    make = partial(written, made)
 
     def use(_: int) -> Path:
         all_in.wait()
