@@ -57,6 +57,8 @@ def _expect_models(recipe: Recipe, pending: set[str]) -> None:
     here, local = recipe.runtime.address == "local", recipe.translate.local
     if pending & {"encode", "self_validation", "train", "score"}:
         models.expect(recipe.train.model, recipe.train.revision, "train.model", here)
+    if pending & {"self_validation", "train", "score"} and not recipe.train.pickled_weights:
+        models.expect_safetensors(recipe.train.model, recipe.train.revision, "train.model", "train.pickled_weights")
     if "embed" in pending and recipe.negatives.wanted:
         models.expect(recipe.embed.model, recipe.embed.revision, "embed.model", here)
         if not recipe.embed.pickled_weights:

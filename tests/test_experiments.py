@@ -71,7 +71,7 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
     said = {
         "preface": "# Experiments",
         "setups": {"taxonomy": "## Setup", "shop": "## Shop"},
-        "errors": {"setup": "taxonomy", "question": "Q?", "conclusion": "C.", "limits": "L."},
+        "errors": {"setup": "taxonomy", "question": "Q?", "conclusion": "C.", "limits": "L.", "by_language": True},
     }
     (tmp_path / "conclusions.yaml").write_text(yaml.safe_dump(said | {"tricks": said["errors"]}))
     monkeypatch.setattr(report, "HERE", tmp_path)
@@ -82,6 +82,7 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
     text = (tmp_path / "EXPERIMENTS.md").read_text()
     assert "## Setup\n\n### Q?" in text and "Shop" not in text
     assert "| worse | 80 | 0.700 |" in text and "−0.100 (−0.150 to −0.050)" in text
+    assert "| variant | all | ja |" in text and "| worse | 0.700 (0.600, 0.900) | 0.700 (–, 0.900) |" in text
     assert "tricks" not in text
     shutil.rmtree(tmp_path / "errors")
     report.write(tmp_path, tmp_path / "EXPERIMENTS.md")
@@ -119,10 +120,11 @@ def _taxonomy(folder: Path) -> Path:
 def _table() -> pa.Table:
     rows = []
     for variant, f1, apart in (("good", 0.8, None), ("worse", 0.7, -0.1)):
-        for name in ("all", "seen languages", "withheld languages"):
+        for name in ("all", "seen languages", "withheld languages", "ja"):
             rows.append(
                 {"study": "errors", "task": "QC", "variant": variant, "slice": name, "baseline": apart is None,
-                 "rows": 100, "seeds": [0, 1], "f1_by_seed": [f1, f1], "f1": f1, "auroc": 0.75, "training_rows": 80.0}
+                 "rows": 100, "seeds": [0, 1], "f1_by_seed": [f1, f1], "f1": f1, "auroc": 0.75, "training_rows": 80.0,
+                 "precision": None if name == "ja" else 0.6, "recall": 0.9}
                 | ({} if apart is None else {"difference": apart, "difference_low": -0.15, "difference_high": -0.05,
                                              "p": 0.01, "p_holm": 0.01, "compared_seeds": [0, 1]})
             )  # fmt: skip

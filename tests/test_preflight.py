@@ -1,10 +1,12 @@
 """What a run would find missing after hours is said before any work."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_pipeline import preflight
+from ray_pipeline import models, preflight
 from ray_pipeline.errors import HubError, ModelError, RecipeError
 from ray_pipeline.train import model
 
@@ -17,6 +19,15 @@ def test_answers_that_the_base_s_tokenizer_splits(make_recipe: Any, stage: str) 
     with pytest.raises(ModelError, match=r"train\.answers: ' neverheard' is .* tokens"):
         preflight.expect(recipe, {stage})
     preflight.expect(recipe, {"score"})
+
+
+@pytest.mark.parametrize("stage", ["self_validation", "train", "score"])
+def test_a_base_whose_weights_are_pickled(make_recipe: Any, stage: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(models.resolve("sandbox://random-llama"), tmp_path / "base")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"train\.model .*pickled, in pytorch_model\.bin: set train\.pickled_weights"):
+        preflight.expect(make_recipe(train__model=str(folder)), {stage})
+    preflight.expect(make_recipe(train__model=str(folder), train__pickled_weights=True), {stage})
 
 
 @pytest.mark.parametrize(("address", "ends"), [("local", True), ("auto", False)])

@@ -90,7 +90,8 @@ def placed(raw: Mapping[str, Any], folder: Path, urls: Mapping[int, str]) -> dic
     if not shop(raw):
         common |= {"data.train": ["train_QC.txt"]}
     variants = {name: {**one, "set": _found(one.get("set", {}), folder, urls)} for name, one in raw["variants"].items()}
-    return {**raw, "base": str(HERE / raw["base"]), "set": _found(common, folder, urls), "variants": variants}
+    paths = {"base": str(HERE / raw["base"]), "others": [str(HERE / one) for one in raw.get("others", [])]}
+    return {**raw, **paths, "set": _found(common, folder, urls), "variants": variants}
 
 
 def _found(changes: Mapping[str, Any], folder: Path, urls: Mapping[int, str]) -> dict[str, Any]:

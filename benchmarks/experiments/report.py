@@ -19,7 +19,10 @@ from ray_pipeline.report.svg import drawing, tag, text
 
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
-NAMES = ("translation", "errors", "negatives", "bands", "sources", "tricks", "precision", "noise", "shop-errors")
+NAMES = (
+    "translation", "errors", "negatives", "bands", "sources", "tricks", "precision", "noise", "shop-errors",
+    "shop-tricks",
+)  # fmt: skip
 HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
 Row = Mapping[str, Any]
 
@@ -34,6 +37,8 @@ class Conclusion(Section):
     """What the figures carry, and no more."""
     limits: str
     """What may not be concluded."""
+    by_language: bool = False
+    """Whether F1, precision and recall of each language are shown, too."""
 
 
 def write(folder: Path, file: Path = FILE) -> None:
@@ -76,11 +81,30 @@ def section(name: str, rows: Sequence[Row], said: Conclusion, picture: Path) -> 
             f"### {said.question.strip()}",
             said.conclusion.strip(),
             results.table(HEAD, [cells(rows, row) for row in whole(rows)]),
+            *([languages(rows)] if said.by_language else []),
             f"{about} [`{name}.yaml`](experiments/{name}.yaml)",
             f"![Differences of F1 to the baseline]({picture})",
             f"*Not to be concluded:* {said.limits.strip()}",
         )
     )
+
+
+def languages(rows: Sequence[Row]) -> str:
+    """F1 of every variant in every language, with precision and recall, means over seeds."""
+    groups = (WHOLE, SEEN_GROUP, WITHHELD_GROUP)
+    codes = list(dict.fromkeys(row["slice"] for row in rows if row["slice"] not in groups))
+    found = {(row["variant"], row["slice"]): row for row in rows}
+    lines = [
+        [row["variant"], *(_three(found.get((row["variant"], one))) for one in (WHOLE, *codes))] for row in whole(rows)
+    ]
+    return f"F1 (precision, recall) by language:\n\n{results.table(('variant', 'all', *codes), lines)}"
+
+
+def _three(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    f1, *both = (math.nan if row[name] is None else row[name] for name in ("f1", "precision", "recall"))
+    return f"{render.figure(f1)} ({', '.join(map(render.figure, both))})"
 
 
 def whole(rows: Sequence[Row]) -> list[Row]:

@@ -135,12 +135,12 @@ def _write(found: Saved, folder: Path, precision: Precision, into: Path) -> None
 
 
 def _whole_base(rules: Train, precision: Precision) -> Any:
-    """The base that the adapter was trained on, in 16 or 32 bits, with its whole vocabulary."""
+    """The base that the adapter was trained on, in 16 or 32 bits, with all of its parts."""
     import torch
 
     from ray_pipeline.train import model
 
     width = getattr(torch, precision)
     rules = rules.model_copy(update={} if rules.quantised else {"precision": precision})
-    base = model.load_base(rules, "cpu", words=False)
+    base = model.load_base(rules, "cpu", whole=True)
     return base.dequantize(dtype=width).to(width) if rules.quantised else base

@@ -26,8 +26,10 @@ HEAD, ENCODER_HEAD, VOCABULARY = "score", "classifier", "lm_head"
 IN_BLOCK = re.compile(r"\.\d+\.")
 """In the name of what belongs to one of a model's like layers."""
 PACKS = "support_avx512bf16_for_cpu"
-NOT_ADAPTED = r".*(vision_tower|multi_modal_projector|classifier|pooler).*"
-"""A multimodal base, such as Gemma-3 12B, has linear layers which text never reaches; heads are trained whole."""
+FOR_IMAGES = ("vision_tower", "multi_modal_projector")
+"""Parts of a multimodal base, such as Gemma-3 12B, which text never reaches."""
+NOT_ADAPTED = rf".*({'|'.join(FOR_IMAGES)}|classifier|pooler).*"
+"""Linear layers that get no adapter; heads are trained whole."""
 
 
 class Words(nn.Module):
@@ -178,11 +180,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def load_base(rules: Train, device: str, words: bool = True) -> Any:
+def load_base(rules: Train, device: str, whole: bool = False) -> Any:
     """The base with the recipe's head and precision; raises ModelError for what is no model or has no such head.
 
-    With head yes_no its vocabulary projection has the two `words` only, unless all are asked for. Raises HubError where
-    the hub fails.
+    Unless it is to be `whole`, it has no parts for images, and with head yes_no the vocabulary projection has the two
+    words only. Raises HubError where the hub fails.
     """
     from safetensors import SafetensorError
 
@@ -192,12 +194,15 @@ def load_base(rules: Train, device: str, words: bool = True) -> Any:
         options |= {"quantization_config": _quantisation(rules)}
     if rules.quantised or device != "cpu":  # straight to the device, without a whole copy in main memory
         options |= {"device_map": {"": own}}
-    options |= {"dtype": torch.float32 if rules.precision == "float32" else torch.bfloat16, "use_safetensors": True}
+    options |= {"dtype": torch.float32 if rules.precision == "float32" else torch.bfloat16}
+    options |= models.weights_options(rules.pickled_weights)
     try:
-        model = hub.loaded(f"train.model {rules.model}", lambda: _with_head(rules, words, options))
+        model = hub.loaded(f"train.model {rules.model}", lambda: _with_head(rules, whole, options))
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"train.model {rules.model}: cannot be loaded with head {rules.head}: {error}") from error
     model.config.use_cache = False
+    if not whole:
+        _forget_images(model)
     return keep_gradients(model) if rules.quantised else model.to(own)
 
 
@@ -210,14 +215,22 @@ def own_device(device: str) -> str:
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
-def _with_head(rules: Train, words: bool, options: dict[str, Any]) -> Any:
+def _forget_images(model: Any) -> None:
+    """Give up the memory of a multimodal base's parts for images; their empty places keep the other parts' names."""
+    inner = getattr(model, model.base_model_prefix)
+    for name in FOR_IMAGES:
+        if hasattr(inner, name):
+            setattr(inner, name, nn.Identity())
+
+
+def _with_head(rules: Train, whole: bool, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     name = models.resolve(rules.model)
     torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
     if rules.head == "yes_no":
         model = AutoModelForCausalLM.from_pretrained(name, **options)
-        return _with_two_words(model, rules) if words else model
+        return model if whole else _with_two_words(model, rules)
     with _quiet():
         model, told = AutoModelForSequenceClassification.from_pretrained(
             name, num_labels=1, output_loading_info=True, **options

@@ -215,7 +215,9 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     model = models.identity(rules.model, rules.revision)
     unset = {name for name in ("folds", "joint", "in_process") if not getattr(rules, name)}
     return (
-        rules.model_dump(exclude={"model", "revision", "start", "trackers", *unset, *rules.without_effect})
+        rules.model_dump(
+            exclude={"model", "revision", "pickled_weights", "start", "trackers", *unset, *rules.without_effect}
+        )
         | cross_task.identity(recipe)
         | {
             "model": model,

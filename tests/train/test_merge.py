@@ -50,6 +50,15 @@ def test_the_merged_model_scores_as_base_and_adapter_did(changes: dict[str, Any]
     assert model.load_tokenizer(alone).pad_token_id is not None
 
 
+def test_a_merged_multimodal_model_keeps_its_parts_for_images(tmp_path: Path) -> None:
+    kept, output = adapter(tmp_path / "adapter", model=toy.multimodal(tmp_path / "base")), tmp_path / "merged"
+    assert merge(str(kept), str(output)).max_abs_difference < 1e-5
+    rules = card.read(str(kept)).train
+    alone = rules.model_copy(update={"model": str(output)})
+    before, after = (model.load_base(one, "cpu", whole=True).model.vision_tower for one in (rules, alone))
+    assert toy.same(toy.trained_weights(after), toy.trained_weights(before)) and toy.trained_weights(after)
+
+
 def test_one_that_moves_the_scores_is_not_written(tmp_path: Path) -> None:
     kept, output = adapter(tmp_path / "adapter"), tmp_path / "merged"
     with pytest.raises(ModelError, match=r"in bfloat16, scores move by .*further than 1e-09.*float32.*--tolerance"):

@@ -288,6 +288,32 @@ def test_an_incomplete_folder_is_named(tmp_path: Path, missing: str) -> None:
         model.load_base(rules, "cpu")
 
 
+def test_pickled_weights_are_read_where_the_recipe_says_so(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    rules = broken(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(ModelError, match=str(tmp_path / "model")):
+        model.load_base(rules, "cpu")
+    read = model.load_base(rules.model_copy(update={"pickled_weights": True}), "cpu").state_dict()
+    whole = model.load_base(toy.rules(), "cpu").state_dict()
+    assert read.keys() == whole.keys() and all(torch.equal(read[name], whole[name]) for name in whole)
+
+
+@HEADS
+def test_a_multimodal_base_keeps_no_memory_for_images(head: str, tmp_path: Path) -> None:
+    rules = toy.rules(head=head, answers=["a", "b"]).model_copy(update={"model": toy.multimodal(tmp_path / "base")})
+    whole = model.load_base(rules, "cpu", whole=True)
+    made = moved(rules)
+    for base, there in ((whole, True), (made, False)):
+        assert any(part in name for name, _ in base.named_parameters() for part in model.FOR_IMAGES) == there
+    PlainEngine(made, rules, 1).save_adapter(tmp_path / "adapter")
+    loaded = model.load_adapter(rules, tmp_path / "adapter", "cpu")
+    assert score(loaded, prompts(), 0, "cpu").tolist() == score(made, prompts(), 0, "cpu").tolist()
+
+
 def test_half_a_weights_file_is_named(tmp_path: Path) -> None:
     rules = broken(tmp_path)
     weights = tmp_path / "model" / "model.safetensors"

@@ -1,6 +1,7 @@
 """What all prompts begin with is computed once, and nothing changes but the time that it takes."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,24 +81,10 @@ def test_other_decoders(config: Any) -> None:
 
 
 @HEADS
-def test_a_multimodal_gemma_is_read_by_its_text_part(head: str) -> None:
-    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig
-
-    shape = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 16}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 28, "patch_size": 14}  # fmt: skip
-    config = Gemma3Config(
-        text_config=Gemma3TextConfig(**shape), vision_config=vision, mm_tokens_per_image=4, pad_token_id=0
-    )
-    torch.manual_seed(0)
-    if head == "yes_no":
-        base = AutoModelForCausalLM.from_config(config)
-        base.lm_head = model.Words(base.lm_head.weight[[5, 6]])
-    else:
-        config.num_labels = 1
-        base = AutoModelForSequenceClassification.from_config(config)
-    made = moved(Classifier(model.with_adapter(base, toy.rules(head=head))))
+def test_a_multimodal_gemma_is_read_by_its_text_part(head: str, tmp_path: Path) -> None:
+    rules = toy.rules(head=head, answers=["a", "b"]).model_copy(update={"model": toy.multimodal(tmp_path)})
+    base = model.load_base(rules, "cpu")
+    made = moved(Classifier(model.with_adapter(base, rules)))
     assert not any("vision" in name for name in toy.trained_weights(made))
     check_equal(made)
     with torch.no_grad():

@@ -43,6 +43,24 @@ def xlm_roberta(folder: Path) -> str:
     return str(folder)
 
 
+def multimodal(folder: Path) -> str:
+    """A tiny random Gemma-3 with parts for images, in a folder of its own."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig
+
+    words = model.load_tokenizer(rules())
+    text = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 16}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(**text), vision_config=vision, mm_tokens_per_image=4, pad_token_id=0
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
 def examples(rows: int, seed: int = 0) -> Examples:
     """Prompts of 3 to 9 tokens whose last token says the label."""
     generator = np.random.default_rng(seed)
