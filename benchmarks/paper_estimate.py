@@ -10,6 +10,8 @@ on them.
 from dataclasses import dataclass
 
 from benchmarks import results
+from ray_pipeline.negatives import worker_memory
+from ray_pipeline.recipe import Negatives
 
 PAIRS = 100_000_000
 TARGETS = 30_000_000
@@ -26,16 +28,17 @@ STAGES_WRITTEN = 6
 
 @dataclass(frozen=True)
 class Machine:
-    """A kind of node: USD an hour, cores, GPUs."""
+    """A kind of node: USD an hour, cores, GiB of memory."""
 
     name: str
     usd: float
     cores: int
+    memory: int
     source: str
 
 
-CPU = Machine("m7g.4xlarge", 8 * 0.0816, 16, "eight times m7g.large, EC2 on demand, us-east-1, June 2026")
-GPU = Machine("g5.xlarge", 1.006, 4, "EC2 on demand, us-east-1, June 2026")
+CPU = Machine("m7g.4xlarge", 8 * 0.0816, 16, 64, "eight times m7g.large, EC2 on demand, us-east-1, June 2026")
+GPU = Machine("g5.xlarge", 1.006, 4, 16, "EC2 on demand, us-east-1, June 2026")
 CPU_NODES, GPU_NODES = 16, 16
 CORE_SECONDS = {"ingest": 75.6, "languages": 3.7, "split": 6.9, "dedupe": 46.3, "mix": 3.0}
 """Core-seconds of a million rows: a tenth of the seconds that ten million took on two cores, times two."""
@@ -46,8 +49,11 @@ SEARCH_FLOPS = 10e12
 S3_MONTH, S3_PUTS = 0.023, 0.005
 """USD for a GB kept a month, and for a thousand writes."""
 SHARD_ROWS = 50_000
-PASSES = 2
-"""Of a shard over all vectors: for those of its anchors, and to compare them. Each further kind adds as many."""
+PASSES = 4
+"""Of shards that are mined together over all vectors: for those of their anchors, to compare them, and both again where
+a query stands with all that is nearest. Each further kind adds two."""
+RAY_SHARE = 0.7
+"""Of a node's memory that Ray has for workers."""
 READ_BYTES = 1.25e9
 """A second, of a g5.xlarge from S3 at best: 10 Gbit/s."""
 
@@ -70,9 +76,10 @@ def rows() -> list[tuple[str, str, str]]:
     how = f"{anchors:,.0f} anchors x {TARGETS:,} x {DIMENSION} x 2 / {SEARCH_FLOPS:.0e} a second"
     found.append(("negatives, hard, exact", how, f"{mine:.1f} GPU-hours"))
     vectors = TARGETS * DIMENSION * 2 / 1e9
-    passes = PAIRS / SHARD_ROWS * PASSES
+    together = shards_together()
+    passes = PAIRS / SHARD_ROWS / together * PASSES
     reads = passes * vectors * 1e9 / READ_BYTES / 3600
-    how = f"{PAIRS:,} rows / {SHARD_ROWS:,} x {PASSES} x {vectors:.0f} GB, `corpus_rows_at_once` set"
+    how = f"{PAIRS:,} rows / {SHARD_ROWS:,} / {together} shards at a time x {PASSES} x {vectors:.0f} GB"
     found.append(("vectors read again while mining", how, f"{passes * vectors / 1000:.0f} TB"))
     how = f"{passes * vectors / 1000:.0f} TB / {READ_BYTES / 1e9} GB a second, at best"
     found.append(("&nbsp;&nbsp;GPUs wait for them", how, f"{reads:.1f} GPU-hours"))
@@ -103,14 +110,21 @@ def rows() -> list[tuple[str, str, str]]:
     return found
 
 
+def shards_together() -> int:
+    """How many shards of pairs a GPU node, which holds all texts, mines at a time by its memory."""
+    node = {"GPU": 1.0, "memory": RAY_SHARE * GPU.memory * 2**30}
+    each = worker_memory.shard_bytes(2 * DIMENSION, Negatives(hard_per_positive=WANTED_SHARE), SHARD_ROWS)
+    return worker_memory.shards_together([node], {"GPU": 1.0}, TARGETS * worker_memory.TEXT_BYTES, each)
+
+
 def main() -> None:
     """Print the table and keep it."""
     text = results.table(("what", "arithmetic", "result"), rows())
     about = (
         f"Not a run. {CPU.name}: {CPU.usd:.4f} USD an hour ({CPU.source}); {GPU.name}: {GPU.usd} ({GPU.source}). "
         "No translation, no training. What breaks first: a g5.xlarge has 16 GiB, so the vectors are read in parts "
-        "(`negatives.corpus_rows_at_once`), and to read them for every shard of pairs outweighs all other traffic: "
-        "larger shards (`runtime.shard_rows`) or a machine that holds them lower it in proportion."
+        "(`negatives.corpus_rows_at_once`), for as many shards of pairs together as the texts leave memory for; a "
+        "machine that holds twice as many shards halves that traffic, and one that holds the vectors has none."
     )
     results.keep(
         "paper",

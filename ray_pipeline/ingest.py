@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,7 @@ HINTS = {"duplicate id": " (ids that repeat across files: data.columns.id: null 
 """By reason."""
 PIECE_ROWS = 50_000
 """Of a slice that are Python objects at a time."""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,15 @@ def _digest_now(url: str) -> str | None:
         return None
 
 
+def _on_tasks(function: Callable[[Slice], Answer], parts: Sequence[Slice]) -> list[Answer]:
+    """`rawfiles.Spread` over Ray's tasks."""
+    import ray
+
+    task = ray.remote(lambda part: function(part))
+    found: list[Answer] = ray.get([task.remote(part) for part in parts])
+    return found
+
+
 def run(context: Context) -> Outcome:
     """Read, validate and shard the raw files; raises InputError where the input as a whole is unusable."""
     import ray.data
@@ -295,7 +305,7 @@ def run(context: Context) -> Outcome:
     recipe = context.recipe
     files = _files(recipe)
     _check_lines(files, recipe)
-    parts = rawfiles.numbered_slices(files)
+    parts = rawfiles.numbered_slices(files, _on_tasks)
     if not parts:
         raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check the recipe's data section")
     rows = sum(storage.for_each(rawfiles.rows_about, files, lambda file: file.url))
@@ -322,22 +332,35 @@ def _expect_all(folder: str, made: int, there: int) -> None:
         )
 
 
+def _kept_alike(url: str) -> list[dict[str, Any]]:
+    """How many rows of a shard are of each split, label and language."""
+    table = storage.read_parquet(url, ["split", "label", "language"])
+    found: list[dict[str, Any]] = table.group_by(table.column_names).aggregate([([], "count_all")]).to_pylist()
+    return found
+
+
+def _refused_alike(url: str) -> list[tuple[dict[str, Any], int]]:
+    """The first row of a file of refused ones of each split and reason, and how many there are."""
+    table = storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"])
+    found = []
+    for key in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        alike = table.filter((pc.field("split") == key["split"]) & (pc.field("reason") == key["reason"]))
+        found.append((alike.slice(0, 1).to_pylist()[0], key["count_all"]))
+    return found
+
+
 def _account(context: Context, made: int) -> Outcome:
     """Count what is there of the rows made, and stop where a split is empty, one-sided or has too many bad rows."""
     folder = context.folder
     tally = Tally()
     names = artifact.present_shards(folder)
-    for name in names:
-        table = storage.read_parquet(storage.join(folder, name), ["split", "label", "language"])
-        for row in table.group_by(table.column_names).aggregate([([], "count_all")]).to_pylist():
-            tally.kept[row["split"], row["label"]] += row["count_all"]
-            tally.languages[row["language"]] += row["count_all"]
+    for row in chain.from_iterable(storage.for_each(_kept_alike, [storage.join(folder, name) for name in names])):
+        tally.kept[row["split"], row["label"]] += row["count_all"]
+        tally.languages[row["language"]] += row["count_all"]
     _expect_all(folder, made, tally.kept.total())
-    for url in storage.list_files(storage.join(folder, "rejected")):
-        table = storage.read_parquet(url, ["split", "reason", "file", "line", "field", "detail"])
-        for key in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            alike = table.filter((pc.field("split") == key["split"]) & (pc.field("reason") == key["reason"]))
-            tally.refuse(alike.slice(0, 1).to_pylist()[0], key["count_all"])
+    rejected = storage.list_files(storage.join(folder, "rejected"))
+    for row, alike in chain.from_iterable(storage.for_each(_refused_alike, rejected)):
+        tally.refuse(row, alike)
     check(context.recipe, tally, storage.join(folder, "rejected"))
     some = storage.read_parquet(storage.join(folder, names[0]), ["target"]).slice(0, PATHS_LOOKED_AT)
     tally.targets = some.column("target").to_pylist()

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import IO, Any, Literal, TypeVar
+from functools import partial
+from itertools import chain
+from typing import IO, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -132,16 +134,18 @@ def place(position: int) -> tuple[int, int]:
 
 
 def slices(file: RawFile) -> list[Slice]:
-    """Cut a file into slices of about 64 MiB; a large CSV, whose quoted fields may hold line ends, by its records."""
+    """Cut a file, without reading it, into slices of about 64 MiB, or row groups.
+
+    CSV and TSV, whose quoted fields may hold line ends, are one slice: where a record begins is known only to who has
+    read all before it.
+    """
     if file.format == "parquet":
         with storage.open_parquet(file.url, REMEDY) as parquet:
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         return [Slice(file, i, i + 1, sum(groups[:i])) for i in range(len(groups))]
     part = whole(file)
-    if part.end <= SLICE_BYTES:
+    if file.format != "jsonl" or part.end <= SLICE_BYTES:
         return [part]
-    if file.format != "jsonl":
-        return cut(file, SLICE_RECORDS)
     starts = range(0, part.end, SLICE_BYTES)
     return [Slice(file, start, min(start + SLICE_BYTES, part.end)) for start in starts]
 
@@ -152,21 +156,53 @@ def whole(file: RawFile) -> Slice:
 
 
 def count_rows(part: Slice) -> int:
-    """Lines that begin in a slice of JSON Lines."""
-    return sum(1 for _ in _lines(part))
+    """Lines that begin in a slice of JSON Lines: at the file's start, and after each line end before the last byte."""
+    start = max(0, part.start - 1)
+    lines, left = int(part.start == 0 < part.end), part.end - 1 - start
+    with storage.open_read(part.file.url) as file:
+        file.seek(start)
+        while left > 0 and (chunk := file.read(min(left, storage.CHUNK_BYTES))):
+            lines, left = lines + chunk.count(b"\n"), left - len(chunk)
+    return lines
 
 
-def numbered_slices(files: Sequence[RawFile]) -> list[Slice]:
-    """All slices, each knowing how many rows of its file come before it."""
-    found = []
-    cut = storage.for_each(slices, files, lambda file: file.url)
-    for file, parts in zip(files, cut, strict=True):
+class Spread(Protocol):
+    """Says of each of some slices what a function says of it, in their order."""
+
+    def __call__(self, function: Callable[[Slice], Answer], parts: Sequence[Slice], /) -> list[Answer]: ...
+
+
+def here(function: Callable[[Slice], Answer], parts: Sequence[Slice]) -> list[Answer]:
+    """`Spread` over this process alone."""
+    return storage.for_each(function, parts, lambda part: part.file.url)
+
+
+def numbered_slices(files: Sequence[RawFile], spread: Spread = here) -> list[Slice]:
+    """All slices, each knowing how many rows of its file come before it.
+
+    What reads all of large files is `spread`: to count the lines of each slice of JSON Lines, to cut a CSV between its
+    records, each file in one reading.
+    """
+    found = storage.for_each(slices, files, lambda file: file.url)
+    large = [parts[0] for parts in found if parts and _is_large_csv(parts[0])]
+    records = dict(zip(large, spread(partial(_records, rows=SLICE_RECORDS), large), strict=True))
+    of_lines = [part for parts in found if parts and parts[0].file.format == "jsonl" for part in parts[:-1]]
+    lines = dict(zip(of_lines, spread(count_rows, of_lines), strict=True))
+    numbered = []
+    for parts in found:
         first = 0
-        for part in parts:
-            found.append(replace(part, first_row=part.first_row or first))
-            if file.format == "jsonl" and len(parts) > 1:
-                first += count_rows(part)
-    return found
+        for part in chain.from_iterable(records.get(part, [part]) for part in parts):
+            numbered.append(replace(part, first_row=part.first_row or first))
+            first += lines.get(part, 0)
+    return numbered
+
+
+def _is_large_csv(part: Slice) -> bool:
+    return part.file.format in ("csv", "tsv") and part.end > SLICE_BYTES
+
+
+def _records(part: Slice, rows: int) -> list[Slice]:
+    return cut(part.file, rows)
 
 
 def sample(files: Sequence[RawFile], rows: int) -> list[tuple[Slice, int]]:

@@ -71,10 +71,8 @@ def _check_classes(folder: str) -> None:
     Of one class nothing can be learnt, and it cannot choose an adapter and a threshold; a holdout of one class only
     leaves out figures.
     """
-    found = set()
-    for name in artifact.present_shards(folder):
-        table = storage.read_parquet(storage.join(folder, name), ["part", "label"])
-        found |= {(row["part"], row["label"]) for row in table.group_by(["part", "label"]).aggregate([]).to_pylist()}
+    urls = [storage.join(folder, name) for name in artifact.present_shards(folder)]
+    found = set().union(*storage.for_each(_classes, urls))
     for part in ("train", "tune", "holdout"):
         labels = [label for where, label in sorted(found, key=str) if where == part]
         held = f"the {part} part holds {f'only rows labelled {labels[0]}' if labels else 'no rows'}"
@@ -83,6 +81,12 @@ def _check_classes(folder: str) -> None:
             logs.tell(f"  split: {held}: AUROC and what else needs both will be missing; {remedy}", level="WARNING")
         elif len(labels) < 2:
             raise InputError(f"{held}: both classes are needed; {remedy}")
+
+
+def _classes(url: str) -> set[tuple[str | None, int | None]]:
+    """The parts and labels of a shard's rows."""
+    table = storage.read_parquet(url, ["part", "label"])
+    return {(row["part"], row["label"]) for row in table.group_by(["part", "label"]).aggregate([]).to_pylist()}
 
 
 STAGE = Stage("split", ("languages",), config, run)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import artifact, ingest, rawfiles, storage, tables, telemetry
+from ray_pipeline import artifact, ingest, problems, rawfiles, storage, tables, telemetry
 from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.ingest import Rejection, pair
 from ray_pipeline.recipe import Recipe
@@ -299,6 +299,29 @@ def test_a_slice_is_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [[row["line"] for row in rows] for rows in refused] == [[2], [5]]
     assert refused_rows == [(1, 0), (1, 0)]
     assert [(table.num_rows, table.schema) for table in pieces(1)] == [(0, pieces(0)[0].schema)]
+
+
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
+def test_large_files_are_cut_on_ray_as_here(place: str, ray_up: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"".join(b'{"id": %d}\n' % i for i in range(500))
+    storage.write_bytes(storage.join(place, "a.jsonl"), lines)
+    storage.write_bytes(storage.join(place, "b.csv"), b'id,q\n1,"x\ny"\n' + b"2,mug\n" * 500)
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 2000)
+    monkeypatch.setattr(rawfiles, "SLICE_RECORDS", 200)
+    files = rawfiles.find("train", [place], "auto")
+    found = rawfiles.numbered_slices(files, ingest._on_tasks)
+    assert len(found) == -(-len(lines) // 2000) + 3
+    assert found == rawfiles.numbered_slices(files)
+    assert [row for part in found for row, _ in rawfiles.records(part)] == [*range(1, 501), *range(3, 504)]
+
+
+def test_a_file_that_cannot_be_cut_on_ray_says_why(
+    tmp_path: Path, ray_up: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id,query\n1," + b"x" * 200_000 + b"\n")
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 100)
+    with pytest.raises(InputError, match=r"a\.csv, line 2: is not ',"), problems.unwrapped():
+        rawfiles.numbered_slices(rawfiles.find("train", [str(tmp_path)], "auto"), ingest._on_tasks)
 
 
 def test_rows_without_any_language_are_spoken_of(

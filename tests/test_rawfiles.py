@@ -204,7 +204,7 @@ def test_a_large_csv_is_cut_between_its_records(write: Write, monkeypatch: pytes
     assert len(rawfiles.slices(file)) == 1
     monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
     monkeypatch.setattr(rawfiles, "SLICE_RECORDS", 2)
-    assert len(rawfiles.slices(file)) == 4
+    assert len(rawfiles.numbered_slices([file])) == 4
     assert read(path) == whole
     assert [row for row, _ in whole] == [4, 5, 7, 8, 9, 10] and set(reasons(whole)) == {8, 9}
 
@@ -222,8 +222,55 @@ def test_a_large_tsv_is_cut_between_its_records(write: Write, monkeypatch: pytes
     monkeypatch.setattr(rawfiles, "SLICE_BYTES", 10)
     for rows in range(1, 8):
         monkeypatch.setattr(rawfiles, "SLICE_RECORDS", rows)
-        assert len(rawfiles.slices(file)) == -(-7 // rows)
+        assert len(rawfiles.numbered_slices([file])) == -(-7 // rows)
         assert read(path) == whole
+
+
+def test_only_large_files_of_lines_are_read_to_be_cut_and_each_slice_once(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csv = b'id,q\n1,"x\ny"\n' + b"2,mug\n" * 20
+    for name, content in {"a.jsonl": CONTENTS["plain"], "b.csv": csv, "c.jsonl": b"{}\n", "d.csv": b"id\n1\n"}.items():
+        write(name, content)
+    pq.write_table(pa.table({"id": range(9)}), tmp_path / "e.parquet", row_group_size=2)
+    files = rawfiles.find("train", [str(tmp_path)], "auto")
+    monkeypatch.setattr(rawfiles, "SLICE_BYTES", 100)
+    monkeypatch.setattr(rawfiles, "SLICE_RECORDS", 4)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 7)
+    asked: list[list[tuple[str, int]]] = []
+    spread_out = False
+
+    def spread(function: Any, parts: Any) -> Any:
+        nonlocal spread_out
+        asked.append([(Path(part.file.url).name, part.start) for part in parts])
+        spread_out = True
+        found = rawfiles.here(function, parts)
+        spread_out = False
+        return found
+
+    def opened(url: str, open_read: Any = storage.open_read) -> Any:
+        assert spread_out or url.endswith(".parquet")
+        return open_read(url)
+
+    monkeypatch.setattr(storage, "open_read", opened)
+    found = rawfiles.numbered_slices(files, spread)
+    monkeypatch.undo()
+    size = len(CONTENTS["plain"])
+    assert asked == [[("b.csv", 0)], [("a.jsonl", start) for start in range(0, size - 100, 100)]]
+    rows = [(part.file.number, row) for part in found for row, _ in rawfiles.records(part)]
+    assert rows == [(file.number, row) for file in files for row, _ in read(Path(file.url))]
+    assert len(found) == -(-size // 100) + 6 + 1 + 1 + 5
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a", b"a\n", b"\n\nab\nc", *CONTENTS.values()])
+def test_the_lines_that_begin_in_a_slice(write: Write, content: bytes) -> None:
+    path = write("a.jsonl", content)
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    starts = [0, *(i + 1 for i, byte in enumerate(content[:-1]) if byte == ord("\n"))] if content else []
+    for start in range(0, len(content) + 1, max(1, len(content) // 9)):
+        for end in range(start, len(content) + 1, max(1, len(content) // 11)):
+            expected = sum(start <= at < end for at in starts)
+            assert rawfiles.count_rows(rawfiles.Slice(file, start, end)) == expected, (start, end)
 
 
 def test_numbers_are_whole_where_they_can_be_and_what_is_none_is_null(write: Write, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ray_pipeline import storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import NONE, Hashes, hashes, lookup
 from ray_pipeline.embed import store
+from ray_pipeline.negatives.scans import Look, SharedScan
 from ray_pipeline.text import normalise
 
 Rows = npt.NDArray[np.int64]
@@ -27,8 +28,8 @@ BLOCK_ROWS = 65_536
 class Source(Protocol):
     """Where the vectors of a corpus come from."""
 
-    def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
-        """All rows once, some at a time: their numbers `[b]` and unit vectors `[b, d]`."""
+    def scan(self, look: Look) -> None:
+        """Show all rows once to `look`, some at a time: their numbers `[b]` and unit vectors `[b, d]`."""
 
     def take(self, rows: Rows) -> Vectors:
         """Unit vectors `[m, d]` of some rows."""
@@ -63,8 +64,13 @@ class Held:
 
     halves: Halves
 
-    def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
+    def scan(self, look: Look) -> None:
         """See `Source`."""
+        for rows, vectors in self.blocks():
+            look(rows, vectors)
+
+    def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
+        """See `Readable`."""
         for start in range(0, len(self.halves), BLOCK_ROWS):
             block = self.halves[start : start + BLOCK_ROWS]
             yield np.arange(start, start + len(block)), unit(block)
@@ -78,17 +84,25 @@ class Held:
         return (some @ self.take(pool).T for some, pool in zip(anchors, pools, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reread:
-    """Vectors that are read from the embeddings whenever they are wanted, `rows_at_once` at a time."""
+    """Vectors that are read from the embeddings whenever they are wanted, `rows_at_once` at a time.
+
+    One that reads by the `shared` scan of others reads when they do.
+    """
 
     embeddings: Artifact
     role: str
     ids: Hashes
     rows_at_once: int
+    shared: SharedScan
+
+    def scan(self, look: Look) -> None:
+        """See `Source`."""
+        self.shared.scan(self, look)
 
     def blocks(self) -> Iterator[tuple[Rows, Vectors]]:
-        """See `Source`."""
+        """See `Readable`."""
         for rows, halves in _placed(self.embeddings, self.role, self.ids, min(self.rows_at_once, BLOCK_ROWS)):
             yield rows, unit(halves)
 
@@ -96,11 +110,15 @@ class Reread:
         """See `Source`."""
         wanted, back = np.unique(rows, return_inverse=True)
         found: Vectors | None = None
-        for there, vectors in self.blocks():
+
+        def pick(there: Rows, vectors: Vectors) -> None:
+            nonlocal found
             places = lookup(wanted, there)
             if found is None:
                 found = np.zeros((len(wanted), vectors.shape[1]), np.float32)
             found[places[places != NONE]] = vectors[places != NONE]
+
+        self.scan(pick)
         return np.zeros((0, 0), np.float32) if found is None else found[back]
 
     def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
@@ -108,9 +126,12 @@ class Reread:
         parts, lists = list(anchors), list(pools)
         found = [np.zeros((len(part), len(pool)), np.float32) for part, pool in zip(parts, lists, strict=True)]
         wanted = _Pooled.of(lists)
-        for there, vectors in self.blocks():
+
+        def multiply(there: Rows, vectors: Vectors) -> None:
             for pool, columns, places in wanted.among(there):
                 found[pool][:, columns] = parts[pool] @ vectors[places].T
+
+        self.scan(multiply)
         yield from found
 
 
@@ -152,8 +173,11 @@ def made(texts: Sequence[str], vectors: Vectors | Halves) -> Corpus:
     return Corpus(ids[order], ordered, forms(ordered.to_pylist()), Held(vectors.astype(np.float16)[order]))
 
 
-def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Corpus:
-    """The corpus of the embedded texts of a role; with `rows_at_once` its vectors stay where they are."""
+def read(embeddings: Artifact, role: str, rows_at_once: int | None = None, shared: SharedScan | None = None) -> Corpus:
+    """The corpus of the embedded texts of a role; with `rows_at_once` its vectors stay where they are.
+
+    Then threads that take part in the `shared` scan read them together.
+    """
     parts = [_texts(_of_role(table, role)) for table in embeddings.tables(["text_id", "text", "role"])]
     if not sum(len(part[0]) for part in parts):
         return made([], np.zeros((0, 0), np.float16))
@@ -161,7 +185,7 @@ def read(embeddings: Artifact, role: str, rows_at_once: int | None = None) -> Co
     order = np.argsort(ids)
     ids, texts = ids[order], pa.chunked_array([part[2] for part in parts]).take(order).combine_chunks()
     held = Held(_held(embeddings, role, ids)) if rows_at_once is None else None
-    source = held or Reread(embeddings, role, ids, rows_at_once or BLOCK_ROWS)
+    source = held or Reread(embeddings, role, ids, rows_at_once or BLOCK_ROWS, shared or SharedScan())
     return Corpus(ids, texts, normal[order], source)
 
 

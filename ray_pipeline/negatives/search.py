@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.chance import NONE
+from ray_pipeline.negatives import rounded
 from ray_pipeline.negatives.corpus import Corpus, Rows, Vectors
 
 GPU_NEIGHBOURS = 2048
@@ -72,16 +73,28 @@ def exact(
     if not (k and len(anchors)):
         return Neighbours(np.zeros((len(anchors), k), np.float32), np.full((len(anchors), k), NONE))
     best = faiss.ResultHeap(len(anchors), k, keep_max=True)
-    for rows, vectors in corpus.source.blocks():
-        for group in groups:
-            chosen = slice(None) if group.allows is None else group.allows(rows)
-            block, numbers = vectors[chosen], rows[chosen]
-            if len(block) and len(group.anchors):
-                own, most = anchors[group.anchors], ceilings[group.anchors]
-                for some, found, places in _compared(own, block, min(k, len(block)), most, device):
-                    best.add_result_subset(group.anchors[some], found, numbers[places])
+    corpus.source.scan(partial(_merge, best, anchors, groups, ceilings, device))
     best.finalize()
     return _in_order(best.D, best.I)
+
+
+def _merge(
+    best: Any,
+    anchors: Vectors,
+    groups: Sequence[Group],
+    ceilings: Vectors,
+    device: str | None,
+    rows: Rows,
+    vectors: Vectors,
+) -> None:
+    """Add what a block has to the best so far, faiss's heaps of `k` for each anchor."""
+    for group in groups:
+        chosen = slice(None) if group.allows is None else group.allows(rows)
+        block, numbers = vectors[chosen], rows[chosen]
+        if len(block) and len(group.anchors):
+            own, most = anchors[group.anchors], ceilings[group.anchors]
+            for some, found, places in _compared(own, block, min(best.k, len(block)), most, device):
+                best.add_result_subset(group.anchors[some], found, numbers[places])
 
 
 def _compared(
@@ -97,19 +110,19 @@ def _compared(
     elif device is not None:
         yield from _on_device(anchors, block, k, ceilings, device)
     elif free:
-        yield slice(None), *_nearest(anchors, block, k)
+        yield slice(None), *_looking(len(anchors), block, k)(anchors)
     else:
         yield from _below(anchors, block, k, ceilings)
 
 
 def _below(anchors: Vectors, block: Vectors, k: int, ceilings: Vectors) -> Iterator[tuple[Rows, Vectors, Rows]]:
-    """As `_compared`: by faiss, which knows no ceilings, where few neighbours lie above; else by masked products."""
+    """As `_compared`: by a search that knows no ceilings, where few neighbours lie above; else by masked products."""
     looked = min(k + SPARE, len(block))
-    few = True
+    look, few = _looking(len(anchors), block, looked), True
     for some in _slices(len(anchors), TILE_ANCHORS):
         left = np.arange(len(anchors))[some]
         if few:  # of the last ones
-            found, places = _nearest(anchors[some], block, looked)
+            found, places = look(anchors[some])
             above = found > ceilings[some, None]
             enough = (above.sum(axis=1) <= looked - k) | (looked == len(block))
             found[above] = -np.inf
@@ -120,6 +133,13 @@ def _below(anchors: Vectors, block: Vectors, k: int, ceilings: Vectors) -> Itera
             similarities = anchors[left] @ block[there].T
             np.putmask(similarities, similarities > ceilings[left, None], -np.inf)
             yield left, similarities, np.arange(there.start, there.stop)
+
+
+def _looking(anchors: int, block: Vectors, k: int) -> Callable[[Vectors], tuple[Vectors, Rows]]:
+    """What finds the `k` nearest in a block to any of so many anchors: among rounded vectors first where that pays."""
+    if rounded.worth(anchors, len(block), k):
+        return partial(rounded.Block(block).nearest, k=k)
+    return partial(_nearest, block=block, k=k)
 
 
 def _nearest(anchors: Vectors, block: Vectors, k: int) -> tuple[Vectors, Rows]:
@@ -239,6 +259,5 @@ def _built(corpus: Corpus, kind: str) -> Any:
         index.cp.niter = TRAINING_ROUNDS
         step = max(1, len(corpus) // (lists * TRAINING_ROWS))
         index.train(corpus.source.take(np.arange(0, len(corpus), step)))
-    for _, vectors in corpus.source.blocks():
-        index.add(vectors)
+    corpus.source.scan(lambda _, vectors: index.add(vectors))
     return index

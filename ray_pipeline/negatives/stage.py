@@ -13,6 +13,7 @@ from ray_pipeline.negatives import corpus, known, mining, wants, worker_memory
 from ray_pipeline.negatives.candidates import Candidates
 from ray_pipeline.negatives.mining import Mining
 from ray_pipeline.negatives.offers import Accepted
+from ray_pipeline.negatives.scans import SharedScan
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
@@ -21,14 +22,20 @@ E5_BAND = 0.8
 """Random pairs of texts have about this similarity under E5."""
 
 
-def load(recipe: Recipe, inputs: Mapping[str, Artifact], limits: Mapping[str, int] | None) -> Mining:
-    """A worker's Mining, with its corpus."""
-    rules, pairs, embeddings = recipe.negatives, inputs["dedupe"], inputs["embed"]
-    targets = corpus.read(embeddings, "target", rules.corpus_rows_at_once)
-    queries = corpus.read(embeddings, "query", rules.corpus_rows_at_once) if rules.anchor == "query" else None
+def load(recipe: Recipe, inputs: Mapping[str, Artifact], limits: Mapping[str, int] | None) -> shards.Work:
+    """A worker's mining, with its corpus; vectors that are not held are read for all shards under way together."""
+    rules, pairs, embeddings, scan = recipe.negatives, inputs["dedupe"], inputs["embed"], SharedScan()
+    targets = corpus.read(embeddings, "target", rules.corpus_rows_at_once, scan)
+    queries = corpus.read(embeddings, "query", rules.corpus_rows_at_once, scan) if rules.anchor == "query" else None
     candidates = Candidates(targets, rules, pairs.tables(["part", "language", "target"]))
     device = "cuda" if on_gpus(recipe) else None
-    return Mining(rules, targets, candidates, queries, limits, known.refused(inputs["split"]), device)
+    mine = Mining(rules, targets, candidates, queries, limits, known.refused(inputs["split"]), device)
+
+    def work(table: pa.Table) -> shards.Result:
+        with scan.joined():
+            return mine(table)
+
+    return work
 
 
 def on_gpus(recipe: Recipe) -> bool:
@@ -39,7 +46,7 @@ def on_gpus(recipe: Recipe) -> bool:
     return recipe.runtime.gpus_per_worker > 0 and (nearest or lowest)
 
 
-def at_once(make: Callable[[], Mining], cap: int) -> shards.Work:
+def at_once(make: Callable[[], shards.Work], cap: int) -> shards.Work:
     """What a worker makes of the only shard: its proposals, and what of them stays."""
     mine = make()
 
@@ -97,7 +104,7 @@ def run(context: Context) -> Outcome:
     return _outcome(_in_two_passes(context, sources, make, cap))
 
 
-def _in_two_passes(context: Context, sources: Sequence[Source], make: Callable[[], Mining], cap: int) -> Counts:
+def _in_two_passes(context: Context, sources: Sequence[Source], make: Callable[[], shards.Work], cap: int) -> Counts:
     folder, names = storage.join(context.folder, "proposals"), [source.name for source in sources]
     if set(names) - set(artifact.present_shards(context.folder)):
         _mined(context, sources, make, folder, mining.PROPOSALS)
@@ -135,16 +142,27 @@ def _mined(
     context: Context, sources: Sequence[Source], make: Callable[[], shards.Work], folder: str, schema: pa.Schema
 ) -> Counts:
     """Mine shards, on GPUs where they serve."""
-    width, each = context.recipe.runtime, worker_memory.worker_bytes(context.inputs["embed"], context.recipe.negatives)
+    width, embeddings, rules = context.recipe.runtime, context.inputs["embed"], context.recipe.negatives
+    held, gpus = worker_memory.worker_bytes(embeddings, rules), 0.0
+    together, each = rules.corpus_rows_at_once is not None, 0
+    if together:
+        vector = embeddings.manifest.bytes / max(1, embeddings.manifest.rows_out)
+        each = worker_memory.shard_bytes(vector, rules, max((source.rows for source in sources), default=0))
     if on_gpus(context.recipe):
         runtime.check_room(width)
-        cpus, _ = worker_memory.workers_that_fit(worker_memory.nodes(width.gpus_per_worker), each)
+        gpus = width.gpus_per_worker
+        there = worker_memory.nodes(gpus)
+        cpus, _ = worker_memory.workers_that_fit(there, held)
         placed = runtime.model_pool(width, width.embed_workers)  # nodes may still come
         placed["num_cpus"] = max(cpus, width.cpus_per_worker)
     else:
-        cpus, most = worker_memory.workers_that_fit(worker_memory.nodes(), each)
+        there = worker_memory.nodes()
+        cpus, most = worker_memory.workers_that_fit(there, worker_memory.with_shards(there, held, each, len(sources)))
         wanted = width.map_workers or most
         placed = {"workers": min(most, wanted) if width.address == "local" else wanted, "num_cpus": cpus}
+    if together:
+        worker = {"CPU": placed["num_cpus"]} | ({"GPU": gpus} if gpus else {})
+        placed["at_once"] = worker_memory.shards_together(there, worker, held, each)
     return shards.map_shards(sources, make, folder, schema, label="negatives", read=known.read, **placed)
 
 

@@ -1,7 +1,8 @@
-"""How many workers there is memory for, where each holds the whole corpus."""
+"""How many workers there is memory for, where each holds the whole corpus, and how many shards each mines together."""
 
 from collections.abc import Mapping, Sequence
 
+from ray_pipeline import runtime
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Negatives
@@ -12,6 +13,10 @@ TEXT_BYTES = 300
 """Of each text a worker holds itself, two hashes and its vector's place, and while they are put in order a copy."""
 WANT_BYTES = 120
 """Of a want with the targets proposed to it, where it is decided who gets which."""
+ROW_BYTES, CANDIDATE_BYTES = 500, 32
+"""Of a pair of a shard that is mined, and of each candidate that is looked at for it."""
+MOST_TOGETHER = 64
+"""Shards; with more, hardly anything is left to be saved: to compare their anchors takes far longer than to read."""
 
 
 def worker_bytes(embeddings: Artifact, rules: Negatives) -> int:
@@ -20,6 +25,34 @@ def worker_bytes(embeddings: Artifact, rules: Negatives) -> int:
     if rules.corpus_rows_at_once is not None:
         return texts
     return texts + embeddings.manifest.bytes * (1 if rules.index == "exact" else INDEXED)
+
+
+def shard_bytes(vector: float, rules: Negatives, rows: int) -> int:
+    """About how many bytes a shard of so many rows takes at most while a worker that holds no vectors mines it.
+
+    `vector` are the bytes of one as it is stored.
+    """
+    most = max(rules.easy_per_positive, rules.hard_per_positive, rules.random_per_positive)
+    # In float32 twice as many, and as they are found there are two copies.
+    return int(rows * (ROW_BYTES + most * (4 * vector + CANDIDATE_BYTES * rules.hard_top_k)))
+
+
+def with_shards(there: Sequence[Mapping[str, float]], held: int, each: int, shards: int) -> int:
+    """Bytes of a worker that holds `held` bytes and mines as many shards, of `each` so many, at a time as pay.
+
+    Fewer workers that mine more at a time read the vectors less often. No node becomes too small by that.
+    """
+    room = min((int(node["memory"]) for node in there if node["memory"] >= held), default=held)
+    return min(room, held + each * min(MOST_TOGETHER, shards))
+
+
+def shards_together(there: Sequence[Mapping[str, float]], worker: Mapping[str, float], held: int, each: int) -> int:
+    """How many shards, of `each` so many bytes, a worker that holds `held` bytes has the memory to mine at a time.
+
+    `worker` are the resources of one; of the nodes that have room for it, the one with the least memory decides.
+    """
+    room = min((node["memory"] / fit for node in there if (fit := runtime.places(node, worker))), default=0.0)
+    return min(MOST_TOGETHER, max(1, int((room - held) // max(1, each))))
 
 
 def nodes(gpus: float = 0) -> list[Mapping[str, float]]:

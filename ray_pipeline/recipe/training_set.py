@@ -122,9 +122,10 @@ class Negatives(Section):
     index_recall: OpenShare = 0.99
     """What an approximation is set to reach on a sample of the corpus: the share of the true neighbours."""
     corpus_rows_at_once: Positive | None = None
-    """A worker holds no more vectors than this and reads all of them again for each shard of pairs, twice for each kind
-    that is mined: a hundred GB of vectors and a thousand shards make 200 TB. Larger `runtime.shard_rows`, fewer shards.
-    Null: it holds all. Either way a node has no more workers than there is memory for.
+    """A worker holds no more vectors than this. It mines as many shards of pairs at a time as it has memory for, 64 at
+    most, and reads all vectors for them together: twice for each kind, and twice more for hard ones where a query
+    stands with all that is nearest. So 60 GB, 2,000 shards, 20 at a time and four readings make 2,000 / 20 x 4 x 60 GB
+    = 24 TB. Null: it holds all. Either way a node has no more workers than there is memory for.
 
     Changes memory and time, not what is found.
     """

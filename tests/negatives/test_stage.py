@@ -10,7 +10,7 @@ import pytest
 
 from ray_pipeline import artifact, negatives, shards, tables
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.negatives import mining, stage
+from ray_pipeline.negatives import mining, stage, worker_memory
 from ray_pipeline.negatives.mining import AT_CAP
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context
@@ -147,6 +147,7 @@ def test_gpus_are_taken_where_they_serve(
         assert stage.on_gpus(recipe) is on_gpus
         assert asked.pop("num_gpus", 0) == on_gpus
         assert (asked["workers"], asked["num_cpus"]) == ((2, 3) if on_gpus else (8, 1))
+        assert "at_once" not in asked  # where vectors are held, nothing is saved
 
 
 @pytest.mark.parametrize(("address", "workers"), [("local", 4), ("auto", 40)])
@@ -161,6 +162,28 @@ def test_on_cpus_of_a_cluster_nodes_may_still_come(
     recipe = make_recipe("QI", negatives__easy_per_positive=1, **width)
     stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None)
     assert (asked["workers"], asked["num_cpus"]) == (workers, 1)
+
+
+def test_where_vectors_are_not_held_a_worker_mines_shards_together(
+    tmp_path: Path, embedded: Artifact, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    node = {"CPU": 4.0, "GPU": 2.0, "memory": 4.2e6}
+    monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [node])
+    monkeypatch.setattr(stage.runtime, "check_room", lambda width: None)
+    monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
+    found = []
+    for gpus, rows in ((0, [10, 100]), (0, [100] * 70), (1, [10, 100])):
+        width = {"gpus_per_worker": gpus, "cpus_per_worker": 1, "embed_workers": 2, "map_workers": None}
+        rules = {"negatives__hard_per_positive": 1, "negatives__corpus_rows_at_once": 20}
+        recipe = make_recipe("QI", **rules, **{f"runtime__{name}": value for name, value in width.items()})
+        sources = [shards.Source("part-00000.parquet", "", one) for one in rows]
+        stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), sources, lambda: None, "", None)
+        each = worker_memory.shard_bytes(embedded.manifest.bytes / 300, recipe.negatives, 100)
+        held = worker_memory.worker_bytes(embedded, recipe.negatives)
+        assert asked["at_once"] == (node["memory"] / asked["workers"] - held) // each
+        found.append((asked["workers"], asked["num_cpus"]))
+    assert found == [(4, 1), (1, 3), (2, 1)]  # where there are many shards, few workers that mine many at a time
 
 
 def test_a_band_below_what_e5_models_give_is_doubted(make_recipe: MakeRecipe) -> None:

@@ -58,6 +58,46 @@ def test_what_a_worker_holds(tmp_path: Path) -> None:
     assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, index="hnsw")) == of_texts + 3 * of_vectors
 
 
+@pytest.mark.parametrize(
+    ("nodes", "worker", "expected"),
+    [
+        ([node(16, 1000)], {"CPU": 16}, 9),
+        ([node(16, 1000)], {"CPU": 8}, 4),
+        ([node(16, 1000), node(16, 300), node(2, 1)], {"CPU": 16}, 2),  # the last has room for no worker
+        ([node(16, 150)], {"CPU": 16}, 1),  # less than one shard takes: one after the other, as with one that fits
+        ([node(16, 1e6)], {"CPU": 16}, worker_memory.MOST_TOGETHER),
+        ([node(16, 1000) | {"GPU": 4.0}], {"CPU": 1, "GPU": 1}, 1),
+        ([], {"CPU": 1}, 1),
+    ],
+)
+def test_shards_are_mined_together_by_what_memory_the_texts_leave(
+    nodes: Sequence[dict[str, float]], worker: dict[str, float], expected: int
+) -> None:
+    assert worker_memory.shards_together(nodes, worker, 100, 100) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shards", "expected"),
+    [
+        ([node(16, 1000)], 3, 160),
+        ([node(16, 1000)], 500, 1000),
+        ([node(16, 5000)], 500, 100 + 20 * worker_memory.MOST_TOGETHER),
+        ([node(16, 1000), node(16, 150), node(16, 90)], 500, 150),  # the last has no room for the texts either
+        ([node(16, 90)], 500, 100),
+    ],
+)
+def test_a_worker_wants_memory_for_as_many_shards_as_there_are_or_pay(
+    nodes: Sequence[dict[str, float]], shards: int, expected: int
+) -> None:
+    assert worker_memory.with_shards(nodes, 100, 20, shards) == expected
+
+
+def test_a_shard_takes_what_is_made_of_its_rows_and_its_wants() -> None:
+    rules = Negatives(hard_per_positive=0.5, easy_per_positive=0.2, hard_top_k=10)
+    wanted = 0.5 * (2 * 4 * 256 + 10 * worker_memory.CANDIDATE_BYTES)
+    assert worker_memory.shard_bytes(2 * 256, rules, 1000) == 1000 * (worker_memory.ROW_BYTES + wanted)
+
+
 def test_workers_on_gpus_have_only_the_nodes_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {"CPU": 4.0, "GPU": 1.0, "memory": 16.0}
     there = [{"Alive": alive, "Resources": some} for some in (gpu, node(64, 512)) for alive in (True, False)]
