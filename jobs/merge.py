@@ -2,6 +2,7 @@
 
     python jobs/merge.py runs/work/train/<fingerprint>/adapter --output merged/
     python jobs/merge.py s3://my-bucket/work/train/<fingerprint>/adapter --output s3://my-bucket/runs/merged
+    python jobs/merge.py runs/work/train/<fingerprint>/adapter --output merged/ --base /models/gemma --unchecked-base
 
 An adapter of a base in 4 or 8 bits is merged into the weights that these bits stand for, written in 16 bits. How far
 that changes the scores is measured on a sample of made-up pairs and printed; if it is more than --tolerance, nothing is
@@ -20,6 +21,12 @@ def main() -> int:
     """Parse the command line and run; the exit code is 0 for done, 1 for a problem of the user's, 2 for wrong usage."""
     parser = cli.command_line(__doc__)
     parser.add_argument("adapter", help="folder or s3:// url of a saved adapter")
+    parser.add_argument("--base", help="the adapter's base model, if it has moved since training")
+    parser.add_argument(
+        "--unchecked-base",
+        action="store_true",
+        help="accept a base that cannot be verified as the one used in training, e.g. a local copy of a hub model",
+    )
     parser.add_argument("--output", required=True, help="a new folder or s3:// url")
     parser.add_argument(
         "--precision", choices=["bfloat16", "float32"], help="of the merged model (default: as trained)"
@@ -29,8 +36,8 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> int:
-        adapters.read([options.adapter])  # whose base must be the one of the training
-        done = merge(options.adapter, options.output, options.precision, options.tolerance)
+        (chosen,) = adapters.read([options.adapter], options.base, not options.unchecked_base)
+        done = merge(options.adapter, options.output, options.precision, options.tolerance, chosen.saved)
         print(f"largest change of a probability over {done.rows} pairs: {done.max_abs_difference:.2g}")
         print(options.output)
         return problems.DONE

@@ -1,6 +1,7 @@
 """The command line that all jobs share: recipes, overrides, working folder, exit codes."""
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -58,6 +59,17 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
+
+
+def share(text: str) -> float:
+    """An option's number from 0 to 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    return found
 
 
 def expect_recipe(parser: argparse.ArgumentParser, items: Sequence[str]) -> None:

@@ -68,10 +68,13 @@ def answers(run: Mapping[str, Artifact]) -> pa.Table:
     """
     own = ["pair_id", "part", "score", "probability", "prediction"]
     columns = ["pair_id", "language", "label", "group_id"]
-    wanted = (pc.field("part") == "holdout") & pc.field("label").is_valid()
-    pieces = scored.joined(run["dedupe"], run["evaluate"], columns, own)
-    numbered = [_numbered(number, piece.filter(wanted)) for number, piece in enumerate(pieces)]
+    pieces = scored.over(_held_out, run["dedupe"], run["evaluate"], columns, own, label="compare")
+    numbered = [_numbered(number, piece) for number, piece in enumerate(pieces)]
     return pa.concat_tables(numbered).sort_by("pair_id").combine_chunks()
+
+
+def _held_out(_: str, rows: pa.Table) -> pa.Table:
+    return rows.filter((pc.field("part") == "holdout") & pc.field("label").is_valid())
 
 
 def _numbered(shard: int, rows: pa.Table) -> pa.Table:

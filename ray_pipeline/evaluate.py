@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -223,11 +223,11 @@ def _change(rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -
 
 
 def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, folder: str) -> Predictions:
-    """Write the predictions of every shard of scores."""
+    """Write the predictions of every shard of scores, of many rows on Ray's tasks."""
     worst, sums = list[tuple[float, str, float, str]](), dict[tuple[str, str], Array]()
-    shard = partial(_predict_shard, scored.joining(pairs, scores, own=tables.SCORES.names), task, learnt, folder)
-    names = list(scores.manifest.shards)
-    for name, (mistakes, more) in zip(names, storage.ahead(shard, names, partial(storage.join, folder)), strict=True):
+    shard = partial(_predict_shard, task, learnt, folder)
+    told = scored.over(shard, pairs, scores, own=tables.SCORES.names, label="predict")
+    for name, (mistakes, more) in zip(scores.manifest.shards, told, strict=True):
         worst += [(*one, name) for one in mistakes]
         worst = sorted(worst, key=lambda one: (-one[0], one[1]))[:WORST]
         for place, added in more.items():
@@ -238,10 +238,9 @@ def predict(pairs: Artifact, scores: Artifact, task: str, learnt: Decision, fold
 
 
 def _predict_shard(
-    join: Callable[[str], pa.Table], task: str, learnt: Decision, folder: str, name: str
+    task: str, learnt: Decision, folder: str, name: str, table: pa.Table
 ) -> tuple[list[tuple[float, str, float]], dict[tuple[str, str], Array]]:
-    """Write the predictions of one shard; returns its surest mistakes and its sums."""
-    table = join(name)
+    """Write the predictions of one shard's scored rows; returns its surest mistakes and its sums."""
     piece = learnt.calibrated(scored.of(table, task))
     threshold = learnt.thresholds(piece)
     predicted = (piece.score >= threshold).astype(np.int8)

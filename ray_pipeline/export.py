@@ -1,7 +1,13 @@
-"""Predictions of dev and test for everyone: one CSV and one Parquet file, with the ids and texts of the input."""
+"""Predictions of dev and test for everyone: one CSV and one Parquet file, with the ids and texts of the input.
 
+Of many rows on S3, there are two folders of such files, which Ray's tasks write. Texts stand there as they are, for
+programs; it is in the sheets for people (`review`, `annotation`) that no spreadsheet takes one for a formula.
+"""
+
+import io
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,10 +38,13 @@ SCHEMA = pa.schema(
 
 
 def write(run: Mapping[str, Artifact], recipe: Recipe, folder: str) -> list[str]:
-    """Write both files of a finished run below a folder; returns their names, none where nothing was to be predicted.
+    """Write both of a finished run below a folder; returns their names, none where nothing was to be predicted.
 
-    Shard by shard by way of a local disk, in the order of the shards.
+    The rows are in the order of the shards. Of more than `scored.FEW_ROWS`, each shard has files of its own on S3; on
+    a local disk, which other nodes' tasks may not have, there is one file each, which is written here.
     """
+    if storage.is_remote(folder) and run["evaluate"].manifest.rows_out > scored.FEW_ROWS:
+        return _write_folders(run, recipe, folder)
     names, rows = run_folder.prediction_files(recipe.name), 0
     with tempfile.TemporaryDirectory() as scratch:
         text, columns = (Path(scratch) / name for name in names)
@@ -51,6 +60,23 @@ def write(run: Mapping[str, Artifact], recipe: Recipe, folder: str) -> list[str]
         for path in (text, columns):
             storage.copy_file(path, storage.join(folder, path.name))
     return names
+
+
+def _write_folders(run: Mapping[str, Artifact], recipe: Recipe, folder: str) -> list[str]:
+    names = [storage.join(run_folder.prediction_folder(recipe.name), kind) for kind in ("csv", "parquet")]
+    shard = partial(_write_shard, recipe.task, *(storage.join(folder, name) for name in names))
+    rows = sum(scored.over(shard, run["dedupe"], run["evaluate"], TEXTS, OWN, label="write predictions"))
+    return names if rows else []
+
+
+def _write_shard(task: str, text: str, columns: str, name: str, rows: pa.Table) -> int:
+    """Write what a shard has of dev and test below both folders; returns the rows."""
+    found, buffer = _exported(rows, task), io.BytesIO()
+    if found.num_rows:
+        csv.write_csv(found, buffer)
+        storage.write_bytes(storage.join(text, name.replace(".parquet", ".csv")), buffer.getvalue())
+        storage.write_parquet(storage.join(columns, name), found)
+    return int(found.num_rows)
 
 
 def _exported(table: pa.Table, task: str) -> pa.Table:

@@ -4,16 +4,30 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
 
-from ray_pipeline import comparison, evaluate, export, folds, ingest, logs, rawfiles, review, run_folder, storage
+from ray_pipeline import (
+    comparison,
+    evaluate,
+    export,
+    folds,
+    ingest,
+    logs,
+    rawfiles,
+    review,
+    run_folder,
+    runtime,
+    scored,
+    storage,
+)
 from ray_pipeline import recipe as recipes
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import NONE, lookup
 from ray_pipeline.errors import InputError
+from ray_pipeline.progress import Progress
 from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.recipe import TARGET_COLUMNS, Recipe
 from ray_pipeline.report import assemble
@@ -27,6 +41,9 @@ from ray_pipeline.submission import Expected, SubmissionTask, verify_submission,
 
 MANY_ROWS = 1 << 20
 """With more, at up to 1 KiB each, a submission's file may be larger than 1 GiB."""
+SHOWN_ROWS = 10_000
+"""After so many it is shown how far a submission is."""
+Item = TypeVar("Item")
 RECORD, POSITION = "a raw row", "its position"
 """Of the rows of a submission, beside the columns that it keeps."""
 
@@ -35,6 +52,7 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
     """Write all outputs below a folder; returns their urls, the report first."""
     chosen = [run.recipe for run, _ in runs]
     run_folder.clear(folder, [one.name for one in chosen])
+    _expect_ray(runs)
     tasks = [assemble.task_report(run, other) for run, other in runs]
     about = assemble.report(tasks, command, [*(one.notice for one in chosen), *map(serving.notice, chosen)])
     files = {
@@ -56,6 +74,12 @@ def write(runs: Runs, folder: str, command: str) -> list[str]:
     return [storage.join(folder, name) for name in [*files, *predicted, *_write_submissions(runs, folder)]]
 
 
+def _expect_ray(runs: Runs) -> None:
+    """Start Ray, which need not be up where all was there before, if there are rows enough to need it."""
+    if any(run.artifacts["evaluate"].manifest.rows_out > scored.FEW_ROWS for run, _ in runs):
+        runtime.start(runs[0][0].recipe.runtime)
+
+
 def _decided(run: Finished) -> Decided:
     adapters = folds.fingerprints(run.artifacts["train"].manifest.fingerprint, run.recipe.train)
     return Decided(run.recipe.task, adapters, evaluate.load(run.artifacts["evaluate"]).decision)
@@ -72,13 +96,23 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
         answers: dict[str, Answers] = {run.recipe.task: Answers(run, split) for run in chosen}
         if answers:
             with tempfile.TemporaryDirectory() as scratch:
-                file = Path(scratch) / name
-                write_submission(file, {task: one.submission for task, one in answers.items()})
+                file, rows = Path(scratch) / name, sum(map(len, answers.values()))
+                with Progress(f"write {name}", rows, "rows") as shown:
+                    write_submission(file, {task: one.submission(shown) for task, one in answers.items()})
                 _say_filled(name, answers)
-                verify_submission(file, {task: one.expected() for task, one in answers.items()})
+                with Progress(f"verify {name}", rows, "rows") as shown:
+                    verify_submission(file, {task: one.expected(shown) for task, one in answers.items()})
                 storage.copy_file(file, storage.join(folder, name))
             names.append(name)
     return names
+
+
+def _counted(rows: Iterator[Item], shown: Progress) -> Iterator[Item]:
+    """The same rows; that so many have gone by is shown."""
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % SHOWN_ROWS == 0:
+            shown.advance(SHOWN_ROWS, SHOWN_ROWS)
 
 
 def _say_filled(name: str, answers: Mapping[str, "Answers"]) -> None:
@@ -108,14 +142,19 @@ class Answers:
     def _is_rejected(self, row: Mapping[str, Any]) -> bool:
         return isinstance(ingest.pair(row[RECORD], self._recipe, self._split, row[POSITION]), ingest.Rejection)
 
-    @property
-    def submission(self) -> SubmissionTask:
-        """What is to be written; the raw rows are read anew."""
-        return SubmissionTask(_raw_rows(self._recipe, self._split), self, len(self._predictions) > MANY_ROWS)
+    def __len__(self) -> int:
+        return len(self._predictions)
 
-    def expected(self) -> Iterator[Expected]:
+    def submission(self, shown: Progress) -> SubmissionTask:
+        """What is to be written; the raw rows are read anew."""
+        return SubmissionTask(self._rows(shown), self, len(self) > MANY_ROWS)
+
+    def expected(self, shown: Progress) -> Iterator[Expected]:
         """What is to stand there; the raw rows are read anew."""
-        return ((row["id"], self(row)) for row in _raw_rows(self._recipe, self._split))
+        return ((row["id"], self(row)) for row in self._rows(shown))
+
+    def _rows(self, shown: Progress) -> Iterator[Mapping[str, Any]]:
+        return _counted(_raw_rows(self._recipe, self._split), shown)
 
 
 class Predictions:

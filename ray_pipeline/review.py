@@ -30,10 +30,11 @@ COLUMNS = (
 
 def sheet(run: Mapping[str, Artifact]) -> bytes:
     """The CSV of a finished run: mistakes, the surest first, then the least sure of each language."""
-    kept: dict[str, list[pa.Table]] = {MISTAKE: [], UNSURE: []}
-    for rows in scored.joined(run["dedupe"], run["evaluate"], TEXTS, OWN):
-        kept = {MISTAKE: [_mistakes(kept[MISTAKE], rows)], UNSURE: [_unsure(kept[UNSURE], rows)]}
-    named = ({"why": why} | row for why, tables in kept.items() for table in tables for row in table.to_pylist())
+    found: dict[str, pa.Table] = {}
+    for more in scored.over(_worth_a_look, run["dedupe"], run["evaluate"], TEXTS, OWN, label="review"):
+        both = {why: pa.concat_tables([found[why], rows]) for why, rows in more.items()} if found else more
+        found = {MISTAKE: _surest(both[MISTAKE]), UNSURE: _nearest(both[UNSURE])}
+    named = ({"why": why} | row for why, rows in found.items() for row in rows.to_pylist())
     return as_csv(COLUMNS, named)
 
 
@@ -46,20 +47,22 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     return file.getvalue().encode("utf-8-sig")  # with its mark, spreadsheets know that it is UTF-8
 
 
-def _mistakes(before: list[pa.Table], rows: pa.Table) -> pa.Table:
-    """The surest of those so far and of some more rows."""
+def _worth_a_look(_: str, rows: pa.Table) -> dict[str, pa.Table]:
+    """Those of a shard, each with how far it is `off` its label or its threshold."""
     wrong = rows.filter((pc.field("part") == "holdout") & (pc.field("label") != pc.field("prediction")))
     off = pc.abs(pc.subtract(wrong.column("probability"), wrong.column("label").cast(pa.float32())))
-    found = pa.concat_tables([*before, wrong.append_column("off", off)])
-    return found.sort_by([("off", "descending"), ("pair_id", "ascending")]).slice(0, MOST_MISTAKES)
-
-
-def _unsure(before: list[pa.Table], rows: pa.Table) -> pa.Table:
-    """The nearest to their thresholds, in each language, of those so far and of some more rows."""
     some = rows.filter(pc.field("label").is_null())
-    off = pc.abs(pc.subtract(some.column("probability"), some.column("threshold")))
-    found = pa.concat_tables([*before, some.append_column("off", off)])
-    found = found.sort_by([("language", "ascending"), ("off", "ascending"), ("pair_id", "ascending")])
+    from_cut = pc.abs(pc.subtract(some.column("probability"), some.column("threshold")))
+    return {MISTAKE: _surest(wrong.append_column("off", off)), UNSURE: _nearest(some.append_column("off", from_cut))}
+
+
+def _surest(wrong: pa.Table) -> pa.Table:
+    return wrong.sort_by([("off", "descending"), ("pair_id", "ascending")]).slice(0, MOST_MISTAKES)
+
+
+def _nearest(some: pa.Table) -> pa.Table:
+    """To their thresholds, in each language."""
+    found = some.sort_by([("language", "ascending"), ("off", "ascending"), ("pair_id", "ascending")])
     codes = scored.Coded.of(found.column("language")).codes
     first = np.searchsorted(codes, codes)  # the place where a row's language begins
     return found.filter(pa.array(np.arange(len(codes)) - first < MOST_UNSURE))

@@ -66,6 +66,11 @@ def prediction_files(name: str) -> list[str]:
     return [f"predictions-{name}.csv", f"predictions-{name}.parquet"]
 
 
+def prediction_folder(name: str) -> str:
+    """Where they are in place of these files if they are too many for one: below it, `csv` and `parquet`."""
+    return f"predictions-{name}"
+
+
 def changed_file(name: str) -> str:
     """Where the rows are that a recipe and its comparison answer differently."""
     return f"changed-{name}.csv"
@@ -135,6 +140,9 @@ def _mapping(file: str) -> Mapping[str, Any]:
 
 def clear(folder: str, names: Iterable[str]) -> None:
     """Remove what a run of recipes of these names may not write again, so that none of an earlier run lies beside."""
-    own = [file for name in names for file in (*prediction_files(name), changed_file(name))]
-    for file in (*SUBMISSIONS.values(), RECORD, *own):
+    for name in names:
+        for file in (*prediction_files(name), changed_file(name)):
+            storage.remove_file(storage.join(folder, file))
+        storage.remove_tree(storage.join(folder, prediction_folder(name)))
+    for file in (*SUBMISSIONS.values(), RECORD):
         storage.remove_file(storage.join(folder, file))

@@ -4,24 +4,27 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, storage
+from ray_pipeline import artifact, shards, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.text import levels
 
 Array = npt.NDArray[Any]
+Answer = TypeVar("Answer")
 
 COLUMNS = ["pair_id", "language", "origin", "query", "target", "label", "group_id"]
 """Of the pairs."""
 OWN = ["pair_id", "split", "part", "score"]
 """Of the scores."""
+FEW_ROWS = 10_000_000
+"""So many this process reads in about half a minute, as one file can hold them; more are work for a cluster."""
 LENGTHS = (6, 11, 21, 41)
 """Characters from which a query is of the next length."""
 LENGTH_NAMES = ("1–5 characters", "6–10", "11–20", "21–40", "41 and more")
@@ -97,8 +100,11 @@ class Scored:
 
 def read(pairs: Artifact, scores: Artifact, task: str) -> Scored:
     """All scored rows with a label; raises CorruptArtifactError for a score whose pair is not there."""
-    labelled = (piece.filter(pc.is_valid(piece.column("label"))) for piece in joined(pairs, scores))
-    return _columns(pa.concat_tables([_narrow(piece, task) for piece in labelled]))
+    return _columns(pa.concat_tables(over(partial(_labelled, task), pairs, scores, label="read scores")))
+
+
+def _labelled(task: str, _: str, rows: pa.Table) -> pa.Table:
+    return _narrow(rows.filter(pc.is_valid(rows.column("label"))), task)
 
 
 def of(table: pa.Table, task: str) -> Scored:
@@ -129,10 +135,47 @@ def joined(
     Raises CorruptArtifactError for a row whose pair is not there.
     """
     names, url = list(scores.manifest.shards), partial(storage.join, scores.url)
-    return storage.ahead(joining(pairs, scores, columns, own), names, url)
+    return storage.ahead(_joining(pairs, scores, columns, own), names, url)
 
 
-def joining(
+Work = Callable[[str, pa.Table], Answer]
+"""What is made of a shard's name and rows."""
+
+
+def over(
+    work: Work[Answer],
+    pairs: Artifact,
+    scores: Artifact,
+    columns: Sequence[str] = COLUMNS,
+    own: Sequence[str] = OWN,
+    *,
+    label: str,
+) -> Iterator[Answer]:
+    """What is made of each shard of `joined`, in their order: little, since of many rows it comes from Ray's tasks.
+
+    Up to `FEW_ROWS`, and where Ray is not up, the work is done here.
+    """
+    if scores.manifest.rows_out > FEW_ROWS and _ray_is_up():
+        there = partial(_worked, work, pairs, scores, columns, own)
+        return shards.each(shards.sources([scores]), there, label)
+    join = _joining(pairs, scores, columns, own)
+    names, url = list(scores.manifest.shards), partial(storage.join, scores.url)
+    return storage.ahead(lambda name: work(name, join(name)), names, url)
+
+
+def _ray_is_up() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _worked(
+    work: Work[Answer], pairs: Artifact, scores: Artifact, columns: Sequence[str], own: Sequence[str], name: str
+) -> Answer:
+    return work(name, _joining(pairs, scores, columns, own)(name))
+
+
+def _joining(
     pairs: Artifact, scores: Artifact, columns: Sequence[str] = COLUMNS, own: Sequence[str] = OWN
 ) -> Callable[[str], pa.Table]:
     """What gives one shard of `joined` by its name; threads may share it."""

@@ -6,11 +6,12 @@ that are whole and makes the others.
 
 import gc
 import json
+import pickle
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -48,6 +49,7 @@ class Source:
     rows: int
 
 
+Answer = TypeVar("Answer")
 Work = Callable[[pa.Table], Result]
 Read = Callable[[Source, list[str] | None], pa.Table]
 Write = Callable[[str, str, Result, pa.Schema | None], Counts]
@@ -98,6 +100,26 @@ def dataset(
     rows = [{"url": source.url, "rows": source.rows} for source in inputs]
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     return blocks.map_batches(mapped, batch_size=1, batch_format="pyarrow")
+
+
+def each(inputs: Sequence[Source], function: Callable[[str], Answer], label: str) -> Iterator[Answer]:
+    """What `function` says of the name of each shard, in their order: asked on Ray's tasks, so it should be small."""
+    import ray.data
+
+    _release_workers()
+
+    def asked(batch: pa.Table) -> pa.Table:
+        said = pickle.dumps(function(batch["name"][0].as_py()))
+        return pa.table({"said": pa.array([said], pa.large_binary())})
+
+    rows = [{"name": source.name} for source in inputs]
+    blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = blocks.map_batches(asked, batch_size=1, batch_format="pyarrow")
+    dataset.context.execution_options.preserve_order = True
+    with Progress(label, len(rows), "shards") as shown:
+        for source, row in zip(inputs, dataset.iter_rows(), strict=True):
+            shown.advance(1, rows=source.rows)
+            yield pickle.loads(row["said"])
 
 
 def _release_workers() -> None:

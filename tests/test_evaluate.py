@@ -217,6 +217,21 @@ def test_the_order_of_shards_does_not_matter(tmp_path: Path, recipe: Recipe) -> 
     assert repr(one) == repr(other), "in which one NaN is as another"
 
 
+@pytest.mark.usefixtures("ray_up")
+def test_predictions_of_many_rows_are_written_by_rays_tasks_and_are_the_same(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev = rows(None, [None, 1, None], [0.9, 0.3, 0.1], 300, split="dev")
+    chosen = [*tune(), *holdout(), *dev]
+    here = stage(tmp_path / "1", recipe, chosen)
+    monkeypatch.setattr(scored, "FEW_ROWS", len(chosen) - 1)
+    with monkeypatch.context() as driver:
+        driver.delattr(tables, "conform")  # nothing is written here
+        there = stage(tmp_path / "2", recipe, chosen)
+    assert there.read().equals(here.read()) and there.manifest.shards == here.manifest.shards
+    assert repr(evaluate.load(there)) == repr(evaluate.load(here))
+
+
 def test_a_damaged_evaluation_is_named(tmp_path: Path, recipe: Recipe) -> None:
     evaluated = stage(tmp_path, recipe, [*tune(), *holdout()])
     file = Path(evaluated.url, evaluate.EVALUATION)

@@ -1,13 +1,15 @@
 """The predictions of dev and test as files that every program reads."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import export, tables
+from ray_pipeline import export, run_folder, scored, storage, tables
 from ray_pipeline.artifact import Artifact
 
 from . import made
@@ -47,6 +49,29 @@ def test_rows_of_dev_and_test_are_there_with_the_ids_and_texts_of_the_input(tmp_
     with (tmp_path / "out" / names[0]).open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert lines == [{name: str(value) for name, value in row.items()} for row in found.to_pylist()]
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_many_rows_on_s3_are_written_by_rays_tasks_and_not_here(
+    tmp_path: Path, make_recipe: Any, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [to_predict(i, "test", str(i), query="=1+1") for i in range(5)] + [made.pair(5, part="tune")]
+    run, out, recipe = finished(tmp_path, rows), f"s3://{s3_bucket}/{tmp_path.name}", make_recipe()
+    monkeypatch.setattr(scored, "FEW_ROWS", 5)
+    with monkeypatch.context() as here:
+        for name in ("write_bytes", "copy_file"):
+            here.delattr(storage, name)
+        names = export.write(run, recipe, out)
+    assert names == ["predictions-test/csv", "predictions-test/parquet"]
+    found = [pq.read_table(io.BytesIO(storage.read_bytes(url))) for url in storage.list_files(f"{out}/{names[1]}")]
+    export.write(run, recipe, str(tmp_path))
+    whole = pq.read_table(tmp_path / "predictions-test.parquet")
+    assert pa.concat_tables(found).equals(whole) and whole.num_rows == 5 and len(found) == 2
+    lines = [line for url in storage.list_files(f"{out}/{names[0]}") for line in storage.read_bytes(url).splitlines()]
+    one = (tmp_path / "predictions-test.csv").read_bytes().splitlines()
+    assert lines == [*one[:4], one[0], *one[4:]] and b'"=1+1"' in lines[1], "as it is: nothing guards it"
+    run_folder.clear(out, ["test"])
+    assert storage.list_files(out) == []
 
 
 @pytest.mark.parametrize("rows", [[made.pair(1)], []])

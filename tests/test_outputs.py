@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import outputs, rawfiles, run_folder, storage, tables
+from ray_pipeline import outputs, progress, rawfiles, run_folder, runtime, scored, storage, tables
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.progress import Progress
+from ray_pipeline.recipe import Recipe, Runtime
 from ray_pipeline.stage import Finished
 
 from . import made
@@ -142,9 +143,34 @@ def test_predictions_are_found_by_id_and_by_nothing_like_it(
     assert {key: found.get(f"QC-test-{key}") for key in wanted} == wanted
     assert found.get("QC-test-2000") is None and found.get("QC-dev-1") is None
     assert len(outputs.Predictions(finished.artifacts["evaluate"], "dev")) == 0
-    assert not outputs.Answers(finished, "test").submission.large
+    shown = Progress("submission.zip", len(wanted), "rows")
+    assert not outputs.Answers(finished, "test").submission(shown).large
     monkeypatch.setattr(outputs, "MANY_ROWS", 1999)
-    assert outputs.Answers(finished, "test").submission.large
+    assert outputs.Answers(finished, "test").submission(shown).large
+
+
+def test_it_is_shown_how_far_a_submission_is(
+    tmp_path: Path, csv_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outputs, "SHOWN_ROWS", 1)
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0)
+    outputs._write_submissions([(run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1}), None)], str(tmp_path / "out"))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(" rows")[0].strip() for line in told] == [
+        f"{what} submission.zip: {rows}/3" for what in ("write", "verify") for rows in (1, 2, 3)
+    ]
+
+
+def test_ray_is_started_for_many_rows_where_nothing_else_needed_it(
+    tmp_path: Path, csv_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, started = run(tmp_path, csv_recipe, {"10": 0, "20": 1}), list[Runtime]()
+    monkeypatch.setattr(runtime, "start", started.append)
+    outputs._expect_ray([(finished, None)])
+    assert started == []
+    monkeypatch.setattr(scored, "FEW_ROWS", 1)
+    outputs._expect_ray([(finished, None)])
+    assert started == [csv_recipe.runtime]
 
 
 def test_the_record_names_what_was_made_compared_and_taken(tmp_path: Path, csv_recipe: Recipe) -> None:

@@ -1,11 +1,15 @@
 """Pairs and scores come together whatever their shards are, and texts become what figures are grouped by."""
 
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray.cloudpickle
 
 from ray_pipeline import scored, tables
 from ray_pipeline.artifact import Artifact
@@ -13,6 +17,8 @@ from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.scored import LENGTH_NAMES, Coded
 
 from . import made
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
 
 
 def both(folder: Path, rows: list[dict[str, Any]], shards: int = 1) -> tuple[Artifact, Artifact]:
@@ -35,6 +41,29 @@ def test_every_score_finds_its_pair(tmp_path: Path, shards: int) -> None:
     assert len(in_order) == 8 and (np.diff(in_order.score) > 0).all() and len(found.labelled(part="tune")) == 0
     pieces = [scored.of(table, "QC") for table in scored.joined(pairs, scores)]
     assert sum(map(len, pieces)) == 9 and sum((piece.label == -1).sum() for piece in pieces) == 1
+
+
+@pytest.mark.usefixtures("ray_up")
+def test_many_rows_are_joined_by_rays_tasks_in_the_order_of_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, scores = both(tmp_path, [made.pair(i, label=None if i == 4 else i % 2) for i in range(9)], shards=4)
+    here = scored.read(pairs, scores, "QC")
+    monkeypatch.setattr(scored, "FEW_ROWS", 8)
+
+    def the_first_last(name: str, rows: pa.Table) -> tuple[str, list[str], int]:
+        (tmp_path / f"{name}.begun").touch()
+        deadline = time.monotonic() + 60
+        while name == "part-00000.parquet" and not (tmp_path / "part-00003.parquet.begun").exists():
+            assert time.monotonic() < deadline, "one task is asked after the other"
+            time.sleep(0.02)
+        return name, rows.column("query").to_pylist(), os.getpid()
+
+    found = list(scored.over(the_first_last, pairs, scores, label="look"))
+    wanted = zip(scores.manifest.shards, scored.joined(pairs, scores), strict=True)
+    assert [one[:2] for one in found] == [(name, rows.column("query").to_pylist()) for name, rows in wanted]
+    assert os.getpid() not in {pid for *_, pid in found}
+    assert repr(scored.read(pairs, scores, "QC")) == repr(here)
 
 
 def test_texts_become_lengths_and_categories(tmp_path: Path) -> None:

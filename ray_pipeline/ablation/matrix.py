@@ -92,9 +92,10 @@ class Study:
 def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) -> tuple[list[Study], str]:
     """Studies from matrix files, and one more of each task from recipe files; and the working folder's full url.
 
-    `items` may hold overrides `key=value` for all recipes; `seeds` come before a matrix's own. Every recipe is read
-    and checked. Raises RecipeError where a file is wrong.
+    `items` may hold overrides `key=value` for all recipes; `seeds`, each once, come before a matrix's own. Every
+    recipe is read and checked. Raises RecipeError where a file is wrong.
     """
+    seeds = list(dict.fromkeys(seeds or ()))
     overrides = [item for item in items if cli.is_override(item)]
     files = {item: recipes.mapping(item) for item in items if not cli.is_override(item)}
     matrices = [_matrix(file, raw) for file, raw in files.items() if "variants" in raw]
@@ -105,7 +106,7 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
         studies.append(_study(matrix, base, others, seeds, workdir))
     for task in dict.fromkeys(one.task for one in plain):
         mine = [one for one in plain if one.task == task]
-        used = list(seeds or [0])
+        used = seeds or [0]
         lines = [Line(one.name, _seeded(one, {}, used, SEEDED, one.name, workdir)) for one in mine]
         studies.append(Study("+".join([task, *(one.name for one in mine)]), task, lines, mine[0].name, used))
     repeated = [study.name for study in studies if [one.name for one in studies].count(study.name) > 1]

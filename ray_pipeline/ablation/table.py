@@ -25,7 +25,7 @@ from ray_pipeline.report.assemble import now
 from ray_pipeline.run_folder import Made, Record
 
 HEADLINE = "ablation.json"
-COLUMNS = ("variant", "F1", "95 %", "Δ F1", "95 %", "p (Holm)", "is", "precision", "recall", "USD", "time")
+COLUMNS = ("variant", "F1", "95 %", "AUROC", "Δ F1", "95 %", "p (Holm)", "is", "precision", "recall", "USD", "time")
 """Of the Markdown table."""
 SCHEMA = pa.schema(
     [
@@ -204,9 +204,9 @@ def _method(found: Sequence[Section]) -> str:
 def _markdown_row(row: Row) -> str:
     name = row.name.replace("|", "\\|")
     if row.whole is None or row.cost is None:
-        return f"| {name} |" + " – |" * 5 + f" {row.verdict[1]} |" + " – |" * 4
+        return f"| {name} |" + " – |" * 6 + f" {row.verdict[1]} |" + " – |" * 4
     whole, apart = row.whole, row.whole.difference
-    cells = [name, render.figure(whole.f1.value), render.bounds(whole.f1)]
+    cells = [name, render.figure(whole.f1.value), render.bounds(whole.f1), render.figure(row.cost.auroc)]
     cells += ["–", "–", "–"] if apart is None else [
         render.signed(apart.value), render.bounds(apart, True), render.figure(whole.p_holm),
     ]  # fmt: skip

@@ -30,7 +30,7 @@ METHOD = (
     "even difference is seen. One seed shows no spread: what is found holds with this seed, and need not with another. "
     "Differences are to the baseline with the same queries and the same seeds, so that what is hard for both cancels. "
     "p is twice the smaller share of samples on either side of zero, then corrected for the number of variants (Holm, "
-    "1979)."
+    "1979). AUROC is the mean over seeds, each on all holdout rows of its run."
 )
 SIGNIFICANT = 0.05
 

@@ -159,20 +159,15 @@ class Members:
     def _add(self, name: str, adapter: Adapter, folder: Path, device: str) -> None:
         from ray_pipeline.train import adapter_check, model
 
-        try:
-            with memory.enough(partial(_too_large, adapter)):
-                if name == FIRST:
-                    self._classifier = model.load_adapter(adapter.saved.train, folder, device)
-                else:
-                    self._classifier.model.load_adapter(
-                        str(folder), adapter_name=name, torch_device=device, autocast_adapter_dtype=False
-                    )
-        except (RuntimeError, ValueError, OSError) as error:  # what torch and peft say of shapes, names and files
-            raise ModelError(
-                f"{adapter.url}: cannot be put on its base {adapter.saved.train.model}: {error}; "
-                "name the adapter's own base, or train it again"
-            ) from error
-        adapter_check.check_whole(self._classifier.model, name, folder, adapter.url, adapter.saved.train.model)
+        base = adapter.saved.train.model
+        with memory.enough(partial(_too_large, adapter)), adapter_check.putting_on(adapter.url, base):
+            if name == FIRST:
+                self._classifier = model.load_adapter(adapter.saved.train, folder, device)
+            else:
+                self._classifier.model.load_adapter(
+                    str(folder), adapter_name=name, torch_device=device, autocast_adapter_dtype=False
+                )
+        adapter_check.check_whole(self._classifier.model, name, folder, adapter.url, base)
 
     def _merge_checked(self, adapter: Adapter, device: str) -> None:
         """In 16 bits the sum is rounded: raises ModelError where that moves the scores of a sample too far."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn, get_args
 
+from pydantic import ValidationError
+
 from ray_pipeline import cli, logs, problems, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.decision import Decision
@@ -83,7 +85,7 @@ def _add_decision(parser: argparse.ArgumentParser) -> None:
     """Which rows count as relevant, and how many may be refused."""
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--threshold", type=float, help="score from which a row counts as relevant (the adapter's own, else 0.5)"
+        "--threshold", type=cli.share, help="score from which a row counts as relevant (the adapter's own, else 0.5)"
     )
     how.add_argument(
         "--decision",
@@ -92,7 +94,7 @@ def _add_decision(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejected-share",
-        type=float,
+        type=cli.share,
         default=job.Job.max_rejected_share,
         metavar="X",
         help="largest share of rejected rows; above it the job fails, but scored shards are kept (%(default)s)",
@@ -178,6 +180,7 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _score(options: argparse.Namespace) -> int:
+    where = _where(options)
     if options.engine == "vllm":
         vllm.check(len(options.adapter), options.gpus_per_worker)
     chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
@@ -189,12 +192,6 @@ def _score(options: argparse.Namespace) -> int:
     decision = _decision(options, chosen)
     needed = [*Prompt(first.task, first.prompt).optional, *(["language"] if decision.by == "language" else [])]
     columns = rows.columns(files, first.task, dict(options.columns), needed)
-    where = Runtime(
-        address=options.address,
-        gpus_per_worker=options.gpus_per_worker,
-        cpus_per_worker=options.cpus_per_worker,
-        accelerator_type=options.accelerator_type,
-    )
     digest = card.base_digest(first.train.model, first.train.revision) if options.unchecked_base else None
     wanted = job.Job(
         files=files,
@@ -223,6 +220,16 @@ def _score(options: argparse.Namespace) -> int:
         figures = {name: getattr(found.manifest, name) for name in names}
         logs.say(_account(found, decision), "stage_finished", url=found.url, **figures)
     return problems.DONE
+
+
+def _where(options: argparse.Namespace) -> Runtime:
+    """Raise InputError for what no worker can have."""
+    names = ("address", "gpus_per_worker", "cpus_per_worker", "accelerator_type")
+    try:
+        return Runtime(**{name: getattr(options, name) for name in names})
+    except ValidationError as error:
+        option = problems.first_fault(error).replace("_", "-")
+        raise InputError(f"--{option}; correct this option") from error
 
 
 def _check_apart(inputs: Sequence[str], output: str) -> None:

@@ -10,8 +10,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline import models, node_folder, storage
+from ray_pipeline import models, node_folder
 from ray_pipeline.errors import OutOfMemoryError, RecipeError
 from ray_pipeline.recipe import Train
 from ray_pipeline.text import stable_id
@@ -138,13 +136,9 @@ def _name(adapter: "Adapter") -> str:
 
 def _merge(adapter: "Adapter", output: Path) -> None:
     """Write the merged model, as vLLM knows it, into a new folder."""
-    from ray_pipeline.train import card, merge
+    from ray_pipeline.train import merge
 
-    with tempfile.TemporaryDirectory(prefix="adapter-") as place:
-        copy = Path(place) / "adapter"
-        shutil.copytree(storage.local_folder(adapter.url, Path(place) / "fetched"), copy)
-        card.write(str(copy), adapter.saved)  # whose base may be another place than the one of training
-        _alone(merge.merge, str(copy), str(output))
+    _alone(partial(merge.merge, saved=adapter.saved), adapter.url, str(output))
     _as_text_only(output)
 
 

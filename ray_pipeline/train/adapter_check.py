@@ -1,11 +1,14 @@
 """Whether a saved adapter can be used: finite, moved, and on a fresh base the scores that it had in memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline import memory
 from ray_pipeline.errors import ModelError
 from ray_pipeline.recipe import Train
 from ray_pipeline.train.batches import Examples
@@ -37,6 +40,19 @@ def verify_adapter(folder: Path) -> None:
 def agree(differences: npt.NDArray[np.float32], tolerance: float) -> bool:
     """Whether rounding of so much explains the differences `[n]` of a sample's probabilities; not where one is NaN."""
     return bool(differences.mean() <= TYPICAL * tolerance and differences.max() <= FARTHEST * tolerance)
+
+
+@contextmanager
+def putting_on(url: str, base: str) -> Iterator[None]:
+    """Raise ModelError where torch or peft says that shapes, names or files of an adapter and a base do not fit."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, RuntimeError) and memory.is_lack(error):
+            raise
+        raise ModelError(
+            f"{url}: cannot be put on its base {base}: {error}; name the adapter's own base, or train it again"
+        ) from error
 
 
 def check_whole(put_on: Any, name: str, folder: Path, url: str, base: str) -> None:

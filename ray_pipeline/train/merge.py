@@ -45,11 +45,19 @@ class Merge:
     """Of a row's probability, before and after."""
 
 
-def merge(adapter: str, output: str, precision: Precision | None = None, tolerance: float | None = None) -> Merge:
+def merge(
+    adapter: str,
+    output: str,
+    precision: Precision | None = None,
+    tolerance: float | None = None,
+    saved: Saved | None = None,
+) -> Merge:
     """Merge an adapter's folder or `s3://` url into its base and write the model, as safetensors, with its tokenizer.
 
     The precision is bfloat16, or float32 for an adapter that was trained so. Without a tolerance, which is of a single
     probability, scores may move as `adapter_check.agree` has it by the coarser rounding of training and merged model.
+    `saved` is the adapter's account where its base is kept elsewhere than at training; null: the one beside it.
+
     Raises ModelError where a score moves further, or the adapter's weights are not all put on; StorageError where the
     output is not empty. That the base is the training's is `scoring.adapters.read`'s to say.
     """
@@ -59,7 +67,7 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
 
     if storage.list_files(output):
         raise StorageError(f"{output}: is not empty: name a new folder for the merged model")
-    found = card.read(adapter)
+    found = saved or card.read(adapter)
     chosen = precision or ("float32" if found.train.precision == "float32" else "bfloat16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = model.load_tokenizer(found.train)
@@ -70,10 +78,10 @@ def merge(adapter: str, output: str, precision: Precision | None = None, toleran
         _write(found, folder, chosen, made)  # the model before is gone: the device may have no room for the base twice
         tokenizer.save_pretrained(made)
         after = _scores_merged(made, found.train, chosen, prompts, tokenizer.pad_token_id, device)
-        _expect_unmoved(adapter, before, after, found.train.precision, chosen, tolerance)
+        moved = np.abs(before - after)
+        _expect_unmoved(adapter, moved, found.train.precision, chosen, tolerance)
         rounded = found.train.precision if found.train.quantised else None
-        difference = float(np.abs(before - after).max())
-        result = Merge(found.fingerprint, found.train.model, rounded, chosen, len(prompts), difference)
+        result = Merge(found.fingerprint, found.train.model, rounded, chosen, len(prompts), float(moved.max()))
         (made / FILE).write_text(json.dumps(asdict(result), indent=1))
         storage.upload_folder(made, output)
     return result
@@ -86,7 +94,8 @@ def _scores_apart(
     from ray_pipeline.train import loop, model
 
     adapter_check.verify_adapter(folder)
-    apart = model.load_adapter(rules, folder, device)
+    with adapter_check.putting_on(adapter, rules.model):
+        apart = model.load_adapter(rules, folder, device)
     adapter_check.check_whole(apart.model, adapter_check.FIRST, folder, adapter, rules.model)
     return loop.score(apart, prompts, pad_id, device, BATCH_ROWS)
 
@@ -101,18 +110,15 @@ def _scores_merged(
     return loop.score(classifier, prompts, pad_id, device, BATCH_ROWS)
 
 
-def _expect_unmoved(
-    adapter: str, before: Scores, after: Scores, trained: str, chosen: Precision, tolerance: float | None
-) -> None:
+def _expect_unmoved(adapter: str, moved: Scores, trained: str, chosen: Precision, tolerance: float | None) -> None:
     """Raise ModelError where scores `[n]` moved further than the tolerance, or than rounding in the two precisions."""
-    differences = np.abs(before - after)
     rounding = max(adapter_check.TOLERANCE[one] for one in (trained, chosen))
-    stay = adapter_check.agree(differences, rounding) if tolerance is None else differences.max() <= tolerance
+    stay = adapter_check.agree(moved, rounding) if tolerance is None else moved.max() <= tolerance
     if not stay:
         wider = "merge with --precision float32, " if chosen == "bfloat16" else ""
         raise ModelError(
-            f"{adapter}: merged into its base in {chosen}, scores move by {differences.mean():.3g} in the mean and "
-            f"up to {differences.max():.3g}, further than {'rounding explains' if tolerance is None else tolerance}: "
+            f"{adapter}: merged into its base in {chosen}, scores move by {moved.mean():.3g} in the mean and "
+            f"up to {moved.max():.3g}, further than {'rounding explains' if tolerance is None else tolerance}: "
             f"keep the adapter apart, {wider}or allow more by --tolerance"
         )
 

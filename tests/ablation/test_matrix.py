@@ -46,8 +46,8 @@ def test_a_rung_has_the_changes_of_those_below_it(tmp_path: Path) -> None:
 
 
 def test_a_seed_touches_what_is_drawn_for_training_and_neither_split_nor_translation(tmp_path: Path) -> None:
-    (study,) = read(written(tmp_path), folder=tmp_path, seeds=[5])
-    assert study.seeds == [5]
+    (study,) = read(written(tmp_path), folder=tmp_path, seeds=[5, 5])
+    assert study.seeds == [5], "one that is named twice is one run"
     for line in study.lines:
         run = line.runs[5]
         assert (run.train.seed, run.mix.seed, run.negatives.seed, run.self_validation.seed) == (5, 5, 5, 5)

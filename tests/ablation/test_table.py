@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     page = Page(html)
     assert page.open == [] and "<i>" not in html and "http" not in html and page.values("src") == []
     assert "<i>better</i>" in page.text and "needs a <GPU>" in page.text and "python jobs/ablation.py <x>" in page.text
+    assert "2 variants against base ," in page.text
     assert "broken failed" in page.text and "Davison and Hinkley" in page.text and "base baseline" in page.text
     ids = page.values("id")
     assert len(ids) == len(set(ids)) and {link[1:] for link in page.values("href")} <= set(ids)
@@ -56,8 +58,8 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
-    assert {len(cells) for cells in rows.values()} == {10}
-    assert rows["<i>better</i>"][5] == "better" and rows["base"][5] == "baseline" and rows["broken"][5] == "failed"
+    assert {len(cells) for cells in rows.values()} == {11}
+    assert rows["<i>better</i>"][6] == "better" and rows["base"][6] == "baseline" and rows["broken"][6] == "failed"
     assert "- broken failed, seed 0: needs a <GPU>" in lines
 
     stored = pq.read_table(urls[2])
@@ -67,7 +69,9 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     better = whole["<i>better</i>"]
     assert better["difference_low"] > 0 and better["p_holm"] < 0.05 and better["seeds"] == [0, 1]
     assert better["compared_seeds"] == [0, 1] and whole["base"]["compared_seeds"] == []
-    assert rows["<i>better</i>"][0] == f"{better['f1']:.3f}"
+    shown = [f"{better[name]:.3f}" for name in ("f1", "auroc", "precision", "recall")]
+    assert [rows["<i>better</i>"][place] for place in (0, 2, 7, 8)] == shown
+    assert len(re.findall(".*".join(map(re.escape, ["<i>better</i> ", *shown])), page.text)) == 1, "in one row, too"
 
     study_headline = json.loads(Path(urls[3]).read_text())["studies"][0]
     assert study_headline["best"]["variant"] == "<i>better</i>" and study_headline["better"] == ["<i>better</i>"]

@@ -340,8 +340,12 @@ def test_a_row_out_of_memory_and_a_score_that_is_not_finite_are_rejected(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--columns", "querry=x"], ["--columns", "query="], ["--format", "xml"], ["--workers", "0"]]
-)
+    "arguments",
+    [
+        ["--columns", "querry=x"], ["--columns", "query="], ["--format", "xml"], ["--workers", "0"],
+        ["--threshold", "nan"], ["--threshold", "50"], ["--threshold", "half"], ["--max-rejected-share", "-1"],
+    ],
+)  # fmt: skip
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as found:
         command.run("test", ["--adapter", "a", "--input", "b", "--output", "c", *arguments])
@@ -354,3 +358,5 @@ def test_a_problem_of_the_users_is_one_message(tmp_path: Path, capsys: pytest.Ca
     assert f"{tmp_path}: holds no relevance.json" in capsys.readouterr().err
     assert command.run("test", ["--adapter", adapter(tmp_path / "adapter"), *usual]) == 1
     assert "none.csv: no such file or folder, or nothing in it; check --input" in capsys.readouterr().err
+    assert command.run("test", ["--adapter", str(tmp_path), *usual, "--gpus-per-worker", "-1"]) == 1
+    assert "--gpus-per-worker: Input should be greater than or equal to 0; correct" in capsys.readouterr().err

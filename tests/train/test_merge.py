@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from ray_pipeline import models
 from ray_pipeline.errors import ModelError, StorageError
 from ray_pipeline.train import card, model
 from ray_pipeline.train.card import Saved
@@ -101,6 +103,14 @@ def test_an_adapter_that_lacks_weights_is_not_merged(tmp_path: Path) -> None:
         merge(str(kept), str(tmp_path / "merged"))
 
 
+def test_an_adapter_of_other_shapes_is_named_with_its_base(tmp_path: Path) -> None:
+    kept = adapter(tmp_path / "adapter")
+    file = kept / "adapter_model.safetensors"
+    save_file({name: weight[:-1].contiguous() for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match=rf"{kept}: cannot be put on its base (.|\n)*; name the adapter's own base"):
+        merge(str(kept), str(tmp_path / "merged"))
+
+
 def test_the_job_refuses_another_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +120,13 @@ def test_the_job_refuses_another_base(
     job = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "merge.py"))
     assert job["main"]() == 1 and "(content another)" in capsys.readouterr().err
     assert not output.exists()
+    copy = tmp_path / "copy"
+    shutil.copytree(models.resolve(card.read(str(kept)).train.model), copy)
+    sys.argv += ["--base", str(copy)]
+    assert job["main"]() == 1, "a copy need not be the base"
+    sys.argv += ["--unchecked-base"]
+    assert job["main"]() == 0
+    assert json.loads((output / "merge.json").read_text())["base"] == str(copy)
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
