@@ -150,7 +150,8 @@ def test_every_job_file_shows_its_submission_or_says_that_it_needs_no_cluster() 
             assert "runtime.address=auto" in words or words[words.index("--address") + 1] == "auto"
         shown[file.stem] = bool(found)
         assert shown[file.stem] != ("eeds no cluster" in text), f"{file.name}: one of the two"
-    assert {name for name, there in shown.items() if there} == {"pipeline", "ablation", *pipeline.STAGE_NAMES}
+    others = {"pipeline", "ablation", "inspect_artifact", "validate"}
+    assert {name for name, there in shown.items() if there} == {*others, *pipeline.STAGE_NAMES}
 
 
 @pytest.mark.soak

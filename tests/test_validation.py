@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import artifact, evaluate, ingest, outputs, pipeline, recipe, run_folder, status, tables
+from ray_pipeline import artifact, evaluate, ingest, outputs, pipeline, recipe, run_folder, status, tables, workers
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.embed.model import LENGTH_TOLERANCE
+from ray_pipeline.reading import Slice
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Finished
 from ray_pipeline.validation import buckets, command
-from ray_pipeline.validation.buckets import Buckets, Entries
+from ray_pipeline.validation.buckets import Entries, Part
 from ray_pipeline.validation.check import FAILED, PASSED, Check, Checks
 from tests import made
 
@@ -467,51 +468,50 @@ def test_a_damaged_manifest_is_named(run: dict[str, Artifact], tmp_path: Path, c
     assert str(path) in capsys.readouterr().err
 
 
-# Buckets
+# Rows that are held against one another
 
 
-def entries(keys: list[str | None], kinds: list[str], url: str = "f", start: int = 0) -> Entries:
-    piece = buckets.Slice(url, start, pa.table({"x": pa.array(range(len(keys)))}))
-    return Entries(piece, keys, pa.array(kinds, pa.string()))
+def entries(keys: list[str | None], kinds: list[str], start: int = 0) -> Entries:
+    piece = Slice("f", start, pa.table({"x": pa.array(range(len(keys)))}))
+    return Entries(piece, pa.array(keys, pa.string()), pa.array(kinds, pa.string()))
 
 
-def test_rows_of_a_key_meet_in_one_bucket_however_many_there_are() -> None:
-    keys = [f"k{i % 500}" for i in range(2000)]
-    with Buckets(2000, bucket_rows=100) as filled:
-        for start in range(0, 2000, 300):
-            part = keys[start : start + 300]
-            filled.add(entries(part, ["a"] * len(part), f"file {start}", start))
-        found = [table.column("key").to_pylist() for table in filled]
-    assert len(found) == 20 and sorted(chain.from_iterable(found)) == sorted(keys)
-    assert sum(len(set(bucket)) for bucket in found) == 500
-    assert max(map(len, found)) < 300
-
-
-def test_there_are_no_more_buckets_than_files_may_be_open() -> None:
-    with Buckets(10**10, bucket_rows=1) as filled:
-        filled.add(entries(["a", "b"], ["x", "y"]))
-        assert sorted(map(len, filled))[-2:] == [1, 1]
-        assert len(list(filled)) == buckets.MOST_BUCKETS
-
-
-@pytest.mark.parametrize("bucket_rows", [3, 1000])
+@pytest.mark.parametrize("bucket_rows", [1, 3, 1000])
 def test_what_is_found_does_not_depend_on_the_size_of_a_bucket(bucket_rows: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(buckets, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(workers, "BUCKET_ROWS", bucket_rows)
     check = Check("divided")
-    parts = [
-        entries(["a", "b", None, "c"], ["train", "train", "x", "tune"], "one"),
-        entries(["a", "b", None], ["train", "tune", "y"], "two", start=10),
-    ]
+    one = entries(["a", "b", None, "c"], ["train", "train", "x", "tune"])
+    two = entries(["a", "b", None], ["train", "tune", "y"], start=10)
+    parts = [Part("one", lambda: [one]), Part("two", lambda: [two])]
     buckets.judge(check, 7, parts, buckets.divided)
     assert check.examined == 5 and check.violations == 1
     assert check.shown == ["one, row 1: 'b' stands in several places: train here; tune in two, row 11"]
     for wanted, violations in ((["train"], 1), (["train", "tune"], 2)):
         check = Check("kinds")
-        buckets.judge(check, 7, parts, buckets.of_every_kind(wanted))
+        buckets.judge(check, 7, parts, partial(buckets.of_every_kind, wanted))
         assert check.violations == violations, wanted
 
 
-def test_many_violations_are_counted_and_few_are_shown() -> None:
+@pytest.mark.parametrize("bucket_rows", [7, 1000])
+def test_many_violations_are_counted_and_the_first_are_shown(bucket_rows: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(workers, "BUCKET_ROWS", bucket_rows)
     check = Check("ids")
-    buckets.judge(check, 200, [entries([f"k{i % 100}" for i in range(200)], ["a"] * 200)], buckets.repeated)
-    assert check.violations == 100 and len(check.shown) == 20
+    parts = [Part("f", lambda: [entries([f"k{i % 100:02}" for i in range(200)], ["a"] * 200)])]
+    buckets.judge(check, 200, parts, buckets.repeated)
+    assert check.violations == 100
+    told = [f"f, row {i}: 'k{i:02}' stands more than once: a here; a in f, row {100 + i}" for i in range(20)]
+    assert check.shown == told
+    check = Check("labels")
+    check.demand_rows(Slice("f", 0, pa.table({"label": [7] * 50})), pa.chunked_array([[False] * 50]), "label", "wrong")
+    assert check.examined == check.violations == 50 and len(check.shown) == 20
+
+
+def test_what_several_have_looked_at_is_added_up_in_their_order() -> None:
+    found, other = Check("labels"), Check("labels")
+    for number in range(15):
+        found.demand(False, "one", f"{number}")
+        other.demand(number % 2 == 0, "two", f"{number}")
+    found.add(other)
+    found.add(found)
+    assert found.examined == 60 and found.violations == 44
+    assert found.shown == [f"one: {n}" for n in range(15)] + [f"two: {n}" for n in (1, 3, 5, 7, 9)]

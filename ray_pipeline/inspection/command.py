@@ -4,12 +4,15 @@ import argparse
 import difflib
 from collections.abc import Sequence
 
-from ray_pipeline import cli, pipeline, problems, reading, storage
+from ray_pipeline import cli, pipeline, problems, reading, storage, workers
 from ray_pipeline.artifact import MANIFEST, Artifact
 from ray_pipeline.errors import InputError
 from ray_pipeline.inspection.page import page
 from ray_pipeline.inspection.profile import profile
 from ray_pipeline.inspection.text import show
+
+LEAST_ROWS = 10_000_000
+"""From which more processes are worth their start."""
 
 
 def run(description: str, arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +27,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--html", metavar="PAGE", help="also write an HTML page: a file or s3:// url")
     parser.add_argument("--examples", type=_count, default=5, help="number of rows to show (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed for choosing rows (%(default)s)")
+    workers.add_options(parser, LEAST_ROWS)
     cli.add_common(parser)
     return parser
 
@@ -35,7 +39,9 @@ def _count(text: str) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    found = profile(_artifact(options.artifact, options.workdir), options.examples, options.seed)
+    item = _artifact(options.artifact, options.workdir)
+    with workers.chosen(options, item.manifest.rows_out, LEAST_ROWS) as chosen:
+        found = profile(item, options.examples, options.seed, chosen)
     print(show(found))
     if options.html:
         storage.write_bytes(options.html, page(found).encode())

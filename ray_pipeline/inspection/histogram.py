@@ -38,17 +38,29 @@ class Histogram:
         self.rows += len(finite)
         self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
         self.total += float(finite.sum())
-        while self.high - self.low > MOST_BINS * self._width:
-            self._widen()
+        self._widen(FINEST)
         places, counts = np.unique(np.floor(finite / self._width + 1e-6).astype(np.int64), return_counts=True)
         self._bins.update(dict(zip(places.tolist(), counts.tolist(), strict=True)))
 
-    def _widen(self) -> None:
-        self._width *= 10
-        wider: Counter[int] = Counter()
-        for place, count in self._bins.items():
-            wider[place // 10] += count
-        self._bins = wider
+    def merge(self, other: "Histogram") -> None:
+        """Take over what another has counted."""
+        self.rows += other.rows
+        self.not_finite += other.not_finite
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.total += other.total
+        self._widen(other._width)
+        ratio = round(self._width / other._width)
+        for place, count in other._bins.items():
+            self._bins[place // ratio] += count
+
+    def _widen(self, least: float) -> None:
+        """Make bins at least so wide, and so wide that there are not too many."""
+        while self._width < least or self.high - self.low > MOST_BINS * self._width:
+            self._width *= 10
+            wider: Counter[int] = Counter()
+            for place, count in self._bins.items():
+                wider[place // 10] += count
+            self._bins = wider
 
     def bars(self) -> list[tuple[float, float, int]]:
         """(from, to, values) of neighbouring bars of a round width, about `BARS` of them, empty ones included."""

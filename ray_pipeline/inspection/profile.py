@@ -3,7 +3,7 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import reading, storage
+from ray_pipeline import reading
 from ray_pipeline.artifact import Artifact, Manifest
 from ray_pipeline.inspection.histogram import Histogram
+from ray_pipeline.workers import IN_PROCESS, Workers
 
 COUNTED = (
     "task", "purpose", "language", "source_language", "target_language", "origin", "label", "part", "split",
@@ -25,6 +26,8 @@ MEASURED = {
     "similarity": ("origin", "target_language"), "back_similarity": ("target_language",), "score": ("part", "split"),
 }  # fmt: skip
 """Columns of figures, and the columns, of which the first that a table has divides their histograms."""
+COMPOSED = ["language", "origin", "label"]
+"""Columns by which rows are counted together."""
 LONGEST = 160
 """Characters of an example's text that are shown."""
 SHOWN_NUMBERS = 4
@@ -72,90 +75,146 @@ class Profile:
     rejected_examples: list[Example]
 
 
-def profile(item: Artifact, examples: int = 5, seed: int = 0) -> Profile:
-    """Look at an artifact, one column of one slice of one shard at a time."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What is looked at in a table of some columns."""
+
+    counted: Sequence[str]
+    composed: bool
+    """Whether rows are counted by language, origin and label together."""
+    measured: Sequence[tuple[str, str | None]]
+    """(column, the column that divides its histograms)."""
+    vectors: Sequence[str]
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that it takes."""
+        measured = [name for pair in self.measured for name in pair if name is not None]
+        return list(dict.fromkeys([*self.counted, *(COMPOSED if self.composed else ()), *measured, *self.vectors]))
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What was counted of some rows; tallies add up."""
+
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    composition: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)
+    histograms: dict[str, dict[str, Histogram]] = field(default_factory=dict)
+    norms: dict[str, Histogram] = field(default_factory=dict)
+
+    def add(self, other: "_Tally") -> None:
+        """Count the rows of another, too."""
+        for column, counted in other.counts.items():
+            self.counts[column].update(counted)
+        self.composition.update(other.composition)
+        for column, groups in other.histograms.items():
+            _merge(self.histograms.setdefault(column, {}), groups)
+        _merge(self.norms, other.norms)
+
+
+def _merge(into: dict[str, Histogram], more: Mapping[str, Histogram]) -> None:
+    for name, histogram in more.items():
+        into.setdefault(name, Histogram()).merge(histogram)
+
+
+def profile(item: Artifact, examples: int = 5, seed: int = 0, workers: Workers = IN_PROCESS) -> Profile:
+    """Look at an artifact; each shard is read once, a slice at a time."""
     schema = reading.footer(item.shards[0])[1] if item.shards else pa.schema([])
-    refused = reading.rejected_files(item)
+    refused = dict.fromkeys(reading.rejected_files(item), 0)
+    refused.update(zip(refused, workers.each("rejected rows", _length, list(refused)), strict=True))
+    wanted = _wanted(schema)
+    found = _tally(item.manifest.stage, wanted, item.shards, workers)
+    reasons = _tally("reasons", _Wanted(["reason"], False, [], []), list(refused), workers).counts
     return Profile(
         url=item.url,
         manifest=item.manifest,
         schema=[(field.name, str(field.type), field.nullable) for field in schema],
         rows=sum(item.manifest.shards.values()),
-        rejected=sum(rows for rows, _ in storage.for_each(reading.footer, refused)),
-        counts=_counts(item.shards, [name for name in COUNTED if name in schema.names]),
-        composition=_composition(item.shards) if {"language", "origin", "label"} <= set(schema.names) else [],
-        reasons=_counts(refused, ["reason"])["reason"],
-        histograms=_histograms(item.shards, schema),
-        vectors={field.name: _vectors(item.shards, field) for field in schema if _is_vector(field)},
-        examples=_examples(item.shards, examples, seed),
-        rejected_examples=_examples(refused, examples, seed),
+        rejected=sum(refused.values()),
+        counts={name: found.counts[name] for name in wanted.counted},
+        composition=_composition(found.composition),
+        reasons=reasons["reason"],
+        histograms=_histograms(wanted, found),
+        vectors={
+            name: Vectors(schema.field(name).type.list_size, found.norms.get(name, Histogram()))
+            for name in wanted.vectors
+        },
+        examples=_examples(dict(zip(item.shards, item.manifest.shards.values(), strict=True)), examples, seed, workers),
+        rejected_examples=_examples(refused, examples, seed, workers),
     )
 
 
-def _counts(urls: Sequence[str], columns: Sequence[str]) -> dict[str, Counter[str]]:
-    """Rows by value, of each column; each file is read once, several at a time."""
-    found: dict[str, Counter[str]] = {column: Counter() for column in columns}
-    for one in storage.for_each(partial(_counts_of, columns), urls if columns else []):
-        for column, counted in one.items():
-            found[column].update(counted)
+def _length(url: str) -> int:
+    return reading.footer(url)[0]
+
+
+def _wanted(schema: pa.Schema) -> _Wanted:
+    names = schema.names
+    measured = [
+        (column, next((name for name in groups if name in names), None))
+        for column, groups in MEASURED.items()
+        if column in names
+    ]
+    vectors = [field.name for field in schema if _is_vector(field)]
+    return _Wanted([name for name in COUNTED if name in names], set(COMPOSED) <= set(names), measured, vectors)
+
+
+def _tally(label: str, wanted: _Wanted, urls: Sequence[str], workers: Workers) -> _Tally:
+    """What is counted of some files, added up in their order."""
+    found = _Tally()
+    for one in workers.each(label, partial(_tally_of, wanted), urls if wanted.columns else []):
+        found.add(one)
     return found
 
 
-def _counts_of(columns: Sequence[str], url: str) -> dict[str, Counter[str]]:
-    found: dict[str, Counter[str]] = {column: Counter() for column in columns}
-    for piece in reading.slices(url, columns):
-        for column in columns:
-            for row in pc.value_counts(piece.table.column(column)).to_pylist():
-                found[column][ABSENT if row["values"] is None else str(row["values"])] += row["counts"]
+def _tally_of(wanted: _Wanted, url: str) -> _Tally:
+    found = _Tally()
+    for piece in reading.slices(url, wanted.columns):
+        table = piece.table
+        for column in wanted.counted:
+            for row in pc.value_counts(table.column(column)).to_pylist():
+                found.counts[column][ABSENT if row["values"] is None else str(row["values"])] += row["counts"]
+        if wanted.composed:
+            for row in table.group_by(COMPOSED).aggregate([([], "count_all")]).to_pylist():
+                found.composition[row["language"], row["origin"], row["label"]] += row["count_all"]
+        for column, by in wanted.measured:
+            _measure(found.histograms.setdefault(column, {}), table, column, by)
+        for column in wanted.vectors if len(piece) else ():
+            found.norms.setdefault(column, Histogram()).add(np.linalg.norm(matrix(table.column(column)), axis=1))
     return found
 
 
-def _composition(urls: Sequence[str]) -> list[tuple[str, str, int, int]]:
-    keys = ["language", "origin", "label"]
-    found: Counter[tuple[str, str, int]] = Counter()
-    for url in urls:
-        for piece in reading.slices(url, keys):
-            for row in piece.table.group_by(keys).aggregate([([], "count_all")]).to_pylist():
-                if row["label"] is not None:
-                    found[row["language"], row["origin"], row["label"]] += row["count_all"]
+def _composition(found: Mapping[tuple[str, str, int | None], int]) -> list[tuple[str, str, int, int]]:
+    """Of labelled rows, the languages with most of them first."""
+    labelled = {key: rows for key, rows in found.items() if key[2] is not None}
     order = Counter[str]()
-    for (language, _, _), rows in found.items():
+    for (language, _, _), rows in labelled.items():
         order[language] += rows
-    pairs = {(language, origin) for language, origin, _ in found}
+    pairs = {(language, origin) for language, origin, _ in labelled}
     return [
-        (language, origin, found[language, origin, 1], found[language, origin, 0])
+        (language, origin, labelled.get((language, origin, 1), 0), labelled.get((language, origin, 0), 0))
         for language, origin in sorted(
             pairs, key=lambda pair: (-order[pair[0]], pair[0], pair[1] != "original", pair[1])
         )
     ]
 
 
-def _histograms(urls: Sequence[str], schema: pa.Schema) -> dict[str, dict[str, Histogram]]:
-    found = {}
-    for column, groups in MEASURED.items():
-        if column in schema.names:
-            by = next((name for name in groups if name in schema.names), None)
-            measured = _measure(urls, column, by)
-            if measured:
-                found[f"{column} by {by}" if by else column] = measured
-    return found
+def _histograms(wanted: _Wanted, found: _Tally) -> dict[str, dict[str, Histogram]]:
+    """Of each column that has a value, the histogram of each group that has one."""
+    measured = ((f"{column} by {by}" if by else column, found.histograms.get(column)) for column, by in wanted.measured)
+    return {title: dict(sorted(groups.items())) for title, groups in measured if groups}
 
 
-def _measure(urls: Sequence[str], column: str, by: str | None) -> dict[str, Histogram]:
-    """The histogram of each group that has a value; null stands for no value."""
-    found: dict[str, Histogram] = defaultdict(Histogram)
-    for url in urls:
-        for piece in reading.slices(url, [column, by] if by else [column]):
-            table = piece.table.filter(pc.is_valid(piece.table.column(column)))
-            values = table.column(column).to_numpy()
-            groups = _texts(table.column(by)) if by else np.full(len(values), "all")
-            for group in np.unique(groups).tolist():
-                found[group].add(values[groups == group])
-    return dict(sorted(found.items()))
-
-
-def _texts(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
-    return np.array([ABSENT if value is None else str(value) for value in column.to_pylist()], dtype=np.str_)
+def _measure(into: dict[str, Histogram], table: pa.Table, column: str, by: str | None) -> None:
+    """Count a slice's values by group; null stands for no value."""
+    table = table.select([column, by] if by else [column])
+    table = table.filter(pc.is_valid(table.column(column)))
+    values = table.column(column).to_numpy()
+    groups = table.column(by) if by else pa.chunked_array([pa.repeat("all", len(values))])
+    encoded = pc.fill_null(groups, ABSENT).combine_chunks().dictionary_encode()
+    numbers = encoded.indices.to_numpy()
+    for number, group in enumerate(encoded.dictionary.to_pylist()):
+        into.setdefault(group, Histogram()).add(values[numbers == number])
 
 
 def _is_vector(field: pa.Field) -> bool:
@@ -169,35 +228,30 @@ def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return found
 
 
-def _vectors(urls: Sequence[str], field: pa.Field) -> Vectors:
-    norms = Histogram()
-    for url in urls:
-        for piece in reading.slices(url, [field.name]):
-            if piece.table.num_rows:
-                norms.add(np.linalg.norm(matrix(piece.table.column(field.name)), axis=1))
-    return Vectors(field.type.list_size, norms)
-
-
-def _examples(urls: Sequence[str], wanted: int, seed: int) -> list[Example]:
-    """Some rows drawn by a seed from all files together, in their order."""
-    rows = dict(zip(urls, (length for length, _ in storage.for_each(reading.footer, urls)), strict=True))
-    total = sum(rows.values())
+def _examples(lengths: Mapping[str, int], wanted: int, seed: int, workers: Workers) -> list[Example]:
+    """Some rows drawn by a seed from all files together, in their order; `lengths` are their rows."""
+    total = sum(lengths.values())
     drawn = sorted(random.Random(seed).sample(range(total), min(wanted, total)))
-    found, before = [], 0
-    for url, length in rows.items():
+    chosen: dict[str, list[int]] = {}
+    before = 0
+    for url, length in lengths.items():
         mine = [number - before for number in drawn if before <= number < before + length]
-        found += _rows(url, mine) if mine else []
         before += length
-    return found
+        if mine:
+            chosen[url] = mine
+    found = workers.each("examples", partial(_rows, chosen), list(chosen))
+    return [example for examples in found for example in examples]
 
 
-def _rows(url: str, numbers: Sequence[int]) -> list[Example]:
-    found = []
+def _rows(chosen: Mapping[str, Sequence[int]], url: str) -> list[Example]:
+    found, numbers = [], chosen[url]
     for piece in reading.slices(url, rows=1024):
         mine = [number for number in numbers if piece.start <= number < piece.start + piece.table.num_rows]
         for number in mine:
             (row,) = piece.table.slice(number - piece.start, 1).to_pylist()
             found.append(Example(url.rsplit("/", 1)[-1], number, _shown(row)))
+        if piece.start + piece.table.num_rows > numbers[-1]:
+            break
     return found
 
 

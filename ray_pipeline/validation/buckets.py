@@ -1,29 +1,23 @@
 """Rows against other rows, of one table or of several: brought together by a key, one bucket of keys at a time.
 
-A bucket is what fits into memory; buckets wait on the local disk, so that no number of rows is too many.
+What is found does not depend on the number of buckets, nor on the order in which they are looked at.
 """
 
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline.reading import Slice
+from ray_pipeline.shards import BUCKET
 from ray_pipeline.validation.check import MOST_SHOWN, Check, row_place
+from ray_pipeline.workers import IN_PROCESS, Source, Workers
 
-BUCKET_ROWS = 1_000_000
-"""About what is held at once, as long as MOST_BUCKETS are enough for it."""
-MOST_BUCKETS = 256
-"""Each has an open file, and a part of each slice."""
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -34,6 +28,7 @@ SCHEMA = pa.schema(
     ]
 )
 """What is known of a row: its key, its kind among the rows of that key, what else matters, its place."""
+ORDER = [("key", "ascending"), ("file", "ascending"), ("row", "ascending")]
 
 
 @dataclass(frozen=True)
@@ -41,134 +36,122 @@ class Entries:
     """Rows of a slice, by the columns of `SCHEMA`; those with a key of null are left out."""
 
     piece: Slice
-    keys: pa.ChunkedArray | pa.Array | list[str | None]
+    keys: pa.ChunkedArray | pa.Array
     kinds: pa.ChunkedArray | pa.Array | str
     values: pa.ChunkedArray | pa.Array | None = None
 
-
-class Buckets:
-    """Rows by key, each key's rows in one bucket; a context that leaves nothing behind."""
-
-    def __init__(self, rows: int, bucket_rows: int | None = None) -> None:
-        self.files: list[str] = []
-        self._numbers: dict[str, int] = {}
-        self._count = min(MOST_BUCKETS, max(1, -(-rows // (bucket_rows or BUCKET_ROWS))))
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self._paths = [folder / f"{number}.arrow" for number in range(self._count)]
-        self._writers = [pa.ipc.new_file(str(path), SCHEMA) for path in self._paths]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-        self._stack.close()
-
-    def _close(self) -> None:
-        for writer in self._writers:
-            writer.close()
-        self._writers = []
-
-    def add(self, entries: Entries) -> None:
-        """Put some rows into their buckets."""
-        table = self._table(entries)
-        if self._count == 1:
-            self._writers[0].write_table(table)
-            return
-        numbers = np.array([zlib.crc32(key.encode()) % self._count for key in table.column("key").to_pylist()], int)
-        ordered = table.take(pa.array(np.argsort(numbers, kind="stable")))
-        ends = np.cumsum(np.bincount(numbers, minlength=self._count)).tolist()
-        for writer, start, end in zip(self._writers, [0, *ends], ends, strict=False):
-            if start < end:
-                writer.write_table(ordered.slice(start, end - start))
-
-    def _table(self, entries: Entries) -> pa.Table:
-        piece = entries.piece
-        length = piece.table.num_rows
-        if piece.url not in self._numbers:
-            self._numbers[piece.url] = len(self.files)
-            self.files.append(piece.url)
-        keys = pa.array(entries.keys, pa.string()) if isinstance(entries.keys, list) else entries.keys
-        kinds = pa.repeat(entries.kinds, length) if isinstance(entries.kinds, str) else entries.kinds
+    def table(self, file: int) -> pa.Table:
+        """As a table of `SCHEMA`, with the number of the slice's file."""
+        start, length = self.piece.start, len(self.piece)
         columns = [
-            keys,
-            kinds,
-            pa.nulls(length, pa.string()) if entries.values is None else entries.values,
-            pa.repeat(pa.scalar(self._numbers[piece.url], pa.int32()), length),
-            pa.array(range(piece.start, piece.start + length), pa.int64()),
+            self.keys,
+            pa.repeat(self.kinds, length) if isinstance(self.kinds, str) else self.kinds,
+            pa.nulls(length, pa.string()) if self.values is None else self.values,
+            pa.repeat(pa.scalar(file, pa.int32()), length),
+            pa.array(np.arange(start, start + length)),
         ]
         return pa.table(columns, names=SCHEMA.names).filter(pc.is_valid(columns[0])).cast(SCHEMA)
 
-    def place(self, row: Mapping[str, int]) -> str:
-        """Where a row of a bucket stands."""
-        return row_place(self.files[row["file"]], row["row"])
 
-    def __iter__(self) -> Iterator[pa.Table]:
-        """The buckets, one at a time; nothing can be added after that."""
-        self._close()
-        for path in self._paths:
-            with pa.memory_map(str(path)) as source:
-                yield pa.ipc.open_file(source).read_all()
+@dataclass(frozen=True)
+class Part:
+    """What one file has to say; it is read where the work is done."""
+
+    url: str
+    """Of the file, and where in it if it holds several."""
+    read: Callable[[], Iterable[Entries]]
+
+    def rows(self, number: int, buckets: int) -> Iterator[pa.Table]:
+        """Its entries with their BUCKET; `number` is the file's."""
+        for entries in self.read():
+            table = entries.table(number)
+            hashes = np.array([zlib.crc32(key.encode()) for key in table.column("key").to_pylist()], np.int64)
+            yield table.append_column(BUCKET, pa.array(hashes % buckets))
 
 
-Judge = Callable[[Check, Buckets, pa.Table], None]
+@dataclass(frozen=True)
+class Found:
+    """What is wrong in some buckets; such findings add up in any order."""
+
+    examined: int = 0
+    violations: int = 0
+    shown: list[tuple[tuple[str, int, int], str]] = field(default_factory=list)
+    """(key, file, row) and words of the first MOST_SHOWN of them in that order."""
+
+    def __add__(self, other: "Found") -> "Found":
+        shown = sorted([*self.shown, *other.shown])[:MOST_SHOWN]
+        return Found(self.examined + other.examined, self.violations + other.violations, shown)
 
 
-def judge(check: Check, rows: int, entries: Iterable[Entries], verdict: Judge) -> None:
+Judge = Callable[[Sequence[str], pa.Table], Found]
+"""Looks at a bucket; the files of its rows are named by their numbers."""
+
+
+def judge(check: Check, rows: int, parts: Sequence[Part], verdict: Judge, workers: Workers = IN_PROCESS) -> None:
     """Bring entries together by key and look at each bucket; `rows` is about how many there are."""
-    with Buckets(rows) as buckets:
-        for one in entries:
-            buckets.add(one)
-        for bucket in buckets:
-            check.examined += bucket.num_rows
-            verdict(check, buckets, bucket)
+    files = [part.url for part in parts]
+    sources = [Source(part.url, partial(part.rows, number)) for number, part in enumerate(parts)]
+    found = sum(workers.by_bucket(check.name, sources, partial(verdict, files), rows), Found())
+    check.examined += found.examined
+    check.violations += found.violations
+    check.shown += [words for _, words in found.shown][: MOST_SHOWN - len(check.shown)]
 
 
-def repeated(check: Check, buckets: Buckets, bucket: pa.Table) -> None:
+def repeated(files: Sequence[str], bucket: pa.Table) -> Found:
     """No key stands twice."""
     counts = bucket.group_by("key").aggregate([([], "count_all")])
-    _report(check, buckets, bucket, counts.filter(pc.greater(counts.column("count_all"), 1)), "stands more than once")
+    wrong = counts.filter(pc.greater(counts.column("count_all"), 1))
+    return Found(len(bucket)) + _of_keys(files, bucket, wrong, "stands more than once")
 
 
-def divided(check: Check, buckets: Buckets, bucket: pa.Table) -> None:
+def divided(files: Sequence[str], bucket: pa.Table) -> Found:
     """All rows of a key are of one kind."""
     kinds = bucket.group_by(["key", "kind"]).aggregate([]).group_by("key").aggregate([([], "count_all")])
-    _report(check, buckets, bucket, kinds.filter(pc.greater(kinds.column("count_all"), 1)), "stands in several places")
+    wrong = kinds.filter(pc.greater(kinds.column("count_all"), 1))
+    return Found(len(bucket)) + _of_keys(files, bucket, wrong, "stands in several places")
 
 
-def of_every_kind(wanted: Sequence[str]) -> Judge:
-    """Makes the judge that every key has rows of every wanted kind."""
-
-    def judged(check: Check, buckets: Buckets, bucket: pa.Table) -> None:
-        for kind in wanted:
-            there = bucket.filter(pc.equal(bucket.column("kind"), kind)).select(["key"])
-            missing = bucket.join(there, "key", join_type="left anti").group_by("key").aggregate([])
-            _report(check, buckets, bucket, missing, f"is not in {kind}")
-
-    return judged
+def of_every_kind(wanted: Sequence[str], files: Sequence[str], bucket: pa.Table) -> Found:
+    """Every key has rows of every wanted kind; a judge once `wanted` is given."""
+    found = Found(len(bucket))
+    for kind in wanted:
+        there = bucket.filter(pc.equal(bucket.column("kind"), kind)).select(["key"])
+        missing = bucket.join(there, "key", join_type="left anti").group_by("key").aggregate([])
+        found += _of_keys(files, bucket, missing, f"is not in {kind}")
+    return found
 
 
-def rooted(check: Check, buckets: Buckets, bucket: pa.Table) -> None:
+def rooted(files: Sequence[str], bucket: pa.Table) -> Found:
     """Every derived row has its root, in train, of its group (the values are `part group`)."""
     is_root = pc.equal(bucket.column("kind"), "root")
     roots = bucket.filter(is_root).select(["key", "value"]).rename_columns(["key", "root"])
     derived = bucket.filter(pc.invert(is_root)).join(roots, "key", join_type="left outer")
-    wrong = pc.fill_null(pc.not_equal(derived.column("value"), derived.column("root")), True)
-    for row in derived.filter(wrong).to_pylist():
+    wrong = derived.filter(pc.fill_null(pc.not_equal(derived.column("value"), derived.column("root")), True))
+    shown = []
+    for row in wrong.sort_by(ORDER).slice(0, MOST_SHOWN).to_pylist():
         said = f"which is {row['root']}" if row["root"] else "which is not there"
-        check.found(buckets.place(row), f"it is of {row['value']}, but comes from {row['key']}, {said}")
+        words = f"{_place(files, row)}: it is of {row['value']}, but comes from {row['key']}, {said}"
+        shown.append((_order(row), words))
+    return Found(len(bucket), len(wrong), shown)
 
 
-def _report(check: Check, buckets: Buckets, bucket: pa.Table, wrong: pa.Table, words: str) -> None:
-    """Note each wrong key once, at the first of its rows, with the places of some others."""
-    shown = wrong.select(["key"]).slice(0, MOST_SHOWN)
-    rows = bucket.join(shown, "key", join_type="left semi") if wrong.num_rows else bucket.slice(0, 0)
-    ordered = rows.sort_by([("key", "ascending"), ("file", "ascending"), ("row", "ascending")]).to_pylist()
-    for key, group in groupby(ordered, lambda row: str(row["key"])):
+def _of_keys(files: Sequence[str], bucket: pa.Table, wrong: pa.Table, words: str) -> Found:
+    """Each wrong key once, at the first of its rows, with the places of some others."""
+    if not len(wrong):
+        return Found()
+    first_keys = wrong.select(["key"]).sort_by("key").slice(0, MOST_SHOWN)
+    rows = bucket.join(first_keys, "key", join_type="left semi").sort_by(ORDER).to_pylist()
+    shown = []
+    for key, group in groupby(rows, lambda row: str(row["key"])):
         first, *others = group
-        more = "".join(f"; {row['kind']} in {buckets.place(row)}" for row in others[:3])
-        check.found(buckets.place(first), f"{key!r} {words}: {first['kind']} here{more}")
-    check.violations += wrong.num_rows - shown.num_rows
+        more = "".join(f"; {row['kind']} in {_place(files, row)}" for row in others[:3])
+        shown.append((_order(first), f"{_place(files, first)}: {key!r} {words}: {first['kind']} here{more}"))
+    return Found(0, len(wrong), shown)
+
+
+def _order(row: Mapping[str, str | int]) -> tuple[str, int, int]:
+    return str(row["key"]), int(row["file"]), int(row["row"])
+
+
+def _place(files: Sequence[str], row: Mapping[str, int]) -> str:
+    return row_place(files[row["file"]], row["row"])

@@ -40,13 +40,21 @@ class Check:
         if not holds:
             self.found(place, what)
 
+    def add(self, other: "Check") -> None:
+        """Take over what was looked at elsewhere, after what was looked at here."""
+        self.examined += other.examined
+        self.violations += other.violations
+        self.shown += other.shown[: MOST_SHOWN - len(self.shown)]
+
     def demand_rows(self, piece: Slice, holds: pa.ChunkedArray, column: str, rule: str) -> None:
         """Look at the rows of a slice: `holds` is a mask `[n]` of those that keep the rule; null breaks it."""
         broken = pc.invert(pc.fill_null(holds, False))
         self.examined += piece.table.num_rows
-        for number in pc.indices_nonzero(broken).to_pylist():
+        numbers = pc.indices_nonzero(broken)
+        for number in numbers.slice(0, MOST_SHOWN).to_pylist():
             value = piece.table.column(column)[number].as_py()
             self.found_row(piece, number, f"{column} is {short(value)}: {rule}")
+        self.violations += len(numbers[MOST_SHOWN:])
 
     def found_row(self, piece: Slice, number: int, what: str) -> None:
         """Note a violation in a row of a slice."""
@@ -86,6 +94,11 @@ class Checks:
 
     def __iter__(self) -> Iterator[Check]:
         return iter(self.__dict__.values())
+
+    def add(self, other: "Checks") -> None:
+        """Take over what was looked at elsewhere, after what was looked at here."""
+        for mine, more in zip(self, other, strict=True):
+            mine.add(more)
 
 
 def row_place(url: str, row: int) -> str:

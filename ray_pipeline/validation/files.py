@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,8 +12,11 @@ import pyarrow.compute as pc
 from ray_pipeline import artifact, reading, storage, tables
 from ray_pipeline.artifact import Artifact, Manifest
 from ray_pipeline.errors import CorruptArtifactError
-from ray_pipeline.pipeline import Step
 from ray_pipeline.validation.check import Check, Checks
+from ray_pipeline.workers import IN_PROCESS, Workers
+
+if TYPE_CHECKING:  # with all stages, which those who look at a file need not wait for
+    from ray_pipeline.pipeline import Step
 
 SCHEMAS: Mapping[str, pa.Schema] = {
     "ingest": tables.PAIRS, "languages": tables.PAIRS, "split": tables.PAIRS, "translate": tables.TRANSLATIONS,
@@ -35,6 +39,8 @@ class Table:
     shards: Sequence[str]
     schema: pa.Schema
     """Without metadata; of no column where there is no shard."""
+    refused: Sequence[str] = ()
+    """Files of rejected rows that can be read."""
 
     @property
     def manifest(self) -> Manifest:
@@ -47,21 +53,45 @@ class Table:
         return len(self.shards) == len(self.manifest.shards)
 
 
-def look(step: Step, found: Artifact, checks: Checks) -> Table:
+@dataclass(frozen=True)
+class _File:
+    """What reading a whole file has shown."""
+
+    rows: int
+    schema: pa.Schema
+    problem: str | None = None
+    """Why it cannot be read."""
+
+
+def look(step: "Step", found: Artifact, checks: Checks, workers: Workers = IN_PROCESS) -> Table:
     """Check an artifact's manifest and files; returns what can be read of it."""
     _look_at_manifest(step, found, checks.manifests)
-    rows = {url: _rows(url, checks.whole) for url in found.shards}
-    refused = {url: _rows(url, checks.whole) for url in reading.rejected_files(found)}
-    readable = [url for url, number in rows.items() if number is not None]
+    refused, stage = reading.rejected_files(found), step.stage.name
+    urls = [*found.shards, *refused]
+    known: dict[str, _File] = {}
+    for url, file in zip(urls, workers.each(f"files of {stage}", _read, urls), strict=True):
+        checks.whole.demand(file.problem is None, url, file.problem or "")
+        if file.problem is None:
+            known[url] = file
+    readable = [url for url in found.shards if url in known]
     for url in readable:
-        _look_at_schema(step.stage.name, url, checks.schemas)
-    known = {url: number for url, number in (rows | refused).items() if number is not None}
-    if len(known) == len(rows) + len(refused):  # else the sums are sure to be wrong, which says nothing new
-        _look_at_counts(found, known, checks.counts)
-    return Table(found, readable, reading.footer(readable[0])[1] if readable else pa.schema([]))
+        _look_at_schema(stage, url, known[url].schema, checks.schemas)
+    if len(known) == len(urls):  # else the sums are sure to be wrong, which says nothing new
+        _look_at_counts(found, refused, {url: file.rows for url, file in known.items()}, checks.counts, workers)
+    schema = known[readable[0]].schema if readable else pa.schema([])
+    return Table(found, readable, schema, [url for url in refused if url in known])
 
 
-def _look_at_manifest(step: Step, found: Artifact, check: Check) -> None:
+def _read(url: str) -> _File:
+    """Read all of a file."""
+    try:
+        rows = sum(len(piece) for piece in reading.slices(url))
+        return _File(rows, reading.footer(url)[1])
+    except CorruptArtifactError as error:
+        return _File(0, pa.schema([]), str(error).removeprefix(f"{url}: "))
+
+
+def _look_at_manifest(step: "Step", found: Artifact, check: Check) -> None:
     manifest, place = found.manifest, storage.join(found.url, artifact.MANIFEST)
     config = json.loads(json.dumps(step.config))
     for name, value, wanted in (
@@ -77,19 +107,7 @@ def _look_at_manifest(step: Step, found: Artifact, check: Check) -> None:
         check.demand(own == step.fingerprint, place, f"its config and inputs give the fingerprint {own}")
 
 
-def _rows(url: str, check: Check) -> int | None:
-    """The rows of a file, all of them read; null where it is not whole."""
-    try:
-        rows = sum(len(piece) for piece in reading.slices(url))
-    except CorruptArtifactError as error:
-        check.demand(False, url, str(error).removeprefix(f"{url}: "))
-        return None
-    check.demand(True, url, "")
-    return rows
-
-
-def _look_at_schema(stage: str, url: str, check: Check) -> None:
-    _, schema = reading.footer(url)
+def _look_at_schema(stage: str, url: str, schema: pa.Schema, check: Check) -> None:
     wanted = SCHEMAS.get(stage)
     if stage == "embed":
         field = schema.field("vector") if "vector" in schema.names else None
@@ -105,14 +123,16 @@ def _difference(schema: pa.Schema, wanted: pa.Schema) -> str:
     return f"missing {missing}, too many {more}" if missing or more else "their order is another"
 
 
-def _look_at_counts(found: Artifact, rows: Mapping[str, int], check: Check) -> None:
+def _look_at_counts(
+    found: Artifact, refused_files: Sequence[str], rows: Mapping[str, int], check: Check, workers: Workers
+) -> None:
     """Each shard against its footer and the manifest, and their sums against the manifest."""
     manifest, place = found.manifest, storage.join(found.url, artifact.MANIFEST)
-    for name, promised in manifest.shards.items():
+    footers = workers.each(f"footers of {manifest.stage}", artifact.shard_counts, found.shards)
+    for (name, promised), counts in zip(manifest.shards.items(), footers, strict=True):
         url = storage.join(found.url, name)
         refused = rows.get(storage.join(found.url, "rejected", name), 0)
         check.demand(rows[url] == promised, url, f"holds {rows[url]} rows, its manifest says {promised}")
-        counts = artifact.shard_counts(url)
         check.demand(counts.rows_out == rows[url], url, f"holds {rows[url]} rows, its footer says {counts.rows_out}")
         if manifest.stage not in artifact.WITHOUT_ROWS:
             said = f"{counts.rows_in} rows in, {rows[url]} out and {refused} rejected do not add up"
@@ -121,7 +141,7 @@ def _look_at_counts(found: Artifact, rows: Mapping[str, int], check: Check) -> N
     if manifest.stage not in artifact.WITHOUT_ROWS:
         written = sum(rows[url] for url in found.shards)
         check.demand(manifest.rows_out == written, place, f"rows_out {manifest.rows_out}, the shards hold {written}")
-    reasons = _reasons(found)
+    reasons = dict(sum(workers.each(f"reasons of {manifest.stage}", _reasons, refused_files), Counter[str]()))
     check.demand(reasons == manifest.reasons, place, f"reasons {manifest.reasons}, the rejected rows say {reasons}")
 
 
@@ -137,21 +157,21 @@ def _demand_sums(manifest: Manifest, place: str, check: Check) -> None:
     )
 
 
-def _reasons(found: Artifact) -> dict[str, int]:
+def _reasons(url: str) -> Counter[str]:
     reasons: Counter[str] = Counter()
-    for url in reading.rejected_files(found):
-        for piece in reading.slices(url, ["reason"]):
-            reasons.update(piece.table.column("reason").to_pylist())
-    return dict(reasons)
+    for piece in reading.slices(url, ["reason"]):
+        reasons.update(piece.table.column("reason").to_pylist())
+    return reasons
 
 
-def look_between(run: Mapping[str, Table], check: Check) -> None:
+def look_between(run: Mapping[str, Table], check: Check, workers: Workers = IN_PROCESS) -> None:
     """What one stage gives out, the next takes in."""
     for stage, source in PASSED_ON.items():
         if stage in run and source in run:
             _demand_equal(run, stage, f"{source} gives out", run[source].manifest.rows_out, check)
     if "mix" in run and all(stage in run and run[stage].whole for stage in ("dedupe", "negatives")):
-        given = sum(_rows_of_parts(run[stage], MIXED) for stage in ("dedupe", "negatives"))
+        urls = [url for stage in ("dedupe", "negatives") for url in run[stage].shards]
+        given = sum(workers.each("rows for mix", _mixed, urls))
         _demand_equal(run, "mix", f"the rows of {' and '.join(MIXED)} in dedupe and negatives are", given, check)
     if {"train", "mix", "self_validation"} <= set(run):
         given = run["mix"].manifest.rows_out - run["self_validation"].manifest.rows_rejected
@@ -161,9 +181,10 @@ def look_between(run: Mapping[str, Table], check: Check) -> None:
         _demand_equal(run, "dedupe", "split and audit give out", given, check)
 
 
-def _rows_of_parts(table: Table, parts: Sequence[str]) -> int:
-    pieces = (piece.table.column("part") for url in table.shards for piece in reading.slices(url, ["part"]))
-    return sum(pc.sum(pc.is_in(part, pa.array(parts))).as_py() or 0 for part in pieces)
+def _mixed(url: str) -> int:
+    """Rows that mix takes in."""
+    pieces = (piece.table.column("part") for piece in reading.slices(url, ["part"]))
+    return sum(pc.sum(pc.is_in(part, pa.array(MIXED))).as_py() or 0 for part in pieces)
 
 
 def _demand_equal(run: Mapping[str, Table], stage: str, words: str, given: int, check: Check) -> None:

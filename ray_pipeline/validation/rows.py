@@ -1,6 +1,7 @@
 """Rows one by one: are their values legal? Nothing here needs a second row."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray_pipeline.recipe import SPLITS
 from ray_pipeline.text import language_code
 from ray_pipeline.validation.check import Check, Checks
 from ray_pipeline.validation.files import Table
+from ray_pipeline.workers import IN_PROCESS, Workers
 
 LANGUAGE = r"^[a-z]{2,3}$"
 """What a recipe may translate into."""
@@ -23,37 +25,55 @@ NEGATIVE = r"_negative$"
 SIMILARITY_TOLERANCE = 1e-3
 
 
-def look(stage: str, table: Table, run: Mapping[str, Table], checks: Checks) -> None:
+@dataclass(frozen=True)
+class _Rules:
+    """What the rows of one table are held against."""
+
+    stage: str
+    columns: frozenset[str]
+    """Those that the table has."""
+    config: Mapping[str, object]
+    adapter: str | None
+    """The run's training."""
+
+
+def look(stage: str, table: Table, run: Mapping[str, Table], checks: Checks, workers: Workers = IN_PROCESS) -> None:
     """Check every row of an artifact, a slice at a time; `run` holds the other stages of the same recipe."""
-    looks = _looks(stage, table, run, checks)
-    columns = sorted({name for names, _ in looks for name in names})
-    for url in table.shards if columns else ():
-        for piece in reading.slices(url, columns):
-            for _, one in looks:
-                one(piece)
-    if "vector" in columns:
-        _one_dimension(table, checks.vectors)
-
-
-def _looks(
-    stage: str, table: Table, run: Mapping[str, Table], checks: Checks
-) -> list[tuple[Sequence[str], Callable[[Slice], None]]]:
-    """What can be checked of a table's rows, and the columns that it takes."""
-    manifest, there = table.manifest, set(table.schema.names)
     adapter = run["train"].manifest.fingerprint if "train" in run else None
-    normalised = bool(manifest.config.get("normalise", True))
+    rules = _Rules(stage, frozenset(table.schema.names), table.manifest.config, adapter)
+    if not _looks(rules, Checks()):
+        return
+    for found in workers.each(f"values of {stage}", partial(_checked, rules), table.shards):
+        checks.add(found)
+    if "vector" in rules.columns:
+        _one_dimension(table, checks.vectors, workers)
+
+
+def _checked(rules: _Rules, url: str) -> Checks:
+    """What is found in one file."""
+    checks = Checks()
+    looks = _looks(rules, checks)
+    for piece in reading.slices(url, sorted({name for names, _ in looks for name in names})):
+        for _, one in looks:
+            one(piece)
+    return checks
+
+
+def _looks(rules: _Rules, checks: Checks) -> list[tuple[Sequence[str], Callable[[Slice], None]]]:
+    """What can be checked of a table's rows, and the columns that it takes."""
+    there, normalised = rules.columns, bool(rules.config.get("normalise", True))
     found: list[tuple[Sequence[str], Callable[[Slice], None]]] = [
         (["label"] + (["split"] if "split" in there else []), partial(_labels, checks.labels)),
-        (["split", "part"], partial(_parts, checks.parts, stage)),
+        (["split", "part"], partial(_parts, checks.parts, rules.stage)),
         (["part", "origin"], partial(_originals, checks.originals)),
-        (["origin", "label", "similarity"], partial(_negatives, checks.negatives, manifest.config)),
+        (["origin", "label", "similarity"], partial(_negatives, checks.negatives, rules.config)),
         (["vector"], partial(_vectors, checks.vectors, normalised)),
         (["score"], partial(_scores, checks.scores, "adapter" not in there)),
-        (["adapter"], partial(_adapter, checks.scores, adapter)),
+        (["adapter"], partial(_adapter, checks.scores, rules.adapter)),
         (["target_language"], partial(_target_language, checks.languages)),
         (["probability", "threshold", "prediction"], partial(_predictions, checks.predictions)),
     ]
-    if stage != "ingest":  # its tags are the raw files' own
+    if rules.stage != "ingest":  # its tags are the raw files' own
         names = ("language", "source_language")
         found += [([name], partial(_tag, checks.languages, name)) for name in names]
     return [(names, one) for names, one in found if set(names) <= there]
@@ -137,10 +157,14 @@ def _vectors(check: Check, normalised: bool, piece: Slice) -> None:
             check.found_row(piece, int(number), f"its vector is of length {norms[number]:.4f}, not 1")
 
 
-def _one_dimension(table: Table, check: Check) -> None:
+def _dimension(url: str) -> int:
+    return int(reading.footer(url)[1].field("vector").type.list_size)
+
+
+def _one_dimension(table: Table, check: Check, workers: Workers) -> None:
     first = None
-    for url in table.shards:
-        dimension = reading.footer(url)[1].field("vector").type.list_size
+    dimensions = workers.each("dimensions", _dimension, table.shards)
+    for url, dimension in zip(table.shards, dimensions, strict=True):
         first = first or dimension
         check.demand(dimension == first, url, f"its vectors have {dimension} numbers, the first shard's {first}")
 

@@ -4,7 +4,8 @@ import json
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from itertools import islice
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ from ray_pipeline.reading import SLICE_ROWS, Slice
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.run_folder import SUBMISSIONS
 from ray_pipeline.submission import Expected, verify_submission
-from ray_pipeline.validation.buckets import Entries, divided, judge
+from ray_pipeline.validation.buckets import Entries, Part, divided, judge
 from ray_pipeline.validation.check import Check
 from ray_pipeline.validation.files import Table
 
@@ -66,6 +67,7 @@ def _look_at(url: str, split: str, chosen: Sequence[Evaluated], check: Check) ->
         check.demand(False, url, str(error))
         return
     for recipe, table, _ in chosen:
+        # In this process: the submission may lie on this machine only.
         judge(check, 2 * table.manifest.rows_out, _predictions(url, split, recipe, table), divided)
 
 
@@ -81,26 +83,25 @@ def _rows(recipe: Recipe, split: str) -> Iterator[Expected]:
                     yield record.get(column) if column else rawfiles.position(file, row), None
 
 
-def _predictions(url: str, split: str, recipe: Recipe, table: Table) -> Iterator[Entries]:
+def _predictions(url: str, split: str, recipe: Recipe, table: Table) -> list[Part]:
     """Each row's prediction as the submission and as the evaluation have it: they must be of one kind."""
-    for shard in table.shards:
-        for piece in reading.slices(shard, ["pair_id", "split", "prediction"]):
-            mine = pa.compute.equal(piece.table.column("split"), split)
-            keys = pa.compute.if_else(mine, piece.table.column("pair_id"), None)
-            yield Entries(piece, keys, piece.table.column("prediction").cast(pa.string()))
     file = f"submit_{recipe.task}.txt"
+    evaluated = [Part(shard, partial(_evaluated, shard, split)) for shard in table.shards]
+    return [*evaluated, Part(f"{url}, {file}", partial(_submitted, url, file, f"{recipe.task}-{split}"))]
+
+
+def _evaluated(shard: str, split: str) -> Iterator[Entries]:
+    for piece in reading.slices(shard, ["pair_id", "split", "prediction"]):
+        mine = pa.compute.equal(piece.table.column("split"), split)
+        keys = pa.compute.if_else(mine, piece.table.column("pair_id"), None)
+        yield Entries(piece, keys, piece.table.column("prediction").cast(pa.string()))
+
+
+def _submitted(url: str, file: str, beginning: str) -> Iterator[Entries]:
     with storage.open_read(url) as source, zipfile.ZipFile(source) as archive, archive.open(file) as lines:
-        rows: list[dict[str, Any]] = []
-        for number, line in enumerate(lines):
-            row = json.loads(line)
-            rows.append({"key": f"{recipe.task}-{split}-{row['id']}", "prediction": str(row["prediction"])})
-            if len(rows) == SLICE_ROWS:
-                yield _submitted(f"{url}, {file}", number + 1 - len(rows), rows)
-                rows = []
-        if rows:
-            yield _submitted(f"{url}, {file}", number + 1 - len(rows), rows)
-
-
-def _submitted(place: str, start: int, rows: list[dict[str, Any]]) -> Entries:
-    table = pa.Table.from_pylist(rows)
-    return Entries(Slice(place, start, table), table.column("key"), table.column("prediction"))
+        start = 0
+        while rows := [json.loads(line) for line in islice(lines, SLICE_ROWS)]:
+            keys = pa.array([f"{beginning}-{row['id']}" for row in rows])
+            predictions = pa.array([str(row["prediction"]) for row in rows])
+            yield Entries(Slice(url, start, pa.table({"key": keys})), keys, predictions)
+            start += len(rows)
