@@ -157,7 +157,8 @@ class Memory:
 def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> Memory:
     """Of one worker's GPU, with prompts of up to `max_tokens` and the share of them that `computed_share` gives."""
     width, per = _width(rules), WEIGHT_BYTES[rules.precision]
-    zero, workers, own = settings.read(rules)["zero_optimization"], rules.workers, trained_weights(of, rules)
+    zero, workers = settings.read(rules)["zero_optimization"], rules.fewest_workers
+    own = trained_weights(of, rules)
     stage = zero["stage"]
     weights = loaded = (of.linear_weights + of.unused) * per + of.other_weights * width
     if stage == 3:  # shared out; gathered layer by layer, the next one while one is used
@@ -265,6 +266,7 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
         f"of {each:.0f} tokens, up to {rules.epochs} epoch(s)"
         + (f" or {rules.max_steps:,} steps" if rules.max_steps else "")
         + f" on {rules.workers} worker(s)"
+        + (f", or as few as {rules.fewest_workers}" if rules.fewest_workers < rules.workers else "")
     )
     yield (
         f"  memory of a GPU, estimated: {found.weights / GIB:.1f} GiB weights, {found.trained / GIB:.1f} adapter, "
@@ -278,7 +280,8 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
     times = passes / max(1, _row_passes(rules, rows, None, rules.epochs))
     yield (
         (f"  hours for all folds (the work of {times:.1f} full trainings)" if times > 1 else "  hours")
-        + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak: "
+        + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak"
+        + (f" and always with {rules.workers} workers: " if rules.fewest_workers < rules.workers else ": ")
         + ", ".join(_on(gpu, of, recipe, passes * each, found) for gpu in GPUS)
     )
     if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:

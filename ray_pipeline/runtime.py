@@ -22,6 +22,8 @@ ANSWER_SECONDS = 5.0
 """In which a cluster's head has to answer; ray.init alone would try a dead address for most of a minute."""
 NOTICE_SECONDS = 3.0
 """After which a job says that it waits for nodes."""
+ROOM_SECONDS = 2.0
+"""In which Ray places a worker that there is room for."""
 ROUNDING = 1e-9
 """A worker takes 0.1 of a CPU ten times."""
 
@@ -303,6 +305,33 @@ def _await_room(runtime: Runtime, workers: int, each: Mapping[str, float]) -> No
                 )
     finally:
         remove_placement_group(group)
+
+
+def has_room(each: Mapping[str, float]) -> bool:
+    """Whether another worker could be placed now, besides all that run."""
+    from ray.util import placement_group, remove_placement_group
+
+    group = placement_group([dict(each)])
+    try:
+        return bool(group.wait(ROOM_SECONDS))
+    finally:
+        remove_placement_group(group)
+
+
+def nodes_up() -> set[str]:
+    """The ids of the nodes that are up, as far as Ray knows."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def look_for_nodes() -> None:
+    """Let Ray take notice of nodes that have come or gone: what sizes a training by them looks every 20 s only."""
+    import ray
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as reservations
+
+    coordinator = reservations.get_or_create_autoscaling_coordinator()
+    ray.get(coordinator.get_reserved_resources.remote("", recompute=True))
 
 
 def _has_no_such_nodes(each: Mapping[str, float]) -> bool:

@@ -188,6 +188,19 @@ def test_scoring_goes_one_way_and_its_dollars_are_said_where_an_hour_has_a_price
     assert re.search(r"H100 [\d.]+ \([\d.]+ USD\)", trained)
 
 
+def test_hours_are_said_to_be_those_of_all_workers_and_memory_is_that_of_the_fewest(make_recipe: Any) -> None:
+    rules = {"train__deepspeed": "zero3", "train__precision": "bfloat16", "train__workers": 4}
+    fixed, elastic = (
+        "\n".join(footprint.describe(GEMMA, make_recipe(**rules, train__min_workers=fewest), 10**6, 100.0))
+        for fewest in (None, 2)
+    )
+    assert "on 4 worker(s)\n" in fixed and "always" not in fixed
+    assert "on 4 worker(s), or as few as 2\n" in elastic and "of the peak and always with 4 workers: " in elastic
+    assert needed(deepspeed="zero3", precision="bfloat16", workers=4, min_workers=2) == needed(
+        deepspeed="zero3", precision="bfloat16", workers=2
+    )
+
+
 def test_a_type_of_gpu_is_known_by_its_whole_name() -> None:
     assert {name: footprint.kinds_of(name) for name in ("L4", "L40S", "A10", "A10G", "A100", "A100-80G", "T4")} == {
         "L4": ["L4"], "L40S": ["L40S"], "A10": ["A10"], "A10G": ["A10"], "A100": ["A100-40G", "A100-80G"],

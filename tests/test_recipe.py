@@ -406,6 +406,8 @@ def test_passes_by_tokens_can_be_as_many_as_rows(make_recipe: Make) -> None:
         ({"train__batch_rows": 30}, "a multiple of train.micro_batch_rows times train.workers"),
         ({"train__batch_rows": 31, "train__micro_batch_tokens": 9, "train__workers": 2}, "a multiple of train.workers"),
         ({"train__in_process": True, "train__workers": 2}, "in one process: set train.workers 1"),
+        ({"train__in_process": True, "train__min_workers": 1}, "leave train.min_workers out"),
+        ({"train__workers": 2, "train__min_workers": 3}, "min_workers 3 is more than train.workers 2"),
         ({"train__answers": [" yes", " yes"]}, "train.answers must be two different words"),
         ({"train__answers": [" yes"]}, "at least 2 items"),
         ({"train__head": "regression"}, "'classification' or 'yes_no'"),

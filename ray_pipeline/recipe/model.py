@@ -81,6 +81,11 @@ class Train(Section):
     gradient_checkpointing: bool = False
     workers: Positive = 1
     """Ray Train workers; with it the result changes, so it is part of the identity."""
+    min_workers: Positive | None = None
+    """So many workers are enough to begin, and to go on from the newest checkpoint when a node is lost; up to `workers`
+    take part again when there is room (`runtime.resize_seconds`). A step keeps its rows and its loss whatever the
+    number, so the result differs by rounding where `lora.dropout` is 0, and with dropout by other masks from then on.
+    Null: always `workers`, which a training that has lost a node waits for."""
     in_process: bool = False
     """For a debugger: train in the command's own process by torch alone, without Ray Train's workers, DeepSpeed and
     checkpoints to go on from. The adapter is rounded otherwise, so it goes by an identity of its own."""
@@ -157,6 +162,14 @@ class Train(Section):
             raise ValueError("train.batch_rows must be a multiple of train.workers")
         if self.in_process and self.workers > 1:
             raise ValueError("train.in_process trains in one process: set train.workers 1")
+        if self.min_workers is not None and self.in_process:
+            raise ValueError(
+                "train.in_process has no workers of Ray's that could be fewer: leave train.min_workers out"
+            )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"train.min_workers {self.min_workers} is more than train.workers {self.workers}: lower it"
+            )
         if self.answers[0] == self.answers[1]:
             raise ValueError("train.answers must be two different words: relevant first")
         return self
@@ -173,7 +186,8 @@ class Train(Section):
         Dropout draws its masks pass by pass, so with it passes are part of the result.
         """
         if self.lora.dropout == 0:
-            return {"micro_batch_rows", "micro_batch_tokens", "share_prefix", "gradient_checkpointing"}
+            passes = {"micro_batch_rows", "micro_batch_tokens", "share_prefix", "gradient_checkpointing"}
+            return passes | {"min_workers"}
         return set() if self.share_prefix else {"gradient_checkpointing"}
 
     @property
@@ -181,6 +195,11 @@ class Train(Section):
         """Micro-batches per optimiser step and worker; with `micro_batch_tokens`, the most that there can be."""
         rows = 1 if self.micro_batch_tokens else self.micro_batch_rows
         return self.batch_rows // (rows * self.workers)
+
+    @property
+    def fewest_workers(self) -> int:
+        """With how many workers training goes on."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @property
     def shares_prefix(self) -> bool:

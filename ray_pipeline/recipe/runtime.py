@@ -81,7 +81,10 @@ class Runtime(Section):
     """Score equal prompts of a shard once."""
     embed_batch_rows: Positive = 256
     max_failures: Count = 3
-    """Restarts of training after a lost worker."""
+    """Restarts of training after a worker has failed; what is lost with its node is not counted."""
+    resize_seconds: Annotated[float, Field(ge=0)] = 600
+    """For how long at least a training with `train.min_workers` goes on with fewer than `train.workers` before more
+    take part: it keeps a checkpoint, and all begin again from that, for which each loads the base."""
 
     @model_validator(mode="after")
     def _has_the_resource(self) -> Self:

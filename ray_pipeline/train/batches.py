@@ -80,10 +80,12 @@ def plan(step: Rows, lengths: Rows, workers: int, rows: int, tokens: int | None 
     """The micro-batches of a step for each worker, as many for one as for the other, since they go in step.
 
     `rows` each, of like length; or, with `tokens`, as few as hold at most so many tokens with their padding (a longer
-    row goes alone), evened out. The number of rows in `step` must be a multiple of `workers`.
+    row goes alone), evened out. Where the rows of `step`, at least as many as `workers`, do not come out even, some are
+    smaller, and one may be empty.
     """
     if tokens is None:
-        return [np.split(step[rank::workers], len(step) // workers // rows) for rank in range(workers)]
+        parts = math.ceil(math.ceil(len(step) / workers) / rows)
+        return [np.array_split(step[rank::workers], parts) for rank in range(workers)]
     longest_first = step[np.argsort(-lengths[step], kind="stable")]
     parts = math.ceil(len(pack(longest_first, lengths, tokens)) / workers)
     found = _evened(longest_first, lengths, tokens, workers * parts)
@@ -102,7 +104,7 @@ def pack(longest_first: Rows, lengths: Rows, tokens: int | None, rows: int | Non
 
 
 def _evened(longest_first: Rows, lengths: Rows, tokens: int, count: int) -> list[Rows]:
-    """Just `count` batches of at most `tokens`, the largest as small as can be; there are as many rows at least."""
+    """Just `count` batches of at most `tokens`, the largest as small as can be; of few rows, some are empty."""
     low, high = 1, tokens
     while low < high:  # the smallest bound by which the rows fit
         middle = (low + high) // 2
@@ -116,7 +118,7 @@ def _evened(longest_first: Rows, lengths: Rows, tokens: int, count: int) -> list
 
 def padded(lengths: Rows, batches: Iterable[Rows]) -> int:
     """Tokens of some batches with their padding."""
-    return sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return sum(int(lengths[batch].max()) * len(batch) for batch in batches if len(batch))
 
 
 def padding_waste(lengths: Rows, batches: Sequence[Rows]) -> float:

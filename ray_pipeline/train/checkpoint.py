@@ -6,6 +6,8 @@ from pathlib import Path
 from ray_pipeline import storage
 
 SEAL = "seal-{}.json"
+DEEPSPEED_SHARES = "engine/*/*_optim_states.pt"
+"""In a checkpoint: what each worker's optimiser held, in DeepSpeed's own form."""
 
 
 def seal(folder: Path, rank: int, workers: int) -> None:
@@ -13,6 +15,19 @@ def seal(folder: Path, rank: int, workers: int) -> None:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     hashes = {name: storage.content_hash(str(path)) for name, path in files.items()}
     (folder / SEAL.format(rank)).write_text(json.dumps({"workers": workers, "hashes": hashes}))
+
+
+def workers(folder: Path) -> int:
+    """How many have written a checkpoint."""
+    return int(json.loads((folder / SEAL.format(0)).read_text())["workers"])
+
+
+def foreign(folder: Path, workers: int) -> str | None:
+    """Why so many workers cannot go on from a whole checkpoint; null if they can: DeepSpeed's own are for as many."""
+    shares = len(list(folder.glob(DEEPSPEED_SHARES)))
+    if shares in (0, workers):
+        return None
+    return f"DeepSpeed has shared its optimiser out among {shares} worker(s), and now there are {workers}"
 
 
 def fault(folder: Path) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_pipeline.recipe import Train
-from ray_pipeline.train import settings
+from ray_pipeline.train import settings, shares
 
 
 class Engine(Protocol):
@@ -90,6 +90,7 @@ class DeepSpeedEngine:
         optimiser, schedule = optimiser_and_schedule(model, rules, steps)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._rules, self._micro, self._step = rules, 0, ExitStack()
+        self._optimiser, self._schedule = optimiser, schedule
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=trained,
@@ -121,12 +122,23 @@ class DeepSpeedEngine:
             self._engine.step()
 
     def save(self, folder: Path) -> None:
-        """See Engine."""
-        self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
+        """See Engine; what another number of workers may go on from is written in a form of our own.
+
+        Without ZeRO, DeepSpeed's serves any number.
+        """
+        if self._rules.min_workers is not None and self._engine.zero_optimization():
+            rank = torch.distributed.get_rank()
+            shares.write(self._engine, self._optimiser, self._schedule, folder, rank)
+        else:
+            self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """See Engine."""
-        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+        """See Engine; reads both forms."""
+        if shares.there(folder):
+            rank = torch.distributed.get_rank()
+            shares.read(self._engine, self._optimiser, self._schedule, folder, rank)
+        else:
+            self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
 
     def save_adapter(self, folder: Path) -> None:
         """See Engine; under ZeRO-3 the weights are gathered first, else what is saved would be empty."""

@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ray_pipeline import threshold
+from ray_pipeline import memory, threshold
 from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Train
@@ -45,6 +46,8 @@ class State:
     padded_tokens: int = 0
     """The same as batches are counted, with the padding that rows of other lengths would need."""
     stopped: bool = False
+    left: bool = False
+    """It ended before its time, with a checkpoint, for more workers to go on from; in no checkpoint."""
     selection: str = "f1"
     """The tune figure by which evaluations are judged."""
     damaged: list[str] = field(default_factory=list)
@@ -83,14 +86,15 @@ class Loop:
         folder: Path,
         report: Callable[[dict[str, float], Path], None],
         told: Callable[[int], None] = lambda step: None,
+        room: Callable[[], bool] = lambda: False,
     ) -> None:
         """`folder` is this worker's own; `report` gets each evaluation's figures and a folder to keep as checkpoint.
 
-        `told` is given the number of every step that is done.
+        `told` is given the number of every step that is done; `room` says whether more workers could take part.
         """
         self._engine, self._rules, self._worker = engine, rules, worker
         self._train, self._tune, self._pad_id = train, tune, pad_id
-        self._folder, self._report, self._told = folder, report, told
+        self._folder, self._report, self._told, self._room = folder, report, told, room
         self._lengths = train.lengths
         self._steps = batches.steps_per_epoch(len(train.ids), rules.batch_rows)
         self._shared = prefix.common(train.ids, tune.ids) if rules.shares_prefix else 0
@@ -109,17 +113,23 @@ class Loop:
         return self._folder / "best"
 
     def resume(self, kept: Path) -> None:
-        """Go on from a checkpoint folder."""
+        """Go on from a checkpoint folder; with other workers than wrote it, chance takes another course from there."""
         self._engine.load(kept / "engine")
-        self.state = State(**json.loads((kept / f"state-{self._worker.rank}.json").read_text()))
-        load_chance(kept / f"chance-{self._worker.rank}.pt")
+        rank, count = self._worker.rank, checkpoint.workers(kept)
+        if count == self._worker.count:
+            self.state = _state(kept, rank)
+            load_chance(kept / f"chance-{rank}.pt")
+        else:
+            states = [_state(kept, other) for other in range(count)]
+            self.state = replace(states[0], loss_sum=sum(state.loss_sum for state in states) / count)
+            torch.manual_seed(self._rules.seed + self.state.step * self._worker.count + rank)
         if (kept / "best").exists():
             shutil.copytree(kept / "best", self.best_adapter, dirs_exist_ok=True)
 
     def run(self) -> State:
         """Train; raises TrainingError, on every worker alike, for a loss or a tune score that is not finite."""
         lengths, state = self._lengths, self.state
-        while state.step < self.total_steps and not state.stopped:
+        while not self._over:
             epoch, first = divmod(state.step, self._steps)
             order = batches.epoch_order(lengths, self._rules.batch_rows, self._rules.seed, epoch)
             for step in order[first:]:
@@ -127,22 +137,37 @@ class Loop:
                 self._told(state.step)
                 if state.step in self._evaluation_steps(epoch) or state.step == self.total_steps:
                     self._evaluate()
-                    if state.stopped or state.step == self.total_steps:
-                        break
+                    self._make_way()
                 elif state.step % CHECK_STEPS == 0:
                     self._check_losses()
+                    self._make_way()
+                if self._over:
+                    break
         return state
 
+    @property
+    def _over(self) -> bool:
+        return self.state.stopped or self.state.left or self.state.step >= self.total_steps
+
+    def _make_way(self) -> None:
+        """Leave, with a checkpoint, once there is room for more workers: all of them then go on from it."""
+        state = self.state
+        if self._over or self._rules.min_workers is None or not any(self._worker.gather(self._room())):
+            return
+        if not state.history or state.history[-1]["step"] < state.step:  # else the evaluation has kept it
+            self.keep()
+        state.left = True
+
     def keep(self) -> None:
-        """Report a checkpoint of where training stands, which is just after an evaluation; called on every worker."""
+        """Report a checkpoint of where training stands; called on every worker."""
         folder, rank = self._fresh("checkpoint"), self._worker.rank
         self._engine.save(self._fresh("checkpoint/engine"))
         (folder / f"state-{rank}.json").write_text(json.dumps(asdict(self.state)))
         save_chance(folder / f"chance-{rank}.pt")
-        if rank == 0:
+        if rank == 0 and self.best_adapter.exists():
             shutil.copytree(self.best_adapter, folder / "best")
         checkpoint.seal(folder, rank, self._worker.count)
-        self._report(self.state.history[-1], folder)
+        self._report(self.state.history[-1] if self.state.history else {}, folder)
 
     def _evaluation_steps(self, epoch: int) -> set[int]:
         parts = self._rules.evaluations_per_epoch
@@ -157,14 +182,14 @@ class Loop:
         self._engine.model.train()
         losses: list[torch.Tensor] = []
         for rows in mine:
+            share = weight if len(rows) else 0.0
+            rows = rows if len(rows) else step[:1]  # goes in step with the others, and teaches nothing
             prompts = [self._train.ids[i] for i in rows]
             labels = torch.from_numpy(self._train.labels[rows]).to(self._worker.device)
-            try:
+            with memory.enough(partial(_in_a_pass, rows, lengths)):
                 batch = self._engine.model.batch(prompts, self._pad_id, self._worker.device, self._shared)
-                loss = weight * self._loss(self._engine.model(batch), labels)
+                loss = share * self._loss(self._engine.model(batch), labels)
                 self._engine.learn(loss * len(mine), len(mine))
-            except torch.OutOfMemoryError as error:
-                raise exhausted(f"in a pass over {len(rows)} rows of {lengths[rows].max()} tokens") from error
             losses.append(loss.detach())
         self.state.step += 1
         self._note(torch.stack(losses).tolist(), mine)  # one wait for the device
@@ -243,6 +268,11 @@ class Loop:
         return folder
 
 
+def _state(kept: Path, rank: int) -> State:
+    """As a worker has left it in a checkpoint."""
+    return State(**json.loads((kept / f"state-{rank}.json").read_text()))
+
+
 def total_steps(steps_per_epoch: int, rules: Train) -> int:
     """Optimiser steps of a whole training."""
     steps = steps_per_epoch * rules.epochs
@@ -263,6 +293,10 @@ def too_large(when: str) -> OutOfMemoryError:
         f"out of memory {when}: a GPU has to hold the whole base: use train.precision nf4 or int8, a smaller base, or "
         "GPUs with more memory, and make sure that nothing else runs on them"
     )
+
+
+def _in_a_pass(rows: batches.Rows, lengths: batches.Rows) -> OutOfMemoryError:
+    return exhausted(f"in a pass over {len(rows)} rows of {lengths[rows].max()} tokens")
 
 
 def exhausted(when: str) -> OutOfMemoryError:

@@ -5,6 +5,7 @@ As with transformers, `"auto"` stands for what the recipe fills in. Imports neit
 """
 
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -45,6 +46,17 @@ def identity(rules: Train) -> str | Settings:
     return {key: value for key, value in read(rules).items() if key not in passes}
 
 
+def resized(given: Settings, rules: Train, workers: int) -> Settings:
+    """The settings for another number of workers, by which DeepSpeed's sums come out; each step tells it its passes."""
+    rows = 1 if rules.micro_batch_tokens else rules.micro_batch_rows
+    accumulation = math.ceil(rules.batch_rows / (rows * workers))
+    return given | {
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": rows * accumulation * workers,
+    }
+
+
 def _of_the_recipe(rules: Train) -> dict[tuple[str, ...], int | float | bool]:
     return {
         ("train_batch_size",): rules.batch_rows,
@@ -80,13 +92,17 @@ def _checked(found: Settings, rules: Train) -> Settings:
             raise refuse(f"{section} is the recipe's (train.learning_rate, train.scheduler, …): leave it out")
     if found.get("fp16", {}).get("enabled"):
         raise refuse("fp16 is not offered, Gemma-3 overflows in it: leave it out and set train.precision bfloat16")
-    stage = found.get("zero_optimization", {}).get("stage")
+    zero = found.get("zero_optimization", {})
+    stage = zero.get("stage")
     if stage not in (0, 1, 2, 3):
         raise refuse(f"zero_optimization.stage is {stage}, and must be 0, 1, 2 or 3")
     if stage == 0 and rules.precision != "float32":  # its 16-bit optimiser begins with a step on no gradient
         raise refuse(f"ZeRO-0 is for train.precision float32, and it is {rules.precision}: take zero2")
     if stage == 3 and rules.quantised:
         raise refuse(f"train.precision {rules.precision} does not work with ZeRO-3: take zero2, or bfloat16")
+    devices = {name: part.get("device") for name, part in zero.items() if name.startswith("offload_")}
+    if rules.min_workers is not None and "nvme" in devices.values():
+        raise refuse("train.min_workers does not work with offload to nvme: offload to cpu, or leave it out")
     if stage == 3 and rules.lora.dora:
         raise refuse("train.lora.dora does not work with ZeRO-3: take zero2, or train.lora.rslora")
     return found

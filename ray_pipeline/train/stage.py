@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ def _place(folder: str, fold: Fold | None) -> str:
 
 def _fit(context: Context, fold: Fold | None) -> Any:
     """Run the trainer, or let it go on from its newest checkpoint; returns Ray's result."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ray_pipeline.train import failures, pace
@@ -68,26 +69,43 @@ def _fit(context: Context, fold: Fold | None) -> Any:
         work.work,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=PATIENCE_SECONDS),
-        scaling_config=ScalingConfig(
-            num_workers=0 if recipe.train.in_process else recipe.train.workers,  # none: in this process
-            use_gpu=bool(gpus),
-            resources_per_worker=runtime.model_worker(recipe.runtime),
-        ),
+        scaling_config=_scaling(recipe),
         run_config=RunConfig(
             name=RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(
-                max_failures=recipe.runtime.max_failures,
+                max_failures=-1,  # none: `Failures` counts
                 controller_failure_limit=-1,  # none: `Patience` ends a wait
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[failures.Leave(noted), failures.Patience(recipe.runtime.wait_seconds)],
+            callbacks=[
+                failures.Failures(noted, recipe.runtime.max_failures),
+                failures.Patience(recipe.runtime.wait_seconds),
+            ],
         ),
     )
     shown = pace.StepProgress("train" if fold is None else f"train, {fold.name}", folder)
-    with shown, failures.told(noted, recipe.runtime.max_failures), failures.no_room_told(recipe), _own_interrupt():
+    with shown, failures.told(noted, recipe.runtime.max_failures), failures.told_why(recipe), _own_interrupt():
         return trainer.fit()
+
+
+def _scaling(recipe: Recipe) -> Any:
+    """How many workers, and what each takes.
+
+    Ray begins again with fewer where nodes are lost. More it would take at any time, and throw away what was learnt
+    since the last checkpoint: `loop.Loop` makes way for them with one.
+    """
+    from ray.train import ScalingConfig
+
+    rules, gpus = recipe.train, recipe.runtime.gpus_per_worker
+    fixed = 0 if rules.in_process else rules.workers  # none: in this process
+    return ScalingConfig(
+        num_workers=fixed if rules.min_workers is None else (rules.min_workers, rules.workers),
+        elastic_resize_monitor_interval_s=math.inf,
+        use_gpu=bool(gpus),
+        resources_per_worker=runtime.model_worker(recipe.runtime),
+    )
 
 
 @contextmanager
@@ -113,7 +131,7 @@ def _for_ray(folder: str) -> tuple[Any, str]:
 def run(context: Context) -> Outcome:
     """Fine-tune and keep the best adapter with its learning curves; with folds, one after the other."""
     rules, encoded, dropped = context.recipe.train, context.inputs["encode"], _dropped(context, OWN_VERDICTS)
-    runtime.check_room(context.recipe.runtime, rules.workers)
+    runtime.check_room(context.recipe.runtime, rules.fewest_workers)
     models.resolve(rules.model, weights=False)
     folds.check(encoded, dropped, rules)
     damaged = []
@@ -165,16 +183,25 @@ def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[st
     run = storage.join(folder, RUN_NAME)
     storage.remove_file(storage.join(folder, work.PROBLEM))
     _forget_if_unreadable(run)
-    try:
-        result = _fit(context, fold)
-    finally:  # a worker that lacks memory leaves word and fails, too
-        _raise_problem(folder)
-    state = result.return_value
+    state = _fitted(context, fold)
+    while state["left"]:
+        runtime.look_for_nodes()
+        state = _fitted(context, fold)
     for passed_over in state["damaged"]:
         LOG.warning("%s: training went on from the checkpoint before %s", run, passed_over)
     table = pa.Table.from_pylist(state["history"], schema=tables.CURVES)
     artifact.write_shard(context.folder, CURVES.format(number), table, None, table.num_rows)
     return list(state["damaged"])
+
+
+def _fitted(context: Context, fold: Fold | None) -> dict[str, Any]:
+    """The loop's state after training, or after a part of it; raises what a worker has left."""
+    try:
+        result = _fit(context, fold)
+    finally:  # a worker that lacks memory leaves word and fails, too
+        _raise_problem(_place(context.folder, fold))
+    state: dict[str, Any] = result.return_value
+    return state
 
 
 def _forget_if_unreadable(run: str) -> None:
@@ -213,7 +240,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
-    unset = {name for name in ("folds", "joint", "in_process") if not getattr(rules, name)}
+    unset = {name for name in ("folds", "joint", "in_process", "min_workers") if not getattr(rules, name)}
     return (
         rules.model_dump(
             exclude={"model", "revision", "pickled_weights", "start", "trackers", *unset, *rules.without_effect}

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import chance, memory, storage, threshold, tokens
+from ray_pipeline import chance, memory, runtime, storage, threshold, tokens
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import Hashes
 from ray_pipeline.errors import HubError, OutOfMemoryError, PipelineError, StorageError, TrainingError
@@ -115,7 +116,7 @@ def _train(job: Job) -> Any:
         with memory.enough(lambda: loop.exhausted("outside its passes, as it began, evaluated or saved")):
             state = _learn(job, data, tokenizer, device, Path(folder))
         _free_memory()
-        if _rank() == 0:
+        if _rank() == 0 and not state.left:
             with memory.enough(lambda: loop.exhausted("as the saved adapter was checked")):
                 _finish(job, data, tokenizer, device, Path(folder), state)
     return state
@@ -138,17 +139,18 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     engine: Engine = (
         PlainEngine(classifier, rules, steps)
         if rules.in_process
-        else DeepSpeedEngine(classifier, rules, steps, job.settings)
+        else DeepSpeedEngine(classifier, rules, steps, settings.resized(job.settings, rules, worker.count))
     )
 
     def report(figures: dict[str, float], place: Path) -> None:
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(str(place)))
-        if worker.rank == 0:
+        if worker.rank == 0 and made.state.history:
             _show(job, tracked, made.state.history)
         _gather(None)  # here the others wait for it with `stage.PATIENCE_SECONDS`, in DeepSpeed's groups for minutes
 
     told = pace.Teller(job.folder, steps, rules.batch_rows) if worker.rank == 0 else lambda step: None
-    made = loop.Loop(engine, rules, data.train, data.tune, tokenizer.pad_token_id, worker, folder, report, told)
+    parts = (data.train, data.tune, tokenizer.pad_token_id)
+    made = loop.Loop(engine, rules, *parts, worker, folder, report, told, _room(job, worker.rank, worker.count))
     torch.manual_seed(rules.seed + worker.rank)
     with ExitStack() as stack:
         opened = trackers.opened(job.recipe, job.fingerprint, folder, job.folder)
@@ -158,6 +160,18 @@ def _learn(job: Job, data: Data, tokenizer: Any, device: str, folder: Path) -> A
     if isinstance(engine, DeepSpeedEngine):
         engine.release()
     return state
+
+
+def _room(job: Job, rank: int, count: int) -> Callable[[], bool]:
+    """Whether more workers than `count` could take part by now; the first one knows."""
+    limits, since = job.recipe.runtime, time.monotonic()
+
+    def room() -> bool:
+        if rank or count >= job.recipe.train.workers or time.monotonic() - since < limits.resize_seconds:
+            return False
+        return runtime.has_room(runtime.model_worker(limits))
+
+    return room
 
 
 def _show(job: Job, tracked: Sequence[trackers.Tracker], history: Sequence[dict[str, float]]) -> None:
@@ -213,7 +227,7 @@ def _go_on(made: Any, left: Sequence[str], place: Path) -> None:
                 unlisted = True
                 break
     made.state.damaged += damaged
-    if unlisted or (damaged and made.state.history):
+    if unlisted or (damaged and made.state.step):
         made.keep()
 
 
@@ -228,8 +242,9 @@ def _taken_up(made: Any, url: str, copy: Path) -> bool:
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint on the first worker that finds it so."""
-    return next(filter(None, _gather(checkpoint.fault(folder))), None)
+    """Why the workers cannot go on from a checkpoint, by the first one that finds it so."""
+    workers = len(_gather(None))
+    return next(filter(None, _gather(checkpoint.fault(folder) or checkpoint.foreign(folder, workers))), None)
 
 
 def _data(

@@ -73,7 +73,18 @@ def test_micro_batches_divide_a_step_without_loss(workers: int, rows: int) -> No
     assert sorted(np.concatenate([batch for share in shares for batch in share])) == list(range(100, 116))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_rows_that_do_not_come_out_even_are_shared_out_too(rows: int) -> None:
+    step = np.arange(100, 116)
+    shares = batches.plan(step, lengths(200), 3, rows)
+    assert len({len(share) for share in shares}) == 1 and max(len(batch) for share in shares for batch in share) <= rows
+    assert sorted(np.concatenate([batch for share in shares for batch in share])) == list(range(100, 116))
+    by_tokens = batches.plan(step, lengths(200), 3, rows, tokens=1)  # each row alone, and two passes over none
+    assert [len(batch) for share in by_tokens for batch in share].count(0) == 2
+    assert sorted(np.concatenate([batch for share in by_tokens for batch in share])) == list(range(100, 116))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize("tokens", [20, 200, 700, 10**6])
 def test_micro_batches_by_tokens(workers: int, tokens: int) -> None:
     every = lengths(640)
@@ -82,7 +93,7 @@ def test_micro_batches_by_tokens(workers: int, tokens: int) -> None:
         assert len({len(share) for share in shares}) == 1  # the workers go in step
         found = [batch for share in shares for batch in share]
         assert sorted(np.concatenate(found)) == sorted(step)
-        assert all(len(batch) == 1 or batches.padded(every, [batch]) <= tokens for batch in found)
+        assert all(len(batch) < 2 or batches.padded(every, [batch]) <= tokens for batch in found)
         needed = len(batches.pack(step[np.argsort(-every[step])], every, tokens))
         assert needed <= len(found) < needed + workers
 

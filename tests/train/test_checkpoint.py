@@ -27,6 +27,17 @@ def test_a_whole_one(folder: Path) -> None:
     assert checkpoint.fault(folder) is None
 
 
+def test_only_deepspeed_s_own_form_is_for_as_many_workers(folder: Path) -> None:
+    assert checkpoint.workers(folder) == 2
+    assert checkpoint.foreign(folder, 1) is None
+    for rank in range(2):
+        share = folder / "engine" / "state" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        share.parent.mkdir(exist_ok=True)
+        share.touch()
+    assert checkpoint.foreign(folder, 2) is None
+    assert "among 2 worker(s), and now there are 1" in (checkpoint.foreign(folder, 1) or "")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_is_missing_is_named(folder: Path, rank: int) -> None:
     (folder / "engine" / f"rank-{rank}.pt").unlink()

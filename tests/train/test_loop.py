@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ray_pipeline import memory
 from ray_pipeline.errors import OutOfMemoryError, TrainingError
 from ray_pipeline.recipe import Train
+from ray_pipeline.train import checkpoint
 from ray_pipeline.train import loop as loops
 from ray_pipeline.train.batches import Examples
 from ray_pipeline.train.engine import PlainEngine, make_deterministic
@@ -240,13 +242,25 @@ class Narrow(torch.nn.Module):
 
     def batch(self, *_: Any) -> None: ...
 
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__()
+        self.error = error
+
     def forward(self, *_: Any) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise self.error
 
 
-def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path: Path) -> None:
+def refused() -> torch.AcceleratorError:
+    """As the driver of a GPU says it, past torch's own allocator."""
+    error = torch.AcceleratorError("out of memory")
+    error.error_code = memory.REFUSED
+    return error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), refused()], ids=["torch", "driver"])
+def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path: Path, error: RuntimeError) -> None:
     made, engine, _ = make(tmp_path, toy.rules())
-    engine.model = Narrow()
+    engine.model = Narrow(error)
     with pytest.raises(
         OutOfMemoryError,
         match=r"over 4 rows of \d+ tokens: set train\.gradient_checkpointing true .*lower train\.micro_batch_tokens",
@@ -351,6 +365,57 @@ def test_the_workers_shares_cover_tune(tmp_path: Path, workers: int) -> None:
     assert len(np.unique(alone)) == 15
     for rank in range(workers):
         np.testing.assert_allclose(found[rank], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_workers_whose_shares_are_uneven_have_the_loss_of_one(tmp_path: Path, rows: int) -> None:
+    rules = toy.rules(micro_batch_rows=rows)
+    train, step = toy.examples(8), np.arange(8)
+
+    def loss(rank: int, workers: int) -> float:
+        """Of a worker's passes over one step, as its engine takes them."""
+        engine, found = PlainEngine(toy.classifier(rules), rules, 1), list[float]()
+        engine.learn = lambda loss, parts: found.append(float(loss.detach()) / parts)  # type: ignore[method-assign]
+        Loop(engine, rules, train, train, 0, Worker(rank, workers), tmp_path, lambda *_: None)._take(step)
+        return sum(found)
+
+    assert np.mean([loss(rank, 3) for rank in range(3)]) == pytest.approx(loss(0, 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(("check", "step"), [(3, 3), (50, 4)], ids=["between evaluations", "after one"])
+def test_it_makes_way_for_more_workers_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: int, step: int
+) -> None:
+    monkeypatch.setattr(loops, "CHECK_STEPS", check)
+    rules = toy.rules(min_workers=1, lora=DROPOUT)
+    whole, engine, _ = make(tmp_path / "whole", rules)
+    assert not whole.run().left
+    first, _, kept = make(tmp_path / "first", rules)
+    first._room = lambda: True
+    assert first.run().left and first.state.step == step and len(kept.checkpoints) == 1
+    again, other, _ = make(tmp_path / "again", rules)
+    again.resume(kept.checkpoints[0])
+    assert again.run() == whole.state
+    assert toy.same(toy.trained_weights(other.model), toy.trained_weights(engine.model))
+
+
+def test_another_number_of_workers_goes_on_with_all_that_was_learnt(tmp_path: Path) -> None:
+    made, _, kept = make(tmp_path, toy.rules(lora=DROPOUT))
+    made.run()
+    (folder,) = kept.checkpoints[:1]
+    states = [json.loads((folder / "state-0.json").read_text()) | {"loss_sum": loss} for loss in (1.0, 4.0)]
+    for rank, state in enumerate(states):
+        (folder / f"state-{rank}.json").write_text(json.dumps(state))
+        checkpoint.seal(folder, rank, 2)
+
+    def drawn(worker: Worker) -> float:
+        again, *_ = make(tmp_path, toy.rules())
+        again._worker = worker
+        again.resume(folder)
+        assert again.state.loss_sum == 2.5 and again.state.step == 4 and again.state.history == made.state.history[:1]
+        return float(torch.rand(1))
+
+    assert len({drawn(Worker(rank, 3)) for rank in range(3)}) == 3, "each draws other masks"
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_every_worker(tmp_path: Path) -> None:

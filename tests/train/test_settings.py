@@ -38,6 +38,18 @@ def test_batch_sizes_multiply_out(batch: int, micro: int, workers: int) -> None:
     assert found["gradient_clipping"] == 0.7
 
 
+@pytest.mark.parametrize("changes", [{"micro_batch_rows": 4}, {"micro_batch_tokens": 64}], ids=["rows", "tokens"])
+def test_batch_sizes_multiply_out_for_fewer_workers(changes: dict[str, Any]) -> None:
+    chosen = rules(batch_rows=32, workers=4, min_workers=1, **changes)
+    given = settings.read(chosen)
+    assert settings.resized(given, chosen, 4) == given
+    for workers in (1, 2, 3):
+        found = settings.resized(given, chosen, workers)
+        passes = found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"]
+        assert found["train_batch_size"] == passes * workers >= 32
+        assert given | {key: found[key] for key in given if "batch" in key or "accumulation" in key} == found
+
+
 def test_it_computes_in_the_recipes_precision() -> None:
     enabled = {p: settings.read(rules(precision=p))["bf16"]["enabled"] for p in ("float32", "bfloat16", "int8", "nf4")}
     assert enabled == {"float32": False, "bfloat16": True, "int8": True, "nf4": True}
@@ -55,6 +67,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     found = settings.read(chosen)
     assert found["zero_optimization"] == {"stage": 1} and found["wall_clock_breakdown"]
     assert settings.read(written(tmp_path, bf16={}))["bf16"] == {"enabled": True}
+
+
+def test_what_lies_on_a_node_s_disk_is_not_for_other_workers(tmp_path: Path) -> None:
+    stages = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/mnt"}}}
+    fixed = written(tmp_path, **stages)
+    assert settings.read(fixed)["zero_optimization"] == stages["zero_optimization"]
+    with pytest.raises(RecipeError, match=r"train\.min_workers does not work with offload to nvme"):
+        settings.read(fixed.model_copy(update={"min_workers": 1}))
 
 
 def test_the_identity_is_what_a_file_says_not_where_it_lies(tmp_path: Path) -> None:

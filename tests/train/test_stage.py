@@ -67,7 +67,7 @@ def recipe(make_recipe: Any) -> Recipe:
         {"prompt.level_markers": True}, {"train.model": "sandbox://random-qwen2"}, {"train.deepspeed": "zero2_offload"},
         {"train.scheduler": "cosine"}, {"train.selection": "loss"}, {"train.positive_weight": "balanced"},
         {"train.label_smoothing": 0.1}, {"train.lora.dora": True}, {"train.max_steps": 1}, {"train.overfit_rows": 8},
-        {"train.in_process": True},
+        {"train.in_process": True}, {"train.min_workers": 1},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -85,7 +85,7 @@ def test_what_saves_memory_makes_no_other_adapter_as_long_as_no_mask_is_drawn(re
     still = variant(recipe, {"train.lora.dropout": 0.0, "train.deepspeed": str(own)})
     for change in (
         {"train.micro_batch_rows": 2}, {"train.micro_batch_tokens": 512}, {"train.share_prefix": False},
-        {"train.gradient_checkpointing": True},
+        {"train.gradient_checkpointing": True}, {"train.min_workers": 1},
     ):  # fmt: skip
         assert stage.config(variant(still, change)) == stage.config(still), change
     saving = {"train.gradient_checkpointing": True}
@@ -99,9 +99,9 @@ def test_where_and_how_fast_it_is_trained_makes_no_other_adapter(recipe: Recipe,
 
     shutil.copytree(models.resolve("sandbox://random-llama"), tmp_path / "copy")
     changes = {
-        "runtime.max_failures": 9, "runtime.gpus_per_worker": 1, "runtime.cpus_per_worker": 2,
-        "runtime.score_batch_rows": 3, "evaluate.seed": 4, "split.seed": 5, "name": "other",
-        "train.model": str(tmp_path / "copy"),
+        "runtime.max_failures": 9, "runtime.resize_seconds": 1, "runtime.gpus_per_worker": 1,
+        "runtime.cpus_per_worker": 2, "runtime.score_batch_rows": 3, "evaluate.seed": 4, "split.seed": 5,
+        "name": "other", "train.model": str(tmp_path / "copy"),
     }  # fmt: skip
     assert stage.config(variant(recipe, changes)) == stage.config(recipe)
 

@@ -165,6 +165,24 @@ def test_a_checkpoint_before_a_damaged_one_is_kept_again_as_the_newest(
         assert toy.same(toy.trained_weights(third._engine.model), toy.trained_weights(again._engine.model))
 
 
+def test_a_checkpoint_of_deepspeed_s_for_other_workers_is_passed_over_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / f"checkpoint_{number}" for number in (1, 2)]
+    for folder, workers in zip(folders, (1, 2), strict=True):
+        (folder / "engine" / "state").mkdir(parents=True)
+        for rank in range(workers):
+            (folder / "engine" / "state" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+        checkpoint.seal(folder, 0, 1)
+    listed(monkeypatch, folders)
+    resumed: list[Path] = []
+    made = SimpleNamespace(state=loop.State(), resume=resumed.append, keep=lambda: None)
+    work._go_on(made, [], tmp_path)
+    assert resumed == folders[:1]
+    (said,) = made.state.damaged
+    assert said.startswith("checkpoint_2: ") and said.endswith("among 2 worker(s), and now there are 1")
+
+
 def test_curves_that_a_store_does_not_take_end_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise StorageError("the disk is full")
