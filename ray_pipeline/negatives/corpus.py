@@ -3,7 +3,7 @@
 The vectors stay in float16, as they are stored, and become unit vectors in float32 a block at a time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,9 @@ class Source(Protocol):
 
     def take(self, rows: Rows) -> Vectors:
         """Unit vectors `[m, d]` of some rows."""
+
+    def portions(self, rows: Rows) -> Callable[[Rows], Vectors]:
+        """What gives unit vectors `[m, d]` of some of these rows, by their places among them."""
 
     def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
         """Of each part of the anchors `[w, d]` with the rows `[m]` of its pool: similarities `[w, m]`."""
@@ -79,6 +82,10 @@ class Held:
         """See `Source`."""
         return unit(self.halves[rows])
 
+    def portions(self, rows: Rows) -> Callable[[Rows], Vectors]:
+        """See `Source`; no more of them are in float32 at a time."""
+        return lambda places: self.take(rows[places])
+
     def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
         """See `Source`."""
         return (some @ self.take(pool).T for some, pool in zip(anchors, pools, strict=True))
@@ -120,6 +127,10 @@ class Reread:
 
         self.scan(pick)
         return np.zeros((0, 0), np.float32) if found is None else found[back]
+
+    def portions(self, rows: Rows) -> Callable[[Rows], Vectors]:
+        """See `Source`; all are read now."""
+        return self.take(rows).__getitem__
 
     def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
         """See `Source`; the embeddings are read once for all pools."""

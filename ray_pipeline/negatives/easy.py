@@ -3,7 +3,7 @@
 The order of the corpus is that of its texts' hashes, so that any stretch of it is a random sample of the texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +49,12 @@ def drawn(corpus: Corpus, group: Group, chance: Hashes) -> Drawn:
     return Drawn(parts, pools, sizes[numbers], int(sizes.max()))
 
 
-def similarities(corpus: Corpus, groups: Sequence[Drawn], anchors: Sequence[Vectors]) -> Iterator[Vectors]:
-    """Of all pools of some groups, one after another, with the `anchors` `[w, d]` of each group's wants."""
-    looking = (vectors[some] for group, vectors in zip(groups, anchors, strict=True) for some in group.wants)
-    return corpus.source.products(looking, (pool for group in groups for pool in group.pools))
+def similarities(
+    corpus: Corpus, groups: Sequence[Group], pools: Sequence[Drawn], portions: Callable[[Rows], Vectors]
+) -> Iterator[Vectors]:
+    """Of all pools of some groups, one after another, with the anchors that look at each, as `portions` gives them."""
+    looking = (portions(group.anchors[some]) for group, one in zip(groups, pools, strict=True) for some in one.wants)
+    return corpus.source.products(looking, (pool for one in pools for pool in one.pools))
 
 
 def quantile(

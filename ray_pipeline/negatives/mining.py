@@ -203,9 +203,9 @@ class Mining:
     def _quantile(
         self, groups: Sequence[Group], shard: Shard, wanted: Wants, taken: Taken
     ) -> Iterator[tuple[Rows, Offers]]:
-        vectors, share = self._anchors.source.take(shard.anchors[wanted.positives]), self._rules.easy_quantile
+        portions, share = self._anchors.source.portions(shard.anchors[wanted.positives]), self._rules.easy_quantile
         drawn = [easy.drawn(self._corpus, group, wanted.chance[group.anchors]) for group in groups]
-        products = easy.similarities(self._corpus, drawn, [vectors[group.anchors] for group in groups])
+        products = easy.similarities(self._corpus, groups, drawn, portions)
         for group, one in zip(groups, drawn, strict=True):
             some = group.anchors
             queries, chance = shard.queries[wanted.positives[some]], wanted.chance[some]

@@ -174,7 +174,7 @@ def test_easy_negatives_of_many_pools_and_groups_read_the_vectors_once(
 
     def offers(some: Corpus) -> list[Offers]:
         drawn = [easy.drawn(some, group, chance[group.anchors]) for group in groups]
-        products = easy.similarities(some, drawn, [anchors[group.anchors] for group in groups])
+        products = easy.similarities(some, groups, drawn, anchors.__getitem__)
         taken = Taken(some.forms, np.zeros(0, np.uint64), np.zeros(0, np.uint64))
         return [
             easy.quantile(some, one, products, chance[group.anchors], chance[group.anchors], taken, 0.05)
