@@ -43,7 +43,7 @@ NEIGHBOURS = 50
 BAND = (0.3, 0.7)
 CHECKED = 200
 """Queries whose negatives are compared with numpy's."""
-MEMORY_ROWS, MEMORY_ANCHORS = 1_000_000, 2_000
+MEMORY_ROWS, MEMORY_ANCHORS = 1_000_000, 5_000
 PARTS = ((0.12, 1), (0.22, 2000), (0.22, 100), (0.12, 10))
 """Shares of a vector that all vectors have in common, or that so many have; the rest is its own."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, logs, rawfiles, shards, storage, tables, telemetry
+from ray_pipeline import artifact, logs, rawfiles, shards, storage, tables, telemetry, workers
 from ray_pipeline.artifact import Counts
 from ray_pipeline.chance import hashes
 from ray_pipeline.errors import InputError, StorageError
@@ -290,11 +290,7 @@ def _digest_now(url: str) -> str | None:
 
 def _on_tasks(function: Callable[[Slice], Answer], parts: Sequence[Slice]) -> list[Answer]:
     """`rawfiles.Spread` over Ray's tasks."""
-    import ray
-
-    task = ray.remote(lambda part: function(part))
-    found: list[Answer] = ray.get([task.remote(part) for part in parts])
-    return found
+    return list(workers.OnRay().each("count rows", function, parts))
 
 
 def run(context: Context) -> Outcome:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, shards, storage
+from ray_pipeline import artifact, storage, workers
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.text import levels
@@ -157,7 +157,7 @@ def over(
     """
     if scores.manifest.rows_out > FEW_ROWS and _ray_is_up():
         there = partial(_worked, work, pairs, scores, columns, own)
-        return shards.each(shards.sources([scores]), there, label)
+        return workers.OnRay().each(label, there, list(scores.manifest.shards))
     join = _joining(pairs, scores, columns, own)
     names, url = list(scores.manifest.shards), partial(storage.join, scores.url)
     return storage.ahead(lambda name: work(name, join(name)), names, url)

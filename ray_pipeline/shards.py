@@ -6,12 +6,11 @@ that are whole and makes the others.
 
 import gc
 import json
-import pickle
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -49,7 +48,6 @@ class Source:
     rows: int
 
 
-Answer = TypeVar("Answer")
 Work = Callable[[pa.Table], Result]
 Read = Callable[[Source, list[str] | None], pa.Table]
 Write = Callable[[str, str, Result, pa.Schema | None], Counts]
@@ -91,7 +89,7 @@ def dataset(
     """A Ray dataset of what `function` makes of each shard; made by tasks, not a pool, so that a shuffle can follow."""
     import ray.data
 
-    _release_workers()
+    release_workers()
 
     def mapped(batch: pa.Table) -> pa.Table:
         source = batch.to_pylist()[0]
@@ -102,27 +100,7 @@ def dataset(
     return blocks.map_batches(mapped, batch_size=1, batch_format="pyarrow")
 
 
-def each(inputs: Sequence[Source], function: Callable[[str], Answer], label: str) -> Iterator[Answer]:
-    """What `function` says of the name of each shard, in their order: asked on Ray's tasks, so it should be small."""
-    import ray.data
-
-    _release_workers()
-
-    def asked(batch: pa.Table) -> pa.Table:
-        said = pickle.dumps(function(batch["name"][0].as_py()))
-        return pa.table({"said": pa.array([said], pa.large_binary())})
-
-    rows = [{"name": source.name} for source in inputs]
-    blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = blocks.map_batches(asked, batch_size=1, batch_format="pyarrow")
-    dataset.context.execution_options.preserve_order = True
-    with Progress(label, len(rows), "shards") as shown:
-        for source, row in zip(inputs, dataset.iter_rows(), strict=True):
-            shown.advance(1, rows=source.rows)
-            yield pickle.loads(row["said"])
-
-
-def _release_workers() -> None:
+def release_workers() -> None:
     """End the workers of what failed before, so that their CPUs and GPUs are free.
 
     Ray Data ends an actor by letting go of its handle; after a failure, reference cycles keep the handle until Python
@@ -331,7 +309,7 @@ def _stop_table(error: StoppedError) -> pa.Table:
 
 def collect(dataset: Any, label: str, shards: int, progress: Progress | None = None) -> list[Counts]:
     """Run a dataset whose rows are counts, showing progress as they come; raises StoppedError if a worker has."""
-    _release_workers()
+    release_workers()
     found: list[Counts] = []
     stopped: list[str] = []
     with progress or Progress(label, shards, "shards") as shown:

@@ -126,12 +126,13 @@ IN_PROCESS: Workers = Here()
 class OnRay:
     """The tasks of the Ray that is up, each of which takes a CPU."""
 
-    def each(self, label: str, function: Callable[[str], Answer], urls: Sequence[str]) -> Iterator[Answer]:
-        """As `Workers.each`."""
+    def each(self, label: str, function: Callable[[Item], Answer], items: Sequence[Item]) -> Iterator[Answer]:
+        """As `Workers.each`, of files or of parts of them."""
         import ray
 
+        shards.release_workers()
         held, task = ray.put(function), ray.remote(_said)
-        asked = (task.remote(held, url) for url in urls)
+        asked = (task.remote(held, item) for item in items)
         waiting = deque(islice(asked, MOST_TASKS))
 
         def answers() -> Iterator[Answer]:
@@ -139,7 +140,7 @@ class OnRay:
                 yield cast(Answer, ray.get(waiting.popleft()))
                 waiting.extend(islice(asked, 1))
 
-        return _shown(label, "files", len(urls), answers())
+        return _shown(label, "files", len(items), answers())
 
     def by_bucket(
         self, label: str, sources: Sequence[Source], function: Callable[[pa.Table], Answer], rows: int
@@ -179,8 +180,8 @@ def _shown(label: str, unit: str, total: int, answers: Iterator[Answer]) -> Iter
             yield answer
 
 
-def _said(function: Callable[[str], Answer], url: str) -> Answer:
-    return function(url)
+def _said(function: Callable[[Item], Answer], item: Item) -> Answer:
+    return function(item)
 
 
 def _several(function: Callable[[Item], Answer], items: Sequence[Item], url: Callable[[Item], str]) -> list[Answer]:

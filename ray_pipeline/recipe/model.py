@@ -48,8 +48,8 @@ class Train(Section):
     revision: str | None = None
     trust_remote_code: bool = False
     pickled_weights: bool = False
-    """Read `pytorch_model.bin` where a base has no safetensors, as microsoft/deberta-v3-base: by torch's loader that
-    takes tensors only and runs no code. Changes no weight."""
+    """Read `pytorch_model.bin` where a base has no safetensors, by torch's loader that takes tensors only and runs no
+    code. Changes no weight."""
     precision: Literal["float32", "bfloat16", "int8", "nf4"] = "nf4"
     """Bases by bitsandbytes: `nf4`, 4-bit with double quantisation, bfloat16 compute; `int8`, 8-bit with outliers
     kept in bfloat16 (LLM.int8(), arXiv 2208.07339)."""

@@ -124,10 +124,8 @@ def _fill(engine: Any, whole: Mapping[str, torch.Tensor], rank: int) -> None:
         engine.optimizer.checkpoint_event_prologue()
     for name, weight in _trained(engine):
         if _is_zero_3(weight):
-            own, part = (
-                weight.ds_tensor,
-                whole[name][_stretch(rank * weight.ds_tensor.numel(), weight.ds_tensor.numel())],
-            )
+            own = weight.ds_tensor
+            part = whole[name][_stretch(rank * own.numel(), own.numel())]
             own.data[: part.numel()] = part
         else:
             weight.data.copy_(whole[name].view_as(weight))
