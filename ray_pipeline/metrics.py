@@ -153,6 +153,23 @@ def scalar_difference(
     return _estimates(SCALARS, value, _moved(drawn, whole[0], value), rests_on)
 
 
+def auroc_draws(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, seed: int = 0) -> Array:
+    """AUROC of `scores [n]`, then that of each bootstrap sample of groups, float64 `[1 + draws]`.
+
+    The same groups and seed draw the same samples, so that figures of other scores or labels are paired with it.
+    Samples are NaN below `MIN_GROUPS` groups with a row of the class that has fewer of them.
+    """
+    labels = np.asarray(labels)
+    numbers, count = resample.codes(groups)
+    found = Sums.of(labels, np.asarray(scores), *_blocked(numbers, count, seed))
+    exact, area = found.exact[:1], SCALARS.index("auroc")
+    if _rests_on(labels, numbers, count)[area] < MIN_GROUPS:
+        return np.concatenate([exact, np.full(draws, np.nan)])
+    drawn = found.figures(block_weights(len(found.columns), draws, seed))[:, area]
+    whole = found.figures(np.ones((1, len(found.columns))))[0, area]
+    return np.concatenate([exact, drawn + (exact - whole)])
+
+
 def _rests_on(labels: Array, numbers: Array, count: int) -> list[int]:
     """How many of `count` groups each figure of SCALARS rests on; `labels [n]` hold 0/1, `numbers [n]` the groups."""
     of_class = (np.count_nonzero(np.bincount(numbers[labels == one], minlength=count)) for one in (0, 1))

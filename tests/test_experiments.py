@@ -81,14 +81,15 @@ def test_what_has_run_and_was_looked_at_is_written_with_its_picture(
     report.write(tmp_path, tmp_path / "EXPERIMENTS.md")
     text = (tmp_path / "EXPERIMENTS.md").read_text()
     assert "## Setup\n\n### Q?" in text and "Shop" not in text
-    assert "| worse | 80 | 0.700 |" in text and "−0.100 (−0.150 to −0.050)" in text
+    assert "| worse | 80 | 0.700 | −0.100 (−0.150 to −0.050) | 0.010 |" in text and "| 0.750 | +0.020 " in text
     assert "| variant | all | ja |" in text and "| worse | 0.700 (0.600, 0.900) | 0.700 (–, 0.900) |" in text
     assert "tricks" not in text
     shutil.rmtree(tmp_path / "errors")
     report.write(tmp_path, tmp_path / "EXPERIMENTS.md")
     assert (tmp_path / "EXPERIMENTS.md").read_text() == text, "what was run elsewhere stays"
     picture = ElementTree.fromstring((tmp_path / "experiments" / "errors.svg").read_text())
-    assert "withheld languages" in "".join(picture.itertext()).lower()
+    drawn = "".join(picture.itertext())
+    assert "F1, withheld languages" in drawn and "AUROC, all rows" in drawn
 
 
 def test_the_conclusions_are_of_experiments_that_are_there() -> None:
@@ -124,8 +125,8 @@ def _table() -> pa.Table:
             rows.append(
                 {"study": "errors", "task": "QC", "variant": variant, "slice": name, "baseline": apart is None,
                  "rows": 100, "seeds": [0, 1], "f1_by_seed": [f1, f1], "f1": f1, "auroc": 0.75, "training_rows": 80.0,
-                 "precision": None if name == "ja" else 0.6, "recall": 0.9}
+                 "precision": None if name == "ja" else 0.6, "recall": 0.9, "compared_seeds": [0, 1]}
                 | ({} if apart is None else {"difference": apart, "difference_low": -0.15, "difference_high": -0.05,
-                                             "p": 0.01, "p_holm": 0.01, "compared_seeds": [0, 1]})
+                                             "p": 0.01, "p_holm": 0.01, "auroc_difference": 0.02, "auroc_p_holm": 0.5})
             )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import yaml
@@ -23,7 +24,13 @@ NAMES = (
     "translation", "errors", "negatives", "bands", "sources", "tricks", "precision", "noise", "shop-errors",
     "shop-tricks",
 )  # fmt: skip
-HEAD = ("variant", "training rows", "F1", "AUROC", "Δ F1 (95 %)", "p (Holm)", "Δ F1, seen", "Δ F1, withheld")
+HEAD = (
+    "variant",
+    "training rows",
+    *(one for name in ("F1", "AUROC") for one in (name, f"Δ {name} (95 %)", "p (Holm)", f"Δ {name}, withheld")),
+)
+FIGURES: dict[Literal["f1", "auroc"], str] = {"f1": "", "auroc": "auroc_"}
+"""The prefix of what a table says of a figure's difference."""
 Row = Mapping[str, Any]
 
 
@@ -83,7 +90,7 @@ def section(name: str, rows: Sequence[Row], said: Conclusion, picture: Path) -> 
             results.table(HEAD, [cells(rows, row) for row in whole(rows)]),
             *([languages(rows)] if said.by_language else []),
             f"{about} [`{name}.yaml`](experiments/{name}.yaml)",
-            f"![Differences of F1 to the baseline]({picture})",
+            f"![Differences of F1 and AUROC to the baseline]({picture})",
             f"*Not to be concluded:* {said.limits.strip()}",
         )
     )
@@ -115,39 +122,40 @@ def whole(rows: Sequence[Row]) -> list[Row]:
 def cells(rows: Sequence[Row], row: Row) -> list[str]:
     """A variant's line of the table."""
     mine = {one["slice"]: one for one in rows if one["variant"] == row["variant"]}
-    groups = [difference(mine[group]) if group in mine else "–" for group in (SEEN_GROUP, WITHHELD_GROUP)]
-    p = "–" if row["p_holm"] is None else render.figure(row["p_holm"])
-    figures = [f"{row['training_rows']:,.0f}", render.figure(row["f1"]), render.figure(row["auroc"])]
-    return [row["variant"], *figures, difference(row), p, *groups]
+    found = [row["variant"], f"{row['training_rows']:,.0f}"]
+    for figure, prefix in FIGURES.items():
+        p = row[f"{prefix}p_holm"]
+        withheld = difference(mine[WITHHELD_GROUP], prefix) if WITHHELD_GROUP in mine else "–"
+        found += [render.figure(row[figure]), difference(row, prefix), "–" if p is None else render.figure(p), withheld]
+    return found
 
 
-def difference(row: Row) -> str:
+def difference(row: Row, prefix: str = "") -> str:
     """A difference to the baseline with its interval, in words."""
-    if row["difference"] is None:
+    if row[f"{prefix}difference"] is None:
         return "–"
-    found = _estimate(row)
+    found = _estimate(row, prefix)
     return f"{render.signed(found.value)} ({render.bounds(found, True)})"
 
 
 def drawn(rows: Sequence[Row]) -> str:
     """The differences to the baseline as an SVG file of its own: of all rows, then of the withheld languages."""
     pieces, at = [], 0.0
-    for slice_name in (WHOLE, WITHHELD_GROUP):
-        chosen = [row for row in rows if row["slice"] == slice_name and row["difference"] is not None]
+    for (figure, prefix), slice_name in product(FIGURES.items(), (WHOLE, WITHHELD_GROUP)):
+        chosen = [row for row in rows if row["slice"] == slice_name and row[f"{prefix}difference"] is not None]
         if not chosen:
             continue
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        items = [Difference(row["variant"], row["rows"], _estimate(row), nothing, nothing) for row in chosen]
-        chart = charts.differences(items, styles={row["variant"]: _style(row) for row in chosen})
+        styles = {row["variant"]: _style(row, prefix) for row in chosen}
+        chart = charts.differences([_item(row) for row in chosen], styles=styles, figure=figure)
         height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
-        title = "All rows of the holdout" if slice_name == WHOLE else "Withheld languages"
+        title = f"{figure.upper()}, {'all rows of the holdout' if slice_name == WHOLE else 'withheld languages'}"
         within = re.sub(
             r"^<svg [^>]*>|</svg>$", "", chart
         )  # the sheet would give a drawing within another the whole's size
         placed = tag("g", within, transform=f"translate(0 {at + 26:g})")
         pieces.append(text(8, at + 18, title, "start", "name") + placed)
         at += height + 34
-    whole_drawing = drawing(at, "Differences of F1", f"<style>{style()}</style>", *pieces)
+    whole_drawing = drawing(at, "Differences of F1 and AUROC", f"<style>{style()}</style>", *pieces)
     return whole_drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
@@ -159,11 +167,20 @@ def style() -> str:
     return " ".join([*colours, *rules, "svg.chart { background: var(--card); font-family: system-ui, sans-serif; }"])
 
 
-def _style(row: Row) -> str:
-    p = math.nan if row["p_holm"] is None else row["p_holm"]
-    return outcome(row["difference"], p, len(row["compared_seeds"]))[0]
+def _item(row: Row) -> Difference:
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    return Difference(
+        row["variant"], row["rows"], _estimate(row), nothing, nothing, auroc=_estimate(row, FIGURES["auroc"])
+    )
 
 
-def _estimate(row: Row) -> Estimate:
-    bounds = [math.nan if row[name] is None else row[name] for name in ("difference_low", "difference_high")]
-    return Estimate(row["difference"], *bounds)
+def _style(row: Row, prefix: str) -> str:
+    return outcome(row[f"{prefix}difference"], _known(row[f"{prefix}p_holm"]), len(row["compared_seeds"]))[0]
+
+
+def _estimate(row: Row, prefix: str = "") -> Estimate:
+    return Estimate(*(_known(row[f"{prefix}difference{end}"]) for end in ("", "_low", "_high")))
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value

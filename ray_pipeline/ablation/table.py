@@ -15,7 +15,7 @@ from ray_pipeline import artifact, run_folder, storage
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
-from ray_pipeline.ablation.verdicts import METHOD, SIGNIFICANT, Cost, Verdict
+from ray_pipeline.ablation.verdicts import METHOD, SIGNIFICANT, Apart, Cost, Verdict
 from ray_pipeline.artifact import workdir_of
 from ray_pipeline.comparison import WHOLE
 from ray_pipeline.duration import duration
@@ -25,7 +25,10 @@ from ray_pipeline.report.assemble import now
 from ray_pipeline.run_folder import Made, Record
 
 HEADLINE = "ablation.json"
-COLUMNS = ("variant", "F1", "95 %", "AUROC", "Δ F1", "95 %", "p (Holm)", "is", "precision", "recall", "USD", "time")
+COLUMNS = (
+    "variant", "F1", "95 %", "Δ F1", "95 %", "p (Holm)", "is", "AUROC", "Δ AUROC", "95 %", "p (Holm)",
+    "precision", "recall", "USD", "time",
+)  # fmt: skip
 """Of the Markdown table."""
 SCHEMA = pa.schema(
     [
@@ -36,15 +39,15 @@ SCHEMA = pa.schema(
         pa.field("f1_by_seed", pa.list_(pa.float64())),
         *(
             pa.field(f"{figure}{end}", pa.float64())
-            for figure in ("f1", "precision", "recall", "difference")
+            for figure in ("f1", "precision", "recall", "auroc", "difference", "auroc_difference")
             for end in ("", "_low", "_high")
         ),
-        *(pa.field(name, pa.float64()) for name in ("p", "p_holm")),
+        *(pa.field(name, pa.float64()) for name in ("p", "p_holm", "auroc_p", "auroc_p_holm")),
         pa.field("compared_seeds", pa.list_(pa.int64())),
-        *(pa.field(name, pa.float64()) for name in ("auroc", "training_rows", "seconds", "training_seconds", "usd")),
+        *(pa.field(name, pa.float64()) for name in ("training_rows", "seconds", "training_seconds", "usd")),
     ]
 )
-"""One row per variant and slice; `difference` rests on `compared_seeds`, and is null of the baseline."""
+"""One row per variant and slice; differences (of F1 and AUROC) rest on `compared_seeds`; the baseline has none."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Row:
             return "unclear", "baseline"
         if self.whole.difference is None:
             return "unclear", "no run of the baseline to compare with"
-        return outcome(self.whole.difference.value, self.whole.p_holm, len(self.whole.compared))
+        return outcome(self.whole.difference.value, self.whole.difference.p_holm, len(self.whole.compared))
 
 
 def outcome(difference: float, p_holm: float, seeds: int) -> tuple[str, str]:
@@ -107,12 +110,28 @@ class Section:
         """Of the variants, for the chart."""
         wholes = [row.whole for row in self.rows if row.whole is not None and row.whole.difference is not None]
         nothing = Estimate(math.nan, math.nan, math.nan)
-        return [Difference(one.variant, one.rows, one.difference or nothing, nothing, nothing) for one in wholes]
+        return [
+            Difference(
+                one.variant, one.rows, one.difference or nothing, nothing, nothing,
+                auroc=one.auroc_difference or nothing,
+            )
+            for one in wholes
+        ]  # fmt: skip
 
     @property
     def styles(self) -> dict[str, str]:
         """That of each variant's verdict, for the chart."""
         return {row.name: row.verdict[0] for row in self.rows}
+
+    @property
+    def auroc_styles(self) -> dict[str, str]:
+        """The same for AUROC."""
+        wholes = [row.whole for row in self.rows if row.whole is not None]
+        return {
+            one.variant: outcome(one.auroc_difference.value, one.auroc_difference.p_holm, len(one.compared))[0]
+            for one in wholes
+            if one.auroc_difference is not None
+        }
 
     @property
     def qualities(self) -> list[Slice]:
@@ -204,14 +223,18 @@ def _method(found: Sequence[Section]) -> str:
 def _markdown_row(row: Row) -> str:
     name = row.name.replace("|", "\\|")
     if row.whole is None or row.cost is None:
-        return f"| {name} |" + " – |" * 6 + f" {row.verdict[1]} |" + " – |" * 4
-    whole, apart = row.whole, row.whole.difference
-    cells = [name, render.figure(whole.f1.value), render.bounds(whole.f1), render.figure(row.cost.auroc)]
-    cells += ["–", "–", "–"] if apart is None else [
-        render.signed(apart.value), render.bounds(apart, True), render.figure(whole.p_holm),
-    ]  # fmt: skip
-    cells += [row.verdict[1], render.figure(whole.precision.value), render.figure(whole.recall.value)]
+        return f"| {name} |" + " – |" * 5 + f" {row.verdict[1]} |" + " – |" * 8
+    whole = row.whole
+    cells = [name, render.figure(whole.f1.value), render.bounds(whole.f1), *_apart(whole.difference), row.verdict[1]]
+    cells += [render.figure(whole.auroc.value), *_apart(whole.auroc_difference)]
+    cells += [render.figure(whole.precision.value), render.figure(whole.recall.value)]
     return "| " + " | ".join([*cells, render.money(row.cost.usd), duration(row.cost.seconds)]) + " |"
+
+
+def _apart(one: Apart | None) -> list[str]:
+    if one is None:
+        return ["–", "–", "–"]
+    return [render.signed(one.value), render.bounds(one, True), render.figure(one.p_holm)]
 
 
 def parquet(found: Sequence[Section]) -> bytes:
@@ -229,19 +252,23 @@ def parquet(found: Sequence[Section]) -> bytes:
 
 
 def _flat(section: Section, row: Row, one: Verdict) -> dict[str, Any]:
-    figures = {"f1": one.f1, "precision": one.precision, "recall": one.recall, "difference": one.difference}
+    figures = {
+        "f1": one.f1, "precision": one.precision, "recall": one.recall, "auroc": one.auroc,
+        "difference": one.difference, "auroc_difference": one.auroc_difference,
+    }  # fmt: skip
     flat: dict[str, Any] = {
         "study": section.study.name, "task": section.study.task, "variant": row.name, "slice": one.slice,
         "baseline": row.baseline, "rows": one.rows, "seeds": one.seeds, "f1_by_seed": one.by_seed,
-        "p": one.p, "p_holm": one.p_holm, "compared_seeds": one.compared,
+        "compared_seeds": one.compared,
     }  # fmt: skip
+    for prefix, apart in (("", one.difference), ("auroc_", one.auroc_difference)):
+        if apart is not None:
+            flat |= {f"{prefix}p": apart.p, f"{prefix}p_holm": apart.p_holm}
     for name, estimate in figures.items():
         if estimate is not None:
             flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     if row.cost is not None:
-        flat |= {
-            name: getattr(row.cost, name) for name in ("auroc", "training_rows", "seconds", "training_seconds", "usd")
-        }
+        flat |= {name: getattr(row.cost, name) for name in ("training_rows", "seconds", "training_seconds", "usd")}
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in flat.items()}
 
 

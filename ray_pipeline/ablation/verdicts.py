@@ -30,9 +30,19 @@ METHOD = (
     "even difference is seen. One seed shows no spread: what is found holds with this seed, and need not with another. "
     "Differences are to the baseline with the same queries and the same seeds, so that what is hard for both cancels. "
     "p is twice the smaller share of samples on either side of zero, then corrected for the number of variants (Holm, "
-    "1979). AUROC is the mean over seeds, each on all holdout rows of its run."
+    "1979), for each figure by itself. AUROC is judged likewise, on the same rows, by the scores before calibration: "
+    "it says how well relevant rows are told from others whatever the threshold, which F1 depends on."
 )
 SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Apart(Estimate):
+    """A figure minus the baseline's, over the seeds that both have."""
+
+    p: float
+    p_holm: float = math.nan
+    """Corrected for the number of variants."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,12 @@ class Verdict:
     f1: Estimate
     precision: Estimate
     recall: Estimate
-    difference: Estimate | None
+    auroc: Estimate
+    difference: Apart | None = None
     """Of F1 to the baseline; null for the baseline itself."""
-    p: float = math.nan
-    p_holm: float = math.nan
-    """Corrected for the number of variants."""
+    auroc_difference: Apart | None = None
     compared: list[int] = field(default_factory=list)
-    """The seeds that the difference rests on: those of the baseline's runs, too."""
+    """The seeds that the differences rest on: those of the baseline's runs, too."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,6 @@ class Cost:
 
     variant: str
     training_rows: float
-    auroc: float
     seconds: float
     training_seconds: float
     usd: float | None
@@ -85,31 +93,36 @@ def verdicts(study: Study, runs: Sequence[Ran]) -> list[Verdict]:
     first = tables[0]
     codes = scored.Coded.of(first.column("group_id")).codes
     labels = first.column("label").to_numpy()
-    answers = [table.column("prediction").to_numpy() for table in tables]
+    answers = [(table.column("prediction").to_numpy(), table.column("score").to_numpy()) for table in tables]
     found = []
     for name, chosen in comparison.slices(first, evaluate.seen_languages(done[0].artifacts["mix"])).items():
         groups = codes[chosen]
         drawn = {
-            (run.line, run.seed): _drawn(labels[chosen], answer[chosen], groups, draws(study))
-            for run, answer in zip(done, answers, strict=True)
+            (run.line, run.seed): _drawn(labels[chosen], predicted[chosen], scores[chosen], groups, draws(study))
+            for run, (predicted, scores) in zip(done, answers, strict=True)
         }
-        found += _holm(
+        found += _corrected(
             [_verdict(study, line.name, name, len(chosen), drawn) for line in study.lines if _seeds(line.name, drawn)]
         )
     return found
 
 
 Drawn = Mapping[tuple[str, int], Array]
-"""F1, precision and recall `[1 + draws, 3]` by variant and seed: of all rows, then of each bootstrap sample."""
+"""F1, precision, recall and AUROC `[1 + draws, 4]` by variant and seed: of all rows, then of each bootstrap sample."""
 
 
-def _drawn(labels: Array, predicted: Array, groups: Array, samples: int) -> Array:
+def _drawn(labels: Array, predicted: Array, scores: Array, groups: Array, samples: int) -> Array:
+    auroc = metrics.auroc_draws(labels, scores, groups, draws=samples)
+    return np.column_stack([_rates_drawn(labels, predicted, groups, samples), auroc])
+
+
+def _rates_drawn(labels: Array, predicted: Array, groups: Array, samples: int) -> Array:
     numbers, count = resample.codes(groups)
     block, blocks = resample.blocks(count, 0)
     sums = metrics.confusion_sums(labels, predicted, block[numbers], blocks)
     whole = sums.sum(axis=0, keepdims=True)
     if count < metrics.MIN_GROUPS:
-        return metrics.rates(whole)
+        return np.concatenate([metrics.rates(whole), np.full((samples, 3), np.nan)])
     return metrics.rates(np.concatenate([whole, metrics.block_weights(blocks, samples, 0) @ sums]))
 
 
@@ -120,14 +133,19 @@ def _seeds(variant: str, drawn: Drawn) -> list[int]:
 def _verdict(study: Study, variant: str, name: str, rows: int, drawn: Drawn) -> Verdict:
     seeds = _seeds(variant, drawn)
     mine = np.stack([drawn[variant, seed] for seed in seeds])
-    f1, precision, recall = (_estimate(_over_seeds(mine[:, :, figure])) for figure in range(3))
-    found = Verdict(variant, name, rows, seeds, mine[:, 0, 0].tolist(), f1, precision, recall, None)
+    f1, precision, recall, auroc = (_estimate(_over_seeds(mine[:, :, figure])) for figure in range(4))
+    found = Verdict(variant, name, rows, seeds, mine[:, 0, 0].tolist(), f1, precision, recall, auroc)
     common = [seed for seed in seeds if (study.baseline, seed) in drawn]
     if variant == study.baseline or not common:
         return found
-    apart = np.stack([drawn[variant, seed][:, 0] - drawn[study.baseline, seed][:, 0] for seed in common])
-    values = _over_seeds(apart, least=-1.0)
-    return replace(found, difference=_estimate(values), p=_p_value(values[1:]), compared=common)
+    apart = np.stack([drawn[variant, seed] - drawn[study.baseline, seed] for seed in common])
+    return replace(found, difference=_apart(apart[:, :, 0]), auroc_difference=_apart(apart[:, :, 3]), compared=common)
+
+
+def _apart(differences: Array) -> Apart:
+    values = _over_seeds(differences, least=-1.0)
+    found = _estimate(values)
+    return Apart(found.value, found.low, found.high, _p_value(values[1:]))
 
 
 def _over_seeds(values: Array, least: float = 0.0) -> Array:
@@ -159,13 +177,19 @@ def _p_value(drawn: Array) -> float:
     return float(min(1.0, 2 * (fewer + 1) / (len(known) + 1)))
 
 
-def _holm(some: list[Verdict]) -> list[Verdict]:
+def _corrected(some: list[Verdict]) -> list[Verdict]:
+    f1, auroc = (_holm([one.difference for one in some]), _holm([one.auroc_difference for one in some]))
+    return [replace(one, difference=a, auroc_difference=b) for one, a, b in zip(some, f1, auroc, strict=True)]
+
+
+def _holm(some: list[Apart | None]) -> list[Apart | None]:
     """With p-values corrected for as many as there are; those that are not known are not counted."""
-    order = sorted((i for i, one in enumerate(some) if not math.isnan(one.p)), key=lambda i: some[i].p)
+    known = {i: one for i, one in enumerate(some) if one is not None and not math.isnan(one.p)}
+    order = sorted(known, key=lambda i: known[i].p)
     corrected, highest = list(some), 0.0
     for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, some[place].p * (len(order) - rank)))
-        corrected[place] = replace(some[place], p_holm=highest)
+        highest = max(highest, min(1.0, known[place].p * (len(order) - rank)))
+        corrected[place] = replace(known[place], p_holm=highest)
     return corrected
 
 
@@ -181,7 +205,6 @@ def costs(study: Study, runs: Sequence[Ran]) -> list[Cost]:
                 Cost(
                     line.name,
                     training_rows=_mean([run.artifacts["train"].manifest.extra["training_rows"] for run in mine]),
-                    auroc=_mean([evaluate.load(run.artifacts["evaluate"]).scalars["auroc"].value for run in mine]),
                     seconds=_mean([_seconds(run.made) for run in mine]),
                     training_seconds=_mean(
                         [_seconds(one for one in run.made if one.manifest.stage == "train") for run in mine]

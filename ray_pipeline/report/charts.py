@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from ray_pipeline.figures import Difference, Estimate, Slice
 from ray_pipeline.report.svg import (
@@ -68,29 +69,33 @@ def always_relevant(part: Slice) -> float:
 
 
 def differences(
-    items: Sequence[Difference], label: str = "Difference of F1", styles: Mapping[str, str] | None = None
+    items: Sequence[Difference],
+    label: str = "Difference of F1",
+    styles: Mapping[str, str] | None = None,
+    figure: Literal["f1", "auroc"] = "f1",
 ) -> str:
-    """F1 of this run minus the comparison's: intervals around a zero line.
+    """A figure of this run minus the comparison's: intervals around a zero line.
 
     `styles` say by name what is `gain`, `loss` or `unclear`; of names that are not there the interval decides.
     """
     if not items:
         return nothing(label)
     left, top, bottom = _margin(item.name for item in items), 38, 38 + ROW * len(items)
-    x = fitted([0.0, *(v for item in items for v in _shown(item.f1))], left, WIDTH - 16, within=(-1.0, 1.0))
+    shown: list[Estimate] = [getattr(item, figure) for item in items]
+    x = fitted([0.0, *(v for one in shown for v in _shown(one))], left, WIDTH - 16, within=(-1.0, 1.0))
     found = [(styles or {}).get(item.name, "") for item in items]
-    rows = "".join(_difference_row(item, x, top + ROW * (i + 0.5), found[i]) for i, item in enumerate(items))
+    rows = "".join(_difference_row(item, shown[i], x, top + ROW * (i + 0.5), found[i]) for i, item in enumerate(items))
     zero = line(x(0), top, x(0), bottom, "zero")
-    axis = x_axis(x, top, bottom, "difference of F1")
+    axis = x_axis(x, top, bottom, f"difference of {figure.upper()}")
     return drawing(bottom + 48, label, legend(OUTCOMES), axis, zero, rows)
 
 
-def _difference_row(item: Difference, x: Scale, y: float, style: str) -> str:
+def _difference_row(item: Difference, apart: Estimate, x: Scale, y: float, style: str) -> str:
     gain, loss, unclear = OUTCOMES
-    by_interval = gain if item.f1.low > 0 else loss if item.f1.high < 0 else unclear
+    by_interval = gain if apart.low > 0 else loss if apart.high < 0 else unclear
     shape, class_, _ = next((one for one in OUTCOMES if one[1] == style), by_interval)
-    title = f"{item.name}: {_words(item.f1, '+.3f')}, {item.rows:,} rows"
-    return _name(x, y, item.name) + _interval(item.f1, x, y, shape, class_, title)
+    title = f"{item.name}: {_words(apart, '+.3f')}, {item.rows:,} rows"
+    return _name(x, y, item.name) + _interval(apart, x, y, shape, class_, title)
 
 
 def precision_recall(

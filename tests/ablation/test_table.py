@@ -58,8 +58,8 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
     }
-    assert {len(cells) for cells in rows.values()} == {11}
-    assert rows["<i>better</i>"][6] == "better" and rows["base"][6] == "baseline" and rows["broken"][6] == "failed"
+    assert {len(cells) for cells in rows.values()} == {14}
+    assert rows["<i>better</i>"][5] == "better" and rows["base"][5] == "baseline" and rows["broken"][5] == "failed"
     assert "- broken failed, seed 0: needs a <GPU>" in lines
 
     stored = pq.read_table(urls[2])
@@ -70,7 +70,8 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     assert better["difference_low"] > 0 and better["p_holm"] < 0.05 and better["seeds"] == [0, 1]
     assert better["compared_seeds"] == [0, 1] and whole["base"]["compared_seeds"] == []
     shown = [f"{better[name]:.3f}" for name in ("f1", "auroc", "precision", "recall")]
-    assert [rows["<i>better</i>"][place] for place in (0, 2, 7, 8)] == shown
+    assert [rows["<i>better</i>"][place] for place in (0, 6, 10, 11)] == shown
+    assert better["auroc_difference_low"] > 0 and better["auroc_p_holm"] < 0.05
     assert len(re.findall(".*".join(map(re.escape, ["<i>better</i> ", *shown])), page.text)) == 1, "in one row, too"
 
     study_headline = json.loads(Path(urls[3]).read_text())["studies"][0]
@@ -97,6 +98,8 @@ def test_a_table_that_is_not_whole_says_what_it_rests_on(runs: tuple[Recipe, lis
     assert json.loads(table.headline(first))["studies"][0]["better"] == []
     charted = [charts.differences(one.differences, styles=one.styles) for one in (first[0], whole[0])]
     assert [chart.count("whisker gain") > 0 for chart in charted] == [False, True], "the chart follows the words"
+    by_auroc = [charts.differences(one.differences, "", one.auroc_styles, "auroc") for one in (first[0], whole[0])]
+    assert [chart.count("whisker gain") > 0 for chart in by_auroc] == [False, True]
     (alone,) = table.sections([ran.study(recipe, ["broken", "base"], [0, 1])], done)
     assert [row.verdict[1] for row in alone.rows] == ["failed", "no run of the baseline to compare with"]
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped, unused-ignore]
 
+from ray_pipeline import comparison
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.runs import Ran
-from ray_pipeline.ablation.verdicts import Verdict
+from ray_pipeline.ablation.verdicts import Apart, Verdict
 from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Estimate
 from ray_pipeline.recipe import Recipe
 
@@ -44,17 +46,36 @@ def whole(found: list[Verdict]) -> dict[str, Verdict]:
 def test_means_are_over_seeds_and_differences_to_the_baseline(runs: list[Ran], recipe: Recipe) -> None:
     study = ran.study(recipe, ["base", "better", "alike"], [0, 1])
     found = whole(verdicts.verdicts(study, runs))
-    assert found["base"].difference is None and math.isnan(found["base"].p)
+    assert found["base"].difference is None and found["base"].auroc_difference is None
     for one in found.values():
         assert one.seeds == [0, 1] and one.rows == ran.ROWS and one.f1.value == pytest.approx(np.mean(one.by_seed))
         assert one.f1.low < one.f1.value < one.f1.high
     better, alike = found["better"], found["alike"]
     assert better.difference is not None and alike.difference is not None
     assert better.difference.value == pytest.approx(better.f1.value - found["base"].f1.value)
-    assert better.difference.low > 0 and better.p < better.p_holm < 0.05
-    assert alike.difference.low < 0 < alike.difference.high and alike.p_holm > 0.05
+    assert better.difference.low > 0 and better.difference.p < better.difference.p_holm < 0.05
+    assert alike.difference.low < 0 < alike.difference.high and alike.difference.p_holm > 0.05
     apart = math.hypot(width(better.f1), width(found["base"].f1))
     assert width(better.difference) < 0.85 * apart, "what is hard for both cancels"
+
+
+def test_auroc_is_judged_likewise_on_rows_that_all_runs_share(runs: list[Ran], recipe: Recipe) -> None:
+    found = whole(verdicts.verdicts(ran.study(recipe, ["base", "better", "alike"], [0, 1]), runs))
+    rows = [comparison.answers(one.artifacts) for one in runs if one.line == "better"]
+    expected = [roc_auc_score(one.column("label").to_numpy(), one.column("score").to_numpy()) for one in rows]
+    better, alike = found["better"], found["alike"]
+    assert better.auroc.value == pytest.approx(np.mean(expected)) and better.auroc.low < better.auroc.value
+    assert better.auroc_difference is not None and alike.auroc_difference is not None
+    assert better.auroc_difference.value == pytest.approx(better.auroc.value - found["base"].auroc.value)
+    assert better.auroc_difference.low > 0 and better.auroc_difference.p_holm < 0.05
+    assert alike.auroc_difference.low < 0 < alike.auroc_difference.high
+
+
+def test_a_slice_with_few_negatives_has_no_interval_of_auroc(runs: list[Ran], recipe: Recipe) -> None:
+    found = verdicts.verdicts(ran.study(recipe, ["base", "better"], [0, 1]), runs)
+    few = next(one for one in found if one.variant == "better" and one.slice == "de")
+    assert few.auroc_difference is not None and math.isnan(few.auroc.low) and not math.isnan(few.auroc.value)
+    assert math.isnan(few.auroc_difference.p_holm)
 
 
 def test_slices_are_of_languages_and_whether_training_has_seen_them(runs: list[Ran], recipe: Recipe) -> None:
@@ -107,11 +128,9 @@ def test_a_run_that_failed_is_left_out_and_pairs_are_of_common_seeds(runs: list[
 
 
 def test_holm() -> None:
-    nothing = Estimate(0.0, 0.0, 0.0)
-    base = Verdict("v", "all", 9, [0], [0.5], nothing, nothing, nothing, nothing)
-    found = verdicts._holm([replace(base, p=p) for p in (0.04, 0.01, math.nan, 0.03)])
-    assert [one.p_holm for one in found if not math.isnan(one.p_holm)] == pytest.approx([0.06, 0.03, 0.06])
-    assert math.isnan(found[2].p_holm)
+    found = verdicts._holm([None, *(Apart(0.1, 0.0, 0.2, p) for p in (0.04, 0.01, math.nan, 0.03))])
+    corrected = [one.p_holm for one in found if one is not None]
+    assert found[0] is None and corrected == pytest.approx([0.06, 0.03, math.nan, 0.06], nan_ok=True)
 
 
 def test_p_is_small_where_all_samples_are_on_one_side() -> None:
@@ -147,4 +166,5 @@ def test_figures_rest_on_as_many_samples_as_the_study_asks_for(
 ) -> None:
     monkeypatch.setattr(verdicts, "DRAWS", 99)
     found = whole(verdicts.verdicts(ran.study(recipe, ["base", "better"], [0]), [one for one in runs if one.seed == 0]))
-    assert found["better"].p == pytest.approx(2 / (2 * verdicts.DRAWS_PER_VARIANT + 1))
+    assert found["better"].difference is not None
+    assert found["better"].difference.p == pytest.approx(2 / (2 * verdicts.DRAWS_PER_VARIANT + 1))
