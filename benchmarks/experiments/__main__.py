@@ -33,9 +33,8 @@ from ray_pipeline.sandbox.gemini_server import DEFAULT_KEY, GeminiServer
 HERE = Path(__file__).parent
 ABLATION = HERE.parents[1] / "jobs" / "ablation.py"
 LANGUAGES = ("en", "fr", "es", "ja", "de", "it", "pl", "th")
-ROWS = 2400
-FILES = {"train_QC.txt": 0.0, "train_QC_noise.txt": 0.1}
-"""The share of each file's labels of training rows that are wrong."""
+FILES = {"train_QC.txt": (2400, 0.0), "train_QC_noise.txt": (2400, 0.1), "train_QC_more.txt": (5000, 0.0)}
+"""How many rows each file has, and the share of its labels of training rows that are wrong."""
 TRANSLATOR = "dictionary-"
 """`gemini.model: dictionary-40` is a local server that translates four of ten queries as something else."""
 
@@ -43,8 +42,8 @@ TRANSLATOR = "dictionary-"
 def run(taxonomy: Path, embedder: str, folder: Path, names: Sequence[str], seeds: Sequence[int]) -> int:
     """Run matrices one after the other, the first seed of all of them first; returns 1 if a run has failed."""
     split = recipe.read(HERE / "base.yaml", environment={}).split
-    for name, noise in FILES.items():
-        pairs.write(taxonomy, folder / name, LANGUAGES, ROWS, split, noise)
+    for name, (rows, noise) in FILES.items():
+        pairs.write(taxonomy, folder / name, LANGUAGES, rows, split, noise)
     matrices = {name: yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
     failed = 0
     counts = range(1 if len(matrices) > 1 else len(seeds), len(seeds) + 1)  # one matrix takes the seeds in turn itself
@@ -86,9 +85,7 @@ def servers(dictionary: Dictionary, wanted: Sequence[int]) -> Iterator[dict[int,
 
 def placed(raw: Mapping[str, Any], folder: Path, urls: Mapping[int, str]) -> dict[str, Any]:
     """The matrix with its base recipe's full path, and with the files and translators' addresses that it means."""
-    common = {"gemini.base_url": urls[0]} | raw.get("set", {})
-    if not shop(raw):
-        common |= {"data.train": ["train_QC.txt"]}
+    common = {"gemini.base_url": urls[0]} | ({} if shop(raw) else {"data.train": ["train_QC.txt"]}) | raw.get("set", {})
     variants = {name: {**one, "set": _found(one.get("set", {}), folder, urls)} for name, one in raw["variants"].items()}
     paths = {"base": str(HERE / raw["base"]), "others": [str(HERE / one) for one in raw.get("others", [])]}
     return {**raw, **paths, "set": _found(common, folder, urls), "variants": variants}
