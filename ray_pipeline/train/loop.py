@@ -52,6 +52,8 @@ class State:
     """The tune figure by which evaluations are judged."""
     damaged: list[str] = field(default_factory=list)
     """Checkpoints that were passed over, and why."""
+    workers: list[int] = field(default_factory=list)
+    """How many workers have trained, in turn."""
 
     @property
     def best(self) -> int:
@@ -129,6 +131,8 @@ class Loop:
     def run(self) -> State:
         """Train; raises TrainingError, on every worker alike, for a loss or a tune score that is not finite."""
         lengths, state = self._lengths, self.state
+        if state.workers[-1:] != [self._worker.count]:
+            state.workers.append(self._worker.count)
         while not self._over:
             epoch, first = divmod(state.step, self._steps)
             order = batches.epoch_order(lengths, self._rules.batch_rows, self._rules.seed, epoch)

@@ -134,14 +134,17 @@ def run(context: Context) -> Outcome:
     runtime.check_room(context.recipe.runtime, rules.fewest_workers)
     models.resolve(rules.model, weights=False)
     folds.check(encoded, dropped, rules)
-    damaged = []
+    damaged, workers = list[str](), list[int]()
     with claim.held(context.folder):
         for number, fold in enumerate(folds.of(rules) or [None]):
             if not storage.exists(_curves(context.folder, number)):  # else all is there but the manifest
-                damaged += _train_and_keep(context, number, fold)
+                state = _train_and_keep(context, number, fold)
+                damaged, workers = damaged + state["damaged"], workers + state["workers"]
             storage.remove_tree(storage.join(_place(context.folder, fold), RUN_NAME))
     rows = encoded.manifest.rows_out - len(dropped)
-    extra = {"training_rows": _training_rows(encoded) - len(dropped), "damaged_checkpoints": damaged}
+    extra: dict[str, Any] = {"training_rows": _training_rows(encoded) - len(dropped), "damaged_checkpoints": damaged}
+    if rules.min_workers is not None:
+        extra["workers"] = workers  # in turn
     if cross_task.JOINT in context.inputs:
         left_out = _dropped(context, cross_task.VERDICTS)
         extra["joint_rows"] = _training_rows(context.inputs[cross_task.JOINT]) - len(left_out)
@@ -177,8 +180,8 @@ def _dropped(context: Context, *names: str) -> Hashes:
     return np.sort(np.concatenate([np.zeros(0, np.uint64), *found]))
 
 
-def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[str]:
-    """Train, and then, as the mark that the adapter is whole, write the curves; returns the checkpoints passed over."""
+def _train_and_keep(context: Context, number: int, fold: Fold | None) -> dict[str, Any]:
+    """Train, and then, as the mark that the adapter is whole, write the curves; returns the loop's state."""
     folder = _place(context.folder, fold)
     run = storage.join(folder, RUN_NAME)
     storage.remove_file(storage.join(folder, work.PROBLEM))
@@ -191,7 +194,7 @@ def _train_and_keep(context: Context, number: int, fold: Fold | None) -> list[st
         LOG.warning("%s: training went on from the checkpoint before %s", run, passed_over)
     table = pa.Table.from_pylist(state["history"], schema=tables.CURVES)
     artifact.write_shard(context.folder, CURVES.format(number), table, None, table.num_rows)
-    return list(state["damaged"])
+    return state
 
 
 def _fitted(context: Context, fold: Fold | None) -> dict[str, Any]:

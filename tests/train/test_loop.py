@@ -416,6 +416,10 @@ def test_another_number_of_workers_goes_on_with_all_that_was_learnt(tmp_path: Pa
         return float(torch.rand(1))
 
     assert len({drawn(Worker(rank, 3)) for rank in range(3)}) == 3, "each draws other masks"
+    fewer, *_ = make(tmp_path / "fewer", toy.rules(lora=DROPOUT))
+    (folder / "state-0.json").write_text(json.dumps(states[0] | {"workers": [2]}))
+    fewer.resume(folder)
+    assert fewer.run().workers == [2, 1]
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_every_worker(tmp_path: Path) -> None:
