@@ -21,7 +21,7 @@ from ray_pipeline.report.svg import drawing, tag, text
 HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
 NAMES = (
-    "translation", "translation-more", "translation-limits", "errors", "negatives", "bands", "sources", "tricks",
+    "translation-more", "translation-limits", "translation", "errors", "negatives", "bands", "sources", "tricks",
     "precision", "noise", "shop-errors", "shop-tricks",
 )  # fmt: skip
 HEAD = (
