@@ -162,12 +162,13 @@ def auroc_draws(labels: Array, scores: Array, groups: Array, *, draws: int = 100
     labels = np.asarray(labels)
     numbers, count = resample.codes(groups)
     found = Sums.of(labels, np.asarray(scores), *_blocked(numbers, count, seed))
-    exact, area = found.exact[:1], SCALARS.index("auroc")
+    area = SCALARS.index("auroc")
+    exact = found.exact[area]
     if _rests_on(labels, numbers, count)[area] < MIN_GROUPS:
-        return np.concatenate([exact, np.full(draws, np.nan)])
+        return np.array([exact, *np.full(draws, np.nan)])
     drawn = found.figures(block_weights(len(found.columns), draws, seed))[:, area]
     whole = found.figures(np.ones((1, len(found.columns))))[0, area]
-    return np.concatenate([exact, drawn + (exact - whole)])
+    return np.array([exact, *(drawn + (exact - whole))])
 
 
 def _rests_on(labels: Array, numbers: Array, count: int) -> list[int]:

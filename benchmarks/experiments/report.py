@@ -139,7 +139,7 @@ def difference(row: Row, prefix: str = "") -> str:
 
 
 def drawn(rows: Sequence[Row]) -> str:
-    """The differences to the baseline as an SVG file of its own: of all rows, then of the withheld languages."""
+    """The differences to the baseline as an SVG file: by figure, of all rows and of the withheld languages."""
     pieces, at = [], 0.0
     for (figure, prefix), slice_name in product(FIGURES.items(), (WHOLE, WITHHELD_GROUP)):
         chosen = [row for row in rows if row["slice"] == slice_name and row[f"{prefix}difference"] is not None]
