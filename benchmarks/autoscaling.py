@@ -27,7 +27,7 @@ TRANSLATORS = 6
 """More than a node of type `fanout` holds."""
 GPU_SHARDS = 8
 GPU_SECONDS = 2.0
-"""Of a shard."""
+"""The time that a shard takes on its GPU."""
 Phase = tuple[str, float]
 """What began, and when, by the monotonic clock."""
 

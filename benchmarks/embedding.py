@@ -41,7 +41,7 @@ PLAIN_BATCH = 32
 """What `encode` takes unless told otherwise."""
 TRIVIAL = "sandbox://random-embedder"
 TOLERANCE = 2e-3
-"""Of vectors, of which ours are kept in float16."""
+"""How far vectors may be apart; ours are kept in float16."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ UNSEEN = ("ar", "vi")
 QUERY_ROWS = 8
 SHARD_ROWS = 500_000
 TUNED = 20
-"""Of so many queries one is tune's."""
+"""One query in so many belongs to tune."""
 LOOP_ROWS, LOOP_DRAWS, LOOP_REPEATS = 50_000, 100, 3
 
 

@@ -44,7 +44,7 @@ PLENTY = 10**9
 FEW_ITEMS = 4
 """A request's queries where the rate of requests is measured, so that the CPU is not what limits it."""
 FEW_ROWS = 2000
-"""Of a shard there: as many requests as a shard of usual size has."""
+"""The rows of a shard there: as many requests as a shard of usual size has."""
 SIZES = (10_000, 100_000, 1_000_000)
 RESOURCE = "fanout"
 ONE_WORKER = Runtime()
@@ -57,7 +57,7 @@ class Times:
     limit: float = 120.0
     """At the limit, whose windows have WINDOW, after the first of them."""
     window: float = 60.0
-    """Of the server's limits elsewhere."""
+    """The window over which the server counts its limits elsewhere."""
     settle: float = 240.0
     """Until the rate has found the server's true limit."""
     measure: float = 120.0

@@ -56,7 +56,7 @@ class Size:
     device: str
     tiny: bool
     tokens: int
-    """Of a pass in training; a batch in scoring has four times as many."""
+    """The tokens of a pass in training; a batch in scoring has four times as many."""
     rows: int
     """To score; the plain way scores the first quarter of them."""
     step_rows: int
@@ -356,7 +356,7 @@ def show(done: dict[str, Any], keep: bool) -> None:
 
 
 def difference(done: dict[str, Any], name: str) -> float:
-    """Of the scores that both ways gave the same rows, the largest."""
+    """The largest difference between the scores that both ways gave the same rows."""
     pairs = zip(done[name]["first_scores"], done[f"{name} plain"]["first_scores"], strict=False)
     return float(max(abs(own - other) for own, other in pairs))
 

@@ -102,7 +102,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.types: dict[str, str] = {}
-        """Of all nodes that ever were, by their ids."""
+        """The types of all nodes that ever were, by their ids."""
         self.looks: list[tuple[float, list[str]]] = []
         """When the nodes that are up changed, by the monotonic clock, and their types from then on."""
         self._over = threading.Event()

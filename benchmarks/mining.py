@@ -105,7 +105,7 @@ class Looked:
         return self._shop.target_vectors
 
     def get_embedding_dimension(self) -> int:
-        """Of the vectors."""
+        """The dimension of the vectors."""
         return DIMENSION
 
     def similarity_pairwise(self, left: Vectors, right: Vectors) -> Any:
@@ -145,7 +145,7 @@ def mined(mine: Mining, table: pa.Table, cap: int = 20) -> tuple[pa.Table, Mappi
 
 
 def rules(**changes: Any) -> Negatives:
-    """Of the recipe."""
+    """The recipe's rules, with some changed."""
     band = {"hard_min_similarity": BAND[0], "hard_max_similarity": BAND[1], "hard_top_k": NEIGHBOURS}
     return Negatives.model_validate(band | {"anchor": "query"} | changes)
 

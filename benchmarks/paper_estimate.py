@@ -18,10 +18,10 @@ TARGETS = 30_000_000
 """Distinct titles; an assumption."""
 POSITIVE_SHARE = 0.5
 WANTED_SHARE = 0.2
-"""Of the positives that want a hard negative."""
+"""The share of positives that want a hard negative."""
 DIMENSION = 1024
 PAIR_BYTES, TARGET_BYTES = 60, 40
-"""Of a row in Parquet with zstd, by stage, without vectors; the sample shop's rows take 15 to 40."""
+"""The bytes of a row in Parquet with zstd, by stage, without vectors; the sample shop's rows take 15 to 40."""
 STAGES_WRITTEN = 6
 """Ingest, languages, split, dedupe, negatives, mix."""
 
@@ -50,10 +50,10 @@ S3_MONTH, S3_PUTS = 0.023, 0.005
 """USD for a GB kept a month, and for a thousand writes."""
 SHARD_ROWS = 50_000
 PASSES = 4
-"""Of shards that are mined together over all vectors: for those of their anchors, to compare them, and both again where
-a query stands with all that is nearest. Each further kind adds two."""
+"""Passes over all vectors for shards that are mined together: for those of their anchors, to compare them, and both
+again where a query stands with all that is nearest. Each further kind adds two."""
 RAY_SHARE = 0.7
-"""Of a node's memory that Ray has for workers."""
+"""The share of a node's memory that Ray has for workers."""
 READ_BYTES = 1.25e9
 """A second, of a g5.xlarge from S3 at best: 10 Gbit/s."""
 

@@ -13,13 +13,13 @@ from benchmarks import results
 PAIRS = 1_000_000_000
 GPUS = 64
 LOST_AN_HOUR = 0.05
-"""Of the nodes, one GPU each."""
+"""The share of nodes that is lost in an hour; each has one GPU."""
 SPOT_USD = 3.004 * 0.4
 """An hour of g6e.4xlarge (one L40S): its list price in us-east-1, and 40 % of it on spot; an assumption."""
 HEAD_USD = 0.2016
 """An hour of m7i.xlarge on demand, which spot does not take."""
 PARAMETERS, TOKENS = 12e9, 80
-"""Of the base; of a pair without what all prompts begin with, whose keys and values are computed once."""
+"""The base's weights; a pair's tokens without the shared prefix, whose keys and values are computed once."""
 FLOPS = 362e12 / 3
 """A second, of an L40S: a third of its dense peak in bfloat16; an assumption, where an H100 has shown 51 to 57 %."""
 COMING_SECONDS = 600
@@ -30,11 +30,11 @@ UPLINK_GB = 1.25
 """A second, of the one way out to the internet that the nodes share; an assumption."""
 ROW_BYTES = {"in": 60, "out": 20}
 PUTS, READS = 1, 6
-"""Of a shard: its write; of its piece 2 GET and 1 HEAD, 1 GET and 1 HEAD before the write, 1 GET for the account."""
+"""A shard's: 1 PUT; 2 GET and 1 HEAD for its piece, 1 GET and 1 HEAD before the write, 1 GET for the account."""
 PUT_USD, READ_USD, GB_MONTH_USD = 0.005 / 1000, 0.0004 / 1000, 0.023
 """S3 Standard, us-east-1."""
 FOOTER_SECONDS = 4.657 / 500
-"""Of a shard's footer at 20 ms a request, 32 under way."""
+"""The time to read a shard's footer at 20 ms a request, 32 under way."""
 STORE_BYTES = 2_000
 """In Ray's object store, of a shard: what it is, and its counts. The rows go from S3 to the worker and back."""
 
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def lost_share(self) -> float:
-        """Of the GPUs' time, by losses: half a shard each, and until another node scores."""
+        """The share of the GPUs' time that losses take: half a shard each, and until another node scores."""
         return LOST_AN_HOUR * (self.shard_seconds / 2 + COMING_SECONDS) / 3600
 
     @property

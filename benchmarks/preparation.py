@@ -35,10 +35,10 @@ FILE_ROWS = 100_000
 STAGES = ("ingest", "languages", "split", "dedupe", "mix")
 OTHERS = ("dev", "test")
 SHARE = 20
-"""Of so many rows one goes to dev, and one to test."""
+"""One row in so many goes to dev, and one to test."""
 WORDS = 2000
 REPEATS = 3
-"""Of the smallest size, whose seconds are the median."""
+"""How often the smallest size is run; its seconds are the median."""
 
 
 @dataclass(frozen=True)

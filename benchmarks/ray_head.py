@@ -22,7 +22,7 @@ PATIENCE = 120.0
 PORTS = (
     "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
-"""Of each node."""
+"""Ports of each node, by their options."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Head:
     """A head that is up."""
 
     address: str
-    """Of the cluster, HOST:PORT."""
+    """The cluster's address, HOST:PORT."""
     dashboard: str
     """Url of the dashboard and of the job API."""
     folder: Path
     """Where Ray keeps sessions, logs and packages."""
     environment: Mapping[str, str]
-    """Of a submitter that has the token."""
+    """The environment of a submitter that has the token."""
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Ray's command line in the project's folder, as the submitter does."""

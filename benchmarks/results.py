@@ -17,7 +17,7 @@ class Report:
 
     columns: int = 3
     digits: int = 5
-    """Of the figures."""
+    """The significant digits of the figures."""
     rows: list[tuple[str, ...]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 

@@ -34,13 +34,13 @@ from ray_pipeline.train.model import Classifier
 
 LANGUAGES = ("en", "fr", "es", "pt", "de", "it")
 SHARES = (0.5, 0.15, 0.35)
-"""Of the pairs: train, tune, holdout."""
+"""The shares of train, tune and holdout among the pairs."""
 Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of the holdout."""
+    """How well a model does on the holdout."""
 
     f1: float
     auroc: float

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 CPUS, BUCKET = (2, 2, 2), "bucket"
 LOOK_SECONDS = 0.02
 TOLERANCE = 1e-3
-"""Of metrics: training on other nodes is the same to rounding, which can move a few scores over the threshold."""
+"""How far metrics may be apart: training elsewhere differs by rounding, which moves a few scores past a threshold."""
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> tuple[float, float]:

@@ -29,7 +29,7 @@ SEEN = ("en", "fr", "es", "ko", "pt", "ja")
 UNSEEN = ("de", "it", "pl", "th")
 POSITIVE_SHARE = 0.69
 SIBLING_SHARE = 0.5
-"""Of the negatives; the others are any other category."""
+"""The share of siblings among the negatives; the others are any other category."""
 
 
 def write_files(taxonomy: Path, folder: Path, rows: Sequence[int], seed: int = 0) -> None:

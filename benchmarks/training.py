@@ -42,7 +42,7 @@ MEMORY_STEPS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one training: seconds end to end, F1 on the validation pairs, share of padding."""
+    """What one training gave: seconds end to end, F1 on the validation pairs, share of padding."""
 
     seconds: float
     f1: float

@@ -13,7 +13,7 @@ from typing import Self
 from ray_pipeline.errors import WorkerDiedError
 
 MOST_DEATHS = 3
-"""Of workers in a row, on one shard and on nodes that are up."""
+"""How many workers may die in a row on one shard, on nodes that are up."""
 NAMESPACE = "ray_pipeline.attempts"
 """In the store of the cluster's head, for a worker that is killed can tell nobody."""
 

@@ -175,7 +175,7 @@ def _joint_rows(recipe: Recipe, others: Mapping[str, list[Step]]) -> int:
 
 
 def _shape(rules: recipes.Train) -> footprint.Shape | None:
-    """Of the base, without a download; null where nothing is known of it."""
+    """The base's shape, without a download; null where nothing is known of it."""
     from transformers import AutoConfig
 
     if rules.model in footprint.KNOWN:

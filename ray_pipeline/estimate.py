@@ -49,9 +49,9 @@ class Rows:
     """
 
     sample: Sample = field(default_factory=Sample)
-    """Of the labelled rows of the train part."""
+    """A sample of the labelled rows of the train part."""
     asked: Sample = field(default_factory=Sample)
-    """Of the distinct questions."""
+    """A sample of the distinct questions."""
     train: int = 0
     queries: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     """Rows of the train part by language tag and query."""

@@ -29,7 +29,7 @@ EVALUATION = "evaluation.json"
 WORST = 40
 SEEN_SHARE, SEEN_ROWS = 0.01, 1000
 MOST_SLICES = 40
-"""Of one breakdown: the largest; the rest is one slice, OTHERS."""
+"""How many slices of one breakdown are shown: the largest; the rest is one slice, OTHERS."""
 OTHERS = "all others"
 TO_PREDICT = ("dev", "test")
 """The splits that are there to be predicted."""
@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def scalars(self) -> dict[str, Estimate]:
-        """Of the holdout, the figures of `sums.SCALARS`."""
+        """The figures of `sums.SCALARS` on the holdout."""
         return self.headline.scalars
 
 
@@ -77,7 +77,7 @@ class Predictions:
     errors: list[dict[str, Any]]
     """The mistakes on holdout that the model was surest of."""
     rows: list[Predicted]
-    """Of dev and test, by split and language."""
+    """The predicted rows of dev and test, by split and language."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _gain_of_answers(choice: str, rows: Scored, before: Array, after: Array, how
 
 
 def _change(rows: Scored, before: Array, after: Array, how: Mapping[str, int]) -> Estimate:
-    """Of F1, from some answers to others to the same rows."""
+    """How F1 changes from some answers to others to the same rows."""
     return metrics.difference(rows.label, after, before, rows.group, **how)["f1"]
 
 

@@ -95,9 +95,9 @@ class Difference:
     lost: int = 0
     """Rows that only the comparison answers rightly."""
     p_value: float = math.nan
-    """Of McNemar's exact test that both are right equally often; it takes rows as independent."""
+    """By McNemar's exact test that both are right equally often; it takes rows as independent."""
     auroc: Estimate = Estimate(math.nan, math.nan, math.nan)
-    """Of the scores before calibration."""
+    """The AUROC of the scores before calibration."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Agreement:
     question: str
     rows: int
     share: float
-    """Of the rows on which both say the same."""
+    """The share of rows on which both say the same."""
     kappa: float | None
     """Cohen's; None where all answers are alike, or there are none."""
 
@@ -169,8 +169,8 @@ class People:
     agreements: list[Agreement]
     """Between annotators, and of their majority with the checks and the judge."""
     precision: float
-    """Of the translations that the checks refuse, the share whose meaning people call lost; NaN without any."""
+    """The share of the translations that the checks refuse whose meaning people call lost; NaN without any."""
     recall: float
-    """Of the translations whose meaning people call lost, the share that the checks refuse; NaN without any."""
+    """The share of the translations whose meaning people call lost that the checks refuse; NaN without any."""
     checks: dict[str, Rate]
     """By check: of the rows that it refused, those whose meaning people call lost."""

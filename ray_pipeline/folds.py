@@ -31,7 +31,7 @@ class Fold:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the fold's folder."""
         return f"fold-{self.number}"
 
     def parts(self, table: pa.Table) -> pa.ChunkedArray:
@@ -56,12 +56,12 @@ def of(rules: Train) -> list[Fold]:
 
 
 def fingerprint(training: str, fold: Fold | None) -> str:
-    """Of the adapter that a training of this fingerprint makes of a fold, or without any."""
+    """The fingerprint of the adapter that a training makes of a fold, or of all rows where there is none."""
     return f"{training}-{fold.name}" if fold else training
 
 
 def fingerprints(training: str, rules: Train) -> list[str]:
-    """Of all adapters that a training makes."""
+    """The fingerprints of all adapters that a training makes."""
     return [fingerprint(training, fold) for fold in of(rules)] or [training]
 
 

@@ -17,7 +17,7 @@ from ray_pipeline.train import settings
 
 GIB = 2**30
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
-"""Of a linear layer's weight; nf4 with its doubly quantised scales: 4.127 bits (QLoRA, arXiv 2305.14314, section 3)."""
+"""Bytes of a linear layer's weight; nf4: with quantised scales, 4.127 bits (QLoRA, arXiv 2305.14314, section 3)."""
 BUCKET = 500_000_000
 """Numbers in the buffer that DeepSpeed gathers gradients in, unless a settings file says otherwise."""
 RESERVE = 2 * GIB
@@ -25,9 +25,9 @@ RESERVE = 2 * GIB
 FRAGMENTED = 1.1
 """Assumed: the allocator holds so many times what it gives out."""
 PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.43, "int8": 0.25, "nf4": 0.39}
-"""Of the bf16 peak, what training makes of all tokens of short prompts. In bfloat16 and nf4 as measured for Gemma-3 12B
-on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes take several times
-as long. The others are assumed."""
+"""The share of the bf16 peak that training reaches, over all tokens of short prompts. In bfloat16 and nf4 as measured
+for Gemma-3 12B on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes
+take several times as long. The others are assumed."""
 SCORE_SHARE = {"float32": 0.05, "bfloat16": 0.77, "int8": 0.4, "nf4": 0.75}
 """The same of scoring, in the same measurement: passes go one way, and those tokens that all prompts begin with, nearly
 half of these, are computed once."""
@@ -48,7 +48,7 @@ ALIASES = {"A10G": "A10"}
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder in the manner of Llama, Qwen and Gemma; counts of numbers."""
+    """The counts that make a decoder in the manner of Llama, Qwen and Gemma."""
 
     hidden: int
     layers: int
@@ -62,7 +62,7 @@ class Shape:
     head_norms: bool = False
     """Whether queries and keys are normed, too."""
     bias: bool = False
-    """Of queries, keys and values."""
+    """Whether queries, keys and values have a bias."""
     unused: int = 0
     """Parameters that are loaded and that text never reaches: a vision tower's."""
 
@@ -90,7 +90,7 @@ class Shape:
 
 
 VISION = 27 * (4 * 1152**2 + 2 * 1152 * 4304) + 1152 * (4096 + 3840)
-"""Of Gemma-3's SigLIP tower and what joins it to the text; without biases and norms."""
+"""The weights of Gemma-3's SigLIP tower and what joins it to the text; without biases and norms."""
 KNOWN = {
     "google/gemma-3-12b-it": Shape(3840, 48, 16, 8, 256, 15360, 262208, norms=4, head_norms=True, unused=VISION),
     "Qwen/Qwen2.5-14B": Shape(5120, 48, 40, 8, 128, 13824, 152064, bias=True),
@@ -100,7 +100,7 @@ KNOWN |= {
     "google/gemma-3-12b-pt": KNOWN["google/gemma-3-12b-it"],
     "Qwen/Qwen2.5-14B-Instruct": KNOWN["Qwen/Qwen2.5-14B"],
 }
-"""Of models that recipes name, so that nothing need be downloaded; from their `config.json`."""
+"""The shapes of models that recipes name, so that nothing need be downloaded; from their `config.json`."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 
 
@@ -155,7 +155,7 @@ class Memory:
 
 
 def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> Memory:
-    """Of one worker's GPU, with prompts of up to `max_tokens` and the share of them that `computed_share` gives."""
+    """One worker's GPU memory, with prompts of up to `max_tokens` and the share of them that `computed_share` gives."""
     width, per = _width(rules), WEIGHT_BYTES[rules.precision]
     zero, workers = settings.read(rules)["zero_optimization"], rules.fewest_workers
     own = trained_weights(of, rules)
@@ -213,7 +213,7 @@ def _width(rules: Train) -> int:
 
 
 def hours(of: Shape, rules: Train, tokens: float, teraflops: float) -> float:
-    """Of training on so many tokens with the recipe's workers, each with a GPU of this peak in bf16.
+    """Hours that training on so many tokens takes the recipe's workers, each with a GPU of this peak in bf16.
 
     Two operations per weight and token forward and two on the way back, whose gradients stop at the frozen weights;
     with gradient checkpointing the way forward is gone twice. What shares no prefix computes all of its tokens.
@@ -307,7 +307,7 @@ def row_passes(recipe: Recipe, rows: int) -> float:
 
 
 def _row_passes(rules: Train, rows: int, folds: int | None, epochs: int) -> float:
-    """Of a training on all rows, or of those that each leave out a fold."""
+    """How many rows pass in a training on all of them, or in those that each leave out a fold."""
     there = rows if folds is None else rows * (1 - 1 / folds)
     found = epochs * min(there, rules.overfit_rows or there)
     return (folds or 1) * min(found, rules.max_steps * rules.batch_rows if rules.max_steps else found)
@@ -340,7 +340,7 @@ def _told(gpu: str, found: float, recipe: Recipe, workers: int) -> str:
 
 
 def score_hours(of: Shape, recipe: Recipe, tokens: float, teraflops: float) -> float:
-    """Of scoring so many tokens with the recipe's workers, once with each fold's adapter: two operations per weight."""
+    """Hours the recipe's workers score so many tokens, once with each fold's adapter: two operations per weight."""
     work = 2 * of.linear_weights * tokens * (recipe.train.folds or 1)
     share = SCORE_SHARE[recipe.train.precision]
     return work / (recipe.runtime.score_workers * teraflops * 1e12 * share) / 3600

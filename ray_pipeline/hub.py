@@ -49,7 +49,7 @@ def faltered(error: BaseException) -> bool:
 
 
 def _for_a_while(response: object) -> bool:
-    """Of an HTTP error: without an answer it was the network."""
+    """Whether an HTTP error can pass: without an answer it was the network."""
     status = getattr(response, "status_code", None)
     return status is None or status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 

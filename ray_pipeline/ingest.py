@@ -38,11 +38,11 @@ PATHS_LOOKED_AT = 10_000
 IDS_REMEMBERED = 1_000_000
 """By a preview; in some 100 MB."""
 PREVIEW_ROWS = 1_000_000
-"""Of a split, that a preview reads; of more, a sample."""
+"""The rows of a split that a preview reads; where there are more, a sample."""
 HINTS = {"duplicate id": " (ids that repeat across files: data.columns.id: null takes a row's position instead)"}
 """By reason."""
 PIECE_ROWS = 50_000
-"""Of a slice that are Python objects at a time."""
+"""The rows of a slice that are Python objects at a time."""
 Answer = TypeVar("Answer")
 
 
@@ -64,7 +64,7 @@ class Tally:
     languages: Counter[str] = field(default_factory=Counter)
     """Kept rows by tag."""
     targets: list[str] = field(default_factory=list)
-    """Of some kept rows."""
+    """The targets of some kept rows."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """By split and reason, in words: the first such row that was met."""
     sampled: bool = False

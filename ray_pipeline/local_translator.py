@@ -20,7 +20,7 @@ from ray_pipeline.recipe import LocalTranslator
 from ray_pipeline.text import UNDETERMINED, stable_id
 
 EDITION = 1
-"""Of what a model is asked and how its answer is read: raise it when either changes, for it belongs to the identity."""
+"""The version of what a model is asked and how its answer is read: raise it when either changes."""
 LONGEST = 512
 """Tokens of what the model reads; a longer text is no search query and gets no translation."""
 

@@ -132,7 +132,7 @@ def cuts(ask: Ask, rules: recipes.Mix) -> dict[Stratum, int]:
 
 
 def tally(seed: int, table: pa.Table) -> pa.Table:
-    """Of a shard the rows of train by stratum and bin: `rows` are int64 `[2**BIN_BITS]` as bytes."""
+    """Count a shard's rows of train by stratum and bin: `rows` are int64 `[2**BIN_BITS]` as bytes."""
     train = _of_part(table, "train")
     names, numbers = _strata(train)
     places = (numbers << BIN_BITS) | _bins(chance(train, seed))
@@ -141,7 +141,7 @@ def tally(seed: int, table: pa.Table) -> pa.Table:
 
 
 def listed(seed: int, wanted: Mapping[Stratum, int], table: pa.Table) -> pa.Table:
-    """Of a shard the hashes of the rows of train in the wanted bin of their stratum: `rows` are uint64 as bytes."""
+    """The hashes of a shard's rows of train in the wanted bin of their stratum: `rows` are uint64 as bytes."""
     train = _of_part(table, "train")
     names, numbers = _strata(train)
     found = chance(train, seed)
@@ -174,7 +174,7 @@ def _counted(way: str, table: pa.Table) -> dict[str, float]:
 
 
 def account(extra: Mapping[str, float]) -> dict[str, dict[str, list[int]]]:
-    """Of the sums of `select`'s counts: by column of TOLD and value, rows that came in and rows that went out."""
+    """What the sums of `select`'s counts say: by column of TOLD and value, rows that came in and rows that went out."""
     found: dict[str, dict[str, list[int]]] = {column: {} for column in TOLD}
     for key, rows in sorted(extra.items()):
         way, column, value = key.split(" ", 2)

@@ -15,7 +15,7 @@ Resources = Mapping[str, float]
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 """Left on the head by `ray up`."""
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-"""Of a pod, told by Kubernetes."""
+"""Where Kubernetes tells a pod its namespace."""
 
 
 def startable() -> Sequence[Resources] | None:

@@ -45,7 +45,7 @@ SHOWN_ROWS = 10_000
 """After so many it is shown how far a submission is."""
 Item = TypeVar("Item")
 RECORD, POSITION = "a raw row", "its position"
-"""Of the rows of a submission, beside the columns that it keeps."""
+"""What a submission's rows say of themselves, beside the columns that it keeps."""
 
 
 def write(runs: Runs, folder: str, command: str) -> list[str]:

@@ -23,7 +23,7 @@ from ray_pipeline.shards import Source, Work
 from ray_pipeline.stage import Context
 
 LOGGED_ANSWERS = 100_000
-"""Of batch jobs, held in memory until their logs are ended."""
+"""How many answers of batch jobs are held in memory until their logs are ended."""
 BATCH_LOGS = 16
 """Files into which a batch job's answers are divided by their places, so that a worker need not read them all."""
 

@@ -26,15 +26,15 @@ ENDINGS: dict[str, Format] = {
 }  # fmt: skip
 SLICE_BYTES = 64 << 20
 SLICE_RECORDS = 250_000
-"""Of a CSV that is larger."""
+"""The records of a slice of a CSV that is larger."""
 SAMPLE_RECORDS = 5000
-"""Of a file of lines, in each place where a sample looks at it."""
+"""How many records of a file of lines a sample reads, in each place where it looks."""
 BATCH_ROWS = 8192
-"""Of a Parquet file that are Python objects at a time."""
+"""The rows of a Parquet file that are Python objects at a time."""
 RAW_CHARACTERS = 300
 ROW_BITS = 40
 FIRST_BYTES = 1 << 16
-"""Of a file of lines, by which the length of the others is guessed."""
+"""The first bytes of a file of lines, by which the length of the others is guessed."""
 REMEDY = "replace the file, or take it out of the input"
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 OTHER_KINDS = dict.fromkeys(("gz", "zip", "bz2", "xz", "zst", "7z"), "is compressed: unpack it")

@@ -19,7 +19,7 @@ from ray_pipeline.artifact import Artifact
 MOST_MISTAKES = 5000
 """Those that the model was surest of."""
 MOST_UNSURE = 100
-"""Of each language, those nearest to their threshold."""
+"""How many rows of each language are shown that are nearest to their threshold."""
 MISTAKE, UNSURE = "mistake on holdout", "unsure"
 OWN = ("pair_id", "part", "probability", "threshold", "prediction")
 TEXTS = ("pair_id", "language", "query", "query_en", "target", "label")

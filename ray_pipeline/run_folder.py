@@ -43,7 +43,7 @@ class Record:
     """The content of run.json."""
 
     workdir: str
-    """Of the artifacts."""
+    """The working folder that holds the artifacts."""
     made: dict[str, Made]
     """By recipe; by variant and seed where an ablation has left it."""
 
@@ -87,7 +87,7 @@ def is_run(folder: str) -> bool:
 
 
 def fingerprints(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """Of artifacts by stage."""
+    """The fingerprints of artifacts, by stage."""
     return {stage: one.manifest.fingerprint for stage, one in artifacts.items()}
 
 

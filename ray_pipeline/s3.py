@@ -15,11 +15,11 @@ CONNECTIONS = 32
 """Requests under way at once, of one process."""
 CONNECT_SECONDS = 10
 PART_BYTES = 50 << 20
-"""Of an upload in parts, which an object twice as large or larger takes."""
+"""The bytes of a part of an upload; an object twice as large or larger is uploaded in parts."""
 RANGE_BYTES = 8 << 20
 """Read ahead of what is asked for, of a file that is read bit by bit."""
 FIRST_CONTACT = {"retries": {"mode": "standard", "max_attempts": 3}}
-"""Of botocore, whose own settings take minutes to find out that an endpoint is not there."""
+"""Botocore's settings for the first request; its own take minutes to find out that an endpoint is not there."""
 PATIENT = {"retries": {"mode": "standard", "max_attempts": 12}}
 """Once an endpoint has answered: it may throttle, or be away for a minute or two."""
 REACHED_VARIABLE = "RAY_PIPELINE_STORAGE_REACHED"

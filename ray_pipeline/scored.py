@@ -20,9 +20,9 @@ Array = npt.NDArray[Any]
 Answer = TypeVar("Answer")
 
 COLUMNS = ["pair_id", "language", "origin", "query", "target", "label", "group_id"]
-"""Of the pairs."""
+"""The columns of the pairs."""
 OWN = ["pair_id", "split", "part", "score"]
-"""Of the scores."""
+"""The columns of the scores."""
 FEW_ROWS = 10_000_000
 """So many this process reads in about half a minute, as one file can hold them; more are work for a cluster."""
 LENGTHS = (6, 11, 21, 41)
@@ -63,7 +63,7 @@ class Scored:
     language: Coded
     origin: Coded
     length: Coded
-    """Of the query."""
+    """The length of the query."""
     category: Coded
     """QC: the first level of the path; empty for QI."""
     label: Array

@@ -32,12 +32,12 @@ class Line:
     state: str
     shards: int = 0
     counts: Counts = field(default_factory=Counts)
-    """Of a stage that is begun, the sum over the shards that are written."""
+    """The stage's counts; of one that is begun, the sum over the shards that are written."""
     seconds: float | None = None
     usd: float | None = 0.0
     """What its answers have cost; null where the model's price is unknown."""
     bytes: int = 0
-    """Of its shards."""
+    """The bytes of the stage's shards."""
     created: str | None = None
     """ISO 8601, UTC."""
     why: str | None = None

@@ -34,7 +34,7 @@ from ray_pipeline.errors import CorruptArtifactError, InputError, StorageError
 
 CHUNK_BYTES = 8 << 20
 FOOTER_BYTES = 64 << 10
-"""Of a Parquet file's end, more than its footer takes as a rule."""
+"""How much is read from a Parquet file's end, more than its footer takes as a rule."""
 AHEAD = 8
 """Answers of an object store that are fetched before they are needed."""
 

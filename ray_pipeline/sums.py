@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 SCALARS = ("auroc", "pr_auc", "log_loss", "ece", "calibration_bias")
 ECE_BINS = 15
 LEVELS = 256
-"""Of scores, in a bootstrap sample: more distinct ones are put together by rank. The figures themselves are exact."""
+"""Different scores that a bootstrap sample knows: more are put together by rank. The figures themselves are exact."""
 LOSS_FLOOR = float(np.finfo(np.float32).eps)
 """The least probability that log-loss takes an answer for: a score of 0 for a relevant row costs 15.9 nats."""
 

@@ -62,7 +62,7 @@ class Own:
 
     name: str
     rows: int
-    """Of tune."""
+    """How many rows of tune it was chosen on."""
     best: float | None
     """What its rows would choose for the F1 of all; null where they are too few or of one class."""
     threshold: float

@@ -35,7 +35,7 @@ BUCKET_ROWS = 250_000
 MOST_BUCKETS = 256
 """On the local disk, where each has a part of each piece of a file."""
 PIECE_ROWS = 100_000
-"""Of a file, about what is divided among the buckets at a time."""
+"""About so many rows of a file are divided among the buckets at a time."""
 MOST_PROCESSES = 16
 """Unless more are asked for: each takes about 300 MB."""
 MOST_TASKS = 1000

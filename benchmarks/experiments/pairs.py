@@ -14,9 +14,9 @@ from ray_pipeline.split import part_of
 from ray_pipeline.text import normalise, stable_id, stable_share
 
 POSITIVE_SHARE, SIBLING_SHARE = 0.65, 0.5
-"""Of all pairs; of the negatives, whose others are any other category."""
+"""The share of relevant pairs, and that of siblings among the negatives; the other negatives are any other category."""
 LEVELS = 2
-"""Of a path, from its leaf: short prompts are what two cores can train on."""
+"""How many levels of a path are kept, from its leaf: short prompts are what two cores can train on."""
 
 Category = Mapping[str, Sequence[str]]
 """The names of its levels, root first, by language."""

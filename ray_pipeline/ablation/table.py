@@ -29,7 +29,7 @@ COLUMNS = (
     "variant", "F1", "95 %", "Δ F1", "95 %", "p (Holm)", "is", "AUROC", "Δ AUROC", "95 %", "p (Holm)",
     "precision", "recall", "USD", "time",
 )  # fmt: skip
-"""Of the Markdown table."""
+"""The columns of the Markdown table."""
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("study", "task", "variant", "slice")),
@@ -107,7 +107,7 @@ class Section:
 
     @property
     def differences(self) -> list[Difference]:
-        """Of the variants, for the chart."""
+        """The differences of the variants to the baseline, for the chart."""
         wholes = [row.whole for row in self.rows if row.whole is not None and row.whole.difference is not None]
         nothing = Estimate(math.nan, math.nan, math.nan)
         return [

@@ -61,7 +61,7 @@ class Verdict:
     recall: Estimate
     auroc: Estimate
     difference: Apart | None = None
-    """Of F1 to the baseline; null for the baseline itself."""
+    """The difference of F1 to the baseline; null for the baseline itself."""
     auroc_difference: Apart | None = None
     compared: list[int] = field(default_factory=list)
     """The seeds that the differences rest on: those of the baseline's runs, too."""
@@ -76,7 +76,7 @@ class Cost:
     seconds: float
     training_seconds: float
     usd: float | None
-    """Of Gemini's answers whenever they were paid for; null where a price is unknown."""
+    """The price of Gemini's answers whenever they were paid for; null where a price is unknown."""
 
 
 def draws(study: Study) -> int:

@@ -95,7 +95,7 @@ def rate(answers: Iterable[bool]) -> Rate:
 
 
 def _by_language(answers: Mapping[str, bool], rows: Mapping[str, Candidate]) -> dict[str, Rate]:
-    """Of the accepted ones: they are what training gets."""
+    """The rate of each language among the accepted rows: they are what training gets."""
     found: dict[str, list[bool]] = defaultdict(list)
     for name, answer in answers.items():
         language, check = rows[name].stratum

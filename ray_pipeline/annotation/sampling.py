@@ -13,7 +13,7 @@ from ray_pipeline.text import stable_id, stable_number
 
 ACCEPTED = "accepted"
 REFUSED_SHARE = 0.3
-"""Of a language's rows, those that a check speaks against: enough to judge the checks by."""
+"""The share of a language's sample that a check speaks against: enough to judge the checks by."""
 COLUMNS = ["translation_id", "source_language", "target_language", "text", "translation", "target", "label"]
 
 Stratum = tuple[str, str]
@@ -81,7 +81,7 @@ def choose(audits: Sequence[Artifact], rows: int, seed: int) -> list[Candidate]:
 
 
 def _first(audited: Artifact, rows: int, seed: int) -> dict[Stratum, list[Candidate]]:
-    """Of each stratum, the first rows by chance; no more are kept than could be chosen."""
+    """The first rows of each stratum, by chance; no more are kept than could be chosen."""
 
     def rank(one: Candidate) -> int:
         return stable_number(str(seed), one.key)

@@ -110,7 +110,7 @@ class Additions:
 
 
 def _new(url: str, wanted: pa.Array, missing: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], Vectors]:
-    """Of the texts that are still missing, those in a file: their indices in `wanted` and their vectors."""
+    """The texts of a file that are still missing: their indices in `wanted` and their vectors."""
     with storage.open_parquet(url, REMEDY) as file:
         texts = file.read(["text"]).column("text")
         indices = pc.fill_null(pc.index_in(texts, wanted), -1).to_numpy().astype(np.int64)

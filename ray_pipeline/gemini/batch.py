@@ -55,17 +55,17 @@ class BatchOutcome:
     items: int = 0
     """Asked for."""
     answered: int = 0
-    """Of these: with a text, or refused for good."""
+    """How many of these got a text, or were refused for good."""
     jobs: int = 0
     """Created, or found from an earlier run."""
     requests: int = 0
-    """Of these jobs."""
+    """How many requests these jobs hold."""
     input_tokens: int = 0
     output_tokens: int = 0
     thinking_tokens: int = 0
     cached_tokens: int = 0
     usd: float = 0.0
-    """Of all that was read and not kept before; 0 where the price is unknown."""
+    """The price of all that was read and not kept before; 0 where it is unknown."""
     versions: Counter[str] = field(default_factory=Counter)
     """Responses by the version of the model that answered."""
     states: dict[str, str] = field(default_factory=dict)

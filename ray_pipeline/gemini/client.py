@@ -52,7 +52,7 @@ class Reply:
     output_tokens: int
     thinking_tokens: int
     cached_tokens: int = 0
-    """Of the input, those that the server had in its cache."""
+    """Those of the input that the server had in its cache."""
     unavailable: bool = False
     """It stands for a request that failed while others succeeded."""
     blocked: bool = False
@@ -97,7 +97,7 @@ class Usage:
     rate_limited: int = 0
     usd: float = 0.0
     lost_usd: float = 0.0
-    """Of these, estimated, for requests whose answers were not waited for or lost on the way."""
+    """The part of these, estimated, that paid for requests whose answers were not waited for or lost on the way."""
     answers_usd: float = 0.0
     """What all answers have cost, those of earlier runs included."""
     versions: Counter[str] = field(default_factory=Counter)

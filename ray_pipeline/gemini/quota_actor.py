@@ -41,7 +41,7 @@ class Traffic:
     items: int = 0
     """Resolved, in this run or before, and rows that needed no question of their own."""
     asked: int = 0
-    """Of them, answered in this run."""
+    """How many of them were answered in this run."""
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float = 0.0

@@ -25,7 +25,7 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Of the finite values; NaN without any."""
+        """The mean of the finite values; NaN without any."""
         return self.total / self.rows if self.rows else math.nan
 
     def add(self, values: npt.NDArray[np.floating]) -> None:

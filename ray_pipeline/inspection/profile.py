@@ -31,7 +31,7 @@ COMPOSED = ["language", "origin", "label"]
 LONGEST = 160
 """Characters of an example's text that are shown."""
 SHOWN_NUMBERS = 4
-"""Of a vector in an example."""
+"""How many numbers of a vector an example shows."""
 ABSENT = "(none)"
 
 
@@ -185,7 +185,7 @@ def _tally_of(wanted: _Wanted, url: str) -> _Tally:
 
 
 def _composition(found: Mapping[tuple[str, str, int | None], int]) -> list[tuple[str, str, int, int]]:
-    """Of labelled rows, the languages with most of them first."""
+    """The counts of labelled rows, the languages with most of them first."""
     labelled = {key: rows for key, rows in found.items() if key[2] is not None}
     order = Counter[str]()
     for (language, _, _), rows in labelled.items():
@@ -200,7 +200,7 @@ def _composition(found: Mapping[tuple[str, str, int | None], int]) -> list[tuple
 
 
 def _histograms(wanted: _Wanted, found: _Tally) -> dict[str, dict[str, Histogram]]:
-    """Of each column that has a value, the histogram of each group that has one."""
+    """The histogram of each group that has one, for each column that has a value."""
     measured = ((f"{column} by {by}" if by else column, found.histograms.get(column)) for column, by in wanted.measured)
     return {title: dict(sorted(groups.items())) for title, groups in measured if groups}
 

@@ -38,7 +38,7 @@ class Source(Protocol):
         """What gives unit vectors `[m, d]` of some of these rows, by their places among them."""
 
     def products(self, anchors: Iterable[Vectors], pools: Iterable[Rows]) -> Iterator[Vectors]:
-        """Of each part of the anchors `[w, d]` with the rows `[m]` of its pool: similarities `[w, m]`."""
+        """The similarities `[w, m]` of each part of the anchors `[w, d]` with the rows `[m]` of its pool."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,9 @@ class _Pooled:
 
     rows: Rows
     pools: Rows
-    """Of each the number of its pool."""
+    """The number of each row's pool."""
     columns: Rows
-    """Of each its place in its pool."""
+    """The place of each row in its pool."""
 
     @classmethod
     def of(cls, pools: Sequence[Rows]) -> "_Pooled":
@@ -164,7 +164,7 @@ class _Pooled:
         return cls(rows[order], np.repeat(np.arange(len(pools)), sizes)[order], columns[order])
 
     def among(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
-        """Of each pool that has some of these rows: its number, their places in it, and those among `rows`."""
+        """The pools that have some of these rows: each's number, their places in it, and those among `rows`."""
         firsts, ends = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))
         own = np.concatenate([*map(np.arange, firsts, ends), np.zeros(0, np.int64)])
         given = np.repeat(np.arange(len(rows)), ends - firsts)
@@ -233,7 +233,7 @@ def _placed(embeddings: Artifact, role: str, ids: Hashes, at_once: int) -> Itera
 
 
 def _texts(table: pa.Table) -> tuple[Hashes, Hashes, pa.Array]:
-    """Of the texts of a shard: their numbers, those of their normal forms, and themselves."""
+    """A shard's texts: their numbers, those of their normal forms, and themselves."""
     texts = table.column("text")
     return _numbers(table.column("text_id")), forms(texts.to_pylist()), texts.cast(pa.large_string()).combine_chunks()
 

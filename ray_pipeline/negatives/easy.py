@@ -27,11 +27,11 @@ class Drawn:
     """The pools of random candidates that the wants of a group look at."""
 
     wants: list[Rows]
-    """Of each pool, those that look at it, by place."""
+    """The wants that look at each pool, by place."""
     pools: list[Rows]
     """Rows of the corpus."""
     sizes: Rows
-    """Of the pool of each want `[w]`."""
+    """The size of each want's pool `[w]`."""
     largest: int
 
 
@@ -52,7 +52,7 @@ def drawn(corpus: Corpus, group: Group, chance: Hashes) -> Drawn:
 def similarities(
     corpus: Corpus, groups: Sequence[Group], pools: Sequence[Drawn], portions: Callable[[Rows], Vectors]
 ) -> Iterator[Vectors]:
-    """Of all pools of some groups, one after another, with the anchors that look at each, as `portions` gives them."""
+    """The similarities of all pools of some groups, one after another, with the anchors that look at each."""
     looking = (portions(group.anchors[some]) for group, one in zip(groups, pools, strict=True) for some in one.wants)
     return corpus.source.products(looking, (pool for one in pools for pool in one.pools))
 
@@ -66,7 +66,7 @@ def quantile(
     taken: Taken,
     share: float,
 ) -> Offers:
-    """Of each want's pool those of the lowest similarities, in random order; as many `products` are taken as pools."""
+    """Those of each want's pool that are least similar, in random order; as many `products` are taken as pools."""
     if not group.largest:
         return _nothing(len(chance))
     spare = min(SPARE, taken.most)

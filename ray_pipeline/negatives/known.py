@@ -32,9 +32,9 @@ class Known:
     """Pairs by `stable_number` of their normalised texts."""
 
     queries: Hashes
-    """Of each pair `[n]`, rising."""
+    """The query of each pair `[n]`, rising."""
     targets: Hashes
-    """Of each pair `[n]`."""
+    """The target of each pair `[n]`."""
 
     def of(self, queries: Hashes) -> "Known":
         """Those of some queries."""

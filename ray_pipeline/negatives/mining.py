@@ -41,7 +41,7 @@ MASKED = "every candidate is masked"
 NOT_FOUND = "no candidate"
 AT_CAP = "every candidate serves as often as it may"
 EDGES = (0.0, 0.3, 0.5, 0.7, 1.0)
-"""Of the bands of similarity that negatives are told by."""
+"""The edges of the bands of similarity that negatives are told by."""
 BANDS = (f"below {EDGES[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(EDGES)))
 SPARE = 8
 MOST_LOOKED_AT = 1024
@@ -69,11 +69,11 @@ class Settled:
 
     wanted: Wants
     want: Rows
-    """Of each target that is proposed, whose it is, by place among the wants `[t]`, rising."""
+    """Whose each proposed target is, by place among the wants `[t]`, rising."""
     rows: Rows
     """The target in the corpus `[t]`."""
     similarities: Vectors
-    """Of the target and the anchor `[t]`."""
+    """The similarity of each target and its anchor `[t]`."""
     refused: Mapping[str, Rows]
     """The wants, by place, that get nothing, by reason."""
 

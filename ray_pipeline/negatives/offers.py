@@ -19,7 +19,7 @@ class Offers:
     """Candidates of each want `[w, c]`, the best first."""
 
     rows: Rows
-    """Of the corpus; NONE where there are fewer."""
+    """Rows of the corpus; NONE where there are fewer."""
     similarities: Vectors
     fits: Mask
     """Whether the candidate meets the method's own rules."""
@@ -117,7 +117,7 @@ class Accepted:
 
 
 def accept(wants: Hashes, rows: Rows, lengths: Rows, cap: int) -> Accepted:
-    """Of the rows proposed to each want one for each, so that no row is given more often than the cap.
+    """Give each want one of the rows proposed to it, so that no row is given more often than the cap.
 
     Each of `wants` `[w]` has so many of `rows`, as `lengths` `[w]` says, in the order of its preference, and asks for
     its first; of those that ask for a row, it keeps so many as the cap allows, chosen by a hash, and the others ask for

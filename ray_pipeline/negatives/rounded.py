@@ -23,7 +23,7 @@ TILE_ANCHORS = 512
 MOST = 8
 """Candidates per neighbour, on average, beyond which all are compared: too much is alike to be told apart so."""
 SUM, LAST = 2.0**-23, 2.0**-7
-"""Of a sum, by its terms' number and size, what float32 may have lost; of its value, what bfloat16 may."""
+"""What float32 may have lost of a sum, by its terms' number and size; what bfloat16 may have lost of its value."""
 
 
 @cache
@@ -97,7 +97,7 @@ class Block:
         )
 
     def _best(self, anchors: Any, owners: Any, places: Any, k: int) -> tuple[Any, Any]:
-        """Of each anchor's candidates the `k` best, compared in float32: similarities and places `[w, k]`."""
+        """The `k` best of each anchor's candidates, compared in float32: similarities and places `[w, k]`."""
         import torch
 
         counts = torch.bincount(owners, minlength=len(anchors))

@@ -21,9 +21,9 @@ SPARE = 16
 MATRIX_ANCHORS = 20
 """So many are compared as a product of matrices."""
 LISTS = 2.0
-"""Of an inverted file, times the root of the corpus's rows."""
+"""How many lists an inverted file has, times the root of the corpus's rows."""
 TRAINING_ROWS = 40
-"""Of each of its lists."""
+"""How many rows each of its lists is trained on."""
 TRAINING_ROUNDS = 5
 """More move the lists little, and to train them is most of the work."""
 SAMPLE = 256
@@ -229,7 +229,7 @@ class Approximate:
         self.recall = reached(others)
 
     def account(self) -> dict[str, float]:
-        """Of a shard, to be added up and divided by `approximated`: the recall, and by how many anchors."""
+        """A shard's figures, to be added up and divided by `approximated`: the recall, and by how many anchors."""
         return {"approximated": 1.0, "recall": self.recall, "recall_anchors": float(self.measured)}
 
     def search(self, anchors: Vectors, k: int | None = None) -> Neighbours:

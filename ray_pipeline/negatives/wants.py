@@ -30,7 +30,7 @@ class Wants:
     """Negatives wanted, in the order of the positives."""
 
     positives: Rows
-    """Of each `[w]`, its row."""
+    """The row of each positive `[w]`."""
     chance: Hashes
     """A number of each that rests on the seed, the kind, the positive's id and how many it wanted before."""
 
@@ -47,12 +47,12 @@ class Wants:
 
 
 def origin(kind: str) -> str:
-    """Of the rows of a kind."""
+    """The origin of the rows of a kind."""
     return f"{kind}_negative"
 
 
 def wants(own: Hashes, kind: str, rules: recipes.Negatives) -> Wants:
-    """Of each positive, by the hash of its id, the whole part of `<kind>_per_positive`, and by chance one more."""
+    """What each positive wants, by its id's hash: the whole part of `<kind>_per_positive`, and by chance one more."""
     share = float(getattr(rules, f"{kind}_per_positive"))
     copies = int(np.ceil(share))
     seeds = np.array([stable_number(kind, str(rules.seed), str(copy)) for copy in range(copies)], np.uint64)
@@ -76,7 +76,7 @@ def positives(table: pa.Table, origins: Sequence[str]) -> Rows:
 
 
 def count(rules: recipes.Negatives, table: pa.Table) -> pa.Table:
-    """Of a shard of pairs the rows of train by label, and the wants by bin, of each language: rows of COUNTED."""
+    """Count a shard's rows of train by label, and its wants by bin, for each language: rows of COUNTED."""
     train = table.filter(pc.equal(table.column("part"), "train"))
     parts = [_uncounted(train.column("language"), label=train.column("label"))]
     anchors = train.take(positives(train, rules.origins))

@@ -10,11 +10,11 @@ from ray_pipeline.recipe import Negatives
 INDEXED = 3
 """An index holds all vectors once more, in float32."""
 TEXT_BYTES = 300
-"""Of each text a worker holds itself, two hashes and its vector's place, and while they are put in order a copy."""
+"""For each text that a worker holds: itself, two hashes, its vector's place; and a copy while they are put in order."""
 WANT_BYTES = 120
-"""Of a want with the targets proposed to it, where it is decided who gets which."""
+"""For a want with the targets proposed to it, where it is decided who gets which."""
 ROW_BYTES, CANDIDATE_BYTES = 500, 32
-"""Of a pair of a shard that is mined, and of each candidate that is looked at for it."""
+"""For a pair of a shard that is mined, and for each candidate that is looked at for it."""
 MOST_TOGETHER = 64
 """Shards; with more, hardly anything is left to be saved: to compare their anchors takes far longer than to read."""
 

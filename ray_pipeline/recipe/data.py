@@ -19,7 +19,7 @@ Key = Annotated[str, BeforeValidator(_as_text)]
 
 
 SPLITS = ("train", "dev", "test")
-"""Of the raw files: the fields of `Data` that name them."""
+"""The splits of the raw files: the fields of `Data` that name them."""
 
 
 class Columns(Section):

@@ -100,7 +100,7 @@ class Train(Section):
     scheduler: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up."""
     positive_weight: Annotated[float, Field(gt=0)] | Literal["balanced"] = 1.0
-    """Of a relevant row's loss; `balanced`: irrelevant rows per relevant one of the training rows."""
+    """The weight of a relevant row's loss; `balanced`: irrelevant rows per relevant one of the training rows."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Labels s/2 and 1 - s/2 in place of 0 and 1."""
     selection: Literal["f1", "auroc", "average_precision", "loss"] = "f1"

@@ -18,7 +18,7 @@ class Storage(Section):
     """
 
     endpoint_url: str | None = None
-    """Of a store other than AWS; null: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS."""
+    """A store other than AWS; null: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS."""
     region: str | None = None
     """Null: AWS_REGION, else AWS_DEFAULT_REGION."""
     addressing: Literal["path", "virtual"] | None = None

@@ -16,8 +16,8 @@ class Dedupe(Section):
     remove_leaks: bool = False
     """Drop training rows whose normalised (query, target) stands in dev or test; counted in any case."""
     near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of training rows with the same normalised target and label, only the first of those whose queries share so much
-    stays: Jaccard similarity of what three characters in a row they have. 0.8 finds plurals and typing errors of longer
+    """Keep only the first of those training rows with the same normalised target and label whose queries share so much:
+    Jaccard similarity of what three characters in a row they have. 0.8 finds plurals and typing errors of longer
     queries. Training rows that resemble a row of tune, holdout, dev or test so much are counted as near leaks, and
     dropped with `remove_leaks`. Null: not looked for."""
 
@@ -28,7 +28,7 @@ class Embed(Section):
     model: str = "intfloat/multilingual-e5-large"
     """Hub name, local folder, `s3://` prefix (each node downloads it once), or `sandbox://embedder`."""
     revision: str | None = None
-    """Of a hub model: pins it."""
+    """Pins the version of a hub model."""
     pickled_weights: bool = False
     """Read `pytorch_model.bin` where a model, also `audit.similarity_model`, has no safetensors, as BAAI/bge-m3: by
     torch's loader that takes tensors only and runs no code. Changes no vector."""
@@ -89,7 +89,7 @@ class Negatives(Section):
     anchor: Literal["target", "query"] = "target"
     """What similarities are to: the positive's target (paper), or its query, which is then embedded too."""
     candidates: Literal["any", "same_language", "other_language"] = "any"
-    """Of the positive's language, or not: a target has the languages of all rows of train that it stands in."""
+    """Targets of the positive's language, or of others; a target has those of all rows of train that it stands in."""
     branch: Literal["any", "same", "other"] = "any"
     """QC: only targets of the positive target's branch of the category tree, or only of other branches."""
     branch_levels: Positive = 1
@@ -97,7 +97,7 @@ class Negatives(Section):
     easy_method: Literal["quantile", "minimum"] = "quantile"
     """`minimum` takes the very lowest (paper), which are the same few outliers for everyone, without a cap."""
     easy_quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Of 128 candidates by chance, an easy negative is one of this share with the lowest similarities."""
+    """An easy negative is one of this share with the lowest similarities among 128 candidates by chance."""
     easy_max_per_target: Positive = 20
     """No target serves more often than this as an easy negative of the whole corpus."""
     hard_min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.3
@@ -176,7 +176,7 @@ class Mix(Section):
 
     max_rows_per_origin: dict[Origin, Count] = {}
     max_share_per_origin: dict[Origin, OpenShare] = {}
-    """Of all training rows; rows of the origin are dropped until it has no more."""
+    """The most that an origin may have of all training rows; rows beyond it are dropped."""
     max_rows_per_language: Positive | dict[LanguageCode, Count] | None = None
     """One number for all languages, or one for each that has a cap."""
     max_share_per_language: dict[LanguageCode, OpenShare] = {}
@@ -198,5 +198,5 @@ class SelfValidation(Section):
     origins: list[Origin] = ["original", "translated", "easy_negative", "hard_negative", "random_negative"]
     """Rows of other origins are trusted."""
     epochs: Positive | None = None
-    """Of the folds' trainings; null: as many as train.epochs."""
+    """The epochs of the folds' trainings; null: as many as train.epochs."""
     seed: int = 0

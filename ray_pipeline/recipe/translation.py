@@ -33,7 +33,7 @@ class Gemini(Section):
     thinking_budget: int | None = None
     """Tokens, of the 2.5 models: 0 none, -1 as many as the model likes."""
     thinking_level: Literal["minimal", "low", "medium", "high"] | None = None
-    """Of the models from 3 on. Both null: as little as the model allows, which is none for 2.5 Flash."""
+    """How much models from 3 on think. Both null: as little as the model allows, which is none for 2.5 Flash."""
     model_version: str | None = None
     """What the server should say that it answers with; null: anything that begins with `model`."""
     other_version: Literal["report", "stop"] = "report"
@@ -97,7 +97,7 @@ class LocalTranslator(Section):
     model: str
     """Hub name, local folder, `s3://` prefix (each node downloads it once), or `sandbox://…`."""
     revision: str | None = None
-    """Of a hub model: pins it."""
+    """Pins the version of a hub model."""
     pickled_weights: bool = False
     """Read `pytorch_model.bin` where the model has no safetensors: by torch's loader that takes tensors only and runs
     no code. Changes no translation."""
@@ -109,7 +109,7 @@ class LocalTranslator(Section):
     batch_rows: Positive = 32
     """Queries translated at once."""
     max_new_tokens: Positive = 64
-    """Of one translation; an answer that is cut off there counts as none."""
+    """The most tokens of one translation; an answer that is cut off there counts as none."""
     num_beams: Positive = 1
     """1 is greedy search."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

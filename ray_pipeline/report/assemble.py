@@ -269,7 +269,7 @@ def _first_of_each(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _costs(run: Finished, other: Finished | None) -> list[StageCost]:
-    """Of the run's stages, of those that it takes from the other task, and of those that its comparison alone has."""
+    """The costs of the run's stages, of those it takes from the other task, and of those its comparison alone has."""
     found = {item.url: _cost(item, name in run.reused) for name, item in run.artifacts.items()}
     beside = [(f"for {run.recipe.task}", one) for one in run.others]
     if other is not None and run.recipe.compare is not None:
@@ -342,7 +342,7 @@ def metrics_json(tasks: Sequence[TaskReport], notice: str | None = None) -> str:
 
 
 def _average_f1(tasks: Sequence[TaskReport]) -> float | None:
-    """Of the tasks; two recipes of one task have none."""
+    """The mean F1 of the tasks; two recipes of one task have none."""
     return fmean(task.headline.f1.value for task in tasks) if distinct(tasks) else None
 
 

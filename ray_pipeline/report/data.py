@@ -75,9 +75,9 @@ class DataAccount:
     bands: list[tuple[str, str, int]]
     """Mined negatives: kind, band of similarity in words, rows."""
     recall: float | None
-    """Of the neighbours that an approximate index finds; null where all were compared."""
+    """The share of the true neighbours that an approximate index finds; null where all were compared."""
     judged: dict[str, int] = field(default_factory=dict)
-    """Of the holdout part: pairs with both labels, `settled` on one or `unsettled`; `duplicates`: rows left out."""
+    """The holdout's pairs with both labels, `settled` on one or `unsettled`; `duplicates`: rows left out."""
     missed: dict[str, dict[str, int]] = field(default_factory=dict)
     """Negatives wanted but not found, by kind and reason."""
 
@@ -137,7 +137,7 @@ class TaskReport:
     """One rendered prompt."""
     comparison: Comparison | None = None
     audit_quality: list[TranslationQuality] = field(default_factory=list)
-    """Of the languages in `audit`, in the same order."""
+    """The quality of the languages in `audit`, in the same order."""
     people: People | None = None
     """None where nobody has looked at the translations."""
     breakdowns: list[Breakdown] = field(default_factory=list)
@@ -154,7 +154,7 @@ class TaskReport:
     joint_rows: int = 0
     """Rows of the other task that it was trained on beside its own."""
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Of the code and libraries that made a stage, by stage."""
+    """The versions of the code and libraries that made a stage, by stage."""
     created: str | None = None
     """When the figures were made, ISO 8601, UTC; null where it is not recorded."""
     predicted: list[Predicted] = field(default_factory=list)

@@ -22,7 +22,7 @@ from ray_pipeline.sandbox import shop
 from ray_pipeline.sandbox.shop import SPLITS, TASKS, ShopSpec, Split, Task
 
 SHARD_ROWS = 50_000
-"""Of one file: about ten megabytes, which is what a worker holds."""
+"""The rows of one file: about ten megabytes, which is what a worker holds."""
 SPEC = "shop.json"
 
 

@@ -51,7 +51,7 @@ class Answers:
 
 
 def answers(decision: Decision, scores: Floats, languages: Sequence[str | None], targets: Sequence[str]) -> Answers:
-    """Of scores `[n]`, by the tags of languages or the targets' top categories `[n]` where these have own thresholds.
+    """The answers to scores `[n]`, by the language tags or top categories of targets `[n]` where these have thresholds.
 
     A language or category that the decision does not know has the task's threshold.
     """

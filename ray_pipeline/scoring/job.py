@@ -68,7 +68,7 @@ class Job:
     merge: bool = False
     """Whether an adapter in 16 bits is added to its base; see `Score.merge`."""
     spelling: Spelling = rows.AS_IS
-    """Of the adapter's raw data; the adapter's fingerprint covers it."""
+    """How the adapter's raw data were spelled; the adapter's fingerprint covers it."""
     max_rejected_share: float = 0.05
     """With more, the job ends without a manifest; no part of what the shards are."""
 
@@ -189,7 +189,7 @@ def _check_rejected(job: Job, counts: Counts) -> None:
 
 
 def repeated_ids(folder: str, rows: int, at_once: int = IDS_AT_ONCE) -> int:
-    """Of so many rows in a folder's shards, those whose id another row before them has; by 64-bit hashes of the ids.
+    """How many rows in a folder's shards have an id that another row before them has; by 64-bit hashes of the ids.
 
     Each shard is read once; 8 bytes a row go to a local disk, of which one part after another is counted in memory.
     """

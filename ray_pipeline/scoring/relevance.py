@@ -156,7 +156,7 @@ def threshold(chosen: Sequence[Adapter]) -> float:
 
 
 def fingerprint(chosen: Sequence[Adapter]) -> str:
-    """Of the training of the adapter; of several adapters theirs, joined by `+`."""
+    """The fingerprint of the adapter's training; several adapters' are joined by `+`."""
     return "+".join(one.saved.fingerprint for one in chosen)
 
 

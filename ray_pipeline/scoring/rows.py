@@ -21,7 +21,7 @@ AS_IS = Spelling()
 LOOKED_AT = 1000
 """Records of JSON Lines that say which columns there are."""
 BATCH_ROWS = 16_384
-"""Of a row group that is larger than a piece, so many are read at a time."""
+"""How many rows are read at a time of a row group that is larger than a piece."""
 PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
 """Types whose values are text, or become it without loss."""
 CHECKED = pa.schema(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOT_FINITE = "score is not finite"
 OUT_OF_MEMORY = "out of memory"
 GPU_TOKENS = 16_384
-"""Of a batch on a GPU, unless rows or tokens are chosen; what does not fit is halved."""
+"""The tokens of a batch on a GPU, unless rows or tokens are chosen; what does not fit is halved."""
 CPU_ROWS = 64
 WINDOW_ROWS = 4096
 """Rows that are tried together: at most so many are scored again where a batch does not fit."""
@@ -40,9 +40,9 @@ class Batches:
     """How many rows are scored at once, and what is computed once for several of them."""
 
     rows: int | None = None
-    """Of a batch; null: 64 on a CPU, and on a GPU as many as `tokens` allows."""
+    """The rows of a batch; null: 64 on a CPU, and on a GPU as many as `tokens` allows."""
     tokens: int | None = None
-    """Of a batch with its padding, in place of rows; null: 16,384 on a GPU where no rows are chosen either."""
+    """The tokens of a batch with padding, in place of rows; null: 16,384 on a GPU where no rows are chosen either."""
     share_prefix: bool = True
     """Compute what all prompts begin with once."""
     query_prefix: QueryPrefix = "auto"

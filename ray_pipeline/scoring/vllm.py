@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 SEEING = ("vision_tower.", "multi_modal_projector.")
 """Parts of a multimodal model which no prompt of ours reaches."""
 CPU_CACHE_BYTES = 1 << 30
-"""Of keys and values, without a GPU: vLLM would take nearly all of the machine's memory."""
+"""The bytes of keys and values without a GPU: vLLM would take nearly all of the machine's memory."""
 
 
 def check(adapters: int, gpus_per_worker: float) -> None:
@@ -130,7 +130,7 @@ class Vllm:
 
 
 def _name(adapter: "Adapter") -> str:
-    """Of the folder of its merged model: equal for equal adapters on equal bases."""
+    """The folder's name of an adapter's merged model: equal for equal adapters on equal bases."""
     return f"merged-{stable_id(adapter.url + adapter.saved.model_dump_json())}"
 
 

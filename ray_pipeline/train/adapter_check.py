@@ -18,7 +18,7 @@ FIRST = "default"
 """What peft calls the adapter that it wraps a base with."""
 SAMPLE_ROWS = 64
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.05, "nf4": 0.05}
-"""Of probabilities. A 16-bit forward rounds each layer's output to 8 bits, and differs with the batch a row is in."""
+"""How far probabilities may be apart. A 16-bit forward rounds each layer's output to 8 bits, and differs by batch."""
 TYPICAL, FARTHEST = 0.4, 4
 """Shares of it for the mean and for the largest of a sample's differences: of rounding, single rows go far astray; a
 wrong adapter moves most of them."""

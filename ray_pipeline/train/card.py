@@ -42,7 +42,7 @@ class Saved(recipe.Section):
     prompt: recipe.Prompt
     train: recipe.Train
     fingerprint: str
-    """Of the training artifact; the scores' column `adapter`."""
+    """The training artifact's; the scores' column `adapter`."""
     threshold: float | None = None
     """A row is relevant where its score is at least this."""
     base: str | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 KERNELS = 32
-"""Of one norm: with and without gradients, of one row and of several, of the state and of each head's part."""
+"""Kernels of one norm: with and without gradients, of one row and of several, of the state and of each head's part."""
 ROTARY = "apply_rotary_pos_emb"
 """What transformers calls, by this name, the turning of queries and keys by their positions."""
 

@@ -40,9 +40,9 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     """One row of `tables.CURVES` per evaluation."""
     loss_sum: float = 0.0
-    """Of the steps since the last evaluation, on this worker."""
+    """The sum of losses since the last evaluation, on this worker."""
     tokens: int = 0
-    """Of the prompts of those steps, on all workers."""
+    """The tokens of those steps' prompts, on all workers."""
     padded_tokens: int = 0
     """The same as batches are counted, with the padding that rows of other lengths would need."""
     stopped: bool = False

@@ -38,11 +38,11 @@ class Merge:
     quantised: str | None
     """The precision, nf4 or int8, that the base's weights were rounded to before the adapter was added; null: none."""
     precision: str
-    """Of the merged model."""
+    """The precision of the merged model."""
     rows: int
-    """Of the sample: pairs of the made-up shop."""
+    """The rows of the sample: pairs of the made-up shop."""
     max_abs_difference: float
-    """Of a row's probability, before and after."""
+    """The largest difference of a row's probability, before and after."""
 
 
 def merge(
@@ -90,7 +90,7 @@ def merge(
 def _scores_apart(
     adapter: str, folder: Path, rules: Train, prompts: list[list[int]], pad_id: int, device: str
 ) -> Scores:
-    """Of the base with the adapter, a copy of which is in the folder; raises ModelError for one that does not fit."""
+    """The scores of the base with a copy of the adapter in the folder; raises ModelError for one that does not fit."""
     from ray_pipeline.train import loop, model
 
     adapter_check.verify_adapter(folder)

@@ -129,7 +129,7 @@ class Classifier(nn.Module):
         return packed.read(_decoder(self.base), ids)
 
     def _states(self, rows: Packed) -> torch.Tensor:
-        """Of the rows' last tokens `[n, h]`."""
+        """The states of the rows' last tokens `[n, h]`."""
         decoder = _decoder(self.base)
         again = self.training and getattr(decoder.layers[-1], "gradient_checkpointing", False)
         with last_token_only.narrowed(decoder, rows.last) if self.narrows and not again else nullcontext():

@@ -32,7 +32,7 @@ class TuneRows:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Of all of a recipe that changes what it makes (12 hex digits)."""
+    """A hash of all of a recipe that changes what it makes (12 hex digits)."""
     kept = recipe.model_copy(update={name: type(recipe).model_fields[name].default for name in OWN_MATTERS})
     kept = kept.model_copy(update={"train": recipe.train.model_copy(update={"trackers": []})})
     return hashlib.sha256(recipes.dump(kept).encode()).hexdigest()[:12]

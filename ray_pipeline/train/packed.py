@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from ray_pipeline.train.batches import Prompts
 
 NAME = "packed_rows"
-"""Of this attention, in a model's configuration."""
+"""The name of this attention in a model's configuration."""
 ALIGNED = 8
 """Numbers of a mask's row in memory, a multiple: kernels on a GPU read no other without a copy."""
 
@@ -66,7 +66,7 @@ class Packed:
 
     ids: torch.Tensor
     positions: torch.Tensor
-    """Of each token `[1, t]` int64 in its row's prompt."""
+    """The position of each token `[1, t]` int64 in its row's prompt."""
     last: torch.Tensor
     """Where each row's last token stands, `[n]` int64."""
     shared: int

@@ -26,7 +26,7 @@ OFFLINE = "wandb"
 LOG = logging.getLogger(__name__)
 
 Row = Mapping[str, float]
-"""Of `tables.CURVES`."""
+"""A row of `tables.CURVES`."""
 
 
 class Tracker(Protocol):

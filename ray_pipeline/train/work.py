@@ -52,7 +52,7 @@ class Job:
     encoded: Artifact
     """The training set as token ids."""
     dropped: Hashes
-    """Of the ids of rows that are left out, of either task, by rising number."""
+    """Hashes of the ids of rows that are left out, of either task, by rising number."""
     settings: settings.Settings
     """DeepSpeed's."""
     folder: str

@@ -58,7 +58,7 @@ class Part:
     """What one file has to say; it is read where the work is done."""
 
     url: str
-    """Of the file, and where in it if it holds several."""
+    """The file, and where in it if it holds several."""
     read: Callable[[], Iterable[Entries]]
 
     def rows(self, number: int, buckets: int) -> Iterator[pa.Table]:

@@ -19,7 +19,7 @@ from ray_pipeline.validation.files import Table
 from ray_pipeline.workers import Workers
 
 LEAST_ROWS = 2_000_000
-"""Of all stages together, from which more processes are worth their start."""
+"""The rows of all stages together from which more processes are worth their start."""
 WORKERS = argparse.Namespace(workers=None, address=None)
 """The options of who looks, if they are not given."""
 

@@ -24,7 +24,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "encode": tables.ENCODED, "self_validation": tables.VERDICTS, "train": tables.CURVES, "score": tables.SCORES,
     "evaluate": tables.PREDICTIONS,
 }  # fmt: skip
-"""Of the stages whose tables are of one schema whatever the recipe says."""
+"""The schemas of the stages whose tables are of one whatever the recipe says."""
 PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", "encode": "mix", "evaluate": "score"}
 """Stages that take in every row that another gives out."""
 MIXED = ("train", "tune")

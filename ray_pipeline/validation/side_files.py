@@ -22,7 +22,7 @@ from ray_pipeline.validation.files import Table
 
 ADAPTER_CONFIG = "adapter_config.json"
 DIGITS = 6
-"""Of a figure in metrics.json."""
+"""The decimals of a figure in metrics.json."""
 AGAIN = "run the recipe's command again"
 Content = TypeVar("Content")
 
