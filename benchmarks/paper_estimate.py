@@ -114,7 +114,8 @@ def shards_together() -> int:
     """How many shards of pairs a GPU node, which holds all texts, mines at a time by its memory."""
     node = {"GPU": 1.0, "memory": RAY_SHARE * GPU.memory * 2**30}
     each = worker_memory.shard_bytes(2 * DIMENSION, Negatives(hard_per_positive=WANTED_SHARE), SHARD_ROWS)
-    return worker_memory.shards_together([node], {"GPU": 1.0}, TARGETS * worker_memory.TEXT_BYTES, each)
+    held = worker_memory.OWN_BYTES + TARGETS * worker_memory.TEXT_BYTES
+    return worker_memory.shards_together([node], {"GPU": 1.0}, held, each)
 
 
 def main() -> None:

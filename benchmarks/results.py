@@ -17,7 +17,7 @@ class Report:
 
     columns: int = 3
     digits: int = 5
-    """The significant digits of the figures."""
+    """The decimals of the figures."""
     rows: list[tuple[str, ...]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 

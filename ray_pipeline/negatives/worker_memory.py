@@ -7,6 +7,8 @@ from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Negatives
 
+OWN_BYTES = 1 << 30
+"""For a worker itself: a third of it torch and FAISS, the rest a block of 65,536 vectors and of their similarities."""
 INDEXED = 3
 """An index holds all vectors once more, in float32."""
 TEXT_BYTES = 300
@@ -20,11 +22,11 @@ MOST_TOGETHER = 64
 
 
 def worker_bytes(embeddings: Artifact, rules: Negatives) -> int:
-    """About how many bytes a worker holds: texts, and all vectors, which take hardly less in their files."""
-    texts = embeddings.manifest.rows_out * TEXT_BYTES
+    """About how many bytes a worker takes: itself, texts, and all vectors, which take hardly less in their files."""
+    least = OWN_BYTES + embeddings.manifest.rows_out * TEXT_BYTES
     if rules.corpus_rows_at_once is not None:
-        return texts
-    return texts + embeddings.manifest.bytes * (1 if rules.index == "exact" else INDEXED)
+        return least
+    return least + embeddings.manifest.bytes * (1 if rules.index == "exact" else INDEXED)
 
 
 def shard_bytes(vector: float, rules: Negatives, rows: int) -> int:
@@ -74,7 +76,7 @@ def workers_that_fit(there: Sequence[Mapping[str, float]], each: int) -> tuple[i
     workers = sum(int(node["CPU"] // cpus) for node in there)
     if not workers:
         raise PipelineError(
-            f"negatives: a worker holds about {each / 2**30:.1f} GiB of texts and vectors, and no node of Ray has the "
+            f"negatives: a worker takes about {each / 2**30:.1f} GiB for texts and vectors, and no node of Ray has the "
             "memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
             "exact) leave the vectors where they are"
         )

@@ -134,7 +134,7 @@ def test_gpus_are_taken_where_they_serve(
     changes: dict[str, Any], served: bool,
 ) -> None:  # fmt: skip
     asked: dict[str, Any] = {}
-    node = {"CPU": 8.0, "GPU": 2.0, "memory": 2.0**30}
+    node = {"CPU": 8.0, "GPU": 2.0, "memory": 2.0**34}
     monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [node])
     monkeypatch.setattr(stage.runtime, "check_room", lambda width: None)
     monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
@@ -156,7 +156,7 @@ def test_on_cpus_of_a_cluster_nodes_may_still_come(
     address: str, workers: int,
 ) -> None:  # fmt: skip
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [{"CPU": 4.0, "memory": 2.0**30}])
+    monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [{"CPU": 4.0, "memory": 2.0**33}])
     monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
     width = {"runtime__map_workers": 40, "runtime__address": address}
     recipe = make_recipe("QI", negatives__easy_per_positive=1, **width)
@@ -169,6 +169,7 @@ def test_where_vectors_are_not_held_a_worker_mines_shards_together(
 ) -> None:
     asked: dict[str, Any] = {}
     node = {"CPU": 4.0, "GPU": 2.0, "memory": 4.2e6}
+    monkeypatch.setattr(worker_memory, "OWN_BYTES", 0)
     monkeypatch.setattr(stage.worker_memory, "nodes", lambda gpus=0: [node])
     monkeypatch.setattr(stage.runtime, "check_room", lambda width: None)
     monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
