@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder or hub name of a causal model")
     parser.add_argument("--taxonomy", type=Path, required=True, help="categories.parquet of the product taxonomy")
-    parser.add_argument("--rows", type=int, default=1200, help="pairs of all parts together (%(default)s)")
+    parser.add_argument("--rows", type=int, default=3200, help="pairs of all parts together (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of trainings (0 1 2)")
     parser.add_argument("--quick", action="store_true", help="300 pairs and one seed; nothing is kept in RESULTS.md")
     options = parser.parse_args()
