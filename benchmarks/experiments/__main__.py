@@ -35,26 +35,31 @@ ABLATION = HERE.parents[1] / "jobs" / "ablation.py"
 LANGUAGES = ("en", "fr", "es", "ja", "de", "it", "pl", "th")
 FILES = {"train_QC.txt": (2400, 0.0), "train_QC_noise.txt": (2400, 0.1), "train_QC_more.txt": (5000, 0.0)}
 """How many rows each file has, and the share of its labels of training rows that are wrong."""
+SEEDS = [0, 1, 2]
 TRANSLATOR = "dictionary-"
 """`gemini.model: dictionary-40` is a local server that translates four of ten queries as something else."""
 
 
-def run(taxonomy: Path, embedder: str, folder: Path, names: Sequence[str], seeds: Sequence[int]) -> int:
+def run(taxonomy: Path, embedder: str, folder: Path, names: Sequence[str], seeds: Sequence[int] | None) -> int:
     """Run matrices one after the other, the first seed of all of them first; returns 1 if a run has failed."""
     split = recipe.read(HERE / "base.yaml", environment={}).split
     for name, (rows, noise) in FILES.items():
         pairs.write(taxonomy, folder / name, LANGUAGES, rows, split, noise)
     matrices = {name: yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
     failed = 0
-    counts = range(1 if len(matrices) > 1 else len(seeds), len(seeds) + 1)  # one matrix takes the seeds in turn itself
+    wanted = {name: seeds or raw.get("seeds", SEEDS) for name, raw in matrices.items()}
+    most = max(map(len, wanted.values()))
+    counts = range(1 if len(matrices) > 1 else most, most + 1)  # one matrix takes the seeds in turn itself
     for count, (name, raw) in product(counts, matrices.items()):
+        if count > len(wanted[name]):
+            continue
         models = [] if shop(raw) else [f"train.model={folder / 'base'}", f"embed.model={embedder}"]
         dictionary = Dictionary.from_lexicon() if shop(raw) else Dictionary.from_parquet(taxonomy)
         with servers(dictionary, sorted(rates(raw))) as urls:
             file = folder / f"{name}.yaml"
             file.write_text(json.dumps(placed(raw, folder, urls), indent=1), encoding="utf-8")
             command = [sys.executable, str(ABLATION), str(file), *models, "--workdir", str(folder / "work")]
-            command += ["--output", str(folder / name), "--seeds", *map(str, seeds[:count])]
+            command += ["--output", str(folder / name), "--seeds", *map(str, wanted[name][:count])]
             failed |= subprocess.run(command, env=os.environ | {"GEMINI_API_KEY": DEFAULT_KEY}).returncode
     return failed
 
@@ -108,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--embedder", help="multilingual-e5-small as a sentence-transformers folder, or its hub name")
     parser.add_argument("--folder", type=Path, required=True, help="of the base model, the runs and their tables")
     parser.add_argument("--matrices", nargs="+", choices=report.NAMES, default=report.NAMES, help="only these")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="(a matrix's own, or 0 1 2)")
     options = parser.parse_args(arguments)
     folder: Path = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
