@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 FILE = HERE.with_name("EXPERIMENTS.md")
 NAMES = (
     "translation-more", "translation-limits", "translation", "errors", "negatives", "bands", "sources", "tricks",
-    "precision", "noise", "shop-errors", "shop-tricks", "shop-joint",
+    "precision", "noise", "shop-errors", "shop-sources", "shop-tricks", "shop-joint",
 )  # fmt: skip
 HEAD = (
     "variant",
