@@ -30,7 +30,7 @@ UPLINK_GB = 1.25
 """A second, of the one way out to the internet that the nodes share; an assumption."""
 ROW_BYTES = {"in": 60, "out": 20}
 PUTS, READS = 1, 6
-"""A shard's: 1 PUT; 2 GET and 1 HEAD for its piece, 1 GET and 1 HEAD before the write, 1 GET for the account."""
+"""For a shard: 1 PUT; 2 GET and 1 HEAD for its piece, 1 GET and 1 HEAD before the write, 1 GET for the account."""
 PUT_USD, READ_USD, GB_MONTH_USD = 0.005 / 1000, 0.0004 / 1000, 0.023
 """S3 Standard, us-east-1."""
 FOOTER_SECONDS = 4.657 / 500

@@ -165,10 +165,10 @@ def auroc_draws(labels: Array, scores: Array, groups: Array, *, draws: int = 100
     area = SCALARS.index("auroc")
     exact = found.exact[area]
     if _rests_on(labels, numbers, count)[area] < MIN_GROUPS:
-        return np.array([exact, *np.full(draws, np.nan)])
+        return np.append(exact, np.full(draws, np.nan))
     drawn = found.figures(block_weights(len(found.columns), draws, seed))[:, area]
     whole = found.figures(np.ones((1, len(found.columns))))[0, area]
-    return np.array([exact, *(drawn + (exact - whole))])
+    return np.append(exact, drawn + (exact - whole))
 
 
 def _rests_on(labels: Array, numbers: Array, count: int) -> list[int]:

@@ -7,8 +7,9 @@ from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Negatives
 
-OWN_BYTES = 1 << 30
-"""For a worker itself: a third of it torch and FAISS, the rest a block of 65,536 vectors and of their similarities."""
+OWN_BYTES = 1280 << 20
+"""For a worker itself and a block of vectors that it compares: 665 MiB with 384 dimensions, 1,235 with 1,024,
+of which Ray, torch and FAISS take some 320."""
 INDEXED = 3
 """An index holds all vectors once more, in float32."""
 TEXT_BYTES = 300
@@ -76,8 +77,8 @@ def workers_that_fit(there: Sequence[Mapping[str, float]], each: int) -> tuple[i
     workers = sum(int(node["CPU"] // cpus) for node in there)
     if not workers:
         raise PipelineError(
-            f"negatives: a worker takes about {each / 2**30:.1f} GiB for texts and vectors, and no node of Ray has the "
-            "memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
+            f"negatives: a worker takes about {each / 2**30:.1f} GiB with texts and vectors, and no node of Ray has "
+            "the memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
             "exact) leave the vectors where they are"
         )
     return cpus, workers
