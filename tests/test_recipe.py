@@ -33,7 +33,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         (
             "QC",
             {"train__precision": "nf4", "train__deepspeed": "zero3"},
-            ["train.precision nf4", "train.deepspeed zero3"],
+            ["train.precision nf4", "train.deepspeed zero3", "train.four_bit_zero3"],
         ),
         (
             "QC",
@@ -153,6 +153,7 @@ def test_trainings_that_cannot_work(make_recipe: Make, changes: dict[str, Any], 
     ("task", "changes"),
     [
         ("QC", {"train__precision": "bfloat16", "train__deepspeed": "zero3"}),
+        ("QC", {"train__precision": "nf4", "train__deepspeed": "zero3", "train__four_bit_zero3": True}),
         ("QC", {"prompt__pivot": True, "translate__pivot": True}),
         ("QC", {"prompt__level_markers": True, "split__by": "branch"}),
         ("QC", {"evaluate__threshold": "top_category", "evaluate__calibration": "isotonic"}),

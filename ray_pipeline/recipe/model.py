@@ -97,6 +97,9 @@ class Train(Section):
     same. With offload they rest in the CPU's memory. Gradients are whole on each GPU until a step ends.
     ZeRO-0 is for float32 alone.
     """
+    four_bit_zero3: bool = False
+    """Allow `precision` nf4 with ZeRO-3, so that each worker keeps a share of the 4-bit base: for where base and
+    activations do not fit one GPU otherwise, since ZeRO-2 has nothing to fetch. Tested on CPUs only."""
     scheduler: Literal["linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up."""
     positive_weight: Annotated[float, Field(gt=0)] | Literal["balanced"] = 1.0
@@ -141,10 +144,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:
-        if self.quantised and self.deepspeed.startswith("zero3"):
+        if self.deepspeed.startswith("zero3") and not self.can_be_shared_out:
             raise ValueError(
                 f"train.precision {self.precision} does not work with train.deepspeed {self.deepspeed}: take zero2, or "
-                "bfloat16"
+                "bfloat16, or nf4 with train.four_bit_zero3 true"
             )
         if self.deepspeed == "zero0" and self.precision != "float32":
             raise ValueError(
@@ -178,6 +181,11 @@ class Train(Section):
     def quantised(self) -> bool:
         """Whether bitsandbytes holds the base."""
         return self.precision in ("int8", "nf4")
+
+    @property
+    def can_be_shared_out(self) -> bool:
+        """Whether the base's weights may be ZeRO-3's."""
+        return not self.quantised or (self.precision == "nf4" and self.four_bit_zero3)
 
     @property
     def without_effect(self) -> set[str]:

@@ -98,8 +98,11 @@ def _checked(found: Settings, rules: Train) -> Settings:
         raise refuse(f"zero_optimization.stage is {stage}, and must be 0, 1, 2 or 3")
     if stage == 0 and rules.precision != "float32":  # its 16-bit optimiser begins with a step on no gradient
         raise refuse(f"ZeRO-0 is for train.precision float32, and it is {rules.precision}: take zero2")
-    if stage == 3 and rules.quantised:
-        raise refuse(f"train.precision {rules.precision} does not work with ZeRO-3: take zero2, or bfloat16")
+    if stage == 3 and not rules.can_be_shared_out:
+        raise refuse(
+            f"train.precision {rules.precision} does not work with ZeRO-3: take zero2, or bfloat16, or nf4 with "
+            "train.four_bit_zero3 true"
+        )
     devices = {name: part.get("device") for name, part in zero.items() if name.startswith("offload_")}
     if rules.min_workers is not None and "nvme" in devices.values():
         raise refuse("train.min_workers does not work with offload to nvme: offload to cpu, or leave it out")

@@ -244,10 +244,9 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.train
     model = models.identity(rules.model, rules.revision)
     unset = {name for name in ("folds", "joint", "in_process", "min_workers") if not getattr(rules, name)}
+    elsewhere = {"model", "revision", "pickled_weights", "start", "trackers", "four_bit_zero3"}
     return (
-        rules.model_dump(
-            exclude={"model", "revision", "pickled_weights", "start", "trackers", *unset, *rules.without_effect}
-        )
+        rules.model_dump(exclude=elsewhere | unset | rules.without_effect)
         | cross_task.identity(recipe)
         | {
             "model": model,

@@ -185,10 +185,12 @@ def _show(job: Job, tracked: Sequence[trackers.Tracker], history: Sequence[dict[
 
 def _adapted(job: Job, device: str, folder: Path) -> Any:
     """The base with the adapter that is to be trained."""
-    from ray_pipeline.train import model
+    from ray_pipeline.train import four_bits, model
 
     rules, shared_out = job.recipe.train, job.settings["zero_optimization"]["stage"] == 3
     base = model.for_device(model.load_base(rules, device), device, fuse=not shared_out)
+    if shared_out and rules.quantised:
+        base = four_bits.shareable(base)
     found = model.with_adapter(base, rules)
     if job.start is not None:
         model.begin_with(found, storage.local_folder(job.start, folder / "start"))

@@ -106,7 +106,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], me
     ("changes", "message"),
     [
         ({"precision": "nf4"}, "nf4 does not work with ZeRO-3"),
-        ({"precision": "int8"}, "int8 does not work with ZeRO-3"),
+        ({"precision": "int8", "four_bit_zero3": True}, "int8 does not work with ZeRO-3"),
         ({"lora": Lora(dora=True)}, "dora does not work with ZeRO-3"),
     ],
 )

@@ -101,7 +101,7 @@ def test_where_and_how_fast_it_is_trained_makes_no_other_adapter(recipe: Recipe,
     changes = {
         "runtime.max_failures": 9, "runtime.resize_seconds": 1, "runtime.gpus_per_worker": 1,
         "runtime.cpus_per_worker": 2, "runtime.score_batch_rows": 3, "evaluate.seed": 4, "split.seed": 5,
-        "name": "other", "train.model": str(tmp_path / "copy"),
+        "name": "other", "train.model": str(tmp_path / "copy"), "train.four_bit_zero3": True,
     }  # fmt: skip
     assert stage.config(variant(recipe, changes)) == stage.config(recipe)
 
