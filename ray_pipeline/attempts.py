@@ -50,7 +50,7 @@ class Attempts:
             _internal_kv_del(self._run + shard, namespace=NAMESPACE)
 
     def _died(self, shard: str) -> list[str]:
-        """For each worker that died at the shard its node, if that is up: one that is gone took its workers with it."""
+        """Nodes of the workers that died at the shard, without those that are gone: they took their workers along."""
         import ray
         from ray.experimental.internal_kv import _internal_kv_get
 

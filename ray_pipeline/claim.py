@@ -65,7 +65,7 @@ class Claim:
         return storage.write_unless_changed(self.url, json.dumps(note).encode(), before)
 
     def watch(self) -> "Watch":
-        """For those who work for its holder, on other machines."""
+        """What tells those who work for the holder, on other machines, whether it still lives."""
         return Watch(self.url, self.run)
 
 

@@ -198,7 +198,7 @@ def _with_full_paths(item: Recipe) -> Recipe:
 
 
 def _placed(section: SectionT, field: Sequence[str]) -> SectionT:
-    """A section whose field, or one below it, names a model: with the folder's full path."""
+    """Write the full path of a model's folder into a section's field, or into one below it; returns the section."""
     name, *below = field
     value = getattr(section, name)
     if value is None:

@@ -52,7 +52,7 @@ def compare(run: Mapping[str, Artifact], other: Mapping[str, Artifact], name: st
 def _difference(
     name: str, settings: Evaluate, labels: Array, here: Array, there: Array, first: Array, second: Array, groups: Array
 ) -> Difference:
-    """By the answers and scores of both `[n]`."""
+    """The difference of two runs by their answers and scores, each `[n]`."""
     how = {"draws": settings.bootstrap_draws, "seed": settings.seed}
     figures = metrics.difference(labels, here, there, groups, **how)
     auroc = metrics.scalar_difference(labels, first, second, groups, **how)["auroc"]

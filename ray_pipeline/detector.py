@@ -16,7 +16,7 @@ class Detector(Protocol):
 
 
 def unknown(languages: Iterable[str], scripts: Collection[str] = ()) -> list[str]:
-    """Those of some languages that lingua cannot tell, at all or in one of some scripts."""
+    """Pick the languages that lingua cannot tell, at all or where they are written in one of some scripts."""
     missing = {code for code, script in _UNTOLD if script in scripts}
     return [code for code in dict.fromkeys(languages) if code not in _known() or code in missing]
 

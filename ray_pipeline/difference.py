@@ -16,7 +16,7 @@ SHOWN = 4
 
 
 def told(step: Step) -> str | None:
-    """In words, for a stage that is not finished; null if it is, or has made nothing yet."""
+    """Say why a stage cannot be taken from an earlier run; null if it is finished, or has made nothing yet."""
     if step.finished is not None:
         return None
     config = json.loads(json.dumps(step.config))

@@ -175,7 +175,7 @@ def _groups(held: Judged, rows: Scored, seen: set[str], learnt: Decision, how: M
 
 
 def _breakdowns(judged: Judged, how: Mapping[str, int]) -> list[Breakdown]:
-    """By length of the query; by top category and origin where there is more than one."""
+    """The figures by length of the query, and by top category and origin where there is more than one."""
     rows = judged.rows
     columns = {"query length": rows.length, "top category": _largest(rows.category), "origin": rows.origin}
     found = [Breakdown(name, _slices(judged, column, how)) for name, column in columns.items()]
@@ -183,7 +183,7 @@ def _breakdowns(judged: Judged, how: Mapping[str, int]) -> list[Breakdown]:
 
 
 def _largest(column: Coded) -> Coded:
-    """With the names of the fewest rows put together, so that there are `MOST_SLICES`."""
+    """Put the names of the fewest rows together, so that there are `MOST_SLICES` at most."""
     counts = np.bincount(column.codes, minlength=len(column.names))
     if np.count_nonzero(counts) <= MOST_SLICES:
         return column
@@ -252,7 +252,7 @@ def _predict_shard(
 
 
 def _sums(piece: Scored, predicted: Array) -> Iterator[tuple[tuple[str, str], Array]]:
-    """By split and language of dev and test: rows, labels, the sum of probabilities, rows predicted relevant."""
+    """Count by split and language of dev and test: rows, labels, the sum of probabilities, rows predicted relevant."""
     chosen = piece.split.among(TO_PREDICT)
     piece, predicted = piece.at(chosen), predicted[chosen]
     width = len(piece.language.names)

@@ -75,7 +75,7 @@ def _one_class(task: TaskReport) -> Iterator[Finding]:
 
 
 def _baseline(task: TaskReport) -> Iterator[Finding]:
-    """By the paired difference: the bar is of the same rows, and moves with them."""
+    """Is it better than “always relevant”? Judged by the paired difference: the bar is of the same rows."""
     over = task.over_always_relevant
     text = f"F1 is {_shown(task.headline.f1)}; answering “relevant” to every row gives {task.always_relevant_f1:.3f}"
     text += f": on the same rows, a difference of {_shown(over, '+')}."
@@ -160,7 +160,7 @@ def _weak_languages(task: TaskReport) -> Iterator[Finding]:
 
 
 def _ranks_worse(one: Slice, whole: Estimate | None) -> bool:
-    """Also where nothing is known of its AUROC."""
+    """Whether a slice is ranked worse than the whole; said, too, where nothing is known of its AUROC."""
     auroc = one.scalars.get("auroc")
     return auroc is None or whole is None or not _known(auroc) or auroc.high < whole.value
 
@@ -414,7 +414,7 @@ def _cut_prompts(task: TaskReport) -> Iterator[Finding]:
 
 
 def _stopping(task: TaskReport) -> Iterator[Finding]:
-    """Where training, or that of most folds, was best by what early stopping looks at."""
+    """Was training, or that of most folds, stopped at the right time, by the figure that early stopping looks at?"""
     trainings = task.folds or [task.curves]
     if task.selection == "f1" and all(map(_unmoved, trainings)):
         text = (

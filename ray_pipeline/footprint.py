@@ -150,7 +150,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """With what is lost between pieces, and the reserve."""
+        """All of it at the worst moment, with what is lost between pieces, and the reserve."""
         return FRAGMENTED * max(self.weights + self.trained + self.activations, self.loaded) + RESERVE
 
 
@@ -331,7 +331,7 @@ def _on(gpu: str, of: Shape, recipe: Recipe, tokens: float, needed: Memory) -> s
 
 
 def _told(gpu: str, found: float, recipe: Recipe, workers: int) -> str:
-    """So many hours on a type of GPU, and what they cost if the recipe says what one costs."""
+    """Say the hours on a type of GPU, and what they cost if the recipe gives a price."""
     where, price = recipe.runtime.accelerator_type, recipe.runtime.usd_per_gpu_hour
     told = f"{gpu} {found:.1f}" if found >= 0.1 else f"{gpu} {math.ceil(60 * found)} min"
     if price is None or (where is not None and gpu not in kinds_of(where)):

@@ -357,12 +357,12 @@ def _none(names: tuple[str, ...]) -> Array:
 
 
 def _estimates(names: tuple[str, ...], values: Array, drawn: Array, rests_on: Sequence[int]) -> dict[str, Estimate]:
-    """By name, of draws `[draws, names]`; each rests on so many groups."""
+    """Estimates by name from draws `[draws, names]`; each rests on so many groups."""
     return {name: _interval(float(values[i]), drawn[:, i], rests_on[i]) for i, name in enumerate(names)}
 
 
 def _interval(value: float, drawn: Array, groups: int) -> Estimate:
-    """By percentiles of the draws, as far out as they lie where a normal distribution reaches `_reach`.
+    """The interval between percentiles of the draws, as far out as a normal distribution reaches at `_reach`.
 
     The expanded percentile interval: Hesterberg, What Teachers Should Know About the Bootstrap, The American
     Statistician 69, 2015 (arXiv 1411.5279).

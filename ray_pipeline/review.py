@@ -48,7 +48,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _worth_a_look(_: str, rows: pa.Table) -> dict[str, pa.Table]:
-    """Those of a shard, each with how far it is `off` its label or its threshold."""
+    """A shard's mistakes and unsure rows, each with how far it is `off` its label or its threshold."""
     wrong = rows.filter((pc.field("part") == "holdout") & (pc.field("label") != pc.field("prediction")))
     off = pc.abs(pc.subtract(wrong.column("probability"), wrong.column("label").cast(pa.float32())))
     some = rows.filter(pc.field("label").is_null())
@@ -61,7 +61,7 @@ def _surest(wrong: pa.Table) -> pa.Table:
 
 
 def _nearest(some: pa.Table) -> pa.Table:
-    """To their thresholds, in each language."""
+    """The rows nearest to their thresholds, in each language."""
     found = some.sort_by([("language", "ascending"), ("off", "ascending"), ("pair_id", "ascending")])
     codes = scored.Coded.of(found.column("language")).codes
     first = np.searchsorted(codes, codes)  # the place where a row's language begins

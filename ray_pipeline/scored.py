@@ -93,7 +93,7 @@ class Scored:
         return self.at(np.flatnonzero(mask)).in_order()
 
     def in_order(self) -> "Scored":
-        """By rising score, of equal scores by label."""
+        """The rows by rising score, those of equal score by label."""
         bits = self.score.astype(np.float32).view(np.uint32).astype(np.int64)  # of floats from 0 on: in their order
         return self.at(np.argsort(bits * 4 + self.label + 1))
 

@@ -152,7 +152,7 @@ def _bare_ascii(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """From the first letter or digit to the last, with the marks on it: Thai and Indic vowel signs are marks."""
+    """The text from its first letter or digit to its last, whose marks stay: Thai and Indic vowel signs are marks."""
     if text.isascii():
         return _bare_ascii(text)
     kinds = [unicodedata.category(c)[0] for c in text]

@@ -183,7 +183,7 @@ def _corrected(some: list[Verdict]) -> list[Verdict]:
 
 
 def _holm(some: list[Apart | None]) -> list[Apart | None]:
-    """With p-values corrected for as many as there are; those that are not known are not counted."""
+    """Correct the p-values for their number by Holm's method; those that are not known are not counted."""
     known = {i: one for i, one in enumerate(some) if one is not None and not math.isnan(one.p)}
     order = sorted(known, key=lambda i: known[i].p)
     corrected, highest = list(some), 0.0

@@ -25,7 +25,7 @@ class Lines:
     """Cut, of a newer API, or of no request of the job."""
 
     def faults(self) -> str:
-        """Those that answer nothing, in words; empty if there are none."""
+        """Say which lines answer nothing; empty if there are none."""
         codes = ", ".join(f"{count:,} × {code}" for code, count in self.errors.most_common())
         told = [f"{_counted(self.errors.total())} with errors ({codes})"] if self.errors else []
         return ", ".join(told + [f"{_counted(self.unread)} that cannot be read"] * bool(self.unread))

@@ -88,7 +88,7 @@ class _Wanted:
 
     @property
     def columns(self) -> list[str]:
-        """Those that it takes."""
+        """The columns that it reads."""
         measured = [name for pair in self.measured for name in pair if name is not None]
         return list(dict.fromkeys([*self.counted, *(COMPOSED if self.composed else ()), *measured, *self.vectors]))
 

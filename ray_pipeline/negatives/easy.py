@@ -66,7 +66,7 @@ def quantile(
     taken: Taken,
     share: float,
 ) -> Offers:
-    """Those of each want's pool that are least similar, in random order; as many `products` are taken as pools."""
+    """Offer what is least similar in each want's pool, in random order; as many `products` are taken as pools."""
     if not group.largest:
         return _nothing(len(chance))
     spare = min(SPARE, taken.most)

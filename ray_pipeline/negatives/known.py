@@ -37,7 +37,7 @@ class Known:
     """The target of each pair `[n]`."""
 
     def of(self, queries: Hashes) -> "Known":
-        """Those of some queries."""
+        """What is known of some queries alone."""
         wanted = np.unique(queries)
         starts, ends = (np.searchsorted(self.queries, wanted, side) for side in ("left", "right"))
         there = ends > starts

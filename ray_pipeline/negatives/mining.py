@@ -148,7 +148,7 @@ class Mining:
         return [self._settled(kind, wanted.chosen(some), shard, found, taken) for some, found in offered]
 
     def _further(self, shard: Shard, settled: Sequence[Settled], taken: Taken, extra: Counter[str]) -> list[Settled]:
-        """With a second, wider look where the query stands with all that is nearest, as popular ones do."""
+        """Look once more, and wider, where all that is nearest is known of the query, as it is of popular ones."""
         masked = [one.wanted.chosen(one.refused[MASKED]) for one in settled]
         asked, width = self._rules.hard_top_k, min(taken.most + SPARE, MOST_LOOKED_AT)
         if asked >= len(self._corpus) or not any(len(one.positives) for one in masked):
@@ -267,7 +267,7 @@ class Mining:
         )  # fmt: skip
 
     def _measured(self, shard: Shard, settled: Sequence[Settled]) -> list[Settled]:
-        """With the similarities of what was drawn unseen; each corpus is looked at once for all groups."""
+        """Add the similarities of what was drawn unseen; each corpus is looked at once for all groups."""
         if not settled:
             return []
         anchors = np.concatenate([shard.anchors[one.wanted.positives[one.want]] for one in settled])

@@ -48,7 +48,7 @@ class Taken:
         return found
 
     def add(self, queries: Hashes, keys: Hashes) -> None:
-        """From now on the keys `[n]`, of the queries `[n]`, are held."""
+        """Hold the keys `[n]`, of the queries `[n]`, from now on."""
         self._held = np.sort(np.concatenate([self._held, keys]))
         self.most += _most(queries)
 
@@ -158,6 +158,6 @@ def _runs(numbers: npt.NDArray[np.generic]) -> tuple[Rows, Rows]:
 
 
 def _repeated(numbers: Hashes) -> Hashes:
-    """Those that come more than once."""
+    """Pick the numbers that come more than once."""
     ordered = np.sort(numbers)
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

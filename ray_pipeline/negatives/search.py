@@ -39,7 +39,7 @@ class Neighbours:
     rows: Rows
 
     def chosen(self, anchors: Rows | slice) -> "Neighbours":
-        """Those of some anchors, by place."""
+        """The neighbours of some anchors, by place."""
         return Neighbours(self.similarities[anchors], self.rows[anchors])
 
 
@@ -116,7 +116,7 @@ def _compared(
 
 
 def _below(anchors: Vectors, block: Vectors, k: int, ceilings: Vectors) -> Iterator[tuple[Rows, Vectors, Rows]]:
-    """As `_compared`: by a search that knows no ceilings, where few neighbours lie above; else by masked products."""
+    """Do as `_compared`: by a search that knows no ceilings where few neighbours lie above, else by masked products."""
     looked = min(k + SPARE, len(block))
     look, few = _looking(len(anchors), block, looked), True
     for some in _slices(len(anchors), TILE_ANCHORS):

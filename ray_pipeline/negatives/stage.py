@@ -167,7 +167,7 @@ def _mined(
 
 
 def _outcome(counts: Counts) -> Outcome:
-    """With the counts by band; of approximate neighbours the share of the true ones, and by how many anchors."""
+    """The counts by band and, for approximate neighbours, the share of the true ones and of how many anchors."""
     bands = {name: int(rows) for name, rows in sorted(counts.extra.items()) if "_negative " in name}
     of = counts.extra.get("approximated")
     told = {name: counts.extra[name] / of for name in ("recall", "recall_anchors")} if of else {}

@@ -39,7 +39,7 @@ class Wants:
         return Wants(self.positives[some], self.chance[some])
 
     def within(self, limits: Mapping[str, int] | None, languages: Sequence[str]) -> "Wants":
-        """Those that the limits let through; `languages` are the positives'."""
+        """The wants that the limits let through; `languages` are the positives'."""
         if limits is None:
             return self
         most = np.array([limits.get(language, 0) for language in languages], np.int64)  # absent: none is wanted there

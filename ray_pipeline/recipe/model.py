@@ -206,7 +206,7 @@ class Train(Section):
 
     @property
     def fewest_workers(self) -> int:
-        """With how many workers training goes on."""
+        """The number of workers with which training still goes on."""
         return self.workers if self.min_workers is None else self.min_workers
 
     @property

@@ -138,7 +138,7 @@ def _place_of_band(one: tuple[str, str, int]) -> tuple[str, bool, str]:
 
 
 def _contradicted(verdicts: Artifact) -> list[Contradicted]:
-    """By language and origin, of the rows that are kept and of those that were dropped."""
+    """What folds contradict by language and origin, among rows that are kept and rows that were dropped."""
     rows: Counter[tuple[str, str]] = Counter()
     against: Counter[tuple[str, str]] = Counter()
     columns = ["language", "origin", "contradicted"]
@@ -184,7 +184,7 @@ def _parts(pairs: Artifact) -> list[tuple[str, int, int]]:
 
 
 def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, dict[str, int]]]:
-    """By target language: asked, accepted, and refused by reason; those that Gemini refused count too."""
+    """Translations by target language: asked, accepted, and refused by reason; those that Gemini refused count too."""
     accepted: Counter[str] = Counter()
     for table in audit.tables(["target_language"]):
         accepted.update(table.column("target_language").to_pylist())
@@ -200,7 +200,7 @@ def _audit(translate: Artifact, audit: Artifact) -> list[tuple[str, int, int, di
 
 
 def _audit_quality(languages: Sequence[str], audited: Artifact) -> list[TranslationQuality]:
-    """By target language: what was found beyond the rules, of accepted and refused translations alike."""
+    """What was found beyond the rules by target language, of accepted and refused translations alike."""
     sums = {language: Counter[str]() for language in languages}
     kinds = {(language, name): Counter[str]() for language in languages for name in ("failed", "verdict")}
     columns = ["target_language", "similarity", "back_similarity", "verdict", "mended", "failed"]
@@ -318,7 +318,7 @@ def _created(tasks: Sequence[TaskReport]) -> str:
 
 
 def _versions(tasks: Sequence[TaskReport]) -> dict[str, str]:
-    """By package; where stages were made by several versions, each with its stages."""
+    """Versions by package; where stages were made by several, each with its stages."""
     found: dict[str, dict[str, list[str]]] = {}
     for label, task in zip(labels(tasks), tasks, strict=True):
         for stage, versions in task.versions.items():

@@ -83,7 +83,7 @@ def _facts(saved: Saved) -> Iterator[tuple[str, Any]]:
 
 
 def _check_base(adapter: Adapter, trained: Saved) -> None:
-    """A base of equal shapes would take the adapter without a word, and score nonsense."""
+    """Raise ModelError for another base, which, with equal shapes, would take the adapter and score nonsense."""
     saved = adapter.saved
     there = card.base_digest(saved.train.model, saved.train.revision)
     if saved.base is not None and saved.base != there:
@@ -97,7 +97,7 @@ def _check_base(adapter: Adapter, trained: Saved) -> None:
 
 
 def _check_tokenizer(adapter: Adapter) -> None:
-    """A base that cannot be told to be the training's must at least read the same tokens."""
+    """Raise ModelError where the base, which cannot be told to be the training's, does not read the same tokens."""
     from ray_pipeline.train import model
 
     saved, found = adapter.saved, model.load_tokenizer(adapter.saved.train)
@@ -170,7 +170,7 @@ class Members:
         adapter_check.check_whole(self._classifier.model, name, folder, adapter.url, base)
 
     def _merge_checked(self, adapter: Adapter, device: str) -> None:
-        """In 16 bits the sum is rounded: raises ModelError where that moves the scores of a sample too far."""
+        """Merge in 16 bits, where the sum is rounded; raises ModelError if a sample's scores move too far by that."""
         from ray_pipeline.train import loop, merge, model
 
         prompts = merge.sample(adapter.saved, self.tokenizer)

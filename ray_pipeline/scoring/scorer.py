@@ -52,12 +52,12 @@ class Batches:
 
     @classmethod
     def of(cls, runtime: Runtime) -> Self:
-        """As a recipe says."""
+        """Batches as the section `runtime` asks for them."""
         limits = (runtime.score_batch_rows, runtime.score_batch_tokens)
         return cls(*limits, runtime.score_share_prefix, runtime.score_query_prefix, runtime.score_unique)
 
     def on(self, device: str) -> "Batches":
-        """With a limit as it suits the device, where none is chosen."""
+        """The same with a limit that suits the device, where none is chosen."""
         if self.rows or self.tokens:
             return self
         return replace(self, rows=CPU_ROWS) if device == "cpu" else replace(self, tokens=GPU_TOKENS)
@@ -68,7 +68,7 @@ class Batches:
         return self.share_prefix and self.query_prefix != "never"
 
     def smaller(self, times: int) -> "Batches":
-        """So many times smaller, one row or token at least."""
+        """The same, so many times smaller, with one row or token at least."""
         rows, tokens = (limit and max(1, limit // times) for limit in (self.rows, self.tokens))
         return replace(self, rows=rows, tokens=tokens)
 

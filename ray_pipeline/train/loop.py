@@ -273,7 +273,7 @@ class Loop:
 
 
 def _state(kept: Path, rank: int) -> State:
-    """As a worker has left it in a checkpoint."""
+    """The state that a worker has left in a checkpoint."""
     return State(**json.loads((kept / f"state-{rank}.json").read_text()))
 
 
@@ -387,7 +387,7 @@ def _passes(
 
 @torch.no_grad()
 def _sharing(model: Classifier, prompts: list[list[int]], device: str) -> Sharing:
-    """On a GPU each batch computes them along with its own: few tokens alone take as long there as thousands."""
+    """How prompts share their first tokens; on a GPU each batch computes them along with its own, at no cost."""
     shared = prefix.common(prompts) if len(prompts) > 1 and model.reads_packed else 0
     if not shared or device != "cpu":
         return Sharing(shared)

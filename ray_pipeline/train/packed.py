@@ -313,5 +313,5 @@ def read(decoder: Any, ids: torch.Tensor) -> Past:
 
 
 def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """On a GPU while it computes: from pinned memory, without waiting."""
+    """The tensor on the device; to a GPU it goes from pinned memory, while that computes."""
     return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -41,7 +41,7 @@ class Entries:
     values: pa.ChunkedArray | pa.Array | None = None
 
     def table(self, file: int) -> pa.Table:
-        """As a table of `SCHEMA`, with the number of the slice's file."""
+        """The entries as a table of `SCHEMA`, with the number of the slice's file."""
         start, length = self.piece.start, len(self.piece)
         columns = [
             self.keys,

@@ -90,7 +90,7 @@ def _labels(check: Check, piece: Slice) -> None:
 
 
 def _tag(check: Check, name: str, piece: Slice) -> None:
-    """A tag that nobody has corrected stands, in the form that all tags are brought to."""
+    """Demand that a tag which nobody has corrected stands in the form that all tags are brought to."""
     column = piece.table.column(name)
     legal = [tag for tag in pc.unique(column).to_pylist() if tag is not None and tag == language_code(tag)]
     rule = "it must be in small letters, without a region, or und"
