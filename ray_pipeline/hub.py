@@ -48,6 +48,14 @@ def faltered(error: BaseException) -> bool:
     )  # fmt: skip
 
 
+def refuses(error: BaseException) -> bool:
+    """Whether the hub lets nobody in with this token, or not this token, whatever it is asked for."""
+    from huggingface_hub.errors import HTTPError
+
+    answers = [getattr(one, "response", None) for one in _causes(error) if isinstance(one, HTTPError)]
+    return any(getattr(one, "status_code", None) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) for one in answers)
+
+
 def _for_a_while(response: object) -> bool:
     """Whether an HTTP error can pass: without an answer it was the network."""
     status = getattr(response, "status_code", None)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ray_pipeline import node_folder, rawfiles, s3, storage
+from ray_pipeline import hub, node_folder, rawfiles, s3, storage
 from ray_pipeline.errors import ModelError
 from ray_pipeline.text import stable_id
 
@@ -87,6 +87,8 @@ def expect(name: str, revision: str | None, field: str, here: bool) -> None:
             "check the name, or set HF_TOKEN if it is a private one"
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        if hub.refuses(error):
+            raise _token_refused(field, name) from error
         if here:
             raise ModelError(
                 f"{field} {name}: is not on this machine, and the Hugging Face hub cannot be reached: check the "
@@ -94,6 +96,18 @@ def expect(name: str, revision: str | None, field: str, here: bool) -> None:
             ) from error
     except errors.EntryNotFoundError:  # a model that has no such file
         return
+    except errors.HfHubHTTPError as error:
+        if not hub.refuses(error):
+            raise
+        raise _token_refused(field, name) from error
+
+
+def _token_refused(field: str, name: str) -> ModelError:
+    return ModelError(
+        f"{field} {name}: the Hugging Face hub refuses the token in HF_TOKEN: renew it, or let it read this model "
+        "(one with fine-grained permissions: gated repositories), in the environment of every node; unset it if the "
+        "model is a public one"
+    )
 
 
 def expect_safetensors(name: str, revision: str | None, field: str, knob: str) -> None:

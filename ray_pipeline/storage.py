@@ -314,7 +314,8 @@ def list_sizes(url: str, beginning: str) -> dict[str, int]:
             found = [(name(path), size) for path, size in _found(url, recursive=False).items()]
         else:
             entries = os.scandir(url) if os.path.isdir(url) else ()
-            found = [(entry.name, entry.stat().st_size) for entry in entries if entry.is_file()]
+            chosen = [one for one in entries if one.name.startswith(beginning) and one.is_file()]
+            found = [(one.name, one.stat().st_size) for one in chosen]  # others may be files on their way, gone by now
     return {name: size for name, size in sorted(found) if name.startswith(beginning)}
 
 

@@ -17,7 +17,11 @@ from huggingface_hub import constants
 from ray_pipeline import models, node_folder, storage
 from ray_pipeline.errors import ModelError
 
-ANSWERS = {"gated": (403, "GatedRepo"), "none": (404, "RepoNotFound"), "other": (404, "EntryNotFound")}
+ANSWERS = {
+    "gated": (403, "GatedRepo"), "none": (404, "RepoNotFound"), "other": (404, "EntryNotFound"),
+    "narrow": (403, "Forbidden"), "expired": (401, ""),
+}  # fmt: skip
+INVALID = "Invalid credentials in Authorization header"
 LISTED = {
     "pickled": ["config.json", "modules.json", "pytorch_model.bin", "onnx/model.onnx"],
     "sharded": ["0_Transformer/config.json", "0_Transformer/pytorch_model.bin.index.json"],
@@ -35,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         status, code = ANSWERS[self.path.split("/")[2]]
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
+        self.send_header(*("X-Error-Code", code) if code else ("X-Error-Message", INVALID))
         self.send_header("X-Repo-Commit", "0" * 40)
         self.end_headers()
 
@@ -73,6 +77,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("owner/gated", None, r"train\.model owner/gated: is a gated model.*HF_TOKEN"),
         ("owner/none", "v2", r"train\.model owner/none, revision v2: .*no such model"),
         ("my models/x", None, "no such folder here"),
+        ("owner/narrow", None, r"train\.model owner/narrow: .*refuses the token in HF_TOKEN"),
+        ("owner/expired", None, r"train\.model owner/expired: .*refuses the token in HF_TOKEN"),
     ],
 )
 @pytest.mark.parametrize("here", [True, False])
