@@ -431,8 +431,10 @@ def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
         if rows and refused[split] / rows > recipe.data.max_rejected_share:
             raise InputError(_too_many(recipe, tally, split, rows, where))
     _check_submission(recipe, tally, where)
-    if not kept["train"]:
-        raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check data.train in the recipe")
+    for split in SPLITS:
+        named = getattr(recipe.data, split)
+        if named and not kept[split]:
+            raise InputError(f"{', '.join(named)}: holds no rows that can be used; check data.{split} in the recipe")
     labels = {label for split, label in tally.kept if split == "train" and label is not None}
     if len(labels) < 2:
         only = next(iter(labels))

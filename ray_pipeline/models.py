@@ -181,9 +181,15 @@ def _files(name: str, weights: bool = True) -> dict[str, str] | None:
         return None
     there = [file for file in storage.list_files(folder) if storage.is_remote(file) or os.path.isfile(file)]
     found = {file.removeprefix(f"{folder}/"): file for file in there}
+    found = {place: file for place, file in found.items() if not _is_hidden(place)}
     if not {"config.json", "modules.json"} & found.keys():
         raise ModelError(f"{name}: no config.json or modules.json in {folder}: is the model folder complete?")
     return {place: file for place, file in found.items() if weights or not _holds_weights(place)}
+
+
+def _is_hidden(place: str) -> bool:
+    """Whether a file is no part of the model: in `.git`, or in `.cache`, where `hf download` notes its times."""
+    return any(part.startswith(".") for part in place.split("/"))
 
 
 def _holds_weights(file: str) -> bool:

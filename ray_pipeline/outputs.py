@@ -118,7 +118,7 @@ def _counted(rows: Iterator[Item], shown: Progress) -> Iterator[Item]:
 def _say_filled(name: str, answers: Mapping[str, "Answers"]) -> None:
     for task, one in answers.items():
         if one.filled:
-            text = f"  {name}: {one.filled} rows of {task} that ingest rejected have data.rejected_prediction as theirs"
+            text = f"  {name}: {one.filled} rejected rows of {task} have data.rejected_prediction as theirs"
             logs.tell(text, level="WARNING", task=task, rows=one.filled)
 
 
@@ -128,18 +128,24 @@ class Answers:
     def __init__(self, run: Finished, split: str) -> None:
         self._recipe, self._split = run.recipe, split
         self._predictions = Predictions(run.artifacts["evaluate"], split)
+        unscored = None if self._recipe.data.rejected_prediction is None else run.artifacts["score"].rejected()
+        self._unscored = set() if unscored is None else set(map(_digest, unscored.column("pair_id").to_pylist()))
         self.filled = 0
         """Answers so far that are not the model's."""
 
     def __call__(self, row: Mapping[str, Any]) -> int | None:
-        """A row's prediction; of one that ingest rejected what the recipe says; null for any other without one."""
-        prediction = self._predictions.get(f"{self._recipe.task}-{self._split}-{row['id']}")
-        if prediction is None and self._is_rejected(row):
+        """A row's prediction; of a rejected one what the recipe says; null for any other without one."""
+        pair_id = f"{self._recipe.task}-{self._split}-{row['id']}"
+        prediction = self._predictions.get(pair_id)
+        if prediction is None and self._is_rejected(pair_id, row):
             prediction = self._recipe.data.rejected_prediction
             self.filled += prediction is not None
         return prediction
 
-    def _is_rejected(self, row: Mapping[str, Any]) -> bool:
+    def _is_rejected(self, pair_id: str, row: Mapping[str, Any]) -> bool:
+        """Whether ingest has refused the row, or the model had no score for it."""
+        if _digest(pair_id) in self._unscored:
+            return True
         return isinstance(ingest.pair(row[RECORD], self._recipe, self._split, row[POSITION]), ingest.Rejection)
 
     def __len__(self) -> int:

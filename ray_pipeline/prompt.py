@@ -74,7 +74,7 @@ class Prompt:
         """Instruction, query, what stands between, target, end."""
         if self.rules.pivot and query_en:
             query = f"{query} - {query_en}"
-        if self.rules.language_tag and language:
+        if self.rules.language_tag:
             query = f"[{language_code(language)}] {query}"
         if self.rules.level_markers:
             target = " ".join(f"[L{depth}] {level}" for depth, level in enumerate(levels(target), 1))

@@ -394,6 +394,15 @@ def expand(pattern: str, remedy: str = "check the recipe's data section") -> lis
     return files
 
 
+def names(pattern: str, url: str) -> bool:
+    """Whether `expand` would give a file of this url if it were there; both are full paths or urls."""
+    places = [url[: end.start()] for end in re.finditer("/", url)] + [url]
+    if pattern.rstrip("/") in places:
+        return True
+    wanted = re.compile(glob_translate(pattern))
+    return _is_glob(pattern) and any(wanted.match(place) for place in places)
+
+
 def _is_hidden(path: str) -> bool:
     """Whether a file, or a folder on the way to it, is none of the data; `_lang=de` is a value's own folder."""
     *folders, file = path.split("/")

@@ -107,7 +107,8 @@ def _write_task(file: IO[bytes], name: str, task: SubmissionTask) -> int:
         raise InputError(
             f"{name}: {missing} of {number} rows have no prediction, the first ids: "
             f"{', '.join(map(repr, first_missing))}; score every row of this file (look for these ids among "
-            "the rejected rows of earlier stages) and write the submission again"
+            "the rejected rows of earlier stages), or let data.rejected_prediction say what rejected rows have, and "
+            "write the submission again"
         )
     return number
 

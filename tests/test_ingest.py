@@ -140,6 +140,15 @@ def test_a_preview_sees_repeated_ids(tmp_path: Path, make_recipe: Make) -> None:
     assert ingest.preview(make_recipe("QI", **place, data__columns__id=None)).kept.total() == 6
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_file_without_rows_is_named_before_anything_is_spent(tmp_path: Path, make_recipe: Make, split: str) -> None:
+    write(tmp_path / "train.jsonl", *(QI | {"id": i, "label": i % 2} for i in range(4)))
+    (tmp_path / "none.csv").write_text("id,language,origin_query,item_title\n")
+    chosen = make_recipe("QI", data__train=[str(tmp_path / "train.jsonl")], **{f"data__{split}": [f"{tmp_path}/*.csv"]})
+    with pytest.raises(InputError, match=rf"none\.csv|\*\.csv: holds no rows.*data\.{split}"):
+        ingest.check(chosen, ingest.preview(chosen))
+
+
 def test_what_changes_the_pairs_changes_their_identity(make_recipe: Make, tmp_path: Path) -> None:
     (tmp_path / "train.txt").touch()
     changes = [{}, {"data__level_separator": "/"}, {"data__labels": {"E": 1}}, {"languages__aliases": {"us": "en"}}]

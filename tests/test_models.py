@@ -99,6 +99,17 @@ def test_a_folder_needs_no_hub(tmp_path: Path) -> None:
     models.expect("sandbox://base", None, "train.model", here=True)
 
 
+def test_notes_of_a_download_are_no_part_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = models.identity(str(tmp_path), None)
+    for hidden in (".cache/huggingface/download/config.json.metadata", ".git/HEAD"):
+        (tmp_path / hidden).parent.mkdir(parents=True)
+        (tmp_path / hidden).write_text("1795861234.5")
+    assert models.identity(str(tmp_path), None) == before
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert models.identity(str(tmp_path), None) != before
+
+
 def test_a_folder_is_named_in_full_and_is_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "config.json").write_text("{}")

@@ -3,6 +3,7 @@
 import datetime
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -25,16 +26,24 @@ COLUMNS = {"id": "number", "language": "tag", "query": "search", "target": "path
 CSV = 'number,tag,search,path\n30,vn,"giày, đỏ","a,b"\n10,en,hat,c\n20,fr,robe,d\n'
 
 
-def run(folder: Path, recipe: Recipe, predictions: dict[str, int], split: str = "test") -> Finished:
+def run(
+    folder: Path, recipe: Recipe, predictions: dict[str, int], split: str = "test", unscored: Sequence[str] = ()
+) -> Finished:
     rows = [
         made.scored(made.pair(0, pair_id=f"{recipe.task}-{split}-{key}", split=split, part=None), 0.5)
         | {"prediction": value, "probability": 0.5, "threshold": 0.5}
         for key, value in predictions.items()
     ]
-    name = f"{recipe.name}-{recipe.task}"
-    return Finished(
-        recipe, {"evaluate": made.finished(folder / name, "evaluate", rows, tables.PREDICTIONS)}, frozenset()
-    )
+    refused = [
+        {"pair_id": f"{recipe.task}-{split}-{key}", "reason": "the score is not finite", "detail": None}
+        for key in unscored
+    ]
+    place = folder / f"{recipe.name}-{recipe.task}"
+    artifacts = {
+        "score": made.finished(place, "score", [], tables.SCORES, refused),
+        "evaluate": made.finished(place, "evaluate", rows, tables.PREDICTIONS),
+    }
+    return Finished(recipe, artifacts, frozenset())
 
 
 def submitted(folder: Path, name: str = "submission.zip", member: str = "submit_QC.txt") -> list[dict[str, Any]]:
@@ -60,7 +69,7 @@ def test_rows_stand_in_the_inputs_order_under_the_competitions_names(tmp_path: P
     assert [(row["id"], row["prediction"]) for row in found] == [("30", 1), ("10", 0), ("20", 1)]
 
 
-def test_a_row_that_ingest_rejects_gets_what_the_recipe_says_and_no_other_row_does(
+def test_a_row_that_is_rejected_gets_what_the_recipe_says_and_no_other_row_does(
     tmp_path: Path, make_recipe: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "test.csv"
@@ -72,9 +81,12 @@ def test_a_row_that_ingest_rejects_gets_what_the_recipe_says_and_no_other_row_do
     filled = recipes.variant(chosen, {"data.rejected_prediction": 1})
     outputs._write_submissions([(run(tmp_path / "2", filled, {"10": 0, "30": 0}), None)], str(tmp_path / "out"))
     assert [row["prediction"] for row in submitted(tmp_path / "out")] == [0, 0, 1]
-    assert "submission.zip: 1 rows of QC that ingest rejected" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"1 of 3 rows have no prediction, the first ids: '30'"):  # score rejected it
+    assert "submission.zip: 1 rejected rows of QC have" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"1 of 3 rows have no prediction, the first ids: '30'"):
         outputs._write_submissions([(run(tmp_path / "3", filled, {"10": 0}), None)], str(tmp_path / "out"))
+    unscored = run(tmp_path / "4", filled, {"10": 0}, unscored=["30"])
+    outputs._write_submissions([(unscored, None)], str(tmp_path / "out"))
+    assert [row["prediction"] for row in submitted(tmp_path / "out")] == [1, 0, 1]
 
 
 def test_ids_of_a_warehouse_which_are_no_numbers_of_json(tmp_path: Path, make_recipe: Any) -> None:
@@ -176,8 +188,8 @@ def test_ray_is_started_for_many_rows_where_nothing_else_needed_it(
 def test_the_record_names_what_was_made_compared_and_taken(tmp_path: Path, csv_recipe: Recipe) -> None:
     mine, variant, donor = (run(tmp_path / name, csv_recipe, {"10": 0}) for name in ("mine", "variant", "donor"))
     found = run_folder.record([(replace(mine, others=[donor, donor]), variant)])
-    own = {"evaluate": "f0"}
-    assert found.made == {csv_recipe.name: run_folder.Made(own, own, ["evaluate/f0"])}
+    own = {"score": "f0", "evaluate": "f0"}
+    assert found.made == {csv_recipe.name: run_folder.Made(own, own, ["evaluate/f0", "score/f0"])}
     storage.write_bytes(str(tmp_path / "out" / "run.json"), run_folder.dumps(found))
     assert run_folder.recorded(str(tmp_path / "out")) == found
 

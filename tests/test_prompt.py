@@ -123,7 +123,7 @@ def test_a_prompt_with_all_that_it_can_show() -> None:
 
 @pytest.mark.parametrize(
     ("tag", "language", "shown"),
-    [(True, "vn", "[vi] giày"), (True, "pt-BR", "[pt] giày"), (True, None, "giày"), (False, "vn", "giày")],
+    [(True, "vn", "[vi] giày"), (True, "pt-BR", "[pt] giày"), (True, None, "[und] giày"), (False, "vn", "giày")],
 )
 def test_the_language_tag(tag: bool, language: str | None, shown: str) -> None:
     assert f"\nQuery: {shown}\n" in prompt(language_tag=tag).render("giày", "home", None, language)

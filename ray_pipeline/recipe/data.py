@@ -58,7 +58,8 @@ class Data(Section):
     max_rejected_share: Share = 0.05
     """The run stops when a larger share of a split's rows is rejected."""
     rejected_prediction: Literal[0, 1] | None = None
-    """What the submission says of dev and test rows that were rejected; null: such a row stops the submission."""
+    """What the submission says of dev and test rows that were rejected, by `ingest`, or by `score` because they have
+    no finite score; null: such a row stops the submission."""
 
 
 class Sandbox(Section):

@@ -191,7 +191,8 @@ class Train(Section):
     def without_effect(self) -> set[str]:
         """Fields that change the result by rounding alone: a training that lacked memory goes on with other values.
 
-        Dropout draws its masks pass by pass, so with it passes are part of the result.
+        Dropout draws its masks pass by pass, so with it passes are part of the result. `gradient_checkpointing`, which
+        changes masks alone then, is left out all the same, unless rows share tokens: it is what a lack of memory needs.
         """
         if self.lora.dropout == 0:
             passes = {"micro_batch_rows", "micro_batch_tokens", "share_prefix", "gradient_checkpointing"}

@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 
 from pydantic import ValidationError
 
-from ray_pipeline import cli, logs, problems, runtime, storage
+from ray_pipeline import cli, logs, models, problems, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError
@@ -183,7 +183,8 @@ def _score(options: argparse.Namespace) -> int:
     where = _where(options)
     if options.engine == "vllm":
         vllm.check(len(options.adapter), options.gpus_per_worker)
-    chosen = adapters.read([_full(folder) for folder in options.adapter], options.base, not options.unchecked_base)
+    base = options.base and models.placed(options.base)
+    chosen = adapters.read([_full(folder) for folder in options.adapter], base, not options.unchecked_base)
     first = chosen[0].saved
     if options.merge and options.engine == "transformers":
         adapters.expect_mergeable(first.train, len(chosen))
@@ -233,8 +234,9 @@ def _where(options: argparse.Namespace) -> Runtime:
 
 
 def _check_apart(inputs: Sequence[str], output: str) -> None:
+    """Raise InputError for an output that a second run, which may have to go on, would find among the input."""
     for path in inputs:
-        if _full(output).startswith(_full(path).rstrip("/") + "/"):
+        if storage.names(_full(path), storage.join(_full(output), "part-00000.parquet")):
             raise InputError(
                 f"{output}: lies in the input {path}, where a second run would read it: name another --output"
             )

@@ -13,7 +13,7 @@ from ray_pipeline import rawfiles, storage
 from ray_pipeline.errors import InputError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
 from ray_pipeline.recipe import TARGET_COLUMNS, Spelling
-from ray_pipeline.text import unseen
+from ray_pipeline.text import language_code, unseen
 
 COLUMNS = ("query", "target", "id", "language", "query_en")
 """What a row is made of; query and target must be there."""
@@ -184,7 +184,17 @@ def respelt(raw: pa.Table, spelling: Spelling) -> pa.Table:
         raw = _with(raw, name, pa.chunked_array([pa.array(texts, pa.string())]))
     for name in {"query", "target", "query_en"} & set(raw.column_names):
         raw = _with(raw, name, pc.binary_join(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(raw.column(name))), " "))
-    return raw
+    return _with_english(raw)
+
+
+def _with_english(raw: pa.Table) -> pa.Table:
+    """English queries are English already, as training has it: a table with the columns for that has no gap there."""
+    if not {"query_en", "language"} <= set(raw.column_names):
+        return raw
+    english = [language_code(tag) == "en" for tag in raw.column("language").to_pylist()]
+    there = pc.not_equal(pc.fill_null(raw.column("query_en"), ""), "")
+    chosen = pc.and_(pa.chunked_array([pa.array(english, pa.bool_())]), pc.invert(there))
+    return _with(raw, "query_en", pc.if_else(chosen, raw.column("query"), raw.column("query_en")))
 
 
 def _with(raw: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:

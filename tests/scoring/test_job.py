@@ -295,6 +295,9 @@ def test_an_output_within_the_input_is_refused(tmp_path: Path, capsys: pytest.Ca
     arguments = ["--adapter", adapter(tmp_path / "adapter"), "--input", pairs(tmp_path / "in")]
     assert command.run("test", [*arguments, "--output", str(tmp_path / "in" / "scores")]) == 1
     assert "lies in the input" in capsys.readouterr().err
+    arguments[-1] = str(tmp_path / "*")
+    assert command.run("test", [*arguments, "--output", str(tmp_path / "scores")]) == 1
+    assert "lies in the input" in capsys.readouterr().err, "where the same command could not go on"
 
 
 def test_answers_by_top_category() -> None:

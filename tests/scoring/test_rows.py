@@ -253,3 +253,17 @@ def test_files_without_rows(format: str, tmp_path: Path) -> None:
     if format == "parquet":
         pq.write_table(pa.table({"q": pa.array([], pa.string())}), path)
     assert rows.pieces(rows.find([str(path)]), 10, Columns("query", "target")) == {}
+
+
+def test_an_english_query_is_its_own_english_as_in_training(tmp_path: Path) -> None:
+    found = [
+        ("hat", "en_US", None),
+        ("cap", "en", ""),
+        ("Hut", "de", None),
+        ("sun hat", "en", "hat"),
+        ("x", None, None),
+    ]
+    records = [{"q": query, "t": "b", "lang": tag, "e": english} for query, tag, english in found]
+    path = write(tmp_path, "parquet", records)
+    (table,) = read(path, 10, Columns("q", "t", None, "lang", "e"))
+    assert table.column("query_en").to_pylist() == ["hat", "cap", None, "hat", None]
