@@ -109,6 +109,7 @@ def execute(recipe: Recipe, workdir: str, until: str | None = None, show: Say = 
     ):
         if pending:
             preflight.expect(recipe, pending)
+            preflight.expect_checkpoints(workdir, pending)
             runtime.start(recipe.runtime)
             preflight.expect_room(recipe, pending)
         for step in steps:
@@ -196,7 +197,9 @@ def run(
     """Run recipes and what each compares itself with; what can be known to be missing is said before the first."""
     variants = [None if one.compare is None else recipes.variant(one, one.compare.set) for one in chosen]
     for one in [*chosen, *(one for one in variants if one is not None)]:
-        preflight.expect(one, _pending(plan(one, workdir, until)))
+        pending = _pending(plan(one, workdir, until))
+        preflight.expect(one, pending)
+        preflight.expect_checkpoints(workdir, pending)
     found = []
     for recipe, variant in zip(chosen, variants, strict=True):
         show(f"{recipe.name} ({recipe.task})", "recipe", recipe=recipe.name, task=recipe.task)

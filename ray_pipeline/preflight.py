@@ -1,6 +1,6 @@
 """What a run would find missing after hours, looked for before any work: prices, keys, models, packages, room."""
 
-from ray_pipeline import models, runtime
+from ray_pipeline import models, runtime, storage
 from ray_pipeline.audit import similarity
 from ray_pipeline.audit.gemini import questions as audit_questions
 from ray_pipeline.errors import HubError, RecipeError
@@ -34,6 +34,12 @@ def expect(recipe: Recipe, pending: set[str]) -> None:
     if pending & {"self_validation", "train"}:
         _expect_place(recipe)
         _expect_fitting(recipe)
+
+
+def expect_checkpoints(workdir: str, pending: set[str]) -> None:
+    """Raise StorageError for a working folder to which a training to come could not write its checkpoints."""
+    if pending & {"self_validation", "train"}:
+        storage.expect_reached_by_pyarrow(workdir)
 
 
 def _expect_key(recipe: Recipe, pending: set[str]) -> None:

@@ -454,6 +454,27 @@ def _level(url: str) -> dict[str, bool]:
     return {f"{scheme}://{entry['name'].rstrip('/')}": entry["type"] == "directory" for entry in entries}
 
 
+def expect_reached_by_pyarrow(url: str) -> None:
+    """Raise StorageError for a folder on S3 that is in reach of s3fs, but not of the client that Ray Train writes by.
+
+    That one follows no redirect to a bucket's own region, and assumes no role that a profile names.
+    """
+    if not s3.is_s3(url):
+        return
+    try:
+        s3.listing(url, recursive=False)
+    except OSError:
+        exists(url)  # which waits for a store that is away, and says what else is wrong
+        try:
+            s3.listing(url, recursive=False)
+        except OSError as error:
+            raise StorageError(
+                f"{url}: is not reached by the client that writes training's checkpoints ({error}): it needs the "
+                "bucket's own region (storage.region, AWS_REGION), and takes keys or a node's role, but assumes none "
+                "that a profile names (role_arn): put that role's keys into the environment of every node"
+            ) from error
+
+
 def remove_tree(url: str) -> None:
     """Delete a folder with all that is in it; nothing happens if it is not there.
 

@@ -178,6 +178,18 @@ def test_a_folder_that_pyarrow_makes_leaves_those_above_alone(s3_bucket: str) ->
     assert [one["Key"] for one in found] == [f"{place}/work/train/curves", f"{place}/work/train/run/"]
 
 
+def test_a_bucket_that_checkpoints_do_not_reach_is_named(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import fs
+
+    url = f"s3://{s3_bucket}/{uuid.uuid4().hex}"
+    storage.expect_reached_by_pyarrow(url)
+    storage.expect_reached_by_pyarrow("runs/work")
+    astray = {"endpoint_override": "http://127.0.0.1:9", "connect_timeout": 0.2, "region": "us-east-1"}
+    monkeypatch.setattr(s3, "pyarrow_client", lambda: fs.S3FileSystem(**astray))
+    with pytest.raises(StorageError, match=r"client that writes training's checkpoints.*storage\.region"):
+        storage.expect_reached_by_pyarrow(url)
+
+
 def test_list_files(place: str) -> None:
     names = ["b.txt", "a.txt", "sub/c.txt", "sub/deeper/d.txt"]
     for name in names:

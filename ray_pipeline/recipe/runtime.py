@@ -24,7 +24,8 @@ class Storage(Section):
     addressing: Literal["path", "virtual"] | None = None
     """Whether a bucket stands in a url's path or before its host; null: as AWS and most other stores want it."""
     profile: str | None = None
-    """Whose credentials and role to take from the AWS configuration of each node; null: AWS_PROFILE."""
+    """Whose credentials to take from the AWS configuration of each node; null: AWS_PROFILE. Training's checkpoints are
+    written by a client that assumes no role (`role_arn`): for that, put the role's own keys into the environment."""
     anonymous: bool = False
     """Requests go unsigned, which public buckets allow."""
 
