@@ -38,9 +38,9 @@ class Attempts:
         if len(died) >= self._most:
             raise WorkerDiedError(
                 f"{self._label}: {shard}: {len(died)} worker(s) in a row have died at it, on nodes that are up; most "
-                "likely the kernel ended them for want of memory: have fewer workers on a node (raise "
-                "runtime.cpus_per_worker or lower runtime.map_workers) or larger nodes; the same command goes on from "
-                "here"
+                "likely the kernel ended them for want of memory: have fewer workers on a node (lower "
+                "runtime.map_workers, or, if they hold a model, raise runtime.cpus_per_worker) or larger nodes; the "
+                "same command goes on from here"
             )
         here = ray.get_runtime_context().get_node_id()
         _internal_kv_put(self._run + shard, json.dumps([*died, here]), namespace=NAMESPACE)

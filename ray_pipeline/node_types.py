@@ -5,7 +5,7 @@ read where it reads them itself: on the head, where a submitted job's driver run
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,38 @@ def startable() -> Sequence[Resources] | None:
 
     Known on a head of KubeRay's or of `ray up`, and of a cluster whose nodes were all started by hand: none.
     """
-    settings: Mapping[str, Any] | None = None
+    settings = _settings()
+    if settings is None:
+        return None
+    return resources(settings) if settings else ()
+
+
+def most(places: Callable[[Resources], int]) -> int | None:
+    """How many workers the head and all nodes that may be started hold at a time; null where that cannot be known here.
+
+    `places` says how many a node of some resources holds.
+    """
+    settings = _settings()
+    if not settings or resources(settings) is None:
+        return None
+    types, limit = settings["available_node_types"], settings.get("max_workers", 0)
+    head = types.get(settings.get("head_node_type"), {})
+    kinds = [(places(one["resources"]), one.get("max_workers", limit)) for one in types.values() if one is not head]
+    found = places(head.get("resources", {}))
+    for held, nodes in sorted(kinds, reverse=True):  # the largest first: there is a limit of all together, too
+        found += held * min(nodes, limit)
+        limit -= min(nodes, limit)
+    return found
+
+
+def _settings() -> Mapping[str, Any] | None:
+    """The autoscaler's settings; null where they cannot be read here, none where nodes are started by hand."""
     if cluster := os.environ.get("RAY_CLUSTER_NAME"):
-        settings = _of_kuberay(cluster)
-    elif (path := LAUNCHED.expanduser()).exists():
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    elif "KUBERNETES_SERVICE_HOST" not in os.environ and not _are_launched():
-        return ()
-    return None if settings is None else resources(settings)
+        return _of_kuberay(cluster)
+    if (path := LAUNCHED.expanduser()).exists():
+        found: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return found
+    return None if "KUBERNETES_SERVICE_HOST" in os.environ or _are_launched() else {}
 
 
 def resources(settings: Mapping[str, Any]) -> Sequence[Resources] | None:

@@ -192,6 +192,7 @@ def check_limits(runtime: Runtime, workers: int = 1, each: Mapping[str, float] |
         _check_here(runtime, workers, wanted)
         return
     _await_kind(runtime, wanted)
+    _expect_nodes(workers, wanted)
     there: dict[str, float] = ray.cluster_resources()
     if any(amount * workers > there.get(name, 0) for name, amount in wanted.items()):
         tell(f"the cluster has no room yet for {_described(workers, wanted)}; stages that need it will wait")
@@ -230,6 +231,18 @@ def _await_kind(runtime: Runtime, each: Mapping[str, float]) -> None:
             tell(f"waiting up to {seconds:g} s for a node with room for {needed}", "waiting")
         told = True
         time.sleep(min(NOTICE_SECONDS, left))
+
+
+def _expect_nodes(workers: int, each: Mapping[str, float]) -> None:
+    """Raise PipelineError if a cluster's nodes, with all that may be started, hold fewer workers at a time."""
+    most = node_types.most(lambda kind: places(kind, each))
+    if most is None or max(most, sum(places(node, each) for node in _up())) >= workers:
+        return
+    raise PipelineError(
+        f"the cluster, with all nodes that its autoscaler may start, has room for {most} at a time of "
+        f"{_described(workers, each)}: lower train.workers, set train.min_workers, or let more nodes be started "
+        "(maxReplicas of KubeRay's group, max_workers of the launcher's)"
+    )
 
 
 def _up() -> list[Mapping[str, float]]:

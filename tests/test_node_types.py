@@ -28,6 +28,18 @@ def test_of_a_cluster_that_ray_has_launched(tmp_path: Path) -> None:
     assert node_types.startable() == [CPU, GPU], "and no head"
 
 
+@pytest.mark.parametrize(("needed", "most"), [("GPU", 4), ("CPU", 4 * 16 + 4 * 8), ("none", 0)])
+def test_how_many_workers_such_a_cluster_may_come_to_hold(tmp_path: Path, needed: str, most: int) -> None:
+    (tmp_path / "LAUNCHED").write_bytes((CLUSTER / "aws.yaml").read_bytes())
+    assert node_types.most(lambda kind: int(kind.get(needed, 0))) == most
+
+
+def test_a_limit_of_all_nodes_together(tmp_path: Path) -> None:
+    settings = yaml.safe_load((CLUSTER / "aws.yaml").read_text()) | {"max_workers": 5}
+    (tmp_path / "LAUNCHED").write_text(yaml.safe_dump(settings))
+    assert node_types.most(lambda kind: int(kind["CPU"])) == 4 * 16 + 8
+
+
 def test_of_a_cluster_in_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 
@@ -45,6 +57,7 @@ def test_of_a_cluster_in_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = node_types.startable()
     assert found is not None and asked == ["here/rayclusters/mine"]
     assert [{name: one[name] for name in one if name != "memory"} for one in found] == [CPU | {"CPU": 14}, GPU]
+    assert node_types.most(lambda kind: int(kind.get("GPU", 0))) == 4
 
 
 def test_where_kubernetes_does_not_answer_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,4 +78,4 @@ def test_nodes_that_may_bring_more_than_is_told(change: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("ray_up")
 def test_nodes_that_are_started_by_hand() -> None:
-    assert node_types.startable() == ()
+    assert node_types.startable() == () and node_types.most(len) is None

@@ -161,6 +161,17 @@ def test_what_an_autoscaler_may_start_is_neither_refused_nor_asked_for(
     assert "no room yet for" in capsys.readouterr().err
 
 
+def test_more_workers_than_nodes_may_come_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_types, "startable", lambda: [L40S])
+    monkeypatch.setattr(node_types, "most", lambda places: 4 * places(L40S))
+    wanted = Runtime(address="auto", gpus_per_worker=1, accelerator_type="L40S")
+    runtime.check_limits(wanted, 4)
+    with pytest.raises(
+        PipelineError, match=r"room for 4 at a time of 8 × CPU 1, GPU 1.*lower train\.workers.*maxReplicas"
+    ):
+        runtime.check_limits(wanted, 8)
+
+
 def test_nodes_that_are_started_by_hand_are_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,18 +151,19 @@ def _mined(
     if on_gpus(context.recipe):
         runtime.check_room(width)
         gpus = width.gpus_per_worker
-        there = worker_memory.nodes(gpus)
-        cpus, _ = worker_memory.workers_that_fit(there, held)
+    there, to_come = worker_memory.nodes(gpus), worker_memory.nodes_to_come(gpus)
+    if gpus:
+        cpus, _ = worker_memory.workers_that_fit(there, held, to_come)
         placed = runtime.model_pool(width, width.embed_workers)  # nodes may still come
         placed["num_cpus"] = max(cpus, width.cpus_per_worker)
     else:
-        there = worker_memory.nodes()
-        cpus, most = worker_memory.workers_that_fit(there, worker_memory.with_shards(there, held, each, len(sources)))
+        whole = worker_memory.with_shards([*there, *to_come], held, each, len(sources))
+        cpus, most = worker_memory.workers_that_fit(there, whole, to_come)
         wanted = width.map_workers or most
         placed = {"workers": min(most, wanted) if width.address == "local" else wanted, "num_cpus": cpus}
     if together:
         worker = {"CPU": placed["num_cpus"]} | ({"GPU": gpus} if gpus else {})
-        placed["at_once"] = worker_memory.shards_together(there, worker, held, each)
+        placed["at_once"] = worker_memory.shards_together([*there, *to_come], worker, held, each)
     return shards.map_shards(sources, make, folder, schema, label="negatives", read=known.read, **placed)
 
 

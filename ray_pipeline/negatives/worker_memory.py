@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ray_pipeline import runtime
+from ray_pipeline import node_types, runtime
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.errors import PipelineError
 from ray_pipeline.recipe import Negatives
@@ -66,19 +66,31 @@ def nodes(gpus: float = 0) -> list[Mapping[str, float]]:
     return [node for node in there if node.get("CPU") and node.get("GPU", 0) >= gpus]
 
 
-def workers_that_fit(there: Sequence[Mapping[str, float]], each: int) -> tuple[int, int]:
+def nodes_to_come(gpus: float = 0) -> list[Mapping[str, float]]:
+    """The resources of a node of each type that may be started and has CPUs, and so many GPUs, as far as is known."""
+    kinds = node_types.startable() or ()
+    return [kind for kind in kinds if kind.get("CPU") and "memory" in kind and kind.get("GPU", 0) >= gpus]
+
+
+def workers_that_fit(
+    there: Sequence[Mapping[str, float]], each: int, to_come: Sequence[Mapping[str, float]] = ()
+) -> tuple[int, int]:
     """(CPUs of a worker, workers), so that Ray gives no node more workers of `each` bytes than its memory has room for.
 
-    Raises PipelineError where there is room for none.
+    Workers are those of the nodes that are `there`; CPUs do for nodes `to_come`, too. Raises PipelineError where there
+    is room for none.
     """
     if not each:
         return 1, max(1, sum(int(node["CPU"]) for node in there))
-    cpus = max((int(node["CPU"] // (node["memory"] // each + 1)) + 1 for node in there), default=1)
+    every = [*there, *to_come]
+    cpus = max((int(node["CPU"] // (node["memory"] // each + 1)) + 1 for node in every), default=1)
     workers = sum(int(node["CPU"] // cpus) for node in there)
-    if not workers:
+    if to_come and not any(node["CPU"] // cpus for node in every):  # one of these is too small for a worker
+        return workers_that_fit(there, each)
+    if not any(node["CPU"] // cpus for node in every):
         raise PipelineError(
             f"negatives: a worker takes about {each / 2**30:.1f} GiB with texts and vectors, and no node of Ray has "
             "the memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
             "exact) leave the vectors where they are"
         )
-    return cpus, workers
+    return cpus, max(1, workers)

@@ -35,6 +35,16 @@ def test_cases(nodes: Sequence[dict[str, float]], each: int, expected: tuple[int
     assert worker_memory.workers_that_fit(nodes, each) == expected
 
 
+@pytest.mark.parametrize(
+    ("to_come", "expected"),
+    [([], (1, 8)), ([node(16, 20)], (4, 2)), ([node(16, 3)], (1, 8)), ([node(4, 100)], (1, 8))],
+)
+def test_nodes_to_come_get_no_more_than_they_have_room_for(
+    to_come: Sequence[dict[str, float]], expected: tuple[int, int]
+) -> None:
+    assert worker_memory.workers_that_fit([node(8, 100)], 5, to_come) == expected
+
+
 def test_ray_places_no_more_on_a_node_than_there_is_room_for() -> None:
     draw = np.random.default_rng(0)
     for cpus, memory, held in draw.integers(1, 100, (2000, 3)).tolist():
