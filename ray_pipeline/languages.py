@@ -39,7 +39,8 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
     """The language of a query where that is clear; null where it is not.
 
     A script in which one candidate is written settles it. Else the detector decides when it is sure, the query long
-    enough and no candidate of that script unknown to it; where it agrees with the tag, the tag stands.
+    enough and no candidate of that script unknown to it; where it agrees with the tag, the tag stands. Latin words
+    beside words of a candidate's own script are names, which tell nothing: `iphone чохол` is as `чохол`.
     """
     found = scripts(text)
     if not found:
@@ -47,8 +48,11 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
     ranked = [script for script, _ in found.most_common()]
     if language := _settled(ranked, rules):
         return language
-    if ranked[0] == "CJK":
+    own = [script for script in ranked if script not in SHARED]
+    if own[:1] == ["CJK"]:
         return tag if tag in ("ja", "zh") else None
+    if _written_in(own, rules):
+        ranked, text = own, " ".join(word for word in text.split() if not scripts(word).keys().isdisjoint(own))
     best, confidence = next(iter(detector.confidences(text)), (None, 0.0))
     if best == tag:
         return best
@@ -198,4 +202,4 @@ def _keep() -> shards.Work:
     return shards.Result
 
 
-STAGE = Stage("languages", ("ingest",), config, run, schema_version=2)
+STAGE = Stage("languages", ("ingest",), config, run, schema_version=3)

@@ -73,10 +73,10 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
     if not missing:
         return Counts()
     place = storage.join(context.workdir, "ledger", "batches")
-    chosen = gemini.mode != "live" and _is_chosen(gemini, missing, questions, label)
+    folder = ledger.folder(context.workdir, gemini, questions.kind, questions.languages)
+    chosen = gemini.mode != "live" and _is_chosen(gemini, missing, questions, folder, label)
     if not chosen and not batch.under_way(gemini, questions.kind, questions.languages, place):
         return Counts()  # jobs of an earlier run are read in any mode: they are paid for
-    folder = ledger.folder(context.workdir, gemini, questions.kind, questions.languages)
     logs = _Logs(folder)
     outcome = batch.fill(
         gemini,
@@ -113,14 +113,17 @@ def _missing(folder: str, sources: Sequence[Source]) -> list[Source]:
     return [source for source in sources if source.name not in done]
 
 
-def _is_chosen(gemini: Gemini, sources: Sequence[Source], questions: Questions, label: str) -> bool:
-    """Whether batch jobs are to be made; in mode auto, by what the first shard says of all."""
+def _is_chosen(gemini: Gemini, sources: Sequence[Source], questions: Questions, folder: str, label: str) -> bool:
+    """Whether batch jobs are to be made; in mode auto, by what a few shards say of all that is still to be asked."""
     if gemini.mode == "batch":
         return True
-    first = sources[0]
-    items = list({item.key: item for item in questions.items(artifact.read_shard(first.url, first.rows))}.values())
-    total = round(sum(source.rows for source in sources) * len(items) / max(1, first.rows))
-    cost = pricing.estimate(gemini, questions.kind, total, items, questions.languages)
+    some = [sources[place] for place in sorted({0, len(sources) // 2, len(sources) - 1})]
+    items = {item.key: item for one in some for item in questions.items(artifact.read_shard(one.url, one.rows))}
+    known = Ledger(folder, items)
+    left = [item for key, item in items.items() if known.get(key) is None]
+    rows, looked_at = (sum(source.rows for source in part) for part in (sources, some))
+    total = round(rows * len(left) / max(1, looked_at))
+    cost = pricing.estimate(gemini, questions.kind, total, left, questions.languages)
     chosen, why = mode.choose(gemini, cost.requests, cost.input_tokens, cost.usd_live, cost.usd_batch)
     _tell(label, f"{chosen}: {why}")
     return chosen == "batch"

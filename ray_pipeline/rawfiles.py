@@ -48,6 +48,7 @@ SIGNATURES = {
     b"PAR1": "Parquet",
 }  # fmt: skip
 """What begins files that are taken for text by mistake."""
+csv.field_size_limit(SLICE_BYTES)  # an export's column of HTML may well be longer than the library's 128 KiB
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
-from ray_pipeline.text import levels, stable_share
+from ray_pipeline.text import levels, normalise, stable_share
 
 
 def part_of(group: str, rules: recipes.Split, kind: str = "query") -> str:
@@ -26,7 +26,7 @@ def place(row: Mapping[str, Any], rules: recipes.Split) -> tuple[str, str | None
     """(part of a labelled row, null) or (its part, the reason why it is left out)."""
     part = part_of(row["group_id"], rules)
     if rules.by == "branch":
-        branch = ",".join(levels(row["target"])[: rules.branch_levels])
+        branch = ",".join(map(normalise, levels(row["target"])[: rules.branch_levels]))
         if part_of(branch, rules, "branch") != part:
             return part, "query and branch in different parts"
     if row["language"] in rules.withhold and part != "holdout":
@@ -89,4 +89,4 @@ def _classes(url: str) -> set[tuple[str | None, int | None]]:
     return {(row["part"], row["label"]) for row in table.group_by(["part", "label"]).aggregate([]).to_pylist()}
 
 
-STAGE = Stage("split", ("languages",), config, run)
+STAGE = Stage("split", ("languages",), config, run, schema_version=2)

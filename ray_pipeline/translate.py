@@ -115,10 +115,13 @@ def _check(context: Context, counts: Counts) -> None:
         if shard.rows_rejected:
             storage.remove_file(storage.join(context.folder, name))
     reasons = ", ".join(f"{reason}: {count}" for reason, count in Counter(counts.reasons).most_common())
+    remedy = "run the same command again, which asks anew about all that were not refused and pays for nothing twice"
+    if context.recipe.translate.local is not None:  # which answers the same each time
+        remedy = "raise translate.local.max_new_tokens if answers were cut, or name another model"
     raise StoppedError(
         f"translate: {counts.rows_rejected} of {counts.rows_in} requests have no translation, more than "
-        f"translate.max_rejected_share {limit:.0%} allows ({reasons}): run the same command again, which asks about "
-        "them anew and pays for nothing twice, or raise that share to go on without them"
+        f"translate.max_rejected_share {limit:.0%} allows ({reasons}): {remedy}, or raise that share to go on without "
+        "them"
     )
 
 

@@ -49,6 +49,9 @@ def lingua() -> Lingua:
         ("运动鞋", "ja", "ja"),  # Han alone can be Japanese
         ("运动鞋", "zh", "zh"),
         ("运动鞋", "en", None),
+        ("louis vuitton 鞄", "ja", "ja"),  # as Latin names beside it change nothing
+        ("macbook air 充電器", "zh", "zh"),
+        ("macbook air 充電器", "en", None),
         ("12345", "fr", "fr"),
         ("12345", "xx", "und"),
         ("12345", "und", "und"),
@@ -142,6 +145,22 @@ def test_the_detector_overrules_a_tag_only_when_sure(
 def test_wrong_tags_of_plain_queries_are_corrected(lingua: Lingua, text: str, expected: str) -> None:
     for tag in ("en", expected):
         assert decide(text, tag, RULES, lingua) == expected
+
+
+@pytest.mark.parametrize(
+    ("candidates", "text", "tag", "expected"),
+    [
+        (["en", "ru", "uk"], "iphone чохол", "uk", None),  # Gemini is asked, and else the tag stands
+        (["en", "ru", "uk"], "samsung galaxy s24 червоний чохол", "ru", "uk"),
+        (["en", "hi", "mr"], "samsung galaxy मोबाइल कवर", "hi", "hi"),
+        (["en", "fr", "ar", "fa"], "samsung galaxy قاب گوشی موبایل", "fa", "fa"),
+        (["en", "fr"], "чехол iphone case", "en", "en"),  # whose language is no candidate
+    ],
+)
+def test_a_name_in_latin_letters_takes_no_query_to_another_language(
+    candidates: list[str], text: str, tag: str, expected: str | None
+) -> None:
+    assert decide(text, tag, Languages(candidates=candidates), Lingua(candidates)) == expected
 
 
 @pytest.mark.parametrize("text", ["usb c", "nike", "jeans", "rtx 40", "adidas"])

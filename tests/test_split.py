@@ -65,16 +65,16 @@ def test_by_query_no_row_is_refused_and_branches_may_cross() -> None:
 @pytest.mark.parametrize("branch_levels", [1, 2])
 def test_by_branch_no_branch_is_in_two_parts(branch_levels: int) -> None:
     names = [f"top, {a},second{b},leaf{c}" for a in range(30) for b in range(6) for c in range(12)]
-    rows = [row(i, target=target) for i, target in enumerate(names)]
+    rows = [row(i, target=target.upper() if i % 3 else target) for i, target in enumerate(names)]
     kept, refused = assign(rows, Split(tune=0.2, holdout=0.2, by="branch", branch_levels=branch_levels))
     parts = defaultdict(set)
     for found in kept:
-        parts[",".join(levels(found["target"])[:branch_levels])].add(found["part"])
+        parts[",".join(levels(found["target"].lower())[:branch_levels])].add(found["part"])
     assert all(len(where) == 1 for where in parts.values())
     assert set().union(*parts.values()) == PARTS
     coarser = defaultdict(set)
     for found in kept:
-        coarser[levels(found["target"])[0]].add(found["part"])
+        coarser[levels(found["target"].lower())[0]].add(found["part"])
     assert any(len(where) > 1 for where in coarser.values()) == (branch_levels > 1)
     assert {found["reason"] for found in refused} == {"query and branch in different parts"}
     expected = 1 - (0.6**2 + 0.2**2 + 0.2**2)  # query and branch fall independently

@@ -126,8 +126,9 @@ def quotas(recipe: Recipe, workdir: str, watch: Watch | None = None) -> Iterator
     with ExitStack() as stack:
         spent = ledger.spent(workdir, recipe.gemini) if asked else 0.0
         parts = {model: _with_its_part(one, spent, len(asked)) for model, one in asked.items()}
+        whole = recipe.gemini.max_usd if len(asked) > 1 else None
         yield {
-            model: stack.enter_context(quota_actor.held(one, workdir, spent, watch, "audit"))
+            model: stack.enter_context(quota_actor.held(one, workdir, spent, watch, "audit", whole))
             for model, one in parts.items()
         }
 

@@ -60,6 +60,8 @@ class Quota:
     tokens_per_minute: float
     requests_per_day: int | None = None
     max_usd: float | None = None
+    whole_usd: float | None = None
+    """The limit of several models together, of which `max_usd` is this one's part; null: it is all."""
     used: Used = field(default_factory=Used)
     rate: float = 1.0
     """Share of the limits in use: below 1 once the server has shown that its own are lower."""
@@ -177,8 +179,14 @@ class Quota:
         if self.max_usd is None:
             return False
         if self.used.usd + ask.usd > self.max_usd and not self.reserved:
+            remedy = "raise it and run the same command again"
+            if self.whole_usd is not None:
+                remedy = (
+                    f"that is this model's part of {self.whole_usd:g}: run the same command again, which divides what "
+                    "is left anew, or raise it"
+                )
             raise GeminiError(
                 f"gemini.max_usd: {self.used.usd:.4f} USD of {self.max_usd} are spent, and the next request may cost "
-                f"{ask.usd:.4f}: raise it and run the same command again; what was answered is kept and not paid twice"
+                f"{ask.usd:.4f}: {remedy}; what was answered is kept and not paid twice"
             )
         return self.used.usd + sum(reserved.usd for _, reserved in self.reserved.values()) + ask.usd > self.max_usd

@@ -59,7 +59,14 @@ class QuotaActor:
     """
 
     def __init__(
-        self, gemini: Gemini, workdir: str, run: str, usd: float, watch: Watch | None = None, stage: str = ""
+        self,
+        gemini: Gemini,
+        workdir: str,
+        run: str,
+        usd: float,
+        watch: Watch | None = None,
+        stage: str = "",
+        whole_usd: float | None = None,
     ) -> None:
         self._gemini, self._workdir, self._run, self._watch = gemini, workdir, run, watch or Watch()
         self._file = quota_file(workdir, gemini)
@@ -68,7 +75,7 @@ class QuotaActor:
         self._disk = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         limits = (gemini.requests_per_minute, gemini.tokens_per_minute, gemini.requests_per_day, gemini.max_usd)
-        self._quota = Quota(*limits)
+        self._quota = Quota(*limits, whole_usd)
         self._remember(usd)
         self._stopped: GeminiError | None = None
         self._traffic, self._minute = Traffic(), deque[tuple[float, int, int]]()
@@ -233,19 +240,26 @@ def quota_file(workdir: str, gemini: Gemini) -> str:
 
 
 @contextmanager
-def held(gemini: Gemini, workdir: str, usd: float = 0.0, watch: Watch | None = None, stage: str = "") -> Iterator[Any]:
+def held(
+    gemini: Gemini,
+    workdir: str,
+    usd: float = 0.0,
+    watch: Watch | None = None,
+    stage: str = "",
+    whole_usd: float | None = None,
+) -> Iterator[Any]:
     """Hold the cluster's quota actor for as long as workers, who are given its handle, use it; `usd` were spent before.
 
     It lives on the driver's node if it can, so that it keeps no other one up. Ray restarts it, on another node if need
     be, and repeats the calls that were lost. It leases nothing more once what it is to `watch` is lost. `stage` is who
-    asks, for its metrics.
+    asks, for its metrics; `whole_usd` the limit of which `gemini.max_usd` is a part.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = ray.remote(QuotaActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-    actor = options.remote(gemini, workdir, uuid.uuid4().hex, usd, watch, stage)
+    actor = options.remote(gemini, workdir, uuid.uuid4().hex, usd, watch, stage, whole_usd)
     try:
         yield actor
         ray.get(actor.close.remote())

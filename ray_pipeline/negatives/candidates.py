@@ -12,7 +12,7 @@ from ray_pipeline.chance import NONE, Hashes, hashes, lookup
 from ray_pipeline.negatives.corpus import Corpus, Rows
 from ray_pipeline.negatives.search import Group
 from ray_pipeline.recipe import Negatives
-from ray_pipeline.text import levels
+from ray_pipeline.text import levels, normalise
 
 
 class Candidates:
@@ -62,5 +62,5 @@ def languages(corpus: Corpus, pairs: Iterable[pa.Table]) -> dict[str, Rows]:
 
 
 def branches(paths: Sequence[str], depth: int) -> Hashes:
-    """A number for the first levels of each category path."""
-    return hashes(["\x1f".join(levels(path)[:depth]) for path in paths])
+    """A number for the first levels of each category path, however these are spelt."""
+    return hashes(["\x1f".join(map(normalise, levels(path)[:depth])) for path in paths])

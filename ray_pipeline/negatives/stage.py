@@ -175,4 +175,4 @@ def _outcome(counts: Counts) -> Outcome:
     return Outcome(counts, {"similarities": bands} | told)
 
 
-STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=7)
+STAGE = Stage("negatives", ("split", "dedupe", "embed"), config, run, schema_version=8)

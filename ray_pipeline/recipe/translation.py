@@ -132,7 +132,8 @@ class Translate(Section):
     local: LocalTranslator | None = None
     """Needed by translator local."""
     max_rejected_share: Share = 0.2
-    """More requests without a translation stop the stage; they are asked about again by the same command."""
+    """More requests without a translation stop the stage. Gemini is asked again by the same command, but for queries
+    that it refuses; a local model would say the same again."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -130,6 +130,9 @@ def test_dollars_are_reserved_and_never_passed() -> None:
     limits.used.usd, limits.reserved = 0.007, {}
     with pytest.raises(GeminiError, match=r"gemini\.max_usd: 0\.0070 USD of 0\.01 are spent.*raise it.*is kept"):
         limits.lease(3, [Ask(1, 0.004)], 60)
+    limits.whole_usd = 0.05
+    with pytest.raises(GeminiError, match=r"this model's part of 0\.05: run the same command again, which divides"):
+        limits.lease(3, [Ask(1, 0.004)], 60)
 
 
 def test_a_permit_of_a_worker_that_died_is_void_in_the_end_and_costs_what_others_did() -> None:
