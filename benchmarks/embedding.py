@@ -1,12 +1,13 @@
 """The stage `embed` against plain `SentenceTransformer.encode`, reading and writing Parquet included.
 
-    python -m benchmarks.embedding [--quick] [--full] [--model FOLDER] [--taxonomy categories.parquet]
+    python -m benchmarks.embedding [--quick | --overhead] [--model FOLDER] [--taxonomy categories.parquet]
 
 `--model` is a sentence-transformers model; without it, one of the shape of all-MiniLM-L6-v2 with random weights is made
 on the spot: as fast, and its vectors say nothing. `--taxonomy` is text to embed (per language, a list of level names;
 Shopify's product taxonomy, MIT); without it, queries are put together from the sample shop's words. Both sides have the
 same cores, in a Ray worker each, one after the other; clocks start when Ray and the models are up. `--quick` embeds
-2,000 strings, `--full` also 1,000,000 with a model that only looks words up, which shows what the stage itself costs.
+2,000 strings; `--overhead`, in place of all that, 1,000,000 with a model that only looks words up, which shows what the
+stage itself costs.
 """
 
 import argparse
@@ -223,33 +224,48 @@ def overhead(report: Report, rows: int) -> None:
 
 
 def measure(options: argparse.Namespace, model: str) -> Report:
-    """Run all parts."""
+    """Run what was asked for."""
     report, begun = Report(digits=4), time.time()
     chosen = settings(model, options.prompt)
     runtime.start(chosen.runtime)
     with tempfile.TemporaryDirectory(prefix="embedding-") as folder:  # Ray's workers are up when it has ended
         ours(write_split(["warm"], f"{folder}/split"), settings(TRIVIAL, ""), folder)
     report.add("start of Ray and its workers, not in any figure below: seconds", f"{time.time() - begun:.1f}")
-    rows = options.rows or (2_000 if options.quick else 20_000)
-    texts = (from_taxonomy(options.taxonomy) if options.taxonomy else from_shop(rows))[:rows]
-    compare(report, f"{len(texts):,} distinct strings", texts, chosen, options)
-    half = texts[: len(texts) // 2] * 2
-    compare(report, f"{len(half):,} strings, half of them distinct", half, chosen, options)
-    if options.full:
-        overhead(report, 1_000_000)
+    if options.overhead:
+        overhead(report, options.rows or 1_000_000)
+    else:
+        rows = options.rows or (2_000 if options.quick else 20_000)
+        texts = (from_taxonomy(options.taxonomy) if options.taxonomy else from_shop(rows))[:rows]
+        compare(report, f"{len(texts):,} distinct strings", texts, chosen, options)
+        half = texts[: len(texts) // 2] * 2
+        compare(report, f"{len(half):,} strings, half of them distinct", half, chosen, options)
     runtime.stop()
     return report
+
+
+def keep(options: argparse.Namespace, text: str) -> None:
+    """Keep the table in RESULTS.md."""
+    about, command = results.where(("ray", "torch", "sentence-transformers")), "python -m benchmarks.embedding"
+    if options.overhead:
+        command += " --overhead"
+        name, title = "embedding_overhead", "What embedding costs beside its model"
+    else:
+        name, title = "embedding", "Embedding"
+        used = Path(options.model).name if options.model else "a random model of the shape of all-MiniLM-L6-v2"
+        source = "names of a product taxonomy in 15 languages" if options.taxonomy else "made-up queries"
+        about += f" Model: {used}; text: {source}; medians of {options.repeats}, with the range of the ratios."
+    results.keep(name, title, f"{about}\n\n```bash\n{command}\n```\n\n{text}")
 
 
 def main() -> None:
     """Measure, print the table, and the figures as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2,000 strings; nothing is kept in RESULTS.md")
-    parser.add_argument("--full", action="store_true", help="also 1,000,000 strings with a trivial model")
+    parser.add_argument("--overhead", action="store_true", help="1,000,000 strings with a trivial model, and no other")
     parser.add_argument("--model", help="a sentence-transformers folder or hub name")
     parser.add_argument("--prompt", default="", help='put before each text, e.g. "passage: "')
     parser.add_argument("--taxonomy", type=Path, help="categories.parquet of Shopify's product taxonomy")
-    parser.add_argument("--rows", type=int, help="strings, in place of 20,000")
+    parser.add_argument("--rows", type=int, help="strings, in place of 20,000, or of 1,000,000")
     parser.add_argument("--repeats", type=int, help="in place of 3, or of 1 with --quick")
     parser.add_argument("--batches", type=int, nargs="+", default=[PLAIN_BATCH], help="of encode")
     options = parser.parse_args()
@@ -258,12 +274,7 @@ def main() -> None:
         report = measure(options, options.model or make_model(Path(folder)))
     text = results.table(("figure", "value", "target"), report.rows)
     if not options.quick:
-        used = Path(options.model).name if options.model else "a random model of the shape of all-MiniLM-L6-v2"
-        about = f"{results.where(('ray', 'torch', 'sentence-transformers'))} Model: {used}; text: "
-        about += f"{'names of a product taxonomy in 15 languages' if options.taxonomy else 'made-up queries'}; "
-        about += f"medians of {options.repeats}, with the range of the ratios."
-        command = "python -m benchmarks.embedding" + " --full" * options.full
-        results.keep("embedding", "Embedding", f"{about}\n\n```bash\n{command}\n```\n\n{text}")
+        keep(options, text)
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 
 

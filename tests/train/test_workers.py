@@ -153,6 +153,8 @@ FOUR_BITS_SHARED_OUT = {
     ids=lambda changes: "-".join(map(str, changes.values())),
 )  # fmt: skip
 def test_a_killed_worker_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    if changes.get("four_bit_zero3"):  # with weights so small, it would put none away
+        changes = changes | {"deepspeed": as_of_a_large_model(tmp_path)}
     mix, chosen = runs.training_set(tmp_path), runs.make(epochs=4, **changes)
     undisturbed = runs.train(chosen, mix, tmp_path / "one")
     disturbed = killed_once(chosen, mix, tmp_path / "two")
