@@ -260,8 +260,9 @@ def keep(options: argparse.Namespace, text: str) -> None:
 def main() -> None:
     """Measure, print the table, and the figures as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 strings; nothing is kept in RESULTS.md")
-    parser.add_argument("--overhead", action="store_true", help="1,000,000 strings with a trivial model, and no other")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--quick", action="store_true", help="2,000 strings; nothing is kept in RESULTS.md")
+    what.add_argument("--overhead", action="store_true", help="1,000,000 strings with a trivial model, and no other")
     parser.add_argument("--model", help="a sentence-transformers folder or hub name")
     parser.add_argument("--prompt", default="", help='put before each text, e.g. "passage: "')
     parser.add_argument("--taxonomy", type=Path, help="categories.parquet of Shopify's product taxonomy")

@@ -186,7 +186,7 @@ def _unscored(task: TaskReport) -> Iterator[Finding]:
             why = ", ".join(f"{reason} {rows:,}" for reason, rows in stage.reasons.items())
             text = (
                 f"{stage.rows_rejected:,} of {stage.rows_in:,} rows ({share:.1%}) could not be scored ({why}): figures "
-                "are of the others, and those of dev and test have no prediction."
+                "are of the others, and those of dev and test have no prediction of the model’s."
             )
             yield Finding("warning" if share >= MAX_UNSCORED else "note", "Rows without a score", text)
 

@@ -48,12 +48,19 @@ def faltered(error: BaseException) -> bool:
     )  # fmt: skip
 
 
-def refuses(error: BaseException) -> bool:
-    """Whether the hub lets nobody in with this token, or not this token, whatever it is asked for."""
-    from huggingface_hub.errors import HTTPError
+def refuses_token(error: BaseException) -> bool:
+    """Whether there is a token, and the hub itself, not something on the way to it, does not let it in."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import DisabledRepoError, HfHubHTTPError
 
-    answers = [getattr(one, "response", None) for one in _causes(error) if isinstance(one, HTTPError)]
-    return any(getattr(one, "status_code", None) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) for one in answers)
+    refused = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return get_token() is not None and any(
+        isinstance(one, HfHubHTTPError)
+        and not isinstance(one, DisabledRepoError)
+        and one.response.status_code in refused
+        and not {"x-error-code", "x-error-message"}.isdisjoint(map(str.lower, one.response.headers))
+        for one in _causes(error)
+    )
 
 
 def _for_a_while(response: object) -> bool:

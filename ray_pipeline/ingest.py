@@ -432,9 +432,9 @@ def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
             raise InputError(_too_many(recipe, tally, split, rows, where))
     _check_submission(recipe, tally, where)
     for split in SPLITS:
-        named = getattr(recipe.data, split)
-        if named and not kept[split]:
-            raise InputError(f"{', '.join(named)}: holds no rows that can be used; check data.{split} in the recipe")
+        named, rows = getattr(recipe.data, split), kept[split] + (0 if split == "train" else refused[split])
+        if named and not rows:
+            raise InputError(f"{', '.join(named)}: holds no rows; check data.{split} in the recipe")
     labels = {label for split, label in tally.kept if split == "train" and label is not None}
     if len(labels) < 2:
         only = next(iter(labels))

@@ -49,8 +49,8 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
     if language := _settled(ranked, rules):
         return language
     own = [script for script in ranked if script not in SHARED]
-    if own[:1] == ["CJK"]:
-        return tag if tag in ("ja", "zh") else None
+    if ranked[0] == "CJK" or (own[:1] == ["CJK"] and _written_in(own[:1], rules)):
+        return tag if tag in ("ja", "zh") and (ranked[0] == "CJK" or tag in rules.candidates) else None
     if _written_in(own, rules):
         ranked, text = own, " ".join(word for word in text.split() if not scripts(word).keys().isdisjoint(own))
     best, confidence = next(iter(detector.confidences(text)), (None, 0.0))

@@ -87,7 +87,7 @@ def expect(name: str, revision: str | None, field: str, here: bool) -> None:
             "check the name, or set HF_TOKEN if it is a private one"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        if hub.refuses(error):
+        if hub.refuses_token(error):
             raise _token_refused(field, name) from error
         if here:
             raise ModelError(
@@ -97,16 +97,16 @@ def expect(name: str, revision: str | None, field: str, here: bool) -> None:
     except errors.EntryNotFoundError:  # a model that has no such file
         return
     except errors.HfHubHTTPError as error:
-        if not hub.refuses(error):
+        if not hub.refuses_token(error):
             raise
         raise _token_refused(field, name) from error
 
 
 def _token_refused(field: str, name: str) -> ModelError:
     return ModelError(
-        f"{field} {name}: the Hugging Face hub refuses the token in HF_TOKEN: renew it, or let it read this model "
-        "(one with fine-grained permissions: gated repositories), in the environment of every node; unset it if the "
-        "model is a public one"
+        f"{field} {name}: the Hugging Face hub refuses the token (HF_TOKEN, or that of `hf auth login`): renew it, or "
+        "let it read this model (one with fine-grained permissions: gated repositories), on every node; do without it "
+        "if the model is a public one"
     )
 
 

@@ -38,8 +38,11 @@ def most(places: Callable[[Resources], int]) -> int | None:
     if not settings or resources(settings) is None:
         return None
     types, limit = settings["available_node_types"], settings.get("max_workers", 0)
-    head = types.get(settings.get("head_node_type"), {})
-    kinds = [(places(one["resources"]), one.get("max_workers", limit)) for one in types.values() if one is not head]
+    head = types.get(settings.get("head_node_type"), {})  # a type that may be a worker's, too
+    kinds = [
+        (places(one.get("resources", {})), one.get("max_workers", 0 if one is head else limit))
+        for one in types.values()
+    ]
     found = places(head.get("resources", {}))
     for held, nodes in sorted(kinds, reverse=True):  # the largest first: there is a limit of all together, too
         found += held * min(nodes, limit)

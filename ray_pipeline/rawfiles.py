@@ -48,7 +48,8 @@ SIGNATURES = {
     b"PAR1": "Parquet",
 }  # fmt: skip
 """What begins files that are taken for text by mistake."""
-csv.field_size_limit(SLICE_BYTES)  # an export's column of HTML may well be longer than the library's 128 KiB
+LONG_FIELD = csv.field_size_limit(SLICE_BYTES)
+"""The library's limit of a field's characters, which an export's column of HTML may well pass."""
 
 
 @dataclass(frozen=True)
@@ -421,15 +422,30 @@ def _comma_separated(text: Iterable[str], file: RawFile, before: int) -> Iterato
             at += len(line)
             yield line
 
-    reader = csv.reader(lines())
-    try:
-        for fields in reader:
-            yield at, reader.line_num, fields
-    except csv.Error as error:
-        raise InputError(
-            f"{file.url}, line {before + reader.line_num}: is not ','-separated text ({error}); mend the line: is a "
+    reader, width = csv.reader(lines()), 0
+
+    def refused(why: object, line: int) -> InputError:
+        return InputError(
+            f"{file.url}, line {before + line}: is not ','-separated text ({why}); mend the line: is a "
             "quotation mark left open there or before?"
-        ) from error
+        )
+
+    try:
+        ended = 0
+        for fields in reader:
+            width = width or len(fields)
+            if any(len(field) > LONG_FIELD and _holds_rows(field, width) for field in fields):
+                raise refused("a field holds what seem to be rows", ended + 1)
+            ended = reader.line_num
+            yield at, ended, fields
+    except csv.Error as error:
+        raise refused(error, reader.line_num) from error
+
+
+def _holds_rows(field: str, width: int) -> bool:
+    """Whether most lines of a field would be rows of so many fields themselves."""
+    lines = field.splitlines()[1:-1]
+    return len(lines) > 1 and 2 * sum(line.count(",") == width - 1 for line in lines) > len(lines)
 
 
 def _checked_csv(names: list[str], fields: list[str]) -> Record:

@@ -235,14 +235,16 @@ def _await_kind(runtime: Runtime, each: Mapping[str, float]) -> None:
 
 def _expect_nodes(workers: int, each: Mapping[str, float]) -> None:
     """Raise PipelineError if a cluster's nodes, with all that may be started, hold fewer workers at a time."""
-    most = node_types.most(lambda kind: places(kind, each))
-    if most is None or max(most, sum(places(node, each) for node in _up())) >= workers:
+    may_come = node_types.most(lambda kind: places(kind, each))
+    if may_come is None:
         return
-    raise PipelineError(
-        f"the cluster, with all nodes that its autoscaler may start, has room for {most} at a time of "
-        f"{_described(workers, each)}: lower train.workers, set train.min_workers, or let more nodes be started "
-        "(maxReplicas of KubeRay's group, max_workers of the launcher's)"
-    )
+    most = max(may_come, sum(places(node, each) for node in _up()))
+    if most < workers:
+        raise PipelineError(
+            f"the cluster, with all nodes that its autoscaler may start, has room for {most} at a time of "
+            f"{_described(workers, each)}: lower train.workers (or train.min_workers, if that is set), or let more "
+            "nodes be started (maxReplicas of KubeRay's group, max_workers of the launcher's)"
+        )
 
 
 def _up() -> list[Mapping[str, float]]:

@@ -396,11 +396,13 @@ def expand(pattern: str, remedy: str = "check the recipe's data section") -> lis
 
 def names(pattern: str, url: str) -> bool:
     """Whether `expand` would give a file of this url if it were there; both are full paths or urls."""
-    places = [url[: end.start()] for end in re.finditer("/", url)] + [url]
-    if pattern.rstrip("/") in places:
-        return True
-    wanted = re.compile(glob_translate(pattern))
-    return _is_glob(pattern) and any(wanted.match(place) for place in places)
+    pattern = pattern.rstrip("/")
+    places, root = [url[: end.start()] for end in re.finditer("/", url)] + [url], pattern
+    if pattern not in places:
+        wanted, root = re.compile(glob_translate(pattern)), _named_in_full(pattern)
+        if not _is_glob(pattern) or not any(wanted.match(place) for place in places):
+            return False
+    return not _is_hidden(url.removeprefix(root))
 
 
 def _is_hidden(path: str) -> bool:

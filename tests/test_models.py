@@ -83,10 +83,18 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 )
 @pytest.mark.parametrize("here", [True, False])
 def test_a_model_that_the_hub_does_not_give(
-    hub: None, name: str, revision: str | None, message: str, here: bool
+    hub: None, name: str, revision: str | None, message: str, here: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
     with pytest.raises(ModelError, match=message):
         models.expect(name, revision, "train.model", here)
+
+
+def test_who_has_no_token_is_not_told_of_one(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    models.expect("owner/narrow", None, "train.model", here=False)
+    with pytest.raises(ModelError, match="cannot be reached"):
+        models.expect("owner/narrow", None, "train.model", here=True)
 
 
 def test_a_model_without_that_file_is_there(hub: None) -> None:

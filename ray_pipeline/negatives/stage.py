@@ -151,7 +151,7 @@ def _mined(
     if on_gpus(context.recipe):
         runtime.check_room(width)
         gpus = width.gpus_per_worker
-    there, to_come = worker_memory.nodes(gpus), worker_memory.nodes_to_come(gpus)
+    there, to_come = worker_memory.nodes(gpus), [] if width.address == "local" else worker_memory.nodes_to_come(gpus)
     if gpus:
         cpus, _ = worker_memory.workers_that_fit(there, held, to_come)
         placed = runtime.model_pool(width, width.embed_workers)  # nodes may still come

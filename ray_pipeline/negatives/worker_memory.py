@@ -85,7 +85,7 @@ def workers_that_fit(
     every = [*there, *to_come]
     cpus = max((int(node["CPU"] // (node["memory"] // each + 1)) + 1 for node in every), default=1)
     workers = sum(int(node["CPU"] // cpus) for node in there)
-    if to_come and not any(node["CPU"] // cpus for node in every):  # one of these is too small for a worker
+    if to_come and not workers and any(node["memory"] >= each for node in there):  # a type is too small for a worker
         return workers_that_fit(there, each)
     if not any(node["CPU"] // cpus for node in every):
         raise PipelineError(

@@ -188,7 +188,7 @@ def _score(options: argparse.Namespace) -> int:
     first = chosen[0].saved
     if options.merge and options.engine == "transformers":
         adapters.expect_mergeable(first.train, len(chosen))
-    _check_apart(options.input, options.output)
+    _check_apart(options.input, options.output, options.format)
     files = rows.find(options.input)
     decision = _decision(options, chosen)
     needed = [*Prompt(first.task, first.prompt).optional, *(["language"] if decision.by == "language" else [])]
@@ -233,10 +233,10 @@ def _where(options: argparse.Namespace) -> Runtime:
         raise InputError(f"--{option}; correct this option") from error
 
 
-def _check_apart(inputs: Sequence[str], output: str) -> None:
+def _check_apart(inputs: Sequence[str], output: str, format: job.Format) -> None:
     """Raise InputError for an output that a second run, which may have to go on, would find among the input."""
     for path in inputs:
-        if storage.names(_full(path), storage.join(_full(output), "part-00000.parquet")):
+        if any(storage.names(_full(path), storage.join(_full(output), name)) for name in job.written(format)):
             raise InputError(
                 f"{output}: lies in the input {path}, where a second run would read it: name another --output"
             )

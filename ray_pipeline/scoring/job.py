@@ -40,7 +40,7 @@ IDS_AT_ONCE = 1 << 24
 IDS_OF_SHARDS = 16
 """Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 Format = Literal["parquet", "csv", "jsonl"]
 Score = Callable[[list[dict[str, Any]]], Scored]
 
@@ -222,6 +222,11 @@ def _read(
     pieces: Mapping[str, Piece], columns: Columns, spelling: Spelling, source: Source, _: list[str] | None
 ) -> pa.Table:
     return rows.read(pieces[source.name], columns, spelling)
+
+
+def written(format: Format) -> list[str]:
+    """Names of the kinds of files that a job leaves in its output."""
+    return [RUN, PIECES, "part-000000.parquet", f"part-000000.{format}"]
 
 
 def _write(format: Format, folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:

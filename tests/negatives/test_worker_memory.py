@@ -37,7 +37,13 @@ def test_cases(nodes: Sequence[dict[str, float]], each: int, expected: tuple[int
 
 @pytest.mark.parametrize(
     ("to_come", "expected"),
-    [([], (1, 8)), ([node(16, 20)], (4, 2)), ([node(16, 3)], (1, 8)), ([node(4, 100)], (1, 8))],
+    [
+        ([], (1, 8)),
+        ([node(16, 20)], (4, 2)),
+        ([node(16, 3)], (1, 8)),
+        ([node(4, 100)], (1, 8)),
+        ([node(16, 3), node(64, 512)], (1, 8)),
+    ],
 )
 def test_nodes_to_come_get_no_more_than_they_have_room_for(
     to_come: Sequence[dict[str, float]], expected: tuple[int, int]
