@@ -245,7 +245,12 @@ def _comparison(task: TaskReport) -> Iterator[Finding]:
         return
     name = task.comparison.name
     whole = _whole(task.comparison.differences)
-    withheld = [one for one in task.comparison.differences if one.name == WITHHELD_GROUP and one is not whole]
+    one_class = {one.name for one in task.groups if one.one_class}  # of which no model can be told from a constant
+    withheld = [
+        one
+        for one in task.comparison.differences
+        if one.name == WITHHELD_GROUP and one is not whole and one.name not in one_class
+    ]
     for one in [whole, *withheld]:
         where = "" if one is whole else f" in {WITHHELD_GROUP}"
         level, verdict = _verdict(one.f1)

@@ -337,12 +337,13 @@ def test_wilson_intervals() -> None:
 
 def test_answers_are_kept_beside_the_audit_one_file_each(audited: Artifact) -> None:
     assert people(audited) is None
-    answers.store(audited, "a", said("a", {0: True, 1: False}))
-    answers.store(audited, "b", said("b", {0: True}))
-    url = answers.store(audited, "a", said("a", {3000: False}))
+    first, second = said("a", {0: True, 1: False}), said("a", {1: True, 3000: False})
+    answers.store(audited, "a", first, [row["translation_id"] for row in first])
+    answers.store(audited, "b", said("b", {0: True}), [first[0]["translation_id"]])
+    url = answers.store(audited, "a", second, [row["translation_id"] for row in second])
     assert Path(url).parent == Path(audited.url).parents[1] / "annotations" / audited.manifest.fingerprint
     found = people(audited)
-    assert found is not None and found.annotators == ["a", "b"] and found.rows == 2, "what was read before is replaced"
+    assert found is not None and found.annotators == ["a", "b"] and found.rows == 3, "one answer is replaced"
 
 
 # The job

@@ -285,6 +285,8 @@ def test_comparison_names_withheld_languages() -> None:
     task = report(comparison=Comparison("plain", parts, 500, 1000))
     assert f"Better than plain in {WITHHELD_GROUP}" in titles(task)
     assert "No difference shown from plain" in titles(task)
+    relevant = replace(rows_of(WITHHELD_GROUP, around(0.9), seen=False), rows=3, positives=3)
+    assert f"in {WITHHELD_GROUP}" not in titles(replace(task, groups=[rows_of(SEEN_GROUP, around(0.9)), relevant]))
 
 
 def test_hard_negatives() -> None:

@@ -103,7 +103,9 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
     mixed = [row for row in [*both, *mined] if row["part"] in ("train", "tune")]
     encoded = [row | {"ids": [2, 7, 9], "truncated": False} for row in mixed]
     tuned = [row for row in placed if row["part"] != "train"]
-    scored = [made.scored(row, 0.9 if (row["label"] or 0) else 0.1) for row in tuned]
+    unscored = next(row for row in reversed(tuned) if row["part"] == "holdout")
+    scored = [made.scored(row, 0.9 if (row["label"] or 0) else 0.1) for row in tuned if row is not unscored]
+    odd = [made.scored(unscored, 0.0) | {"score": None, "reason": "the score is not finite"}]
     languages = [*whole[: len(PARTS)], withheld, *whole[len(PARTS) :]]
     refused = [withheld | {"part": "train", "reason": REASON}]
     copied = [{**translation(train[4]), "reason": "copied"}]
@@ -113,7 +115,7 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
         "audit": (asked, tables.AUDITED, copied), "dedupe": (both, tables.PAIRS, []),
         "embed": (vectors, tables.embeddings(4), []), "negatives": (mined, tables.NEGATIVES, []),
         "mix": (mixed, tables.PAIRS, []), "encode": (encoded, tables.ENCODED, []),
-        "self_validation": ([], tables.VERDICTS, []), "score": (scored, tables.SCORES, []),
+        "self_validation": ([], tables.VERDICTS, []), "score": (scored, tables.SCORES, odd),
     }  # fmt: skip
 
 

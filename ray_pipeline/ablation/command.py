@@ -23,7 +23,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = cli.command_line(description)
     parser.add_argument(
         "items", nargs="+", metavar="MATRIX|RECIPE|key=value",
-        help="matrix files; or recipes, the first of each task being the baseline; and values for all of them",
+        help="matrix files; or recipes, the first of each task being the baseline; and values for all of them, in "
+        "place of a matrix's own for all, but not of a variant's",
     )  # fmt: skip
     parser.add_argument(
         "--seeds", nargs="+", type=int, metavar="SEED", help="seeds to run, instead of the matrix file's (default 0)"

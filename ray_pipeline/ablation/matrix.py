@@ -1,6 +1,6 @@
 """A matrix file: a base recipe, named variants of it as changed values, and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -53,8 +53,11 @@ class Matrix(Section):
             raise ValueError(f"seeds names one twice: {self.seeds}")
         return self
 
-    def changes(self, name: str) -> dict[str, Any]:
-        """All changes of a variant, those of the ones that it is like first; ValueError where they go in a circle."""
+    def changes(self, name: str, overridden: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All changes of a variant, those of the ones that it is like first; ValueError where they go in a circle.
+
+        What the command line has `overridden` comes before the changes for all, but after a variant's own.
+        """
         chain: list[str] = []
         following: str | None = name
         while following is not None:
@@ -63,7 +66,7 @@ class Matrix(Section):
                 raise ValueError(f"variant {name} {what}: name another in `like`")
             chain.append(following)
             following = self.variants[following].like
-        found = dict(self.set)
+        found = {**self.set, **(overridden or {})}
         for one in reversed(chain):
             found |= self.variants[one].set
         return found
@@ -98,12 +101,13 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
     seeds = list(dict.fromkeys(seeds or ()))
     overrides = [item for item in items if cli.is_override(item)]
     files = {item: recipes.mapping(item) for item in items if not cli.is_override(item)}
+    values = dict(recipes.overridden(overrides))
     matrices = [_matrix(file, raw) for file, raw in files.items() if "variants" in raw]
     plain, workdir = cli.recipes([*(file for file, raw in files.items() if "variants" not in raw), *overrides], folder)
     studies = []
     for file, matrix in matrices:
         base, *others = (recipes.read(Path(file).parent / path, overrides) for path in (matrix.base, *matrix.others))
-        studies.append(_study(matrix, base, others, seeds, workdir))
+        studies.append(_study(matrix, values, base, others, seeds, workdir))
     for task in dict.fromkeys(one.task for one in plain):
         mine = [one for one in plain if one.task == task]
         used = seeds or [0]
@@ -115,11 +119,18 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
     return studies, workdir
 
 
-def _study(matrix: Matrix, base: Recipe, others: Sequence[Recipe], seeds: Sequence[int] | None, workdir: str) -> Study:
+def _study(
+    matrix: Matrix,
+    overridden: Mapping[str, Any],
+    base: Recipe,
+    others: Sequence[Recipe],
+    seeds: Sequence[int] | None,
+    workdir: str,
+) -> Study:
     used = list(seeds or matrix.seeds)
     lines = []
     for name in matrix.variants:
-        changes = matrix.changes(name)
+        changes = matrix.changes(name, overridden)
         runs = _seeded(base, changes, used, matrix.seeded, f"variant {name}", workdir, others)
         lines.append(Line(name, runs, changes))
     return Study(matrix.name, base.task, lines, matrix.baseline or lines[0].name, used)
@@ -139,7 +150,9 @@ def _seeded(
     for seed in seeds:
         drawn = dict.fromkeys(seeded, seed)
         own = recipes.variant(base, changes | drawn, name)
-        runs[seed] = cli.placed([own, *(recipes.variant(one, drawn, one.name) for one in others)], workdir)[0]
+        donors = [*others, *([own.other] if own.other else [])]
+        own = own.model_copy(update={"other": None})  # it is put in again, drawn anew
+        runs[seed] = cli.placed([own, *(recipes.variant(one, drawn, one.name) for one in donors)], workdir)[0]
     return runs
 
 

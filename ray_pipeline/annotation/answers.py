@@ -1,10 +1,11 @@
 """What people have filled in: checked strictly, kept as a small table per annotator below the working folder."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline import artifact, storage, tables
 from ray_pipeline.annotation.sampling import Candidate
@@ -15,6 +16,7 @@ from ray_pipeline.text import normalise, stable_id
 
 QUESTIONS = ("meaning_kept", "label_holds")
 ANSWERS = {"yes": True, "no": False, "": None}
+REMEDY = "delete it and read the annotator's sheet again"
 COLUMNS = (
     Column("id", 19),
     Column("source_language", 10),
@@ -98,15 +100,22 @@ def folder(audited: Artifact) -> str:
     return storage.join(artifact.workdir_of(audited.url), "annotations", audited.manifest.fingerprint)
 
 
-def store(audited: Artifact, annotator: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Keep an annotator's answers, in place of what they answered before; returns the url."""
+def store(audited: Artifact, annotator: str, rows: Sequence[Mapping[str, Any]], asked: Collection[str]) -> str:
+    """Keep an annotator's answers beside those of other sheets; returns the url.
+
+    What was answered before about a translation that was `asked` about now, by its id, is replaced.
+    """
     url = storage.join(folder(audited), f"{stable_id(annotator)}.parquet")
-    storage.write_parquet(url, pa.Table.from_pylist(list(rows), schema=tables.ANNOTATIONS))
+    found = pa.Table.from_pylist(list(rows), schema=tables.ANNOTATIONS)
+    if storage.exists(url):
+        before = storage.read_parquet(url, None, REMEDY)
+        others = pc.invert(pc.is_in(before.column("translation_id"), pa.array(sorted(asked), pa.string())))
+        found = pa.concat_tables([before.filter(others), found])
+    storage.write_parquet(url, found)
     return url
 
 
 def load(audited: Artifact) -> pa.Table | None:
     """All answers on an audit; null if there are none."""
     urls = [url for url in storage.list_files(folder(audited)) if url.endswith(".parquet")]
-    remedy = "delete it and read the annotator's sheet again"
-    return pa.concat_tables([storage.read_parquet(url, None, remedy) for url in urls]) if urls else None
+    return pa.concat_tables([storage.read_parquet(url, None, REMEDY) for url in urls]) if urls else None

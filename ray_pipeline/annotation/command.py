@@ -78,7 +78,8 @@ def _read(options: argparse.Namespace) -> int:
     for name, found in read.items():
         for audited in audits:
             if rows := found.get(audited.manifest.fingerprint):
-                print(answers.store(audited, answers.annotator(name), rows))
+                asked = {known[line.cells["id"]].translation_id for line in filled[name]}
+                print(answers.store(audited, answers.annotator(name), rows, asked))
     for audited in audits:
         found_people = people(audited)
         print(

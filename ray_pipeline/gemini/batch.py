@@ -159,10 +159,12 @@ class _Run:
         self._url = records
         self._records = Records(self._url)
         self._price = price_of(gemini)
-        self._started = clock()
+        self._deadline = clock() + gemini.deadline_hours * 3600
         self._failures = 0
         self._cancelled: dict[str, int] = {}
         """Looks at each late job since it was to end."""
+        self._early: set[str] = set()
+        """Keys that a found job has answered before their items were seen."""
         self.outcome = BatchOutcome()
 
     async def fill(self, items: Iterable[Item]) -> BatchOutcome:
@@ -180,10 +182,11 @@ class _Run:
         waiting = [record for record in records if record.ended is None and record.job is not None]
         self._recorded = Recorded(self._records.asked(record) for record in records)
         self._found = {record.display_name for record in waiting}
-        # Which answers of found jobs are wanted is known when all items have been seen: jobs are read after that.
         for record in waiting:
             self._count_job(record)
-        waiting += await self._submit(items, sum(record.most_usd for record in waiting))
+        # Without `known`, which answers of theirs were kept is told by the items, all of which must be seen before.
+        at_once, later = (waiting, []) if self._known else ([], waiting)
+        waiting = later + await self._submit(items, at_once, sum(record.most_usd for record in waiting))
         while waiting:
             waiting = await self._after_an_end(waiting)
 
@@ -227,20 +230,23 @@ class _Run:
             known.append(record)
         return known
 
-    async def _submit(self, items: Iterable[Item], most_usd: float) -> list[Record]:
-        """Create a job after the other, one file at a time; returns those that are under way.
+    async def _submit(self, items: Iterable[Item], found: Sequence[Record], most_usd: float) -> list[Record]:
+        """Create a job after the other, one file at a time; returns those that are under way, the `found` among them.
 
         Where the budget does not allow the most that a job could cost on top of what all others could, these are
-        waited for: they mostly cost a fraction of it. Only then are its items left to live requests.
+        waited for: they mostly cost a fraction of it. Only then are its items left to live requests; so they are at the
+        deadline.
         """
-        created = list[Record]()
+        created = list(found)
         groups = group(self._kind, self._unrecorded(items), self._languages, self._gemini)
         while (spool := self._spool(groups)) is not None:
             worst = _usd(self._price, spool.input_tokens, spool.output_tokens)
             while not (allowed := self._may_spend(self.outcome.usd + most_usd + worst)) and created:
                 before, created = created, await self._after_an_end(created)
                 most_usd -= sum(record.most_usd for record in before if record not in created)
-            if not allowed:
+            if self._clock() >= self._deadline:
+                self._tell(f"{len(spool.asked):,} requests will be sent live: gemini.deadline_hours are over")
+            elif not allowed:
                 self._tell(
                     f"{len(spool.asked):,} requests will be sent live: as a batch job they could cost {worst:.2f} USD, "
                     "more than the budget allows"
@@ -257,6 +263,8 @@ class _Run:
             self.outcome.items += 1
             if not self._recorded.claim(item.key):
                 yield item
+            elif item.key in self._early:
+                self.outcome.answered += 1
 
     def _spool(self, groups: Iterator[list[Item]]) -> _Spool | None:
         """Write the next job's requests to a local file."""
@@ -277,8 +285,7 @@ class _Run:
         name = "ray-pipeline-" + stable_id(self._url, *(request_key(keys) for keys in spool.asked))
         file = await self._jobs.upload(spool.path)
         count = sum(len(keys) for keys in spool.asked)
-        deadline = self._started + self._gemini.deadline_hours * 3600
-        record = Record(name, self._clock(), file, len(spool.asked), count, most_usd, deadline)
+        record = Record(name, self._clock(), file, len(spool.asked), count, most_usd, self._deadline)
         self._records.save_asked(record, spool.asked)
         self._records.save(record)
         job = await self._jobs.create(file, name, lambda: self._may_wait(record))
@@ -392,8 +399,10 @@ class _Run:
             fresh += new
         if fresh:
             self._keep(fresh)
-        answered = [answer for answer in fresh if answer.reason != NOTHING]
-        self.outcome.answered += sum(not found or self._recorded.wants(answer.key) for answer in answered)
+        answered = [answer.key for answer in fresh if answer.reason != NOTHING]
+        wanted = [key for key in answered if not found or self._recorded.wants(key)]
+        self.outcome.answered += len(wanted)
+        self._early.update(set(answered) - set(wanted))
 
     def _known_of(self, keys: set[str]) -> set[str]:
         return self._known(keys) if self._known else {key for key in keys if not self._recorded.wants(key)}

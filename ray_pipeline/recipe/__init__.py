@@ -7,7 +7,7 @@ beside them (`negatives.corpus_rows_at_once`, `translate.local.batch_rows`, `tra
 
 from ray_pipeline.recipe.data import SPLITS, Columns, Data, Languages, Sandbox, Split
 from ray_pipeline.recipe.model import DeepSpeed, Engine, Evaluate, Lora, Prompt, Score, Train
-from ray_pipeline.recipe.reading import dump, mapping, problem, read, validate, variant
+from ray_pipeline.recipe.reading import dump, mapping, overridden, problem, read, validate, variant
 from ray_pipeline.recipe.recipe import TARGET_COLUMNS, Compare, Recipe
 from ray_pipeline.recipe.runtime import QueryPrefix, Runtime, Storage
 from ray_pipeline.recipe.section import Section
@@ -49,6 +49,7 @@ __all__ = [
     "Translate",
     "dump",
     "mapping",
+    "overridden",
     "problem",
     "read",
     "validate",

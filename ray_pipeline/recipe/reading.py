@@ -29,11 +29,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
             f"{path}: is a matrix of variants, not a recipe: it is run by jobs/ablation.py, whose --dry-run says what "
             "is done and left"
         )
-    for key, value in _environment_overrides(os.environ if environment is None else environment):
+    for key, value in overridden(overrides, environment):
         _set(raw, key, value)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        _set(raw, key, _parse(key, value))
     found = validate(raw, str(path))
     if found.compare is not None:
         variant(found, found.compare.set)  # else wrong fields would be found when the recipe itself is done
@@ -127,6 +124,13 @@ def _location(location: Sequence[int | str]) -> str:
     """Dotted, without what pydantic calls the types that a field could have had."""
     parts = [str(part) for part in location if not re.match(r"constrained-|\w*\[", str(part))]
     return ".".join(parts) + ": " if parts else ""
+
+
+def overridden(overrides: Sequence[str], environment: Mapping[str, str] | None = None) -> list[tuple[str, Any]]:
+    """Dotted keys and their values: those of the environment, then those of `dotted.key=value` arguments."""
+    found = _environment_overrides(os.environ if environment is None else environment)
+    split = [override.partition("=") for override in overrides]
+    return [*found, *((key, _parse(key, value)) for key, _, value in split)]
 
 
 def _environment_overrides(environment: Mapping[str, str]) -> list[tuple[str, Any]]:

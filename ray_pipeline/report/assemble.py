@@ -78,7 +78,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         decision=evaluation.decision,
         gains=evaluation.gains,
         account=_account(run.artifacts["dedupe"], run.artifacts["negatives"]),
-        self_validation=_contradicted(run.artifacts["self_validation"]),
+        self_validation=_contradicted(run.artifacts["self_validation"], run.recipe.self_validation.origins),
         cut_prompts=_cut_prompts(run.artifacts["encode"]),
         folds=curves if len(curves) > 1 else [],
         joint_rows=_joint_rows(run),
@@ -137,8 +137,8 @@ def _place_of_band(one: tuple[str, str, int]) -> tuple[str, bool, str]:
     return one[0], not one[1].startswith("below"), one[1]
 
 
-def _contradicted(verdicts: Artifact) -> list[Contradicted]:
-    """What folds contradict by language and origin, among rows that are kept and rows that were dropped."""
+def _contradicted(verdicts: Artifact, judged: Sequence[str]) -> list[Contradicted]:
+    """What folds contradict by language and `judged` origin, among rows that are kept and rows that were dropped."""
     rows: Counter[tuple[str, str]] = Counter()
     against: Counter[tuple[str, str]] = Counter()
     columns = ["language", "origin", "contradicted"]
@@ -146,8 +146,9 @@ def _contradicted(verdicts: Artifact) -> list[Contradicted]:
     for table in [*verdicts.tables(columns), *([rejected.select(columns)] if rejected is not None else [])]:
         for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
             stratum = row["language"], row["origin"]
-            rows[stratum] += row["count_all"]
-            against[stratum] += row["count_all"] if row["contradicted"] else 0
+            if row["origin"] in judged:  # others are trusted
+                rows[stratum] += row["count_all"]
+                against[stratum] += row["count_all"] if row["contradicted"] else 0
     return [Contradicted(*stratum, rows[stratum], against[stratum]) for stratum in sorted(rows)]
 
 

@@ -178,10 +178,16 @@ def _of_group(table: pa.Table, part: str | None = None) -> pa.ChunkedArray:
 
 
 def _scored(run: Run) -> list[Part]:
-    """Rows to predict as they came in, rows outside train, and those that have a score and a prediction."""
+    """Rows to predict as they came in, rows outside train, and those that have a score and a prediction, or no score.
+
+    A row without a score is refused with its reason, and so it is neither in the scores nor in the predictions.
+    """
     stages = [stage for stage in ("ingest", *SCORED) if stage in run]
     columns = ["pair_id", "split", "part"]
-    return [part for stage in stages for part in _parts([run[stage]], columns, partial(_asked, stage))]
+    found = [part for stage in stages for part in _parts([run[stage]], columns, partial(_asked, stage))]
+    for stage in SCORED[1:]:
+        found += _of_files(run["score"].refused, columns, partial(_asked, stage))
+    return found
 
 
 def _asked(stage: str, piece: Slice) -> Iterator[Entries]:

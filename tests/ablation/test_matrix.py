@@ -45,6 +45,13 @@ def test_a_rung_has_the_changes_of_those_below_it(tmp_path: Path) -> None:
     assert hard.split.holdout == 0.3 and hard.compare is None
 
 
+def test_what_the_command_line_says_comes_before_what_is_said_for_all_and_after_a_variant_s_own(tmp_path: Path) -> None:
+    (study,) = read(written(tmp_path), "split.holdout=0.2", "train.epochs=7", folder=tmp_path)
+    runs = {line.name: line.runs[0] for line in study.lines}
+    assert [run.split.holdout for run in runs.values()] == [0.2] * 3
+    assert [run.train.epochs for run in runs.values()] == [7, 2, 3]
+
+
 def test_a_seed_touches_what_is_drawn_for_training_and_neither_split_nor_translation(tmp_path: Path) -> None:
     (study,) = read(written(tmp_path), folder=tmp_path, seeds=[5, 5])
     assert study.seeds == [5], "one that is named twice is one run"
@@ -93,6 +100,18 @@ def test_recipes_are_lines_too_one_study_for_each_task(tmp_path: Path) -> None:
     assert [line.name for line in study.lines] == ["first", "second"] and study.baseline == "first"
     assert [run.train.seed for run in study.lines[1].runs.values()] == [1, 2]
     assert study.lines[0].runs[1].train.epochs == 7
+
+
+def test_what_a_recipe_takes_of_another_is_drawn_by_the_same_seed(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"data__train": ["t.txt"], "data__dev": [], "data__test": []}
+    paths = [str(pipeline_recipe.write(tmp_path, name="own", train__start="QI", **plain)),
+             str(pipeline_recipe.write(tmp_path, name="donor", task="QI", **plain))]  # fmt: skip
+    studies = {study.task: study for study in read(*paths, folder=tmp_path, seeds=[1, 2])}
+    others = [run.other for run in studies["QC"].lines[0].runs.values()]
+    assert [other and (other.name, other.train.seed, other.mix.seed) for other in others] == [
+        ("donor", 1, 1),
+        ("donor", 2, 2),
+    ]
 
 
 @pytest.mark.parametrize(

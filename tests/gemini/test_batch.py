@@ -642,11 +642,16 @@ def test_a_cancelled_job_that_does_not_end_is_left_to_a_later_run(
         """The server takes its time."""
 
     server.batch_faults = BatchFaults(never_ends=1)
-    gemini = settings(server, deadline_hours=1e-9)
+    clock, gemini = Clock(), settings(server, deadline_hours=0.2)
+
+    def later() -> float:
+        clock.now += 60
+        return clock.now
+
     with monkeypatch.context() as patch:
         patch.setattr(batch_jobs.Jobs, "cancel", in_vain)
         patch.setattr(batch, "CANCEL_LOOKS", 2)
-        outcome = fill(gemini, tmp_path, kept)
+        outcome = fill(gemini, tmp_path, kept, clock=later)
     assert list(outcome.states.values()) == ["was cancelled but has not ended yet"] * 2 and outcome.left == 40
     server.batch_faults = BatchFaults()
     assert fill(gemini, tmp_path, kept).answered == 40, "what was paid for is read"
@@ -807,6 +812,36 @@ def test_a_budget_for_one_job_at_a_time_lets_one_after_the_other_be_made(
     outcome = fill(settings(server), tmp_path, kept, may_spend=may_spend)
     assert (outcome.jobs, outcome.answered, outcome.left) == (2, 40, 0)
     assert max(asked) > 1.5 * asked[0], "both at once were too much"
+
+
+def test_jobs_of_an_earlier_run_are_waited_for_where_the_budget_is_tight(
+    server: GeminiServer, tmp_path: Path, kept: Kept
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, 4)
+        with pytest.raises(Killed):
+            fill(settings(server), tmp_path, kept)
+    asked: list[float] = []
+
+    def may_spend(usd: float) -> bool:
+        asked.append(usd)
+        return usd < asked[0]
+
+    known = {"known": lambda keys: keys & {answer.key for answer in kept.answers}}
+    outcome = fill(settings(server), tmp_path, kept, may_spend=may_spend, **known)
+    assert (outcome.jobs, outcome.answered, outcome.left) == (2, 40, 0), "and no item goes live, at twice the price"
+
+
+def test_no_job_is_made_after_the_deadline(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+    clock = Clock()
+
+    def later() -> float:
+        clock.now += 7 * HOUR
+        return clock.now
+
+    outcome = fill(settings(server, batch_requests=1, deadline_hours=24), tmp_path, kept, clock=later)
+    assert 0 < outcome.jobs == server.stats.batch_jobs < 10 and outcome.left > 0
+    assert any("will be sent live: gemini.deadline_hours are over" in line for line in kept.told)
 
 
 def test_a_job_or_a_result_that_is_gone(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
