@@ -434,7 +434,8 @@ def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
     for split in SPLITS:
         named, rows = getattr(recipe.data, split), kept[split] + (0 if split == "train" else refused[split])
         if named and not rows:
-            raise InputError(f"{', '.join(named)}: holds no rows; check data.{split} in the recipe")
+            which = "holds no rows" + (" that can be used" if refused[split] else "")
+            raise InputError(f"{', '.join(named)}: {which}; check data.{split} in the recipe")
     labels = {label for split, label in tally.kept if split == "train" and label is not None}
     if len(labels) < 2:
         only = next(iter(labels))

@@ -410,10 +410,14 @@ def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None
     """The rows of a text that so many lines of the file come before."""
     if file.format == "tsv":
         return tsv.rows(text, len(names) if names else None)
-    return _comma_separated(text, file, before)
+    return _comma_separated(text, file, len(names) if names else None, before)
 
 
-def _comma_separated(text: Iterable[str], file: RawFile, before: int) -> Iterator[tsv.Row]:
+def _comma_separated(text: Iterable[str], file: RawFile, width: int | None, before: int) -> Iterator[tsv.Row]:
+    """The rows of a text, which have so many fields; null: it begins with their names.
+
+    Raises InputError where a quotation mark takes in what seem to be further rows.
+    """
     at = 0
 
     def lines() -> Iterator[str]:
@@ -422,7 +426,7 @@ def _comma_separated(text: Iterable[str], file: RawFile, before: int) -> Iterato
             at += len(line)
             yield line
 
-    reader, width = csv.reader(lines()), 0
+    reader = csv.reader(lines())
 
     def refused(why: object, line: int) -> InputError:
         return InputError(
@@ -433,19 +437,18 @@ def _comma_separated(text: Iterable[str], file: RawFile, before: int) -> Iterato
     try:
         ended = 0
         for fields in reader:
-            width = width or len(fields)
             if any(len(field) > LONG_FIELD and _holds_rows(field, width) for field in fields):
                 raise refused("a field holds what seem to be rows", ended + 1)
-            ended = reader.line_num
+            width, ended = width or len(fields), reader.line_num
             yield at, ended, fields
     except csv.Error as error:
         raise refused(error, reader.line_num) from error
 
 
-def _holds_rows(field: str, width: int) -> bool:
-    """Whether most lines of a field would be rows of so many fields themselves."""
-    lines = field.splitlines()[1:-1]
-    return len(lines) > 1 and 2 * sum(line.count(",") == width - 1 for line in lines) > len(lines)
+def _holds_rows(field: str, width: int | None) -> bool:
+    """Whether most lines of a field would be rows of so many fields themselves; a name of a column has no lines."""
+    lines = re.split(r"\r\n?|\n", field)[1:-1]  # and at nothing else, such as a byte of a letter read as Latin-1
+    return width is None or (len(lines) > 1 and 2 * sum(line.count(",") == width - 1 for line in lines) > len(lines))
 
 
 def _checked_csv(names: list[str], fields: list[str]) -> Record:

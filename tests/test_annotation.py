@@ -343,7 +343,10 @@ def test_answers_are_kept_beside_the_audit_one_file_each(audited: Artifact) -> N
     url = answers.store(audited, "a", second, [row["translation_id"] for row in second])
     assert Path(url).parent == Path(audited.url).parents[1] / "annotations" / audited.manifest.fingerprint
     found = people(audited)
-    assert found is not None and found.annotators == ["a", "b"] and found.rows == 3, "one answer is replaced"
+    assert found is not None and found.annotators == ["a", "b"] and found.rows == 3
+    kept = [row for row in (answers.load(audited) or []).to_pylist() if row["annotator"] == "a"]
+    expected = {row["translation_id"]: row["meaning_kept"] for row in [*first, *second]}
+    assert {row["translation_id"]: row["meaning_kept"] for row in kept} == expected and len(kept) == len(expected) == 3
 
 
 # The job

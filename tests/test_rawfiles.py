@@ -180,11 +180,17 @@ def test_a_bad_csv_row_is_reported_and_its_neighbours_are_read(write: Write, lin
 
 
 def test_a_csv_that_is_none_stops_with_file_and_line(write: Write) -> None:
-    rows = [f"{i},a query of some length,{i % 2}" for i in range(9000)]
+    rows = [f"{i},хороший запрос,{i % 2}" for i in range(9000)]
     rows[50] = '50,"5 inch tv,1'
+    said = r"a\.csv, line {}: is not ',.*what seem to be rows.*left open"
     path = write("a.csv", "\n".join(["id,query,label", *rows]).encode())
-    with pytest.raises(InputError, match=r"a\.csv, line 52: is not ',.*what seem to be rows.*left open"):
+    with pytest.raises(InputError, match=said.format(52)):
         read(path)
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    with pytest.raises(InputError, match=said.format(52)):  # as a large file is cut
+        rawfiles.cut(file, 100)
+    with pytest.raises(InputError, match=said.format(1)):
+        read(write("a.csv", "\n".join(['id,"query,label', *rows[:50], *rows[51:]]).encode()))
 
 
 def test_a_row_of_another_length_says_both_lengths(write: Write) -> None:

@@ -56,7 +56,7 @@ class Matrix(Section):
     def changes(self, name: str, overridden: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All changes of a variant, those of the ones that it is like first; ValueError where they go in a circle.
 
-        What the command line has `overridden` comes before the changes for all, but after a variant's own.
+        What command line and environment have `overridden` is in place of the changes for all, not of a variant's own.
         """
         chain: list[str] = []
         following: str | None = name
@@ -66,10 +66,15 @@ class Matrix(Section):
                 raise ValueError(f"variant {name} {what}: name another in `like`")
             chain.append(following)
             following = self.variants[following].like
-        found = {**self.set, **(overridden or {})}
+        found = _after(self.set, overridden or {})
         for one in reversed(chain):
-            found |= self.variants[one].set
+            found = _after(found, self.variants[one].set)
         return found
+
+
+def _after(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes, of which later ones stand last: a key's value may be a whole section that others change further."""
+    return {key: value for key, value in first.items() if key not in then} | dict(then)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,10 @@ def read(items: Sequence[str], folder: str, seeds: Sequence[int] | None = None) 
     seeds = list(dict.fromkeys(seeds or ()))
     overrides = [item for item in items if cli.is_override(item)]
     files = {item: recipes.mapping(item) for item in items if not cli.is_override(item)}
-    values = dict(recipes.overridden(overrides))
+    values: dict[str, Any] = {}
+    for key, value in recipes.overridden(overrides):
+        if key.split(".")[0] != "compare":  # which a variant has none of
+            values = _after(values, {key: value})
     matrices = [_matrix(file, raw) for file, raw in files.items() if "variants" in raw]
     plain, workdir = cli.recipes([*(file for file, raw in files.items() if "variants" not in raw), *overrides], folder)
     studies = []
@@ -149,7 +157,7 @@ def _seeded(
     runs = {}
     for seed in seeds:
         drawn = dict.fromkeys(seeded, seed)
-        own = recipes.variant(base, changes | drawn, name)
+        own = recipes.variant(base, _after(changes, drawn), name)
         donors = [*others, *([own.other] if own.other else [])]
         own = own.model_copy(update={"other": None})  # it is put in again, drawn anew
         runs[seed] = cli.placed([own, *(recipes.variant(one, drawn, one.name) for one in donors)], workdir)[0]

@@ -76,10 +76,11 @@ def _read(options: argparse.Namespace) -> int:
     known = sampling.find(audits, {line.cells["id"] for found in filled.values() for line in found})
     read = {name: answers.read(name, found, known) for name, found in filled.items()}  # all are right, or none is kept
     for name, found in read.items():
+        lines_of = [known[line.cells["id"]] for line in filled[name]]
         for audited in audits:
-            if rows := found.get(audited.manifest.fingerprint):
-                asked = {known[line.cells["id"]].translation_id for line in filled[name]}
-                print(answers.store(audited, answers.annotator(name), rows, asked))
+            audit = audited.manifest.fingerprint
+            if asked := {one.translation_id for one in lines_of if one.audit == audit}:
+                print(answers.store(audited, answers.annotator(name), found.get(audit, []), asked))
     for audited in audits:
         found_people = people(audited)
         print(

@@ -85,8 +85,9 @@ def workers_that_fit(
     every = [*there, *to_come]
     cpus = max((int(node["CPU"] // (node["memory"] // each + 1)) + 1 for node in every), default=1)
     workers = sum(int(node["CPU"] // cpus) for node in there)
-    if to_come and not workers and any(node["memory"] >= each for node in there):  # a type is too small for a worker
-        return workers_that_fit(there, each)
+    fitting = [kind for kind in to_come if kind["memory"] >= each]
+    if not workers and len(fitting) < len(to_come):  # types that are too small keep workers off those that are not
+        return workers_that_fit(there, each, fitting)
     if not any(node["CPU"] // cpus for node in every):
         raise PipelineError(
             f"negatives: a worker takes about {each / 2**30:.1f} GiB with texts and vectors, and no node of Ray has "

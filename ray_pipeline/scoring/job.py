@@ -226,7 +226,8 @@ def _read(
 
 def written(format: Format) -> list[str]:
     """Names of the kinds of files that a job leaves in its output."""
-    return [RUN, PIECES, "part-000000.parquet", f"part-000000.{format}"]
+    shards = ("part-000000.parquet", f"part-000000.{format}", "rejected/part-000000.parquet")
+    return [RUN, PIECES, artifact.MANIFEST, *shards]
 
 
 def _write(format: Format, folder: str, name: str, result: Result, schema: pa.Schema | None) -> Counts:

@@ -50,6 +50,12 @@ def test_what_the_command_line_says_comes_before_what_is_said_for_all_and_after_
     runs = {line.name: line.runs[0] for line in study.lines}
     assert [run.split.holdout for run in runs.values()] == [0.2] * 3
     assert [run.train.epochs for run in runs.values()] == [7, 2, 3]
+    whole = {"whole": {"set": {"train": {"epochs": 3}}}}
+    (study,) = read(
+        written(tmp_path, variants=whole), "train.seed=7", "compare={set: {train.epochs: 1}}", folder=tmp_path
+    )
+    found = [(run.train.epochs, run.train.seed, run.compare) for run in study.lines[0].runs.values()]
+    assert found == [(3, 0, None), (3, 3, None)]
 
 
 def test_a_seed_touches_what_is_drawn_for_training_and_neither_split_nor_translation(tmp_path: Path) -> None:

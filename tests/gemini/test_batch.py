@@ -828,8 +828,9 @@ def test_jobs_of_an_earlier_run_are_waited_for_where_the_budget_is_tight(
         return usd < asked[0]
 
     known = {"known": lambda keys: keys & {answer.key for answer in kept.answers}}
-    outcome = fill(settings(server), tmp_path, kept, may_spend=may_spend, **known)
-    assert (outcome.jobs, outcome.answered, outcome.left) == (2, 40, 0), "and no item goes live, at twice the price"
+    more = [Item(f"blue shoes {size}", "en", "de") for size in range(20, 40)]
+    outcome = fill(settings(server), tmp_path, kept, [*more, *reversed(ITEMS)], may_spend=may_spend, **known)
+    assert (outcome.jobs, outcome.answered, outcome.left) == (3, 60, 0), "and no item goes live, at twice the price"
 
 
 def test_no_job_is_made_after_the_deadline(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:

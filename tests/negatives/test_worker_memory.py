@@ -49,6 +49,7 @@ def test_nodes_to_come_get_no_more_than_they_have_room_for(
     to_come: Sequence[dict[str, float]], expected: tuple[int, int]
 ) -> None:
     assert worker_memory.workers_that_fit([node(8, 100)], 5, to_come) == expected
+    assert worker_memory.workers_that_fit([node(8, 32)], 30, [node(64, 64)]) == (22, 1), "none but on nodes to come"
 
 
 def test_ray_places_no_more_on_a_node_than_there_is_room_for() -> None:

@@ -22,7 +22,7 @@ from ray_pipeline.errors import CorruptArtifactError, InputError, ModelError
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import adapters, command, decided, rows, scorer
 from ray_pipeline.scoring.decided import Decided
-from ray_pipeline.scoring.job import PIECES, Job, Work, _claim, _pieces, _workers, repeated_ids, run
+from ray_pipeline.scoring.job import PIECES, Job, Work, _claim, _pieces, _workers, repeated_ids, run, written
 from ray_pipeline.scoring.rows import Columns
 from ray_pipeline.scoring.scorer import NOT_FINITE, Batches, Scored
 from ray_pipeline.threshold import Own
@@ -298,6 +298,14 @@ def test_an_output_within_the_input_is_refused(tmp_path: Path, capsys: pytest.Ca
     arguments[-1] = str(tmp_path / "*")
     assert command.run("test", [*arguments, "--output", str(tmp_path / "scores")]) == 1
     assert "lies in the input" in capsys.readouterr().err, "where the same command could not go on"
+    for path, format, caught in [
+        ("d/*/*.parquet", "parquet", True), ("d/*/*.csv", "parquet", False), ("d/**/*.csv", "csv", True),
+        ("d/*.parquet", "parquet", False), ("d/*/*/*.parquet", "parquet", True), ("d/*/", "parquet", True),
+        ("d", "csv", True), ("d2", "csv", False),
+    ]:  # fmt: skip
+        named = [storage.names(f"/{path}", f"/d/scores/{name}") for name in written(format)]
+        assert any(named) == caught, path
+    assert not storage.names("/d/*", "/d/_scores/part-000000.parquet"), "which is passed over"
 
 
 def test_answers_by_top_category() -> None:
