@@ -458,7 +458,8 @@ def test_what_max_usd_has_left_is_divided_among_the_models(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     @contextmanager
-    def here(gemini: Gemini, workdir: str, usd: float, watch: Any, stage: str) -> Iterator[QuotaActor]:
+    def here(gemini: Gemini, workdir: str, usd: float, watch: Any, stage: str, whole: float) -> Iterator[QuotaActor]:
+        assert whole == 1.0
         yield QuotaActor(gemini, workdir, "run", usd)
 
     monkeypatch.setattr(stage.quota_actor, "held", here)
