@@ -58,7 +58,7 @@ def refuses_token(error: BaseException) -> bool:
         isinstance(one, HfHubHTTPError)
         and not isinstance(one, DisabledRepoError)
         and one.response.status_code in refused
-        and not {"x-error-code", "x-error-message"}.isdisjoint(map(str.lower, one.response.headers))
+        and any(name in one.response.headers for name in ("X-Error-Code", "X-Error-Message"))
         for one in _causes(error)
     )
 

@@ -48,9 +48,11 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
     ranked = [script for script, _ in found.most_common()]
     if language := _settled(ranked, rules):
         return language
+    if ranked[0] == "CJK":
+        return tag if tag in ("ja", "zh") else None
     own = [script for script in ranked if script not in SHARED]
-    if ranked[0] == "CJK" or (own[:1] == ["CJK"] and _written_in(own[:1], rules)):
-        return tag if tag in ("ja", "zh") and (ranked[0] == "CJK" or tag in rules.candidates) else None
+    if own[:1] == ["CJK"] and _written_in(own[:1], rules):
+        return tag if tag in {"ja", "zh"} & set(rules.candidates) else None
     if _written_in(own, rules):
         ranked, text = own, " ".join(word for word in text.split() if not scripts(word).keys().isdisjoint(own))
     best, confidence = next(iter(detector.confidences(text)), (None, 0.0))

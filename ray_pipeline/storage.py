@@ -394,7 +394,7 @@ def expand(pattern: str, remedy: str = "check the recipe's data section") -> lis
     return files
 
 
-def names(pattern: str, url: str) -> bool:
+def expands_to(pattern: str, url: str) -> bool:
     """Whether `expand` would give a file of this url if it were there; both are full paths or urls."""
     pattern = pattern.rstrip("/")
     places, root = [url[: end.start()] for end in re.finditer("/", url)] + [url], pattern

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -63,4 +64,5 @@ def languages(corpus: Corpus, pairs: Iterable[pa.Table]) -> dict[str, Rows]:
 
 def branches(paths: Sequence[str], depth: int) -> Hashes:
     """A number for the first levels of each category path, however these are spelt."""
-    return hashes(["\x1f".join(map(normalise, levels(path)[:depth])) for path in paths])
+    spelt = cache(normalise)  # the same few names stand in all of them
+    return hashes(["\x1f".join(map(spelt, levels(path)[:depth])) for path in paths])

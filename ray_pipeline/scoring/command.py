@@ -236,7 +236,7 @@ def _where(options: argparse.Namespace) -> Runtime:
 def _check_apart(inputs: Sequence[str], output: str, format: job.Format) -> None:
     """Raise InputError for an output that a second run, which may have to go on, would find among the input."""
     for path in inputs:
-        if any(storage.names(_full(path), storage.join(_full(output), name)) for name in job.written(format)):
+        if any(storage.expands_to(_full(path), storage.join(_full(output), name)) for name in job.written(format)):
             raise InputError(
                 f"{output}: lies in the input {path}, where a second run would read it: name another --output"
             )

@@ -251,3 +251,22 @@ def test_the_curve_of_folds_is_their_mean_while_all_are_in_training() -> None:
     assert [row["tune_f1"] for row in assemble._mean_curve(one)] == [0.5, 0.7, 0.6, 0.9, 0.1]
     assert [row["tune_f1"] for row in assemble._mean_curve(two)] == pytest.approx([0.6, 0.75])
     assert [row["step"] for row in assemble._mean_curve(two)] == [0.5, 2.5]
+
+
+def test_origins_that_self_validation_trusts_are_not_said_to_be_free_of_contradiction(tmp_path: Path) -> None:
+    rows = [
+        {
+            "pair_id": f"{origin}-{i}",
+            "language": "de",
+            "origin": origin,
+            "label": 1,
+            "score": 0.5,
+            "contradicted": i < 2,
+        }
+        for origin in ("original", "translated")
+        for i in range(5)
+    ]
+    verdicts = made.finished(tmp_path, "self_validation", rows, tables.VERDICTS)
+    (found,) = assemble._contradicted(verdicts, ["translated"])
+    assert (found.origin, found.rows) == ("translated", 5)
+    assert len(assemble._contradicted(verdicts, ["original", "translated"])) == 2

@@ -303,9 +303,9 @@ def test_an_output_within_the_input_is_refused(tmp_path: Path, capsys: pytest.Ca
         ("d/*.parquet", "parquet", False), ("d/*/*/*.parquet", "parquet", True), ("d/*/", "parquet", True),
         ("d", "csv", True), ("d2", "csv", False),
     ]:  # fmt: skip
-        named = [storage.names(f"/{path}", f"/d/scores/{name}") for name in written(format)]
+        named = [storage.expands_to(f"/{path}", f"/d/scores/{name}") for name in written(format)]
         assert any(named) == caught, path
-    assert not storage.names("/d/*", "/d/_scores/part-000000.parquet"), "which is passed over"
+    assert not storage.expands_to("/d/*", "/d/_scores/part-000000.parquet"), "which is passed over"
 
 
 def test_answers_by_top_category() -> None:
