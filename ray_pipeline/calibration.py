@@ -26,7 +26,7 @@ class Calibration:
     steps: list[tuple[float, float]] = field(default_factory=list)
     """(score, probability) between which isotonic regression interpolates, by rising score."""
     intercept: float = 0.0
-    """Added to the divided log-odds; below 0, scores were too high on the whole."""
+    """Added to the divided log-odds."""
 
     def apply(self, scores: Array) -> Array:
         """Probabilities of `scores [n]`: float32 `[n]`, in the same order, where equal scores stay equal."""

@@ -58,7 +58,16 @@ def _difference(
     auroc = metrics.scalar_difference(labels, first, second, groups, **how)["auroc"]
     gained, lost = metrics.right_apart(labels, here, there)
     p_value = metrics.mcnemar(labels, here, there)
-    return Difference(name, len(labels), **figures, auroc=auroc, gained=gained, lost=lost, p_value=p_value)
+    return Difference(
+        name,
+        len(labels),
+        **figures,
+        auroc=auroc,
+        gained=gained,
+        lost=lost,
+        p_value=p_value,
+        one_class=len(np.unique(labels)) < 2,
+    )
 
 
 def answers(run: Mapping[str, Artifact]) -> pa.Table:

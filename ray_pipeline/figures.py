@@ -98,6 +98,8 @@ class Difference:
     """By McNemar's exact test that both are right equally often; it takes rows as independent."""
     auroc: Estimate = Estimate(math.nan, math.nan, math.nan)
     """The AUROC of the scores before calibration."""
+    one_class: bool = False
+    """Whether all the rows are relevant, or none is: F1 differs by how often a run answers so, which is no merit."""
 
 
 @dataclass(frozen=True)

@@ -104,16 +104,22 @@ def _predicted_share(task: TaskReport) -> Iterator[Finding]:
     if tune is not None and over > gap:
         text += f" On tune, which chose the threshold, the difference was {100 * _over(tune):+.1f} points."
     if over > gap and _exceeds(whole, tune):
-        text += f" Precision is {_shown(whole.precision)}; a threshold above {task.threshold:.3f} may raise it."
+        text += f" Precision is {_shown(whole.precision)}; {_thresholds(task, 'above')} may raise it."
         yield Finding("warning", "Positives are over-predicted", text)
     elif over > gap:
         text += " The threshold with the best F1 over-predicts even where scores are perfectly calibrated."
         yield Finding("note", "“Relevant” is answered more often than it is true", text)
     elif -over > gap:
-        text += f" Recall is {_shown(whole.recall)}; a threshold below {task.threshold:.3f} raises it."
+        text += f" Recall is {_shown(whole.recall)}; {_thresholds(task, 'below')} would raise it."
         yield Finding("warning", "Positives are under-predicted", text)
     elif gap <= SHARE_GAP and abs(over) <= SHARE_GAP:
         yield Finding("good", "Positives are predicted about as often as they occur", text)
+
+
+def _thresholds(task: TaskReport, where: str) -> str:
+    """What to try in place of the threshold, or of those of languages or categories."""
+    own = task.decision is not None and task.decision.by != "task"
+    return f"thresholds {where} those chosen" if own else f"a threshold {where} {task.threshold:.3g}"
 
 
 def _exceeds(whole: Slice, tune: Slice | None) -> bool:
@@ -152,10 +158,12 @@ def _weak_languages(task: TaskReport) -> Iterator[Finding]:
     ranked = [one for one in weak if not _ranks_worse(one, task.scalars.get("auroc"))]
     words = f"F1 of all rows is {whole:.3f}, and lower by {WEAK_GAP} or more in"
     if worse := [one for one in weak if one not in ranked]:
-        yield Finding("warning", f"Weak languages: {_names(worse)}", f"{words}: {_weak(worse)}.")
+        yield Finding("warning", f"Weak languages: {_names(worse)}", f"{words}: {_weak(worse, task)}.")
     if ranked:
-        text = f"{words}: {_weak(ranked)}. AUROC is not shown to be lower there; at equal ranking, F1 falls with the "
-        text += "share of relevant rows. evaluate.threshold: language may help."
+        text = f"{words}: {_weak(ranked, task)}. AUROC is not shown to be lower there; at equal ranking, F1 falls with "
+        text += "the share of relevant rows."
+        if task.decision is None or task.decision.by != "language":
+            text += " evaluate.threshold: language may help."
         yield Finding("note", f"Lower F1, but no worse ranking: {_names(ranked)}", text)
 
 
@@ -165,12 +173,19 @@ def _ranks_worse(one: Slice, whole: Estimate | None) -> bool:
     return auroc is None or whole is None or not _known(auroc) or auroc.high < whole.value
 
 
-def _weak(some: Sequence[Slice]) -> str:
+def _weak(some: Sequence[Slice], task: TaskReport) -> str:
     return "; ".join(
-        f"{one.name} {_shown(one.f1)}{'' if one.seen else ', not trained on'}, {one.positives / one.rows:.0%} relevant"
-        f"{_unranked(one)}"
+        f"{one.name} {_shown(one.f1)}{_trained_on(one, task)}, {one.positives / one.rows:.0%} relevant{_unranked(one)}"
         for one in sorted(some, key=lambda one: one.f1.value)
     )
+
+
+def _trained_on(one: Slice, task: TaskReport) -> str:
+    """What training has of a withheld language."""
+    if one.seen:
+        return ""
+    translated = any(row[:2] == (one.name, "translated") for row in task.composition)
+    return ", withheld, trained on translations" if translated else ", withheld"
 
 
 def _unranked(one: Slice) -> str:
@@ -203,8 +218,9 @@ def _uncovered(task: TaskReport) -> Iterator[Finding]:
         share = blind.total() / wanted.total()
         names = ", ".join(f"{language} {rows:,}" for language, rows in blind.most_common(NAMED))
         names += f" and {len(blind) - NAMED} more" if len(blind) > NAMED else ""
-        text = f"{share:.1%} of the {wanted.total():,} rows to predict are in {names}: fewer than {MIN_ROWS} labelled "
-        text += "rows, or none, say how well these are answered."
+        part = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+        text = f"{blind.total():,} of the {wanted.total():,} rows to predict ({part}) are in {names}: fewer than "
+        text += f"{MIN_ROWS} labelled rows, or none, say how well these are answered."
         level = "warning" if share >= UNCOVERED else "note"
         yield Finding(level, "Languages to predict that no figure covers", text)
 
@@ -245,11 +261,10 @@ def _comparison(task: TaskReport) -> Iterator[Finding]:
         return
     name = task.comparison.name
     whole = _whole(task.comparison.differences)
-    one_class = {one.name for one in task.groups if one.one_class}  # of which no model can be told from a constant
     withheld = [
         one
         for one in task.comparison.differences
-        if one.name == WITHHELD_GROUP and one is not whole and one.name not in one_class
+        if one.name == WITHHELD_GROUP and one is not whole and not one.one_class
     ]
     for one in [whole, *withheld]:
         where = "" if one is whole else f" in {WITHHELD_GROUP}"

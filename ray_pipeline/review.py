@@ -39,7 +39,7 @@ def sheet(run: Mapping[str, Artifact]) -> bytes:
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """A CSV that a spreadsheet opens and takes no text of for a formula; numbers have four decimals."""
+    """A CSV that a spreadsheet opens and takes no text of for a formula; numbers are those of float32."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(columns)
@@ -70,5 +70,5 @@ def _nearest(some: pa.Table) -> pa.Table:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 4)
+        return str(np.float32(value))
     return sheets.guarded(sheets.clean(value)) if isinstance(value, str) else value

@@ -200,13 +200,11 @@ def map_shards(
 
     from ray_pipeline import watchdog
 
-    done = set(artifact.present_shards(folder))
-    missing = [source for source in inputs if source.name not in done]
-    kept = artifact.counts_of(folder, sorted(done))
+    kept, missing = _left(inputs, folder)
     if not missing:
         return artifact.total(kept)
     at_once = each_at_once(at_once, len(missing), workers)
-    rows = [{"name": source.name, "url": source.url, "rows": source.rows} for source in missing]
+    rows = [asdict(source) for source in missing]
     attempts = Attempts(label)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardWorker,
@@ -237,6 +235,12 @@ def map_shards(
         return artifact.total([*kept, *collect(dataset, label, len(missing), progress)])
 
 
+def _left(inputs: Sequence[Source], folder: str) -> tuple[list[Counts], list[Source]]:
+    """The counts of the shards that are in a folder, and what the others are made of."""
+    done = set(artifact.present_shards(folder))
+    return artifact.counts_of(folder, sorted(done)), [source for source in inputs if source.name not in done]
+
+
 def each_at_once(wanted: int, shards: int, workers: int) -> int:
     """How many shards each worker has under way: never so many that others have none."""
     return min(wanted, -(-shards // workers))
@@ -250,12 +254,10 @@ def map_here(
     columns: list[str] | None = None,
 ) -> Counts:
     """As `map_shards`, one shard after the other in this process: for so few rows that a worker is not worth it."""
-    done = set(artifact.present_shards(folder))
-    missing = [source for source in inputs if source.name not in done]
-    kept, work = artifact.counts_of(folder, sorted(done)), make() if missing else None
-    for source in missing:
-        assert work is not None
-        kept.append(store(folder, source.name, work(read_source(source, columns)), schema))
+    kept, missing = _left(inputs, folder)
+    if missing:
+        work = make()
+        kept += [store(folder, source.name, work(read_source(source, columns)), schema) for source in missing]
     return artifact.total(kept)
 
 

@@ -57,5 +57,10 @@ def test_of_each_language_some_are_shown(tmp_path: Path, monkeypatch: pytest.Mon
     assert numbers == [24, 0, 2, 1, 3]
 
 
+def test_the_least_sure_are_still_on_their_side_of_the_threshold(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, [(unlabelled(1), 0.49998, 0)])
+    assert float(row["probability"]) < float(row["threshold"])
+
+
 def test_a_run_without_either_has_a_sheet_with_its_header_only(tmp_path: Path) -> None:
     assert read(tmp_path, [(made.pair(1, label=1), 0.9, 1)]) == []

@@ -66,6 +66,11 @@ class Verdict:
     compared: list[int] = field(default_factory=list)
     """The seeds that the differences rest on: those of the baseline's runs, too."""
 
+    @property
+    def one_class(self) -> bool:
+        """Whether all its rows are relevant, or none is: then there is no AUROC, and more F1 is no merit."""
+        return math.isnan(self.auroc.value)
+
 
 @dataclass(frozen=True)
 class Cost:

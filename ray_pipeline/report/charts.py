@@ -82,7 +82,8 @@ def differences(
         return nothing(label)
     left, top, bottom = _margin(item.name for item in items), 38, 38 + ROW * len(items)
     shown: list[Estimate] = [getattr(item, figure) for item in items]
-    x = fitted([0.0, *(v for one in shown for v in _shown(one))], left, WIDTH - 16, within=(-1.0, 1.0))
+    known = [one for one, item in zip(shown, items, strict=True) if not item.one_class]
+    x = fitted([0.0, *(v for one in known for v in _shown(one))], left, WIDTH - 16, within=(-1.0, 1.0))
     found = [(styles or {}).get(item.name, "") for item in items]
     rows = "".join(_difference_row(item, shown[i], x, top + ROW * (i + 0.5), found[i]) for i, item in enumerate(items))
     zero = line(x(0), top, x(0), bottom, "zero")
@@ -94,30 +95,37 @@ def _difference_row(item: Difference, apart: Estimate, x: Scale, y: float, style
     gain, loss, unclear = OUTCOMES
     by_interval = gain if apart.low > 0 else loss if apart.high < 0 else unclear
     shape, class_, _ = next((one for one in OUTCOMES if one[1] == style), by_interval)
+    if item.one_class:
+        return _name(x, y, item.name) + _note(x, y, "one class only")
     title = f"{item.name}: {_words(apart, '+.3f')}, {item.rows:,} rows"
     return _name(x, y, item.name) + _interval(apart, x, y, shape, class_, title)
 
 
 def precision_recall(
     curve: Sequence[tuple[float, float, float]],
-    threshold: float,
-    base_rate: float,
+    chosen: Slice,
+    words: str,
     label: str = "Precision and recall",
 ) -> str:
-    """The precision–recall curve, the chosen threshold on it, and the line of answering "relevant" always."""
+    """The precision–recall curve, what was chosen, and the line of answering "relevant" always.
+
+    What was chosen has its own precision and recall, which are no point of the curve where languages have thresholds of
+    their own; `words` says what it is.
+    """
     points = [point for point in curve if all(map(math.isfinite, point[:2]))]
     if not points:
         return nothing(label)
     x = Scale(0.0, 1.0, 52, WIDTH - 16)
-    y = fitted([base_rate, 1.0, *(point[1] for point in points)], 290, 62, within=(0.0, 1.02))
-    recall, precision, at = min(points, key=lambda point: abs(point[2] - threshold))
-    title = f"threshold {at:.3f}: recall {recall:.3f}, precision {precision:.3f}"
+    recall, precision, always = chosen.recall.value, chosen.precision.value, chosen.positive_share
+    shown = [value for value in (always, 1.0, precision, *(point[1] for point in points)) if math.isfinite(value)]
+    y = fitted(shown, 290, 62, within=(0.0, 1.02))
     marks = path([(x(r), y(p)) for r, p, _ in points], "curve tune")
-    marks += mark("diamond", x(recall), y(precision), "chosen", title, 7)
-    if math.isfinite(base_rate):
-        marks = line(52, y(base_rate), WIDTH - 16, y(base_rate), "baseline") + marks
-    chosen = ("diamond", "chosen", f"threshold {threshold:.2f}")
-    key = legend([("line", "curve tune", "model"), chosen, ("line", "baseline", ALWAYS)])
+    if math.isfinite(recall) and math.isfinite(precision):
+        title = f"{words}: recall {recall:.3f}, precision {precision:.3f}"
+        marks += mark("diamond", x(recall), y(precision), "chosen", title, 7)
+    if math.isfinite(always):
+        marks = line(52, y(always), WIDTH - 16, y(always), "baseline") + marks
+    key = legend([("line", "curve tune", "model"), ("diamond", "chosen", words), ("line", "baseline", ALWAYS)])
     axes = x_axis(x, 62, 290, "recall") + y_axis(y, 52, WIDTH - 16, "precision")
     return drawing(338, label, key, axes, marks)
 

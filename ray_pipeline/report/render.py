@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ray_pipeline import telemetry
 from ray_pipeline.duration import duration
-from ray_pipeline.figures import Estimate, Rate, Slice
+from ray_pipeline.figures import Difference, Estimate, Rate, Slice
 from ray_pipeline.language_names import language
 from ray_pipeline.metrics import MIN_GROUPS, ece_by_chance
 from ray_pipeline.report import charts
@@ -96,7 +96,9 @@ def environment(*folders: Path) -> Environment:
         figure=figure,
         signed=signed,
         bounds=bounds,
+        threshold=threshold,
         verdict=verdict,
+        verdict_on_f1=verdict_on_f1,
         count=count,
         share=share,
         percent=percent,
@@ -113,15 +115,22 @@ def environment(*folders: Path) -> Environment:
         column=lambda words: (words, "n"),
         seed_column=lambda seed: (f"Seed {seed}", "n"),
         unknown=unknown,
-        p_value=p_value,
         task_name=lambda task: TASKS.get(task, ""),
     )
     return found
 
 
 def figure(value: float) -> str:
-    """A quality figure, to three decimals."""
+    """A quality figure, to three decimals; what is not quite 0 or 1 is not shown as such."""
+    if 0 < value < 1 and f"{value:.3f}" in ("0.000", "1.000"):
+        return "> 0.999" if value > 0.5 else "< 0.001"
     return f"{value:.3f}" if math.isfinite(value) else ABSENT
+
+
+def threshold(value: float) -> str:
+    """A threshold, to three decimals, or as many as it takes to tell it from 0 and 1."""
+    shown = (f"{value:.{decimals}f}" for decimals in range(3, 10))
+    return next((one for one in shown if 0 < float(one) < 1), f"{value:.3f}")
 
 
 def signed(value: float) -> str:
@@ -149,13 +158,6 @@ def unknown(estimate: Estimate, part: Slice, both_classes: bool) -> str:
     return "" if math.isfinite(estimate.value) else "undefined"
 
 
-def p_value(p: float) -> str:
-    """A p-value, never as nothing."""
-    if not math.isfinite(p):
-        return ABSENT
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
 def verdict(difference: Estimate, less: bool = False) -> tuple[str, str]:
     """What a difference's interval lets one say: a style and words; `less` where less is better."""
     if less:
@@ -169,6 +171,11 @@ def verdict(difference: Estimate, less: bool = False) -> tuple[str, str]:
     return "unclear", "no significant difference"
 
 
+def verdict_on_f1(difference: Difference) -> tuple[str, str]:
+    """What a comparison lets one say of F1: of rows of one class nothing, since answering so more often wins there."""
+    return ("unclear", "one class only") if difference.one_class else verdict(difference.f1)
+
+
 def count(value: int) -> str:
     """A number of things."""
     return f"{value:,}"
@@ -176,7 +183,7 @@ def count(value: int) -> str:
 
 def share(part: float, whole: float) -> str:
     """A part of a whole, in per cent."""
-    return f"{part / whole:.1%}" if whole else ABSENT
+    return percent(part / whole) if whole else ABSENT
 
 
 def joint(rows: int) -> str:
@@ -185,13 +192,15 @@ def joint(rows: int) -> str:
 
 
 def percent(value: float) -> str:
-    """A share, in per cent."""
+    """A share, in per cent; what is not quite none or all is not shown as such."""
+    if 0 < value < 1 and f"{value:.1%}" in ("0.0%", "100.0%"):
+        return "> 99.9%" if value > 0.5 else "< 0.1%"
     return f"{value:.1%}" if math.isfinite(value) else ABSENT
 
 
 def wilson(rate: Rate) -> str:
     """A rate's interval in words."""
-    return f"{rate.low:.0%}–{rate.high:.0%}" if rate.rows else "no rows"
+    return f"{rate.low:.1%}–{rate.high:.1%}" if rate.rows else "no rows"
 
 
 def decimal(value: float | None) -> str:

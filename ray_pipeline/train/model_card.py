@@ -24,11 +24,12 @@ OWN_MATTERS = {"storage", "runtime"}
 
 @dataclass(frozen=True)
 class TuneRows:
-    """What is known of the tune part at the best evaluation, `[n]` each."""
+    """What is known at the best evaluation of the rows that chose it, `[n]` each: of tune, or of a left-out fold."""
 
     languages: list[str]
     labels: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
+    of_fold: bool = False
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -96,6 +97,8 @@ def render(
         data=data,
         figures=figures,
         languages=by_language(rows, threshold),
+        fold=rows.of_fold,
+        judged="the queries that this fold left out" if rows.of_fold else "the tune part",
         threshold=threshold,
         difference=difference,
     )

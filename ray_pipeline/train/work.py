@@ -314,7 +314,7 @@ def _finish(job: Job, data: Data, tokenizer: Any, device: str, folder: Path, sta
     ready = folder / ADAPTER
     shutil.copytree(best, ready, ignore=shutil.ignore_patterns(loop.SCORES))
     figures = state.history[state.best]
-    rows = model_card.TuneRows(data.tune_languages, data.tune.labels, scores)
+    rows = model_card.TuneRows(data.tune_languages, data.tune.labels, scores, of_fold=job.fold is not None)
     text = model_card.render(recipe, job.encoded.manifest.fingerprint, figures, rows, cut, difference)
     (ready / model_card.FILE).write_text(text, encoding="utf-8")
     card.write(str(ready), _saved(job, data, tokenizer, cut))

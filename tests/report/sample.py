@@ -75,7 +75,8 @@ def comparison() -> Comparison:
     few = Estimate(0.04, NAN, NAN)
     worse = Difference("it", 320, estimate(-0.019, 0.01), estimate(-0.01, 0.01), estimate(-0.024, 0.01))
     tested = replace(items[0], gained=96, lost=51, p_value=0.00021)
-    differences = [tested, *items[1:], worse, Difference("ar", 9, few, few, few)]
+    alike = Difference("ko", 200, *[estimate(0.045, 0.02)] * 3, one_class=True)
+    differences = [tested, *items[1:], worse, alike, Difference("ar", 9, few, few, few)]
     gained = [Changed("de", "Wanderschuhe", "hiking shoes", "shoes,boots", 1, 0.91, 0.22)]
     lost = [Changed("ja", "靴 24cm", None, "shoes,socks", 0, 0.71, 0.31)]
     return Comparison("no-translation", differences, 240_000, 397_512, gained, lost)

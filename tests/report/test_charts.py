@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ray_pipeline.figures import Difference, Estimate
+from ray_pipeline.figures import Difference, Estimate, Slice
 from ray_pipeline.report import charts
 from ray_pipeline.report.svg import LEGEND_ROW, WIDTH, Scale, fitted, number
 
@@ -38,11 +38,12 @@ def words(root: ElementTree.Element) -> list[str]:
     return [element.text or "" for element in root.iter("text")]
 
 
+CHOSEN = Slice("all", 10, 6, estimate(0.6), estimate(0.75), estimate(0.5))
 EMPTY: list[Callable[[], str]] = [
     lambda: charts.quality([]),
     lambda: charts.differences([]),
-    lambda: charts.precision_recall([], 0.5, 0.6),
-    lambda: charts.precision_recall([(NAN, NAN, 0.5)], 0.5, 0.6),
+    lambda: charts.precision_recall([], CHOSEN, "threshold 0.5"),
+    lambda: charts.precision_recall([(NAN, NAN, 0.5)], CHOSEN, "threshold 0.5"),
     lambda: charts.reliability([]),
     lambda: charts.reliability([(NAN, NAN, 0)]),
     lambda: charts.composition([]),
@@ -55,8 +56,8 @@ SMALL: list[Callable[[], str]] = [
     lambda: charts.quality([replace(part("en", 0.5, 0), f1=UNKNOWN)]),
     lambda: charts.differences([Difference("all", 0, UNKNOWN, UNKNOWN, UNKNOWN)]),
     lambda: charts.differences([Difference("all", 3, *[estimate(0.0, 0.0)] * 3)]),
-    lambda: charts.precision_recall([(1.0, 1.0, 0.5)], 0.5, NAN),
-    lambda: charts.precision_recall([(0.0, 0.0, 0.5)], 0.9, 0.0),
+    lambda: charts.precision_recall([(1.0, 1.0, 0.5)], replace(CHOSEN, rows=0), "threshold 0.5"),
+    lambda: charts.precision_recall([(0.0, 0.0, 0.5)], replace(CHOSEN, precision=UNKNOWN), "threshold 0.9"),
     lambda: charts.reliability([(1.0, 1.0, 1)]),
     lambda: charts.composition([("en", "made_up", 0, 0)]),
     lambda: charts.learning([{"tune_loss": 0.0}], LOSS, "loss", "Loss"),
@@ -123,10 +124,16 @@ def test_differences_are_judged_by_their_interval() -> None:
     assert drawn.count("unclear hollow") == 1
 
 
+def test_a_difference_on_rows_of_one_class_is_not_judged() -> None:
+    root = parsed(charts.differences([Difference("ko", 200, *[estimate(0.045)] * 3, one_class=True)]))
+    assert "one class only" in words(root) and "gain" not in classes(root)[len(charts.OUTCOMES) :]
+
+
 def test_precision_recall_marks_the_threshold() -> None:
-    root = parsed(charts.precision_recall([(0.2, 0.9, 0.8), (0.7, 0.8, 0.4), (1.0, 0.6, 0.1)], 0.42, 0.6))
-    assert "threshold 0.400: recall 0.700, precision 0.800" in titles(root)
-    assert "threshold 0.42" in words(root)
+    curve = [(0.4, 1.0, 0.9), (1.0, 0.6, 0.2)]  # no point of the curve is what the threshold between them gives
+    root = parsed(charts.precision_recall(curve, CHOSEN, "thresholds by language"))
+    assert "thresholds by language: recall 0.500, precision 0.750" in titles(root)
+    assert "thresholds by language" in words(root)
     assert classes(root).count("baseline") == 2
 
 
@@ -181,7 +188,7 @@ def test_labels_are_escaped() -> None:
 
 def test_a_full_page_of_charts_is_well_formed() -> None:
     task = sample_task()
-    parsed(charts.precision_recall(pr_curve(), task.threshold, 2 / 3))
+    parsed(charts.precision_recall(pr_curve(), task.headline, "threshold 0.423"))
     parsed(charts.reliability(task.calibration))
     parsed(charts.learning(task.curves, LOSS, "loss", "Loss"))
 

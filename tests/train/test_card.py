@@ -1,5 +1,6 @@
 """What lies beside an adapter: read back as it was written, else refused; and a card for people."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_a_card_says_what_the_adapter_is(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "train_loss" not in text and "train loss" not in text
+
+
+def test_a_folds_card_speaks_of_the_fold_and_of_languages_without_a_relevant_row() -> None:
+    rows = replace(ROWS, of_fold=True, labels=np.array([1, 0, 1, 0], np.float32), scores=ROWS.scores * 0.5)
+    text = model_card.render(runs.make(), "mix", {"tune_f1": 0.5}, rows, 0.5, 0.0)
+    assert "## Quality on the queries that this fold left out" in text and "the tune part" not in text
+    assert "have a threshold of their own" in text and "| de | 1 | no relevant row |" in text
 
 
 def test_f1_by_language_most_rows_first() -> None:
