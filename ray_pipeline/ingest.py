@@ -473,4 +473,4 @@ def _whereabouts(example: str, where: str | None) -> str:
     return f"; the first: {example}" + (f"; all are in {where}" if where else "")
 
 
-STAGE = Stage("ingest", (), config, run, schema_version=5)
+STAGE = Stage("ingest", (), config, run, schema_version=6)

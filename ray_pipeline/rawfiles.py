@@ -1,6 +1,5 @@
 """Raw input files as records: JSON Lines, CSV, TSV and Parquet, cut into slices that can be read independently."""
 
-import csv
 import io
 import json
 import math
@@ -10,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import IO, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from ray_pipeline import storage, tsv
+from ray_pipeline import csv_rows, storage, tsv
+from ray_pipeline.csv_rows import Broken
 from ray_pipeline.errors import InputError
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
@@ -48,8 +48,6 @@ SIGNATURES = {
     b"PAR1": "Parquet",
 }  # fmt: skip
 """What begins files that are taken for text by mistake."""
-LONG_FIELD = csv.field_size_limit(SLICE_BYTES)
-"""The library's limit of a field's characters, which an export's column of HTML may well pass."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,9 @@ def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
         # One character a byte: what separates records is ASCII, whatever stands between.
         text = io.TextIOWrapper(raw, encoding="latin-1", newline="")
         try:
-            for number, (at, lines, _) in enumerate(_csv_rows(text, file)):
+            for number, (at, lines, fields) in enumerate(_csv_rows(text, file)):
+                if number == 0:
+                    _header(file, lines, fields)
                 if number % rows == 0:
                     yield at, lines
         finally:
@@ -267,11 +267,12 @@ def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
 def records(part: Slice, columns: Collection[str] = ()) -> Iterator[tuple[int, Record]]:
     """(row of the file from 1, record or what is wrong with it) of a slice; blank lines are passed over.
 
-    Of a Parquet file only those of `columns` are read that it has, or all if it has none of them.
+    Of a Parquet file only those of `columns` are read that it has, or all if it has none of them. Raises InputError
+    where a CSV's header names one of them twice.
     """
     if part.file.format == "parquet":
         return _read_parquet(part, columns)
-    return {"jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv}[part.file.format](part)
+    return _read_jsonl(part) if part.file.format == "jsonl" else _read_csv(part, columns)
 
 
 def rows_about(file: RawFile) -> float:
@@ -361,14 +362,15 @@ def _is_unicode(value: Mapping[str, Any]) -> bool:
     return True
 
 
-def _read_csv(part: Slice) -> Iterator[tuple[int, Record]]:
+def _read_csv(part: Slice, columns: Collection[str]) -> Iterator[tuple[int, Record]]:
     with storage.open_read(part.file.url) as file:
         if not part.start:
             _expect_text(file, part.file)
-            yield from _csv_records(file, part.file, None, 0)
+            yield from _csv_records(file, part.file, None, 0, columns)
             return
         with _csv_text(file) as text:
-            *_, names = next(_csv_rows(text, part.file))
+            _, line, fields = next(_csv_rows(text, part.file))
+        names = _header(part.file, line, fields, columns)
         file.seek(part.start)
         yield from _csv_records(io.BytesIO(file.read(part.end - part.start)), part.file, names, part.first_row)
 
@@ -384,74 +386,47 @@ def _csv_text(file: IO[bytes]) -> Iterator[IO[str]]:
 
 
 def _csv_records(
-    source: IO[bytes], file: RawFile, names: list[str] | None, before: int
+    source: IO[bytes], file: RawFile, names: list[str] | None, before: int, columns: Collection[str] = ()
 ) -> Iterator[tuple[int, Record]]:
     """(line of the file, record) of a source that so many lines come before; `names` null: it begins with them."""
     with _csv_text(source) as text:
-        for _, line, fields in _csv_rows(text, file, names, before):
+        for _, line, fields in _csv_rows(text, file, names):
             if names is None:
-                names = fields
-                _expect_separated(file, names)
+                names = _header(file, line, fields, columns)
             elif fields:
                 yield before + line, _checked_csv(names, fields)
 
 
 def _expect_separated(file: RawFile, names: list[str]) -> None:
-    """Raise InputError where the names of all columns are taken for one."""
-    found = next((other for other in OTHER_SEPARATORS[file.format] if other in names[0]), None) if names else None
-    if len(names) == 1 and found:
+    """Raise InputError where something else separates the names of the columns."""
+    others = {other: sum(name.count(other) for name in names) for other in OTHER_SEPARATORS[file.format]}
+    if found := next((other for other, count in others.items() if count >= len(names)), None):
         own = {"csv": "commas", "tsv": "tabs"}[file.format]
         raise InputError(
             f"{file.url}: seems to be separated by {found!r}: write it with {own}, or name it .csv or .tsv as it is"
         )
 
 
-def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None, before: int = 0) -> Iterator[tsv.Row]:
-    """The rows of a text that so many lines of the file come before."""
-    if file.format == "tsv":
-        return tsv.rows(text, len(names) if names else None)
-    return _comma_separated(text, file, len(names) if names else None, before)
+def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None) -> Iterator[csv_rows.Row]:
+    """The rows of a text; `names` null: from the header on, which is the first that is not blank."""
+    width = len(names) if names else None
+    found = tsv.rows(text, width) if file.format == "tsv" else csv_rows.rows(text, width)
+    return found if names else dropwhile(lambda row: row[2] == [], found)
 
 
-def _comma_separated(text: Iterable[str], file: RawFile, width: int | None, before: int) -> Iterator[tsv.Row]:
-    """The rows of a text, which have so many fields; null: it begins with their names.
-
-    Raises InputError where a quotation mark takes in what seem to be further rows.
-    """
-    at = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal at
-        for line in text:
-            at += len(line)
-            yield line
-
-    reader = csv.reader(lines())
-
-    def refused(why: object, line: int) -> InputError:
-        return InputError(
-            f"{file.url}, line {before + line}: is not ','-separated text ({why}); mend the line: is a "
-            "quotation mark left open there or before?"
-        )
-
-    try:
-        ended = 0
-        for fields in reader:
-            if any(len(field) > LONG_FIELD and _holds_rows(field, width) for field in fields):
-                raise refused("a field holds what seem to be rows", ended + 1)
-            width, ended = width or len(fields), reader.line_num
-            yield at, ended, fields
-    except csv.Error as error:
-        raise refused(error, reader.line_num) from error
+def _header(file: RawFile, line: int, fields: list[str] | Broken, columns: Collection[str] = ()) -> list[str]:
+    """The names of a file's columns; raises InputError where the fields are none, or name one of `columns` twice."""
+    if isinstance(fields, Broken):
+        raise InputError(f"{file.url}: the header, {fields.line[:RAW_CHARACTERS]!r}, {fields.detail}")
+    _expect_separated(file, fields)
+    if twice := sorted(name for name in set(fields) & set(columns) if fields.count(name) > 1):
+        raise InputError(f"{file.url}, line {line}: the header names {twice[0]!r} twice; rename one of them")
+    return fields
 
 
-def _holds_rows(field: str, width: int | None) -> bool:
-    """Whether most lines of a field would be rows of so many fields themselves; a name of a column has no lines."""
-    lines = re.split(r"\r\n?|\n", field)[1:-1]  # and at nothing else, such as a byte of a letter read as Latin-1
-    return width is None or (len(lines) > 1 and 2 * sum(line.count(",") == width - 1 for line in lines) > len(lines))
-
-
-def _checked_csv(names: list[str], fields: list[str]) -> Record:
+def _checked_csv(names: list[str], fields: list[str] | Broken) -> Record:
+    if isinstance(fields, Broken):
+        return _unreadable("open quotation mark", fields.detail, [fields.line])
     if len(fields) != len(names):
         return _unreadable("wrong number of fields", f"the row has {len(fields)}, the header {len(names)}", fields)
     if any("\udc80" <= c <= "\udcff" for field in fields for c in field):

@@ -1,6 +1,7 @@
 """Raw files: every line is read exactly once, and what is no record says why."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,18 +180,66 @@ def test_a_bad_csv_row_is_reported_and_its_neighbours_are_read(write: Write, lin
     bad.raw.encode("utf-8")
 
 
-def test_a_csv_that_is_none_stops_with_file_and_line(write: Write) -> None:
-    rows = [f"{i},хороший запрос,{i % 2}" for i in range(9000)]
-    rows[50] = '50,"5 inch tv,1'
-    said = r"a\.csv, line {}: is not ',.*what seem to be rows.*left open"
-    path = write("a.csv", "\n".join(["id,query,label", *rows]).encode())
-    with pytest.raises(InputError, match=said.format(52)):
-        read(path)
+ROWS = [f"{i},хороший запрос,{i % 2}" for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("line", "later"),
+    [
+        ('50,"5 inch tv,1', "300,чай,1"),
+        ('50,"5 inch tv,1', '300,"чай",1'),
+        ('50,tv,"1', "300,чай,1"),
+        ('50,tv,"1', '300,чай,"1"'),
+        ('50,tv,"1', '300,чай,24"'),
+    ],
+    ids=["never closed", "by a row with marks", "in the last column", "there, by a row with marks", "by one at an end"],
+)
+def test_an_open_quotation_mark_costs_its_own_row(write: Write, line: str, later: str) -> None:
+    lines = ["id,query,label", *ROWS[:50], line, *ROWS[51:], later, "301,кофе,0"]
+    path = write("a.csv", "\n".join(lines).encode())
+    found = read(path)
+    assert reasons(found) == {52: "open quotation mark"} and "write it twice" in dict(found)[52].detail  # type: ignore[union-attr]
+    assert [row for row, _ in found] == list(range(2, 304))
     [file] = rawfiles.find("train", [str(path)], "auto")
-    with pytest.raises(InputError, match=said.format(52)):  # as a large file is cut
-        rawfiles.cut(file, 100)
-    with pytest.raises(InputError, match=said.format(1)):
-        read(write("a.csv", "\n".join(['id,"query,label', *rows[:50], *rows[51:]]).encode()))
+    parts = rawfiles.cut(file, 40)  # as a large file is
+    assert len(parts) == 8 and [row for part in parts for row in rawfiles.records(part)] == found
+
+
+def test_marks_that_go_wrong_in_a_text_of_several_lines_cost_that_text(write: Write) -> None:
+    found = read(write("a.csv", b'id,text,label\n1,"He said\nhi" and, left,1\n2,"b\nc" d,0\n3,"e\nf",0\n'))
+    assert reasons(found) == {3: "open quotation mark"}
+    assert found[1:] == [
+        (5, {"id": "2", "text": "b\nc d", "label": "0"}),
+        (7, {"id": "3", "text": "e\nf", "label": "0"}),
+    ]
+
+
+def test_a_text_whose_lines_have_commas_is_one_text(write: Write) -> None:
+    text = "\n".join(["size, in inches, 5", "colour, mostly, red", "and so on"] * 3)
+    assert read(write("a.csv", f'id,text,label\n1,"{text}",1\n'.encode())) == [
+        (10, {"id": "1", "text": text, "label": "1"})
+    ]
+
+
+def test_the_header_is_the_first_line_that_is_not_blank(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", b"\n\nid,q\n1,a\n2,b\n")
+    assert read(path) == [(4, {"id": "1", "q": "a"}), (5, {"id": "2", "q": "b"})]
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    assert [row for part in rawfiles.cut(file, 1) for row in rawfiles.records(part)] == read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("\n".join(['id,"query,label', *ROWS]), "quotation marks, of which one is not closed"),
+        ("id,q,q\n1,a,b\n", "line 1: the header names 'q' twice"),
+        ("id;query, or text;label\n1;a, b;1\n", "separated by ';'"),
+    ],
+)
+def test_a_header_that_is_none_stops_with_file_and_line(write: Write, content: str, said: str) -> None:
+    [file] = rawfiles.find("train", [str(write("a.csv", content.encode()))], "auto")
+    with pytest.raises(InputError, match=r"a\.csv.* " + re.escape(said)):
+        list(rawfiles.records(rawfiles.whole(file), ["q"]))
 
 
 def test_a_row_of_another_length_says_both_lengths(write: Write) -> None:

@@ -308,7 +308,7 @@ def _read_lines(piece: Piece, columns: Columns) -> pa.Table:
     lines, reasons, details = list[int](), list[str | None](), list[str | None]()
     texts: dict[str, list[str | None]] = {name: [] for name in columns.named}
     seen = set[str]()
-    for line, record in rawfiles.records(piece.part):
+    for line, record in rawfiles.records(piece.part, columns.named.values()):
         values = {} if isinstance(record, Unreadable) else record
         seen.update(values)
         found = {name: _value(name, values.get(column)) for name, column in columns.named.items()}
