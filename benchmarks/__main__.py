@@ -63,12 +63,15 @@ class Done:
     problem: str
     seconds: float
     skipped: bool = False
+    more: Sequence[str] = ()
+    """Options beside the area's own."""
 
     @property
     def markdown(self) -> str:
         """Its part of the section."""
         shown = self.table or f"Not measured: {self.problem}."
-        command = " ".join(["python -m", f"benchmarks.{self.area.name}", *self.area.options])
+        more = [Path(option).name if "/" in option else option for option in self.more]
+        command = " ".join(["python -m", f"benchmarks.{self.area.name}", *self.area.options, *more])
         return f"### {self.area.title}\n\n`{command}`, {self.seconds:.0f} s\n\n{shown}"
 
 
@@ -82,10 +85,10 @@ def measured(area: Area, more: Sequence[str], limit: float = EACH_SECONDS) -> Do
     code, printed = run([f"benchmarks.{area.name}", *area.options, *more], limit)
     seconds = time.monotonic() - started
     if code is None:
-        return Done(area, "", f"not done within {limit:.0f} s", seconds)
+        return Done(area, "", f"not done within {limit:.0f} s", seconds, more=more)
     if code:
-        return Done(area, "", f"it ended with exit code {code}", seconds)
-    return Done(area, last_table(printed), "it printed no table", seconds)
+        return Done(area, "", f"it ended with exit code {code}", seconds, more=more)
+    return Done(area, last_table(printed), "it printed no table", seconds, more=more)
 
 
 def run(module: Sequence[str], seconds: float) -> tuple[int | None, str]:
@@ -132,7 +135,7 @@ def all_areas(options: argparse.Namespace) -> int:
         about = f"{results.where(('ray', 'torch', 'transformers'))} Small sizes; the sections above are of larger ones."
         about += "" if options.curator else " Curator, a peer of the fan-out, was not given (--curator) and not run."
         parts = "\n\n".join(done.markdown for done in found)
-        results.keep("bench", "All of it, at a small size", f"{about}\n\n```bash\nmake bench\n```\n\n{parts}")
+        results.keep("bench", "All of it, at a small size", f"{about}\n\n{results.command()}\n\n{parts}")
     print(results.table(("benchmark", "seconds", ""), [(d.area.name, f"{d.seconds:.0f}", _said(d)) for d in found]))
     return int(any(not done.table and not done.skipped for done in found))
 

@@ -112,7 +112,7 @@ def main() -> None:
         f"{', '.join(kind for kind in growing.NODE_TYPES if 'head' not in kind)}; idle ones go after "
         f"{60 * growing.IDLE_MINUTES:g} s."
     )
-    results.keep("autoscaling", "Nodes that come and go", f"{about}\n\n{text}")
+    results.keep("autoscaling", "Nodes that come and go", f"{about}\n\n{results.command()}\n\n{text}")
     print(text)
 
 

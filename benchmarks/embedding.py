@@ -245,16 +245,15 @@ def measure(options: argparse.Namespace, model: str) -> Report:
 
 def keep(options: argparse.Namespace, text: str) -> None:
     """Keep the table in RESULTS.md."""
-    about, command = results.where(("ray", "torch", "sentence-transformers")), "python -m benchmarks.embedding"
+    about = results.where(("ray", "torch", "sentence-transformers"))
     if options.overhead:
-        command += " --overhead"
         name, title = "embedding_overhead", "What embedding costs beside its model"
     else:
         name, title = "embedding", "Embedding"
         used = Path(options.model).name if options.model else "a random model of the shape of all-MiniLM-L6-v2"
         source = "names of a product taxonomy in 15 languages" if options.taxonomy else "made-up queries"
         about += f" Model: {used}; text: {source}; medians of {options.repeats}, with the range of the ratios."
-    results.keep(name, title, f"{about}\n\n```bash\n{command}\n```\n\n{text}")
+    results.keep(name, title, f"{about}\n\n{results.command()}\n\n{text}")
 
 
 def main() -> None:

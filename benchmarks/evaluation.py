@@ -200,7 +200,7 @@ def main() -> None:
     text = results.table(("figure", "value", "target"), report.rows)
     if whole:
         about = results.where(("numpy", "pyarrow", "scikit-learn"))
-        results.keep("evaluation", "Evaluation", f"{about}\n\n```bash\npython -m benchmarks.evaluation\n```\n\n{text}")
+        results.keep("evaluation", "Evaluation", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 
 

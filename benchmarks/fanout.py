@@ -363,7 +363,7 @@ def main() -> None:
     if not options.quick and not options.parts:
         about = f"{results.where(('ray', 'google-genai'))} Server, workers and driver on this one machine; windows of "
         about += f"{WINDOW:.0f} s, answers after 0.5 to 2 s where there is a limit."
-        results.keep("fanout", "The Gemini fan-out", f"{about}\n\n```bash\npython -m benchmarks.fanout\n```\n\n{text}")
+        results.keep("fanout", "The Gemini fan-out", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 
 

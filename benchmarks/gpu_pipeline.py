@@ -132,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.keep and not code and any(stage == "train" for stage, _, _ in rows):
         about = results.where(("ray", "torch", "deepspeed", "bitsandbytes", "transformers", "peft"))
         results.keep(
-            f"gpu_pipeline {settings['name']}", f"The whole pipeline: {settings['name']}", f"{about}\n\n{text}"
+            f"gpu_pipeline {settings['name']}",
+            f"The whole pipeline: {settings['name']}",
+            f"{about}\n\n{results.command()}\n\n{text}",
         )
     return code
 

@@ -330,8 +330,7 @@ def main() -> None:
         on_gpu(report)
         text = results.table(("figure", "value", "target"), report.rows)
         about = results.where(("torch", "numpy"))
-        command = "```bash\npython -m benchmarks.mining --gpu\n```"
-        results.keep("mining_gpu", "Exact search on a GPU", f"{about}\n\n{command}\n\n{text}")
+        results.keep("mining_gpu", "Exact search on a GPU", f"{about}\n\n{results.command()}\n\n{text}")
         print(f"\n{text}")
         return
     if not options.memory_only:
@@ -343,7 +342,7 @@ def main() -> None:
     text = results.table(("figure", "value", "target"), report.rows)
     if not options.quick and not options.memory_only:
         about = results.where(("faiss-cpu", "sentence-transformers", "numpy"))
-        results.keep("mining", "Negatives", f"{about}\n\n```bash\npython -m benchmarks.mining\n```\n\n{text}")
+        results.keep("mining", "Negatives", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 
 

@@ -7,6 +7,7 @@ not be measured here (a GPU) is an assumption, and says so. Prices are list pric
 on them.
 """
 
+import argparse
 from dataclasses import dataclass
 
 from benchmarks import results
@@ -120,6 +121,7 @@ def shards_together() -> int:
 
 def main() -> None:
     """Print the table and keep it."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     text = results.table(("what", "arithmetic", "result"), rows())
     about = (
         f"Not a run. {CPU.name}: {CPU.usd:.4f} USD an hour ({CPU.source}); {GPU.name}: {GPU.usd} ({GPU.source}). "
@@ -130,7 +132,7 @@ def main() -> None:
     results.keep(
         "paper",
         "A hundred million pairs, on paper",
-        f"{about}\n\n```bash\npython -m benchmarks.paper_estimate\n```\n\n{text}",
+        f"{about}\n\n{results.command()}\n\n{text}",
     )
     print(text)
 

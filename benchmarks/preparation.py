@@ -220,9 +220,7 @@ def main() -> None:
     text = results.table(("figure", "value", "target"), rows)
     if not options.sizes:
         about = f"{results.where(('ray', 'pyarrow', 'polars'))} Driver, workers and files on this one machine."
-        repeats = f" --repeats {options.repeats}" if options.repeats != REPEATS else ""
-        command = f"python -m benchmarks.preparation{' --full' if options.full else ''}{repeats}"
-        results.keep("preparation", "Ingest to mix", f"{about}\n\n```bash\n{command}\n```\n\n{text}")
+        results.keep("preparation", "Ingest to mix", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps(figures)}", flush=True)
 
 

@@ -110,8 +110,7 @@ def main() -> None:
         about = (
             f"{results.where(('torch', 'transformers'))} {rows:,} rows, batches of {BATCH_ROWS}, medians of {repeats}."
         )
-        command = "```bash\npython -m benchmarks.query_prefix\n```"
-        results.keep("query_prefix", "A query once for all its rows", f"{about}\n\n{command}\n\n{text}")
+        results.keep("query_prefix", "A query once for all its rows", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps({' '.join(line[:2]): line[-1] for line in lines})}", flush=True)
 
 

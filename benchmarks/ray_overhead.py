@@ -202,8 +202,7 @@ def main() -> None:
     if not (options.quick or options.gpu):
         about = f"{results.where(('ray', 'torch', 'deepspeed'))} {steps} steps of {STEP_ROWS} pairs; one thread a "
         about += f"worker; medians of {options.repeats} turns, with the range of the ratios."
-        command = "```bash\npython -m benchmarks.ray_overhead\n```"
-        results.keep("ray_overhead", "What Ray adds to a step", f"{about}\n\n{command}\n\n{text}")
+        results.keep("ray_overhead", "What Ray adds to a step", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}")
 
 

@@ -3,6 +3,8 @@
 import datetime
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -53,6 +55,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def rows(text: str) -> list[tuple[str, ...]]:
     """The rows of the table in a Markdown text, without its head."""
     return [tuple(line.strip("| ").split(" | ")) for line in text.splitlines() if line.startswith("| ")][2:]
+
+
+def command() -> str:
+    """The command of this process as Markdown, its paths without their folders."""
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    given = [Path(argument).name if "/" in argument else argument for argument in sys.argv[1:]]
+    return f"```bash\n{shlex.join(['python', '-m', module, *given])}\n```"
 
 
 def where(packages: Sequence[str] = ("ray", "torch")) -> str:

@@ -4,7 +4,8 @@
 
 All are given the same distinct pairs in their natural order, the paper recipe's prompt, the same base in float32 with
 the same LoRA adapter and all cores; each makes prompts, tokens and scores, which are compared. `pipeline` has batches
-of 8, the loop is a DataLoader with batches of 32 padded to their longest. Clocks start when the model is loaded and
+of 8, the loop is a DataLoader with batches of 32 padded to their longest; both have the adapter as peft loads it, and
+once more merged beforehand, which no clock counts, ours neither. Clocks start when the model is loaded and
 warm. Every figure is a median over repeats that take turns. The share of each trick is the time without it over the
 time with all. `--taxonomy` gives the pairs (Shopify's product taxonomy, MIT); without it they are the sample shop's.
 """
@@ -47,10 +48,12 @@ class Side:
         self.tokenizer = model.load_tokenizer(chosen.train)
         self.merged, self.applied = adapted(chosen), adapted(chosen)
         model.merge(self.merged)  # as the scorer does in float32
-        self.plain = as_libraries_have_it(adapted(chosen))
-        self.pipeline = pipeline(
-            "text-classification", model=self.plain.model, tokenizer=self.tokenizer, batch_size=PIPELINE_BATCH
-        )
+        self.plain = as_libraries_have_it(adapted(chosen)).model
+        self.plain_merged = as_libraries_have_it(adapted(chosen)).model.merge_and_unload()
+        self.pipelines = [
+            pipeline("text-classification", model=one, tokenizer=self.tokenizer, batch_size=PIPELINE_BATCH)
+            for one in (self.plain, self.plain_merged)
+        ]
 
     def ours(
         self, rows: Rows, share: bool = True, by_length: bool = True, merged: bool = True, narrow: bool = True,
@@ -81,13 +84,13 @@ class Side:
         start = self.tokenizer.bos_token or ""
         return [start + self.prompt.render(row["query"], row["target"]) for row in rows]
 
-    def by_pipeline(self, rows: Rows) -> Scores:
+    def by_pipeline(self, rows: Rows, merged: bool = False) -> Scores:
         """What the library offers."""
-        found = self.pipeline(self.texts(rows), function_to_apply="sigmoid", add_special_tokens=False)
+        found = self.pipelines[merged](self.texts(rows), function_to_apply="sigmoid", add_special_tokens=False)
         return np.array([one["score"] for one in found], np.float32)
 
     @torch.no_grad()
-    def by_loop(self, rows: Rows) -> Scores:
+    def by_loop(self, rows: Rows, merged: bool = False) -> Scores:
         """What one would write by hand."""
         from torch.utils.data import DataLoader
 
@@ -96,7 +99,8 @@ class Side:
 
         texts: Any = self.texts(rows)
         loader: DataLoader[Any] = DataLoader(texts, batch_size=LOOP_BATCH, collate_fn=collate)
-        logits = [self.plain.model(**batch).logits[:, 0] for batch in loader]
+        read = self.plain_merged if merged else self.plain
+        logits = [read(**batch).logits[:, 0] for batch in loader]
         return torch.sigmoid(torch.cat(logits)).numpy()
 
 
@@ -163,6 +167,8 @@ def main() -> None:
             "ours": side.ours,
             f"pipeline, batches of {PIPELINE_BATCH}": side.by_pipeline,
             f"plain loop, batches of {LOOP_BATCH}": side.by_loop,
+            "the same pipeline, the adapter merged": lambda rows: side.by_pipeline(rows, merged=True),
+            "the same loop, the adapter merged": lambda rows: side.by_loop(rows, merged=True),
             "without the shared prefix": lambda rows: side.ours(rows, share=False),
             "with padding, and so without the shared prefix": lambda rows: side.ours(rows, packs=False),
             "without sorting by length": lambda rows: side.ours(rows, by_length=False),
@@ -192,8 +198,7 @@ def main() -> None:
         where = results.where(("torch", "transformers", "peft"))
         source = "a product taxonomy in 6 languages" if options.taxonomy else "the sample shop"
         head = f"{where} Model: {used}, {about}; pairs of {source}; medians of {repeats}, with the range of the ratios."
-        command = f"python -m benchmarks.scoring --rows {len(rows)} --repeats {repeats}"
-        results.keep("scoring", "Scoring", f"{head}\n\n```bash\n{command}\n```\n\n{text}")
+        results.keep("scoring", "Scoring", f"{head}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps({name: round(value, 7) for name, value in figures.items()})}", flush=True)
 
 

@@ -171,8 +171,9 @@ def main() -> None:
     text = results.table(("figure", "value", "target"), report.rows)
     if not options.quick and count >= ROWS:
         about = results.where(("ray", "pyarrow"))
-        command = "```bash\npython -m benchmarks.scoring_overhead\n```"
-        results.keep("scoring_overhead", "The scoring job beside its model", f"{about}\n\n{command}\n\n{text}")
+        results.keep(
+            "scoring_overhead", "The scoring job beside its model", f"{about}\n\n{results.command()}\n\n{text}"
+        )
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 
 

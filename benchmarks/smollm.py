@@ -129,8 +129,7 @@ def report(
         sizes = ", ".join(f"{len(part):,}" for part in rows)
         about = f"{results.where(('torch', 'transformers', 'peft'))} {Path(options.model).name}; train, tune, holdout: "
         about += f"{sizes} pairs in {', '.join(LANGUAGES)}; seeds {', '.join(map(str, seeds))}: median and range."
-        command = "python -m benchmarks.smollm --model FOLDER_OF_SMOLLM2 --taxonomy categories.parquet"
-        results.keep("smollm", "A real causal model", f"{about}\n\n```bash\n{command}\n```\n\n{text}")
+        results.keep("smollm", "A real causal model", f"{about}\n\n{results.command()}\n\n{text}")
     figures = {"f1": f1, "auroc": auroc, "f1_untrained": untrained.f1, "auroc_untrained": untrained.auroc}
     print(f"\n{text}\n\n{json.dumps({**figures, 'f1_always': always})}", flush=True)
 

@@ -268,7 +268,7 @@ def main() -> None:
     if not options.quick and tuple(options.parts) == PARTS:
         about = f"{results.where(('ray', 'pyarrow', 's3fs'))} S3 on loopback: moto, and for listings a server of fixed "
         about += "pages. Medians and ranges of 3."
-        results.keep("storage", "Storage", f"{about}\n\n```bash\npython -m benchmarks.storage\n```\n\n{text}")
+        results.keep("storage", "Storage", f"{about}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps(report.figures)}", flush=True)
 
 

@@ -150,7 +150,7 @@ def main() -> None:
     text = results.table(("what", "plain", "submitted", "difference", "target"), rows)
     nodes = ", ".join(map(str, CPUS))
     about = f"{results.where()} `{options.recipe}`; nodes with {nodes} CPUs of Ray's, all on this machine's cores."
-    results.keep("submission", "A recipe submitted to three nodes", f"{about}\n\n{text}")
+    results.keep("submission", "A recipe submitted to three nodes", f"{about}\n\n{results.command()}\n\n{text}")
     print(text)
 
 

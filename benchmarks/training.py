@@ -4,7 +4,8 @@
 
 Same base in float32, same fresh LoRA adapter and head, same distinct pairs and prompts, same steps of 32 rows, same
 schedule, optimiser and clipping, one epoch; both make the tokens, train, score the validation pairs and save the
-adapter. The Trainer has passes of 8 rows padded to their longest, four to a step, as the paper recipe has. Clocks start
+adapter. The Trainer has passes of 8 rows padded to their longest, four to a step, as the paper recipe has; and, to see
+what its own settings give, passes grouped by length, and a step in a single pass. Clocks start
 when the model is loaded. Every figure is a median over repeats that take turns. The share of each trick is the time
 without it over the time with all. Validation F1 is at its best threshold, for both. Memory is the peak of a process
 that takes a few steps with head yes_no, each of 32 rows in one pass; its peer is a Trainer of the causal model, which
@@ -80,7 +81,7 @@ def ours(chosen: Recipe, data: Data, folder: Path) -> Outcome:
     return Outcome(seconds, history[-1]["tune_f1"], 1 - read / padded)
 
 
-def theirs(chosen: Recipe, data: Data, folder: Path) -> Outcome:
+def theirs(chosen: Recipe, data: Data, folder: Path, rows: int = PASS_ROWS, order: str = "random") -> Outcome:
     """What one would write with the library: a Trainer, dynamic padding, evaluation and saving each epoch."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
@@ -96,8 +97,9 @@ def theirs(chosen: Recipe, data: Data, folder: Path) -> Outcome:
         return [{"input_ids": one, "labels": [float(row["label"])]} for one, row in zip(ids, rows, strict=True)]
 
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=PASS_ROWS, per_device_eval_batch_size=4 * PASS_ROWS,
-        gradient_accumulation_steps=STEP_ROWS // PASS_ROWS, learning_rate=rules.learning_rate, num_train_epochs=1,
+        output_dir=str(folder), per_device_train_batch_size=rows, per_device_eval_batch_size=4 * PASS_ROWS,
+        gradient_accumulation_steps=STEP_ROWS // rows, train_sampling_strategy=order,
+        learning_rate=rules.learning_rate, num_train_epochs=1,
         warmup_steps=rules.warmup_share, weight_decay=rules.weight_decay, max_grad_norm=rules.max_grad_norm,
         lr_scheduler_type="linear", eval_strategy="epoch", save_strategy="epoch", report_to=[], use_cpu=True,
         disable_tqdm=True, seed=rules.seed, dataloader_drop_last=True, logging_strategy="epoch",
@@ -197,6 +199,10 @@ def ways(model_name: str, tokens: int) -> dict[str, Callable[[Data, Path], Outco
     return {
         "ours": with_rules(),
         "Trainer and peft": lambda data, folder: theirs(plain, data, folder),
+        "the same, passes of 8 rows grouped by length": lambda data, folder: theirs(
+            plain, data, folder, PASS_ROWS, "group_by_length"
+        ),
+        "the same, a step of 32 rows in one pass": lambda data, folder: theirs(plain, data, folder, STEP_ROWS),
         "without the shared prefix": with_rules(share_prefix=False),
         "passes of 8 rows, not of tokens": with_rules(micro_batch_tokens=None),
         "without either": with_rules(micro_batch_tokens=None, share_prefix=False),
@@ -270,7 +276,7 @@ def measure(options: argparse.Namespace, name: str, data: Data) -> None:
             f"{results.where(('torch', 'transformers', 'peft'))} Model: {used}, {size}; {len(data.train):,} pairs of "
         )
         head += f"{source}, {len(data.tune):,} more to validate; medians of {repeats}, with the range of the ratios."
-        results.keep("training", "Training", f"{head}\n\n```bash\npython -m benchmarks.training\n```\n\n{text}")
+        results.keep("training", "Training", f"{head}\n\n{results.command()}\n\n{text}")
     print(f"\n{text}\n\n{json.dumps({key: round(value, 8) for key, value in figures.items()})}", flush=True)
 
 

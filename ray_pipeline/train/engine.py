@@ -154,9 +154,14 @@ class DeepSpeedEngine:
                 self._engine.module.model.save_pretrained(str(folder), safe_serialization=True)
 
     def release(self) -> None:
-        """Let go of the weights when training is over: under ZeRO-3, DeepSpeed keeps the model in a list of its own."""
+        """Let go of the weights when training is over; the engine is of no use after it.
+
+        DeepSpeed's hooks on the trained weights keep the model, which no collector can see; under ZeRO-3 a list of its
+        own does, too.
+        """
         from deepspeed.runtime.zero import parameter_offload
 
+        self._engine.destroy()
         parameter_offload.FWD_MODULE_STACK.clear()
         for parameter in self._engine.module.parameters():
             if hasattr(parameter, "ds_tensor"):

@@ -1,5 +1,6 @@
 """The classifier: a base model with one of two heads, its LoRA adapter, its precision. Imports no Ray, no DeepSpeed."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -345,6 +346,8 @@ def _quantisation(rules: Train) -> Any:
 
     left_alone = [HEAD, ENCODER_HEAD, VOCABULARY]
     if rules.precision == "int8":
+        # It would say in every layer of every pass on a GPU that it multiplies in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_alone)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -1,10 +1,12 @@
 """Two workers under DeepSpeed: passes by tokens and a shared prefix change no loss, nor do ZeRO's stages."""
 
+import gc
 import itertools
 import json
 import os
 import socket
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,13 @@ def work(rank: int, workers: int, port: int, name: str, changes: dict[str, Any],
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(engine, rules, examples(32, 0), examples(15, 1), 0, own, Path(folder), lambda *_: None)
         history = loop.run().history
+    frozen = [weakref.ref(weight) for weight in engine.model.parameters() if not weight.requires_grad]
+    engine.release()
+    del engine, loop
+    gc.collect()
+    held = sum(weight.numel() for one in frozen if (weight := one()) is not None)
     if rank == 0:
-        Path(out).write_text(json.dumps(history))
+        Path(out).write_text(json.dumps({"history": history, "held": held}))
 
 
 def losses(folder: Path, workers: int, name: str, **changes: Any) -> list[float]:
@@ -58,7 +65,9 @@ def losses(folder: Path, workers: int, name: str, **changes: Any) -> list[float]
         port = free.getsockname()[1]
     out = folder / f"{port}.json"
     torch.multiprocessing.spawn(work, (workers, port, name, changes, str(out)), nprocs=workers)
-    return [row[loss] for row in json.loads(out.read_text()) for loss in ("train_loss", "tune_loss")]
+    found = json.loads(out.read_text())
+    assert found["held"] == 0, "the base is gone from memory when training is over"
+    return [row[loss] for row in found["history"] for loss in ("train_loss", "tune_loss")]
 
 
 NAMES = ["random-llama", "random-gemma3", "random-qwen2"]
