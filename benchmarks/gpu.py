@@ -347,8 +347,12 @@ def show(done: dict[str, Any], keep: bool) -> None:
             f"{done['matmul']['where']} Random weights, LoRA rank 32 on all linear layers; prompts of {SHARED} tokens "
         )
         about += (
-            f"that all share and {OWN_MEDIAN} of their own in the median; one run. Goal for scoring: 60 % of the peak."
+            f"that all share and {OWN_MEDIAN} of their own in the median; one run. Plain: passes of {PASS_ROWS} padded "
         )
+        about += (
+            f"rows in training, of {SCORE_ROWS} in scoring, which leave room on the card. Goal for scoring: 60 % of "
+        )
+        about += "the peak."
         about += f" {done['matmul']['device']}: measured peak of bfloat16 {done['matmul']['tflops']:,.0f} TFLOP/s."
         results.keep("gpu", "One GPU", f"{about}\n\n```bash\nmake bench-gpu\n```\n\n{text}")
     figures = {name: found["tokens_per_second"] for name, found in done.items() if "tokens_per_second" in found}

@@ -84,7 +84,7 @@ def _of_several_lines(lines: Sequence[str], fields: list[str], width: int | None
     are_rows = _share_of_rows(lines[1 : 1 + LOOKED_AT], width)
     if len(lines) > (MANY_LINES if clean and right else 2) and are_rows > (0.9 if clean and right else 0.5):
         return Broken(OPEN, lines[0])
-    return fields if clean or right else Broken(UNCLEAR, lines[0])
+    return fields if clean else Broken(UNCLEAR, lines[0])
 
 
 def _is_clean(lines: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -127,9 +128,10 @@ def _training(recipe: Recipe, steps: Sequence[Step], known: Rows | None, joint: 
         return
     labelled = (row for row, _ in _furthest(recipe, done) if row["split"] == "train")
     sample = known.originals if known else list(islice(labelled, SAMPLE_ROWS))
-    each = _mean_tokens(done["encode"]) if "encode" in done else footprint.row_tokens(recipe, sample)
-    rows = _train_rows(recipe, done, known) + joint
-    yield from footprint.describe(found, recipe, rows, each, footprint.computed_share(recipe, sample))
+    each = footprint.lengths(recipe, sample, rules.shares_prefix, rules.joint)
+    if "encode" in done:
+        each = replace(each, mean=_mean_tokens(done["encode"]))
+    yield from footprint.describe(found, recipe, _train_rows(recipe, done, known) + joint, each)
 
 
 def _scoring(recipe: Recipe, steps: Sequence[Step], known: Rows | None, rows: Mapping[str, int]) -> Iterator[str]:
@@ -139,7 +141,7 @@ def _scoring(recipe: Recipe, steps: Sequence[Step], known: Rows | None, rows: Ma
         return
     judged = round(rows["train"] * (recipe.split.tune + recipe.split.holdout))
     sample = known.originals if known else [row for row, _ in islice(_furthest(recipe, done), SAMPLE_ROWS)]
-    each = footprint.row_tokens(recipe, sample)
+    each = footprint.lengths(recipe, sample, recipe.runtime.score_share_prefix)
     yield from footprint.describe_scoring(found, recipe, judged + rows["dev"] + rows["test"], each)
 
 

@@ -24,15 +24,12 @@ RESERVE = 2 * GIB
 """Assumed: CUDA itself, the libraries' workspaces, one layer's weight as it is unpacked."""
 FRAGMENTED = 1.1
 """Assumed: the allocator holds so many times what it gives out."""
-PEAK_SHARE = {"float32": 0.05, "bfloat16": 0.43, "int8": 0.25, "nf4": 0.39}
-"""The share of the bf16 peak that training reaches, over all tokens of short prompts. In bfloat16 and nf4 as measured
-for Gemma-3 12B on an H100, with passes of 8,192 tokens that share their prefix (benchmarks/RESULTS.md); small passes
-take several times as long. The others are assumed."""
-SCORE_SHARE = {"float32": 0.05, "bfloat16": 0.77, "int8": 0.4, "nf4": 0.75}
-"""The same of scoring, in the same measurement: passes go one way, and those tokens that all prompts begin with, nearly
-half of these, are computed once."""
-UNSHARED = 52 / 28
-"""Times as long where the prefix is computed for each row: of those prompts' 52 tokens, 28 were their own."""
+PEAK_SHARE = {"float32": 0.03, "bfloat16": 0.23, "int8": 0.13, "nf4": 0.21}
+"""The share of the bf16 peak that training reaches, over the tokens that it computes: of what all prompts begin with,
+which is computed once, none. In bfloat16 and nf4 as measured for Gemma-3 12B on an H100, with passes of 8,192
+tokens (benchmarks/RESULTS.md); small passes take several times as long. The others are assumed."""
+SCORE_SHARE = {"float32": 0.03, "bfloat16": 0.415, "int8": 0.2, "nf4": 0.4}
+"""The same of scoring, in the same measurement: passes go one way."""
 CHARACTERS = 3.5
 """Assumed: of a token, over all languages."""
 POSITIVE_SHARE = 2 / 3
@@ -155,7 +152,7 @@ class Memory:
 
 
 def memory(of: Shape, rules: Train, max_tokens: int, computed: float = 1.0) -> Memory:
-    """One worker's GPU memory, with prompts of up to `max_tokens` and the share of them that `computed_share` gives."""
+    """One worker's GPU memory, with prompts of up to `max_tokens` and the share of them that is computed."""
     width, per = _width(rules), WEIGHT_BYTES[rules.precision]
     zero, workers = settings.read(rules)["zero_optimization"], rules.fewest_workers
     own = trained_weights(of, rules)
@@ -213,14 +210,13 @@ def _width(rules: Train) -> int:
 
 
 def hours(of: Shape, rules: Train, tokens: float, teraflops: float) -> float:
-    """Hours that training on so many tokens takes the recipe's workers, each with a GPU of this peak in bf16.
+    """Hours in which the workers of a recipe, each with a GPU of this peak in bf16, compute so many tokens in training.
 
     Two operations per weight and token forward and two on the way back, whose gradients stop at the frozen weights;
-    with gradient checkpointing the way forward is gone twice. What shares no prefix computes all of its tokens.
+    with gradient checkpointing the way forward is gone twice.
     """
     ways = 6 if rules.gradient_checkpointing else 4
     work = tokens * (ways * of.linear_weights + 6 * trained_weights(of, rules))
-    work *= 1 if rules.shares_prefix else UNSHARED
     return work / (rules.workers * teraflops * 1e12 * PEAK_SHARE[rules.precision]) / 3600
 
 
@@ -231,23 +227,40 @@ def training_rows(recipe: Recipe, originals: int, translated: float) -> int:
     return round((originals + translated) * (1 + mined * POSITIVE_SHARE))
 
 
-def row_tokens(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
-    """About how many tokens a prompt has, by the texts of some rows with `query` and `target`."""
-    lengths = [len(text) for text in _prompts(recipe, rows)]
-    mean = sum(lengths) / len(lengths) / CHARACTERS if lengths else recipe.prompt.max_tokens
-    return min(mean, recipe.prompt.max_tokens)
+@dataclass(frozen=True)
+class Lengths:
+    """About how many tokens prompts have."""
+
+    mean: float
+    longest: float
+    shared: float = 0.0
+    """Those that all begin with and that are computed once for a pass."""
+
+    @property
+    def own(self) -> float:
+        """Of a row in the mean, those that are computed for it alone."""
+        return max(1.0, self.mean - self.shared)
+
+    @property
+    def own_share(self) -> float:
+        """The share of the longest that is its own."""
+        return max(0.0, 1 - self.shared / self.longest)
 
 
-def computed_share(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> float:
-    """The share of the longest of some prompts that is its own; what all begin with is computed once for a pass."""
-    texts = _prompts(recipe, rows)
-    if recipe.train.joint and recipe.other is not None:  # whose prompts are in the same passes
+def lengths(recipe: Recipe, rows: Sequence[Mapping[str, Any]], shares: bool, joint: bool = False) -> Lengths:
+    """By the texts of some rows with `query` and `target`; `shares`: whether what all begin with is computed once.
+
+    `joint`: prompts of the other task are in the same passes, and begin otherwise.
+    """
+    most, texts = recipe.prompt.max_tokens, _prompts(recipe, rows)
+    if not texts:
+        return Lengths(most, most)
+    mean = min(sum(map(len, texts)) / len(texts) / CHARACTERS, most)
+    if joint and recipe.other is not None:
         texts += _prompts(recipe.other, rows)
-    if len(texts) < 2 or not recipe.train.shares_prefix:
-        return 1.0
-    longest = min(max(map(len, texts)), recipe.prompt.max_tokens * CHARACTERS)
-    shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(min(texts), max(texts), strict=False)))
-    return max(0.0, 1 - shared / longest)
+    alike = takewhile(lambda both: both[0] == both[1], zip(min(texts), max(texts), strict=False))
+    shared = sum(1 for _ in alike) / CHARACTERS if shares and len(texts) > 1 else 0.0
+    return Lengths(mean, min(max(map(len, texts)) / CHARACTERS, most), shared)
 
 
 def _prompts(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -255,15 +268,15 @@ def _prompts(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [made.render(row["query"], row["target"], row["query"], "en") for row in rows]
 
 
-def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float = 1.0) -> Iterator[str]:
-    """What is said of a training over so many rows of `each` tokens, beforehand; `computed`: see `computed_share`."""
-    rules = recipe.train
+def describe(of: Shape, recipe: Recipe, rows: int, each: Lengths) -> Iterator[str]:
+    """What is said beforehand of a training over so many rows, `each` of such a length."""
+    rules, computed = recipe.train, each.own_share
     found = memory(of, rules, recipe.prompt.max_tokens, computed)
     weights = of.linear_weights + of.other_weights + of.unused
     yield (
         f"train: {rules.model} in {rules.precision}, {weights / 1e9:.2f} billion weights and "
         f"{trained_weights(of, rules) / 1e6:.1f} million trained; about {min(rows, rules.overfit_rows or rows):,} rows "
-        f"of {each:.0f} tokens, up to {rules.epochs} epoch(s)"
+        f"of {each.mean:.0f} tokens, up to {rules.epochs} epoch(s)"
         + (f" or {rules.max_steps:,} steps" if rules.max_steps else "")
         + f" on {rules.workers} worker(s)"
         + (f", or as few as {rules.fewest_workers}" if rules.fewest_workers < rules.workers else "")
@@ -280,9 +293,9 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: float, computed: float 
     times = passes / max(1, _row_passes(rules, rows, None, rules.epochs))
     yield (
         (f"  hours for all folds (the work of {times:.1f} full trainings)" if times > 1 else "  hours")
-        + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak"
+        + f", at {PEAK_SHARE[rules.precision]:.0%} of the peak for the {each.own:.0f} tokens that are computed"
         + (f" and always with {rules.workers} workers: " if rules.fewest_workers < rules.workers else ": ")
-        + ", ".join(_on(gpu, of, recipe, passes * each, found) for gpu in GPUS)
+        + ", ".join(_on(gpu, of, recipe, passes * each.own, found) for gpu in GPUS)
     )
     if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:
         yield (
@@ -340,20 +353,20 @@ def _told(gpu: str, found: float, recipe: Recipe, workers: int) -> str:
 
 
 def score_hours(of: Shape, recipe: Recipe, tokens: float, teraflops: float) -> float:
-    """Hours the recipe's workers score so many tokens, once with each fold's adapter: two operations per weight."""
+    """Hours the recipe's workers compute so many tokens, once with each fold's adapter: two operations per weight."""
     work = 2 * of.linear_weights * tokens * (recipe.train.folds or 1)
     share = SCORE_SHARE[recipe.train.precision]
     return work / (recipe.runtime.score_workers * teraflops * 1e12 * share) / 3600
 
 
-def describe_scoring(of: Shape, recipe: Recipe, rows: int, each: float) -> Iterator[str]:
-    """What is said beforehand of scoring so many rows of `each` tokens."""
+def describe_scoring(of: Shape, recipe: Recipe, rows: int, each: Lengths) -> Iterator[str]:
+    """What is said beforehand of scoring so many rows, `each` of such a length."""
     workers, precision = recipe.runtime.score_workers, recipe.train.precision
     base = (of.linear_weights + of.unused) * WEIGHT_BYTES[precision] + of.other_weights * _width(recipe.train)
-    found = {gpu: score_hours(of, recipe, rows * each, peak) for gpu, (_, peak) in GPUS.items()}
+    found = {gpu: score_hours(of, recipe, rows * each.own, peak) for gpu, (_, peak) in GPUS.items()}
     fitting = [gpu for gpu in GPUS if fits(gpu, Memory(base, 0, 0, base))]
     yield (
-        f"score: about {rows:,} rows of {each:.0f} tokens on {workers} worker(s); hours, at "
-        f"{SCORE_SHARE[precision]:.0%} of the peak: "
+        f"score: about {rows:,} rows of {each.mean:.0f} tokens on {workers} worker(s); hours, at "
+        f"{SCORE_SHARE[precision]:.0%} of the peak for the {each.own:.0f} that are computed: "
         + ", ".join(_told(gpu, found[gpu], recipe, workers) for gpu in fitting)
     )

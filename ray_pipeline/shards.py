@@ -183,6 +183,7 @@ def map_shards(
     columns: list[str] | None = None,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    memory: int = 0,
     resources: Mapping[str, float] | None = None,
     at_once: int = 1,
     progress: Progress | None = None,
@@ -229,6 +230,7 @@ def map_shards(
         ),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
+        **({"memory": memory} if memory else {}),
         **({"resources": dict(resources)} if resources else {}),
     )
     with watchdog.watched(dataset, label), attempts:

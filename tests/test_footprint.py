@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from ray_pipeline import dry_run, footprint, models, pipeline
-from ray_pipeline.footprint import GIB, KNOWN, Shape
+from ray_pipeline.footprint import GIB, KNOWN, Lengths, Shape
 from ray_pipeline.recipe import Lora, Train, variant
 from ray_pipeline.split import part_of
 from ray_pipeline.text import normalise, stable_id
@@ -135,8 +135,10 @@ def test_a_joint_training_shares_what_both_instructions_begin_with(make_recipe: 
     rules = {"train__lora": {"dropout": 0.0}, "train__joint": True, "prompt__max_tokens": 64}
     own, donor = make_recipe(**rules), make_recipe("QI", **rules)
     rows = [{"query": "red shoes", "target": "a,b"}, {"query": "tv", "target": "c"}]
-    alone = footprint.computed_share(own, rows)
-    assert footprint.computed_share(own.model_copy(update={"other": donor}), rows) > 0.85 > 0.6 > alone
+    alone = footprint.lengths(own, rows, shares=True)
+    both = footprint.lengths(own.model_copy(update={"other": donor}), rows, shares=True, joint=True)
+    assert both.own_share > 0.85 > 0.6 > alone.own_share
+    assert alone.own < alone.mean and footprint.lengths(own, rows, shares=False).own == alone.mean
 
 
 def test_time_goes_with_tokens_weights_and_gpus() -> None:
@@ -146,7 +148,6 @@ def test_time_goes_with_tokens_weights_and_gpus() -> None:
 
     assert hours(tokens=2e9) == pytest.approx(2 * hours()) and hours(workers=4) == pytest.approx(hours() / 4)
     assert hours(QWEN) > hours() and hours(gradient_checkpointing=True) > 1.4 * hours()
-    assert hours(lora={"dropout": 0.05}) == pytest.approx(footprint.UNSHARED * hours()), "each row's prefix by itself"
     a_second = 1e9 / hours() / 3600
     assert 989e12 * footprint.PEAK_SHARE["bfloat16"] == pytest.approx(
         a_second * (4 * GEMMA.linear_weights + 6 * footprint.trained_weights(GEMMA, Train(precision="bfloat16")))
@@ -162,7 +163,7 @@ def test_steps_rows_and_folds_say_how_often_rows_are_gone_through(make_recipe: A
     assert passes(train__folds=5) == 4 * 5000 and passes(train__folds=5, train__max_steps=10) == 5 * 320
     assert passes(self_validation__folds=2, self_validation__epochs=1) == 6000
     rules = make_recipe(train__overfit_rows=16, train__max_steps=10)
-    told = "\n".join(footprint.describe(GEMMA, rules, 1000, 40.0))
+    told = "\n".join(footprint.describe(GEMMA, rules, 1000, Lengths(40, 60)))
     assert "about 16 rows of 40 tokens, up to 5 epoch(s) or 10 steps on 1 worker(s)" in told
     assert "H100 1 min" in told, "not 0.0 hours"
 
@@ -170,32 +171,32 @@ def test_steps_rows_and_folds_say_how_often_rows_are_gone_through(make_recipe: A
 def test_scoring_goes_one_way_and_its_dollars_are_said_where_an_hour_has_a_price(make_recipe: Any) -> None:
     plain = make_recipe(train__precision="bfloat16")
     found = footprint.score_hours(GEMMA, plain, 1e9, 989)
-    a_second = 1e9 / found / 3600
-    assert a_second == pytest.approx(35_597, rel=0.01), "as measured on an H100, benchmarks/RESULTS.md"
+    a_second = 1e9 / found / 3600 * 52 / 28
+    assert a_second == pytest.approx(35_597, rel=0.01), "as on an H100, benchmarks/RESULTS.md: 28 of 52"
     more = {"train__precision": "bfloat16", "train__folds": 3, "runtime__score_workers": 2}
     assert footprint.score_hours(GEMMA, make_recipe(**more), 1e9, 989) == pytest.approx(1.5 * found)
     priced = {**more, "runtime__usd_per_gpu_hour": 2.0}
     (free,), (paid,), (named,) = (
-        footprint.describe_scoring(GEMMA, make_recipe(**changes), 10**7, 100)
+        footprint.describe_scoring(GEMMA, make_recipe(**changes), 10**7, Lengths(150, 200, 50))
         for changes in (more, priced, {**priced, "runtime__accelerator_type": "H100"})
     )
     expected = f"H100 {1.5 * found:.1f} ({2 * 2.0 * 1.5 * found:.2f} USD)"
     assert "USD" not in free and "L4 " not in free, "24 GiB of weights"
     assert expected in paid and expected in named
     assert paid.count("USD") == sum(f"{gpu} " in paid for gpu in footprint.GPUS) and named.count("USD") == 1
-    assert "10,000,000 rows of 100 tokens on 2 worker(s)" in free
-    trained = "\n".join(footprint.describe(GEMMA, make_recipe(**priced, train__workers=4), 10**6, 100.0))
+    assert "10,000,000 rows of 150 tokens on 2 worker(s)" in free and "for the 100 that are computed" in free
+    trained = "\n".join(footprint.describe(GEMMA, make_recipe(**priced, train__workers=4), 10**6, Lengths(100, 200)))
     assert re.search(r"H100 [\d.]+ \([\d.]+ USD\)", trained)
 
 
 def test_hours_are_said_to_be_those_of_all_workers_and_memory_is_that_of_the_fewest(make_recipe: Any) -> None:
     rules = {"train__deepspeed": "zero3", "train__precision": "bfloat16", "train__workers": 4}
     fixed, elastic = (
-        "\n".join(footprint.describe(GEMMA, make_recipe(**rules, train__min_workers=fewest), 10**6, 100.0))
+        "\n".join(footprint.describe(GEMMA, make_recipe(**rules, train__min_workers=fewest), 10**6, Lengths(100, 200)))
         for fewest in (None, 2)
     )
     assert "on 4 worker(s)\n" in fixed and "always" not in fixed
-    assert "on 4 worker(s), or as few as 2\n" in elastic and "of the peak and always with 4 workers: " in elastic
+    assert "on 4 worker(s), or as few as 2\n" in elastic and " and always with 4 workers: " in elastic
     assert needed(deepspeed="zero3", precision="bfloat16", workers=4, min_workers=2) == needed(
         deepspeed="zero3", precision="bfloat16", workers=2
     )

@@ -155,14 +155,15 @@ def _mined(
     if gpus:
         cpus, _ = worker_memory.workers_that_fit(there, held, to_come)
         placed = runtime.model_pool(width, width.embed_workers)  # nodes may still come
-        placed["num_cpus"] = max(cpus, width.cpus_per_worker)
+        placed |= {"num_cpus": max(cpus, width.cpus_per_worker), "memory": held}
     else:
         whole = worker_memory.with_shards([*there, *to_come], held, each, len(sources))
         cpus, most = worker_memory.workers_that_fit(there, whole, to_come)
         wanted = width.map_workers or most
-        placed = {"workers": min(most, wanted) if width.address == "local" else wanted, "num_cpus": cpus}
+        workers = min(most, wanted) if width.address == "local" else wanted
+        placed = {"workers": workers, "num_cpus": cpus, "memory": whole}
     if together:
-        worker = {"CPU": placed["num_cpus"]} | ({"GPU": gpus} if gpus else {})
+        worker = {"CPU": placed["num_cpus"], "memory": placed["memory"]} | ({"GPU": gpus} if gpus else {})
         placed["at_once"] = worker_memory.shards_together([*there, *to_come], worker, held, each)
     return shards.map_shards(sources, make, folder, schema, label="negatives", read=known.read, **placed)
 

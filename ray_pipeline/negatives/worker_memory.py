@@ -1,5 +1,6 @@
 """How many workers there is memory for, where each holds the whole corpus, and how many shards each mines together."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ray_pipeline import node_types, runtime
@@ -18,6 +19,8 @@ WANT_BYTES = 120
 """For a want with the targets proposed to it, where it is decided who gets which."""
 ROW_BYTES, CANDIDATE_BYTES = 500, 32
 """For a pair of a shard that is mined, and for each candidate that is looked at for it."""
+SURE = 0.9
+"""Of the memory that a node is said to have: one that comes may have somewhat less."""
 MOST_TOGETHER = 64
 """Shards; with more, hardly anything is left to be saved: to compare their anchors takes far longer than to read."""
 
@@ -45,8 +48,8 @@ def with_shards(there: Sequence[Mapping[str, float]], held: int, each: int, shar
 
     Fewer workers that mine more at a time read the vectors less often. No node becomes too small by that.
     """
-    room = min((int(node["memory"]) for node in there if node["memory"] >= held), default=held)
-    return min(room, held + each * min(MOST_TOGETHER, shards))
+    room = min((int(SURE * node["memory"]) for node in there if node["memory"] >= held), default=held)
+    return max(held, min(room, held + each * min(MOST_TOGETHER, shards)))
 
 
 def shards_together(there: Sequence[Mapping[str, float]], worker: Mapping[str, float], held: int, each: int) -> int:
@@ -63,7 +66,7 @@ def nodes(gpus: float = 0) -> list[Mapping[str, float]]:
     import ray
 
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [node for node in there if node.get("CPU") and node.get("GPU", 0) >= gpus]
+    return [node for node in there if node.get("CPU") and "memory" in node and node.get("GPU", 0) >= gpus]
 
 
 def nodes_to_come(gpus: float = 0) -> list[Mapping[str, float]]:
@@ -75,23 +78,24 @@ def nodes_to_come(gpus: float = 0) -> list[Mapping[str, float]]:
 def workers_that_fit(
     there: Sequence[Mapping[str, float]], each: int, to_come: Sequence[Mapping[str, float]] = ()
 ) -> tuple[int, int]:
-    """(CPUs of a worker, workers), so that Ray gives no node more workers of `each` bytes than its memory has room for.
+    """(CPUs of a worker, workers), so that workers of `each` bytes have the most CPUs that memory lets them have.
 
-    Workers are those of the nodes that are `there`; CPUs do for nodes `to_come`, too. Raises PipelineError where there
-    is room for none.
+    That is of the nodes that are `there`, as workers are, then of those `to_come`. Ray gives each its bytes of memory,
+    so that nodes which are too small get none. Raises PipelineError where there is room for none.
     """
     if not each:
         return 1, max(1, sum(int(node["CPU"]) for node in there))
-    every = [*there, *to_come]
-    cpus = max((int(node["CPU"] // (node["memory"] // each + 1)) + 1 for node in every), default=1)
-    workers = sum(int(node["CPU"] // cpus) for node in there)
-    fitting = [kind for kind in to_come if kind["memory"] >= each]
-    if not workers and len(fitting) < len(to_come):  # types that are too small keep workers off those that are not
-        return workers_that_fit(there, each, fitting)
-    if not any(node["CPU"] // cpus for node in every):
+
+    def places(some: Sequence[Mapping[str, float]], cpus: int) -> int:
+        return sum(runtime.places(node, {"CPU": cpus, "memory": each}) for node in some)
+
+    shares = [node["CPU"] / (node["memory"] // each) for node in (*there, *to_come) if node["memory"] >= each]
+    widths = sorted({max(1, width) for share in shares for width in (math.floor(share), math.ceil(share))})
+    if not widths:
         raise PipelineError(
             f"negatives: a worker takes about {each / 2**30:.1f} GiB with texts and vectors, and no node of Ray has "
             "the memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
             "exact) leave the vectors where they are"
         )
-    return cpus, max(1, workers)
+    cpus = max(widths, key=lambda width: (width * places(there, width), width * places(to_come, width)))
+    return cpus, max(1, places(there, cpus))

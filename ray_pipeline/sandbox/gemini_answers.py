@@ -47,7 +47,7 @@ class Answer:
     """An answer's text, why it ended, and the items that it holds soundly."""
 
     text: str
-    finish: Literal["STOP", "MAX_TOKENS"] = "STOP"
+    finish: Literal["STOP", "MAX_TOKENS", "RECITATION"] = "STOP"
     sound: tuple[Item, ...] = ()
 
 
@@ -78,6 +78,8 @@ def answer(prompt: Prompt, dictionary: Dictionary, faults: Faults, number: int) 
         return Answer("", "MAX_TOKENS")
     if fault == "truncated":
         return Answer(text[: len(text) // 2], "MAX_TOKENS")
+    if fault == "stopped":
+        return Answer(text[: len(text) // 2], "RECITATION")
     if fault == "invalid_json":
         return Answer("Here is the list: " + text[:-1] + ",}")
     sound = tuple(prompt.identity(item) for item in prompt.items if rows.get(item.key) == right[item.key])

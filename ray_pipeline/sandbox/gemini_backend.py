@@ -58,6 +58,8 @@ class Backend:
             raise ApiError(500, "INTERNAL", "An internal error has occurred. Please retry.")
         if fault == "error503":
             raise ApiError(503, "UNAVAILABLE", "The model is overloaded. Please try again later.")
+        if fault == "error504":
+            raise ApiError(504, "DEADLINE_EXCEEDED", "The service is unable to finish processing within the deadline.")
         if fault == "dropped":
             return None
         return self._paid(body, faults, number, fault == "blocked", batch)
@@ -80,7 +82,7 @@ class Backend:
 
 def _within_limit(given: Answer, body: GenerateRequest) -> tuple[Answer, int]:
     """The answer cut to maxOutputTokens, of which thoughts are spent first, and the tokens of thought."""
-    limit = body.config.max_output_tokens
+    limit = body.generation_config.max_output_tokens
     if limit is None or body.thoughts + count_tokens(given.text) <= limit:
         return given, body.thoughts
     return Answer(cut(given.text, limit - body.thoughts), "MAX_TOKENS"), min(body.thoughts, limit)

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as validated
 from ray_pipeline.sandbox.gemini_faults import Faults
 from ray_pipeline.sandbox.gemini_files import Files, timestamp
 from ray_pipeline.sandbox.gemini_limits import Stats
-from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, exhausted
+from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, exhausted, expect_model
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -207,6 +207,7 @@ class Batches:
             asked = CreateBody.model_validate_json(await request.read()).batch
         except ValidationError as error:
             raise ApiError(400, "INVALID_ARGUMENT", f"Invalid JSON payload received: {error}") from error
+        expect_model(request.match_info["model"])
         source = self._files.find(asked.source.file_name)
         number = self._stats.batch_job()
         name = f"batches/{secrets.token_hex(10)}"
@@ -281,7 +282,9 @@ class Batches:
             row = Line.model_validate_json(line)
             if self._faults().happens("line_error", number):
                 raise ApiError(500, "INTERNAL", "Internal error encountered.")
-            response = self._model(GenerateRequest.model_validate(row.request), job.model, number)
+            body = GenerateRequest.model_validate(row.request)
+            expect_model(job.model, body.generation_config.thinking_config)
+            response = self._model(body, job.model, number)
         except (ApiError, ValidationError) as error:
             job.failed += 1
             return {"key": row.key, "error": {"code": getattr(error, "code", 400), "message": str(error)}}

@@ -15,8 +15,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 
 # Faults of a whole request, and of an answer; of several that are drawn, the first of its list is made.
-REQUEST_FAULTS = ("error500", "error503", "dropped", "blocked")
-ANSWER_FAULTS = ("empty_max_tokens", "truncated", "invalid_json", "wrong_count", "wrong_language")
+REQUEST_FAULTS = ("error500", "error503", "error504", "dropped", "blocked")
+ANSWER_FAULTS = ("empty_max_tokens", "truncated", "stopped", "invalid_json", "wrong_count", "wrong_language")
 
 _ANSWER = re.compile(r"\b(?:answer|reply|respond|output)\s+(?:only\s+)?(?:with\s+)?[\"']?(\w+)", re.IGNORECASE)
 _FORGET = re.compile(r"\b(?:ignore|disregard|forget)\s+(?:all\s+|the\s+|any\s+)*(?:above|previous)", re.IGNORECASE)
@@ -32,11 +32,13 @@ class Faults:
     rate429: Probability = 0  # 429 with RetryInfo, spends no quota
     error500: Probability = 0
     error503: Probability = 0
+    error504: Probability = 0
     slow: Probability = 0  # answers after slow_seconds more
     dropped: Probability = 0  # the connection is closed without an answer
     blocked: Probability = 0  # promptFeedback.blockReason, no candidates
     empty_max_tokens: Probability = 0  # finishReason MAX_TOKENS and no text
     truncated: Probability = 0  # the JSON is cut in the middle, finishReason MAX_TOKENS
+    stopped: Probability = 0  # likewise, finishReason RECITATION
     invalid_json: Probability = 0  # a broken answer, finishReason STOP
     wrong_count: Probability = 0  # an item is missing, or one more came
     wrong_language: Probability = 0  # one item comes back in another language

@@ -28,7 +28,7 @@ from ray_pipeline.sandbox.gemini_backend import Backend
 from ray_pipeline.sandbox.gemini_batches import Batches, BatchFaults
 from ray_pipeline.sandbox.gemini_faults import Faults
 from ray_pipeline.sandbox.gemini_limits import Stats, Window
-from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, key_denied, key_invalid
+from ray_pipeline.sandbox.gemini_wire import ApiError, GenerateRequest, expect_model, key_denied, key_invalid
 
 DEFAULT_KEY = SANDBOX_KEY
 _CHANGES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -181,9 +181,11 @@ class GeminiServer:
     async def _read(self, request: web.Request) -> GenerateRequest:
         self._authorise(request)
         try:
-            return GenerateRequest.model_validate_json(await request.read())
+            body = GenerateRequest.model_validate_json(await request.read())
         except ValidationError as error:
             raise ApiError(400, "INVALID_ARGUMENT", f"Invalid JSON payload received: {error}") from error
+        expect_model(request.match_info["model"], body.generation_config.thinking_config)
+        return body
 
     async def _count(self, request: web.Request) -> web.Response:
         try:

@@ -1,24 +1,35 @@
 """The Gemini API's JSON, as far as the local server speaks it: requests read, answers and errors written."""
 
 import math
-from typing import Any
+import re
+from typing import Any, Literal, Self
 
 from aiohttp import web
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
 _TYPES = "type.googleapis.com/google.rpc."
+_SERVED = re.compile(r"gemini-\d.*")
+_LEVELLED = re.compile(r"gemini-([3-9]|[1-9]\d)\b.*")
 
 
-class Part(BaseModel):
-    """A piece of a message; only text is understood."""
+class Message(BaseModel):
+    """A message of the API: names in camel or snake case, as protobuf reads JSON, and no others."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class Part(Message):
+    """A piece of a content; only text is understood."""
 
     text: str = ""
 
 
-class Content(BaseModel):
-    """A message."""
+class Content(Message):
+    """What one side says."""
 
     parts: list[Part] = []
+    role: Literal["user", "model"] | None = None
 
     @property
     def text(self) -> str:
@@ -31,55 +42,61 @@ class Content(BaseModel):
         return sum(count_tokens(part.text) for part in self.parts)
 
 
-class ThinkingConfig(BaseModel):
+class ThinkingConfig(Message):
     """How long the model may think: a budget of 0 or the least level not at all, -1 or None as long as it likes."""
 
-    # The client leaves the names inside thinkingConfig in snake case.
-    budget: int | None = Field(None, validation_alias=AliasChoices("thinkingBudget", "thinking_budget"))
-    level: str | None = Field(None, validation_alias=AliasChoices("thinkingLevel", "thinking_level"))
+    include_thoughts: bool = False
+    thinking_budget: int | None = Field(default=None, ge=-1)
+    thinking_level: Literal["MINIMAL", "LOW", "MEDIUM", "HIGH"] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.thinking_budget is not None and self.thinking_level is not None:
+            raise ValueError("You can only set only one of thinking budget and thinking level.")
+        return self
 
     @property
     def most(self) -> int | None:
         """Tokens of thought at most; null: as many as the model likes."""
-        if self.level == "MINIMAL":
+        if self.thinking_level == "MINIMAL":
             return 0
-        return None if self.budget is None or self.budget < 0 else self.budget
+        return None if self.thinking_budget is None or self.thinking_budget < 0 else self.thinking_budget
 
 
-class GenerationConfig(BaseModel):
-    """The settings that change what the local model answers."""
+class GenerationConfig(Message):
+    """The settings of an answer, of which the local model heeds the first two."""
 
-    max_output_tokens: int | None = Field(
-        None, validation_alias=AliasChoices("maxOutputTokens", "max_output_tokens"), gt=0
-    )
-    thinking: ThinkingConfig = Field(
-        default_factory=lambda: ThinkingConfig.model_validate({}),
-        validation_alias=AliasChoices("thinkingConfig", "thinking_config"),
-    )
+    max_output_tokens: int | None = Field(default=None, gt=0)
+    thinking_config: ThinkingConfig = ThinkingConfig()
+    candidate_count: Literal[1] = 1
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, gt=0)
+    seed: int | None = None
+    stop_sequences: list[str] = Field(default=[], max_length=5)
+    response_mime_type: Literal["text/plain", "application/json", "text/x.enum"] = "text/plain"
+    response_schema: dict[str, Any] | None = None
+    response_json_schema: dict[str, Any] | None = None
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Message):
     """The body of generateContent and countTokens."""
 
     contents: list[Content] = Field(min_length=1)
-    system: Content = Field(
-        default_factory=Content, validation_alias=AliasChoices("systemInstruction", "system_instruction")
-    )
-    config: GenerationConfig = Field(
-        default_factory=lambda: GenerationConfig.model_validate({}),
-        validation_alias=AliasChoices("generationConfig", "generation_config"),
-    )
+    system_instruction: Content = Content()
+    generation_config: GenerationConfig = GenerationConfig()
+    safety_settings: list[dict[str, str]] = []
 
     @property
     def tokens(self) -> int:
         """Input tokens: the instruction and all messages; a response schema counts nothing."""
-        return self.system.tokens + sum(content.tokens for content in self.contents)
+        return self.system_instruction.tokens + sum(content.tokens for content in self.contents)
 
     @property
     def thoughts(self) -> int:
         """Tokens of thought: half of the input's, up to the budget."""
         dynamic = math.ceil(self.tokens / 2)
-        most = self.config.thinking.most
+        most = self.generation_config.thinking_config.most
         return dynamic if most is None else min(dynamic, most)
 
 
@@ -95,6 +112,17 @@ class ApiError(Exception):
     def response(self) -> web.Response:
         """The HTTP response."""
         return web.json_response(self.body, status=self.code)
+
+
+def expect_model(name: str, thinking: ThinkingConfig | None = None) -> None:
+    """Raise ApiError for a name that is no model's, or one that does not think in the way that is asked for."""
+    if not _SERVED.fullmatch(name):
+        message = f"models/{name} is not found for API version v1beta, or is not supported for generateContent."
+        raise ApiError(404, "NOT_FOUND", message)
+    if thinking and thinking.thinking_level is not None and not _LEVELLED.fullmatch(name):
+        raise ApiError(400, "INVALID_ARGUMENT", "Thinking level is not supported for this model.")
+    if thinking and thinking.thinking_budget == 0 and "-pro" in name:
+        raise ApiError(400, "INVALID_ARGUMENT", "Budget 0 is invalid. This model only works in thinking mode.")
 
 
 def count_tokens(text: str) -> int:

@@ -11,8 +11,6 @@ from ray_pipeline.text import stable_id
 
 SCHEME = "sandbox://"
 SHOP = "sandbox://shop/"
-SHOP_VERSION = "1"
-"""Raised when the generator writes other rows for the same spec."""
 
 
 def notice(recipe: Recipe) -> str | None:
@@ -48,11 +46,11 @@ def _placed(path: str, folder: str) -> str:
 def _write_shop(recipe: Recipe, workdir: str) -> str:
     import tempfile
 
-    from ray_pipeline.sandbox.shop import ShopSpec, write_shop
+    from ray_pipeline.sandbox.shop import VERSION, ShopSpec, write_shop
 
     sandbox = recipe.sandbox
     spec = ShopSpec(sandbox.seed, sandbox.train_rows, sandbox.dev_rows, sandbox.test_rows)
-    folder = storage.join(workdir, "sandbox", f"shop-{stable_id(repr(spec), SHOP_VERSION)}")
+    folder = storage.join(workdir, "sandbox", f"shop-{stable_id(repr(spec), VERSION)}")
     if not storage.exists(storage.join(folder, "finished")):
         with tempfile.TemporaryDirectory() as local:
             write_shop(spec, Path(local))

@@ -60,6 +60,10 @@ _TITLE_ORDER = ("style", "colour", "material")
 _WORN = frozenset({"apparel", "shoes", "bags & luggage", "jewelry, watches & eyewear", "sports & entertainment"})
 
 
+VERSION = "1"
+"""Raised when other rows are written for the same spec."""
+
+
 @dataclass(frozen=True)
 class ShopSpec:
     """What to make; the same spec makes the same bytes."""

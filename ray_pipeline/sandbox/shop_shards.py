@@ -93,7 +93,7 @@ def write(
 def _claim(output: str, spec: ShopSpec, shard_rows: int) -> None:
     """Keep shops apart: files of one are never taken for those of another."""
     url = storage.join(output, SPEC)
-    wanted = json.dumps({**asdict(spec), "shard_rows": shard_rows}).encode()
+    wanted = json.dumps({**asdict(spec), "shard_rows": shard_rows, "version": shop.VERSION}).encode()
     if storage.exists(url) and storage.read_bytes(url) != wanted:
         raise StorageError(f"{url}: another shop is in this folder; name an empty one, or delete it")
     storage.write_bytes(url, wanted)

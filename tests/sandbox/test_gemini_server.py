@@ -199,6 +199,32 @@ def test_a_body_that_is_no_request_is_refused(server: GeminiServer) -> None:
         assert (status, answer["error"]["status"]) == (400, "INVALID_ARGUMENT")
 
 
+@pytest.mark.parametrize(
+    ("config", "accepted"),
+    [
+        ({"temperature": 2, "top_p": 0.9, "thinkingConfig": {"thinking_budget": -1}}, True),
+        ({"temprature": 1}, False),
+        ({"temperature": 2.1}, False),
+        ({"maxOutputTokens": 0}, False),
+        ({"responseMimeType": "text/csv"}, False),
+        ({"thinkingConfig": {"thinkingBudget": 0, "thinkingLevel": "LOW"}}, False),
+        ({"thinkingConfig": {"thinkingLevel": "LOW"}}, False),  # before Gemini 3 there were none
+    ],
+)
+def test_settings_that_the_api_does_not_know_are_refused(
+    server: GeminiServer, config: dict[str, Any], accepted: bool
+) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"text": "robe"}]}], "generationConfig": config}
+    status, _ = http_call(f"{server.url}/v1beta/models/gemini-2.5-flash:generateContent", json.dumps(body).encode())
+    assert status == (200 if accepted else 400)
+
+
+def test_a_model_of_another_name_is_not_found(server: GeminiServer) -> None:
+    with pytest.raises(errors.ClientError) as caught:
+        client(server).models.generate_content(model="gpt-4", contents="robe")
+    assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+
+
 def test_requests_per_minute() -> None:
     with running(requests_per_minute=60, window_seconds=2) as server:  # two in any two seconds
         ask(server)
@@ -314,7 +340,7 @@ def test_dropped() -> None:
 
 
 def test_truncated_and_invalid_json() -> None:
-    for fault, reason in (("truncated", "MAX_TOKENS"), ("invalid_json", "STOP")):
+    for fault, reason in (("truncated", "MAX_TOKENS"), ("stopped", "RECITATION"), ("invalid_json", "STOP")):
         with running(faults=Faults().changed({fault: 1})) as server:
             response = ask(server)
             assert (finish(response), bool(response.text)) == (reason, True)

@@ -225,7 +225,7 @@ def test_files_are_json_lines_with_the_truth_beside_them(tmp_path: Path) -> None
 
 
 def test_the_bytes_are_those_of_every_version(tmp_path: Path) -> None:
-    # A golden value: if it changes, so do the demo's figures, and serving.SHOP_VERSION must rise.
+    # A golden value: if it changes, so do the demo's figures, and shop.VERSION must rise.
     written = shop.write_shop(ShopSpec(train_rows=400, dev_rows=80, test_rows=80), tmp_path)
     content = b"".join(path.read_bytes() for _, path in sorted(written.items()))
     assert hashlib.sha256(content).hexdigest() == "43d38d4d3949f42fbc4fd0d6ea409ee953249c3dbf1cf5f45c9552b553e3d55f"
