@@ -220,8 +220,9 @@ def test_settings_that_the_api_does_not_know_are_refused(
 
 
 def test_a_model_of_another_name_is_not_found(server: GeminiServer) -> None:
+    api = client(server)
     with pytest.raises(errors.ClientError) as caught:
-        client(server).models.generate_content(model="gpt-4", contents="robe")
+        api.models.generate_content(model="gpt-4", contents="robe")
     assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
 
 
