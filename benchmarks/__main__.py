@@ -70,7 +70,7 @@ class Done:
     def markdown(self) -> str:
         """Its part of the section."""
         shown = self.table or f"Not measured: {self.problem}."
-        more = [Path(option).name if "/" in option else option for option in self.more]
+        more = map(results.without_folders, self.more)
         command = " ".join(["python -m", f"benchmarks.{self.area.name}", *self.area.options, *more])
         return f"### {self.area.title}\n\n`{command}`, {self.seconds:.0f} s\n\n{shown}"
 

@@ -57,11 +57,17 @@ def rows(text: str) -> list[tuple[str, ...]]:
     return [tuple(line.strip("| ").split(" | ")) for line in text.splitlines() if line.startswith("| ")][2:]
 
 
+def without_folders(argument: str) -> str:
+    """An argument of a command, of an absolute path only its name."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if value.startswith("/") else argument
+
+
 def command() -> str:
     """The command of this process as Markdown, its paths without their folders."""
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
-    given = [Path(argument).name if "/" in argument else argument for argument in sys.argv[1:]]
+    given = [without_folders(argument) for argument in sys.argv[1:]]
     return f"```bash\n{shlex.join(['python', '-m', module, *given])}\n```"
 
 

@@ -1,100 +1,112 @@
 """Rows of comma-separated text, in which a quotation mark that is left open costs its own line and no other."""
 
 import csv
-from collections import deque
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 csv.field_size_limit(64 << 20)
 """The library's limit of a field's characters, of which an export's column of HTML may have many."""
 MANY_LINES = 10
-"""A row of more lines, nearly all of which would be rows, is taken for those rows even if its fields are right."""
-LOOKED_AT = 100
-"""How many lines of a row tell what the others are."""
-OPEN = "opens a quotation mark that its row does not close: close it, or write it twice if it is text"
-UNCLEAR = (
-    "is one of several lines by its quotation marks, of which one is not closed, or not written twice within a text"
-)
+"""So many lines after a row's first, nearly all of which are rows by themselves, are taken for those rows."""
+OPEN = "opens a quotation mark and does not close it: close it, or write it twice if it is text"
+WITHIN = "stands where a quotation mark is open, and is no row by itself"
+_FIELD = r'(?:[^",\r\n]*|"(?:[^"]|"")*")'
+_ROW = re.compile(f"{_FIELD}(?:,{_FIELD})*[\r\n]*")
+"""A line that is a row as CSV has it (RFC 4180)."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A row that cannot be read: why, and its first line."""
+    """A line that cannot be read: why, and itself."""
 
     detail: str
     line: str
 
 
-Row = tuple[int, int, list[str] | Broken]
-"""Characters and lines of the text until the row's end, and its fields: none of a blank line."""
+class Row(NamedTuple):
+    """A row of a text."""
+
+    at: int
+    """Characters of the text until the row's end."""
+    line: int
+    """Lines until there."""
+    fields: list[str] | Broken
+    """None of a blank line."""
+    cut: bool = True
+    """Whether what follows is read alike by itself."""
 
 
 class _Lines:
-    """The lines of a text; `taken` are those of the row that is being read."""
+    """The lines of a text; `taken` are those of the row that is being read, one of `width` fields."""
 
-    def __init__(self, text: Iterable[str]) -> None:
-        self._text, self._again = iter(text), deque[str]()
+    def __init__(self, text: Iterable[str], width: int | None) -> None:
+        self._text, self.width = iter(text), width
         self.taken: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._text)
+        if len(self.taken) == MANY_LINES + 1 and _share_of_rows(self.taken[1:], self.width) > 0.9:
+            raise csv.Error("the lines are rows by themselves")
+        line = next(self._text)
         self.taken.append(line)
         return line
-
-    def keep_first(self) -> None:
-        """All that was taken but its first line is read again."""
-        self._again.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
 
 
 def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
     """Rows of so many fields, or as many as the first has.
 
-    Where most lines of a row would be rows themselves and its own fields are not right, a quotation mark was left open:
-    its first line is broken, and the others are read as the rows that they are.
+    Where quotation marks do not agree over several lines, each of these is a row only if it is one by itself.
     """
-    lines = _Lines(text)
-    reader, at, number = csv.reader(lines), 0, 0
+    lines, at, number = _Lines(text, width), 0, 0
+    reader = csv.reader(lines, strict=True)
     while True:
         try:
-            found: list[str] | Broken | None = next(reader, None)
-        except csv.Error:  # a field is too long, and its end is not known
-            found, reader = Broken(OPEN, lines.taken[0]), csv.reader(lines)
-            lines.keep_first()
-        if found is None:
+            fields = next(reader, None)
+        except csv.Error:
+            fields, reader = None, csv.reader(lines, strict=True)
+        if not lines.taken:
             return
-        if isinstance(found, list) and len(lines.taken) > 1:
-            found = _of_several_lines(lines.taken, found, width)
-            if isinstance(found, Broken) and found.detail is OPEN:
-                lines.keep_first()
-                reader = csv.reader(lines)
-        if isinstance(found, list):
-            width = width or len(found)
-        at, number = at + sum(map(len, lines.taken)), number + len(lines.taken)
-        lines.taken = []
-        yield at, number, found
+        taken, lines.taken, done = lines.taken, [], 0
+        of_one = None if fields is None or len(taken) > 1 else [(1, fields)]
+        for count, found in of_one or _read(taken, fields, lines.width):
+            at, number = at + sum(map(len, taken[done : done + count])), number + count
+            done += count
+            if isinstance(found, list):
+                lines.width = lines.width or len(found)
+            yield Row(at, number, found, cut=done == len(taken))
 
 
-def _of_several_lines(lines: Sequence[str], fields: list[str], width: int | None) -> list[str] | Broken:
-    """The fields of a row, or what is wrong with it; `width` null: it is the first."""
-    clean, right = _is_clean(lines), len(fields) == width
-    are_rows = _share_of_rows(lines[1 : 1 + LOOKED_AT], width)
-    if len(lines) > (MANY_LINES if clean and right else 2) and are_rows > (0.9 if clean and right else 0.5):
-        return Broken(OPEN, lines[0])
-    return fields if clean else Broken(UNCLEAR, lines[0])
+def _read(
+    lines: Sequence[str], fields: list[str] | None, width: int | None
+) -> Iterator[tuple[int, list[str] | Broken]]:
+    """(lines, what they are) of what was read as a row; `fields` null: not as CSV has it."""
+    if len(lines) == 1:
+        yield 1, _leniently(lines[0])
+    elif fields is not None and (len(fields) == width or len(lines) == 2 or _share_of_rows(lines[1:], width) <= 0.5):
+        yield len(lines), fields
+    else:
+        for number, line in enumerate(lines):
+            found = _alone(line, width)
+            yield 1, Broken(WITHIN if number else OPEN, line) if found is None else found
 
 
-def _is_clean(lines: Sequence[str]) -> bool:
-    """Whether quotation marks stand at the ends of fields or twice, as CSV has them (RFC 4180)."""
-    try:
-        return len(list(csv.reader(lines, strict=True))) == 1
-    except csv.Error:
-        return False
+def _leniently(line: str) -> list[str] | Broken:
+    """The fields of a line with marks within quoted text, unless it leaves one open."""
+    read = list(csv.reader([line, "the next"]))
+    return read[0] if len(read) == 2 else Broken(OPEN, line)
+
+
+def _alone(line: str, width: int | None) -> list[str] | None:
+    """The fields of a line that is a row of so many by itself, or blank; null where it is none."""
+    if not line.strip("\r\n"):
+        return []
+    fields = next(csv.reader([line])) if width and width > 1 and _ROW.fullmatch(line) else []
+    return fields if len(fields) == width else None
 
 
 def _share_of_rows(lines: Sequence[str], width: int | None) -> float:
-    """How many of some lines would be rows of so many fields by themselves."""
-    return sum(len(next(csv.reader([line]))) == width for line in lines) / len(lines)
+    return sum(bool(_alone(line, width)) for line in lines) / len(lines)

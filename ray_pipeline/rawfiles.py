@@ -1,5 +1,6 @@
 """Raw input files as records: JSON Lines, CSV, TSV and Parquet, cut into slices that can be read independently."""
 
+import codecs
 import io
 import json
 import math
@@ -247,18 +248,24 @@ def _jsonl_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
-    """(bytes, lines) of a file after its header, after every so many records, and after all."""
-    at = lines = 0
+    """(bytes, lines) of a file after its header, after every so many records or a few more, and after all."""
     with storage.open_read(file.url) as raw:
         _expect_text(raw, file)
+        before = len(codecs.BOM_UTF8) if raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        raw.seek(before)
         # One character a byte: what separates records is ASCII, whatever stands between.
         text = io.TextIOWrapper(raw, encoding="latin-1", newline="")
+        at = lines = 0
+        since: int | None = None
         try:
-            for number, (at, lines, fields) in enumerate(_csv_rows(text, file)):
-                if number == 0:
-                    _header(file, lines, fields)
-                if number % rows == 0:
+            for row in _csv_rows(text, file):
+                at, lines = before + row.at, row.line
+                if since is None:
+                    _header(file, row)
+                since = rows if since is None else since + 1
+                if since >= rows and row.cut:
                     yield at, lines
+                    since = 0
         finally:
             text.detach()
     yield at, lines
@@ -369,8 +376,7 @@ def _read_csv(part: Slice, columns: Collection[str]) -> Iterator[tuple[int, Reco
             yield from _csv_records(file, part.file, None, 0, columns)
             return
         with _csv_text(file) as text:
-            _, line, fields = next(_csv_rows(text, part.file))
-        names = _header(part.file, line, fields, columns)
+            names = _header(part.file, next(_csv_rows(text, part.file)), columns)
         file.seek(part.start)
         yield from _csv_records(io.BytesIO(file.read(part.end - part.start)), part.file, names, part.first_row)
 
@@ -390,17 +396,17 @@ def _csv_records(
 ) -> Iterator[tuple[int, Record]]:
     """(line of the file, record) of a source that so many lines come before; `names` null: it begins with them."""
     with _csv_text(source) as text:
-        for _, line, fields in _csv_rows(text, file, names):
+        for row in _csv_rows(text, file, names):
             if names is None:
-                names = _header(file, line, fields, columns)
-            elif fields:
-                yield before + line, _checked_csv(names, fields)
+                names = _header(file, row, columns)
+            elif row.fields:
+                yield before + row.line, _checked_csv(names, row.fields)
 
 
 def _expect_separated(file: RawFile, names: list[str]) -> None:
     """Raise InputError where something else separates the names of the columns."""
-    others = {other: sum(name.count(other) for name in names) for other in OTHER_SEPARATORS[file.format]}
-    if found := next((other for other, count in others.items() if count >= len(names)), None):
+    others = OTHER_SEPARATORS[file.format]
+    if found := next((other for other in others if all(other in name for name in names)), None):
         own = {"csv": "commas", "tsv": "tabs"}[file.format]
         raise InputError(
             f"{file.url}: seems to be separated by {found!r}: write it with {own}, or name it .csv or .tsv as it is"
@@ -411,17 +417,18 @@ def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None
     """The rows of a text; `names` null: from the header on, which is the first that is not blank."""
     width = len(names) if names else None
     found = tsv.rows(text, width) if file.format == "tsv" else csv_rows.rows(text, width)
-    return found if names else dropwhile(lambda row: row[2] == [], found)
+    return found if names else dropwhile(lambda row: row.fields == [], found)
 
 
-def _header(file: RawFile, line: int, fields: list[str] | Broken, columns: Collection[str] = ()) -> list[str]:
-    """The names of a file's columns; raises InputError where the fields are none, or name one of `columns` twice."""
-    if isinstance(fields, Broken):
-        raise InputError(f"{file.url}: the header, {fields.line[:RAW_CHARACTERS]!r}, {fields.detail}")
-    _expect_separated(file, fields)
-    if twice := sorted(name for name in set(fields) & set(columns) if fields.count(name) > 1):
-        raise InputError(f"{file.url}, line {line}: the header names {twice[0]!r} twice; rename one of them")
-    return fields
+def _header(file: RawFile, row: csv_rows.Row, columns: Collection[str] = ()) -> list[str]:
+    """The names of a file's columns; raises InputError where the row has none, or has one of `columns` twice."""
+    names = row.fields
+    if isinstance(names, Broken):
+        raise InputError(f"{file.url}, line {row.line}: the header {names.detail}")
+    _expect_separated(file, names)
+    if twice := sorted(name for name in set(names) & set(columns) if names.count(name) > 1):
+        raise InputError(f"{file.url}, line {row.line}: the header names {twice[0]!r} twice; rename one of them")
+    return names
 
 
 def _checked_csv(names: list[str], fields: list[str] | Broken) -> Record:

@@ -4,8 +4,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, tee
 
-Row = tuple[int, int, list[str]]
-"""Characters and lines of the text until the row's end, and the fields: none of a blank line."""
+from ray_pipeline.csv_rows import Row
 
 
 def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
@@ -19,7 +18,7 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
             taken, fields = _quoted(chain([line], ahead), width) or (taken, fields)
         width = width or len(fields)
         at, number = at + sum(map(len, [line, *islice(lines, taken - 1)])), number + taken
-        yield at, number, fields
+        yield Row(at, number, fields)
 
 
 def _plain(line: str) -> list[str]:

@@ -330,7 +330,7 @@ def test_a_file_that_cannot_be_cut_on_ray_says_why(
     rows = b"".join(b"%d,a query of some length\n" % i for i in range(9000))
     (tmp_path / "a.csv").write_bytes(b'id,"query\n' + rows)
     monkeypatch.setattr(rawfiles, "SLICE_BYTES", 100)
-    with pytest.raises(InputError, match=r"a\.csv: the header, .* quotation marks"), problems.unwrapped():
+    with pytest.raises(InputError, match=r"a\.csv, line 1: the header opens a quotation mark"), problems.unwrapped():
         rawfiles.numbered_slices(rawfiles.find("train", [str(tmp_path)], "auto"), ingest._on_tasks)
 
 

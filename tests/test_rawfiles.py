@@ -1,6 +1,9 @@
 """Raw files: every line is read exactly once, and what is no record says why."""
 
+import io
+import itertools
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import rawfiles, storage
+from ray_pipeline import csv_rows, rawfiles, storage
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.rawfiles import RawFile, Record, Unreadable
 
@@ -205,11 +208,35 @@ def test_an_open_quotation_mark_costs_its_own_row(write: Write, line: str, later
     assert len(parts) == 8 and [row for part in parts for row in rawfiles.records(part)] == found
 
 
-def test_marks_that_go_wrong_in_a_text_of_several_lines_cost_that_text(write: Write) -> None:
-    text = b'id,text,label\n1,"He said\nhi" and, left,1\n2,b,"0\n3,c,"1\n4,"e\nf",0\n'
-    found = read(write("a.csv", text))
-    assert reasons(found) == {3: "open quotation mark", 5: "open quotation mark"}
-    assert found[2:] == [(7, {"id": "4", "text": "e\nf", "label": "0"})]
+def test_where_marks_go_wrong_over_several_lines_each_is_a_row_or_none(write: Write) -> None:
+    lines = [
+        "id,text,label", '1,"He said', 'hi" and, left,1',  # no rows, though the second has as many fields
+        '2,b,"0', '3,"c",1', '4,27" screen,"1', '5,27" screen,"1', '6,"27\\"",1', '7,"27\\"",1', '8,"d ""e""",0',
+        '9,"f', 'g",0', '10,"h" i,1', '11,"j', "", '12,"k",1',
+    ]  # fmt: skip
+    found = read(write("a.csv", "\n".join(lines).encode()))
+    assert set(reasons(found)) == {2, 3, 4, 6, 7, 8, 9, 14}
+    assert [(row, *record.values()) for row, record in found if not isinstance(record, Unreadable)] == [
+        (5, "3", "c", "1"), (10, "8", 'd "e"', "0"), (12, "9", "f\ng", "0"), (13, "10", "h i", "1"),
+        (16, "12", "k", "1"),
+    ]  # fmt: skip
+
+
+def test_whatever_marks_there_are_slices_are_read_as_the_whole_file_is_and_no_line_is_lost(write: Write) -> None:
+    draw = random.Random(0)
+    kinds = ["a,b", '"a","b"', 'a,"b', 'a"', 'c",d', '27" x,"y', '"x\\"",y', '"a" b,c', "", '"', 'x,"a ""b"""', "z"]
+    for number in range(300):
+        lines = ["q,t", *draw.choices(kinds, k=draw.randrange(1, 40))]
+        end = draw.choice(["\n", "\r\n"])
+        text = end.join(lines) + draw.choice(["", end])
+        path = write(f"{number}.csv", (draw.choice(["", "\ufeff"]) + text).encode())
+        [file] = rawfiles.find("train", [str(path)], "auto")
+        whole = list(rawfiles.records(rawfiles.whole(file)))
+        for rows in (1, 2, 5):
+            assert [row for part in rawfiles.cut(file, rows) for row in rawfiles.records(part)] == whole, (text, rows)
+        taken = list(csv_rows.rows(io.StringIO(text, newline="")))
+        assert (taken[-1].at, taken[-1].line) == (len(text), len(text.splitlines()))
+        assert all(first.line < second.line for first, second in itertools.pairwise(taken))
 
 
 def test_a_text_whose_lines_have_commas_is_one_text(write: Write) -> None:
@@ -229,7 +256,7 @@ def test_the_header_is_the_first_line_that_is_not_blank(write: Write, monkeypatc
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("\n".join(['id,"query,label', *ROWS]), "quotation marks, of which one is not closed"),
+        ("\n".join(['id,"query,label', *ROWS]), "the header opens a quotation mark"),
         ("id,q,q\n1,a,b\n", "line 1: the header names 'q' twice"),
         ("id;query, or text;label\n1;a, b;1\n", "separated by ';'"),
     ],

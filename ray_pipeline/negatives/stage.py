@@ -153,9 +153,8 @@ def _mined(
         gpus = width.gpus_per_worker
     there, to_come = worker_memory.nodes(gpus), [] if width.address == "local" else worker_memory.nodes_to_come(gpus)
     if gpus:
-        cpus, _ = worker_memory.workers_that_fit(there, held, to_come)
-        placed = runtime.model_pool(width, width.embed_workers)  # nodes may still come
-        placed |= {"num_cpus": max(cpus, width.cpus_per_worker), "memory": held}
+        worker_memory.workers_that_fit(there, held, to_come)  # or it raises
+        placed = runtime.model_pool(width, width.embed_workers) | {"memory": held}  # nodes may still come
     else:
         whole = worker_memory.with_shards([*there, *to_come], held, each, len(sources))
         cpus, most = worker_memory.workers_that_fit(there, whole, to_come)

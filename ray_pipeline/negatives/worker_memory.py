@@ -89,8 +89,9 @@ def workers_that_fit(
     def places(some: Sequence[Mapping[str, float]], cpus: int) -> int:
         return sum(runtime.places(node, {"CPU": cpus, "memory": each}) for node in some)
 
-    shares = [node["CPU"] / (node["memory"] // each) for node in (*there, *to_come) if node["memory"] >= each]
-    widths = sorted({max(1, width) for share in shares for width in (math.floor(share), math.ceil(share))})
+    fitting = [node for node in (*there, *to_come) if node["memory"] >= each]
+    shares = [(node["CPU"] / (node["memory"] // each), node["CPU"] - 1) for node in fitting]  # something else may run
+    widths = sorted({max(1, int(min(width, most))) for share, most in shares for width in (share, math.ceil(share))})
     if not widths:
         raise PipelineError(
             f"negatives: a worker takes about {each / 2**30:.1f} GiB with texts and vectors, and no node of Ray has "

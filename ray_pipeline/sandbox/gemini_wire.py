@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 _TYPES = "type.googleapis.com/google.rpc."
-_SERVED = re.compile(r"gemini-\d.*")
+_SERVED = re.compile(r"gemini-(\d.*|[a-z-]+-latest)")
 _LEVELLED = re.compile(r"gemini-([3-9]|[1-9]\d)\b.*")
 
 
