@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_pipeline import artifact, decision, evaluate, scored, tables
+from ray_pipeline import artifact, decision, evaluate, scored, tables, threshold
 from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.evaluate import Evaluation
 from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP
@@ -289,6 +289,8 @@ def test_calibration_is_learnt_on_tune_and_judged_on_holdout(tmp_path: Path, mak
     gains = {one.figure: one for one in found.gains}
     assert gains["log_loss"].difference.high < 0 and gains["ece"].after < gains["ece"].before
     assert gains["log_loss"].after == pytest.approx(found.scalars["log_loss"].value)
+    probabilities = found.decision.calibration.apply(np.array(sure[:200], np.float32))
+    assert found.threshold == threshold.choose(np.array(labels[:200]), probabilities)
     plain = run(tmp_path / "2", make_recipe(evaluate__bootstrap_draws=100), chosen)
     assert gains["log_loss"].before == pytest.approx(plain.scalars["log_loss"].value)
     for name in ("auroc", "pr_auc"):  # of the scores before isotonic regression has made many equal

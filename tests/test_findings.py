@@ -257,6 +257,8 @@ def test_transfer(withheld: Estimate, title: str, level: str) -> None:
 def test_gap_interval_joins_both_uncertainties() -> None:
     groups = [rows_of(SEEN_GROUP, around(0.9, 0.03)), rows_of(WITHHELD_GROUP, around(0.8, 0.04))]
     assert "+0.100 (95 % interval +0.050 to +0.150)" in found("Withheld", report(groups=groups)).text
+    groups = [rows_of(SEEN_GROUP, Estimate(0.9, 0.87, 0.99)), rows_of(WITHHELD_GROUP, Estimate(0.8, 0.68, 0.84))]
+    assert "+0.100 (95 % interval +0.050 to +0.250)" in found("Withheld", report(groups=groups)).text
 
 
 @pytest.mark.parametrize(
@@ -331,6 +333,7 @@ def test_choices_that_holdout_speaks_against() -> None:
     assert "-0.020" in found("does harm: thresholds by language", task).text
     assert "calibration error by +0.100" in found("does harm: isotonic", task).text
     fine = [Gain("a", "f1", 0.9, 0.9, around(-0.005)), Gain("b", "log_loss", 0.9, 0.7, around(-0.2))]
+    fine += [Gain("c", "ece", 0.1, 0.105, around(0.005))]
     assert "harm" not in titles(report(gains=fine))
 
 

@@ -131,6 +131,10 @@ def test_it_is_no_less_than_what_was_measured_and_not_much_more(of: Shape, preci
     assert measured < total < 1.3 * measured
 
 
+def test_a_prompt_longer_than_a_pass_goes_alone() -> None:
+    assert footprint.pass_tokens(Train(micro_batch_tokens=512, batch_rows=64), 2048) == 2048
+
+
 def test_a_joint_training_shares_what_both_instructions_begin_with(make_recipe: Any) -> None:
     rules = {"train__lora": {"dropout": 0.0}, "train__joint": True, "prompt__max_tokens": 64}
     own, donor = make_recipe(**rules), make_recipe("QI", **rules)

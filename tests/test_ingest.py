@@ -161,10 +161,10 @@ def test_an_absent_column_is_refused(make_recipe: Make, column: str, reason: str
     assert pair(record, make_recipe("QI"), "train", 1) == Rejection(reason, column)
 
 
-@pytest.mark.parametrize("value", [None, "absent"])
+@pytest.mark.parametrize("value", [None, "", "absent"])
 def test_a_record_without_a_task_is_the_recipe_s(make_recipe: Make, value: Any) -> None:
     record = {key: v for key, v in QI.items() if key != "task"}
-    assert made(record if value == "absent" else record | {"task": None}, make_recipe("QI"))["task"] == "QI"
+    assert made(record if value == "absent" else record | {"task": value}, make_recipe("QI"))["task"] == "QI"
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ def test_one_row_of_a_class_tells_no_certainty_of_ranking() -> None:
     apart = metrics.scalar_difference(labels, perfect, wrong, np.arange(25))
     assert apart["auroc"].value == 1 and np.isnan([apart["auroc"].low, apart["pr_auc"].high]).all()
     assert not np.isnan(apart["log_loss"].low), "which rests on all queries"
+    assert np.isnan(metrics.auroc_draws(labels, perfect, np.arange(25))[1:]).all()
 
 
 @pytest.mark.parametrize("rows", [25, 400])

@@ -104,6 +104,11 @@ def test_a_cap_for_some_languages_leaves_the_others_alone() -> None:
     assert rows_of(expected, language="en") == 6300
 
 
+def test_a_share_that_is_met_takes_no_row() -> None:
+    there = {("en", "original", 1): 29, ("fr", "original", 1): 71}  # 0.29 * 100 is 28.999…
+    assert left(Mix(max_share_per_language={"en": 0.29}), there) == there
+
+
 def test_a_share_is_of_what_is_left() -> None:
     expected = left(Mix(max_share_per_origin={"translated": 0.1, "hard_negative": 0.5}))
     assert rows_of(expected, origin="translated") == sum(expected.values()) // 10
@@ -197,7 +202,7 @@ def test_rows_are_chosen_by_their_id_and_the_seed_whatever_the_shards(pieces: in
 
 
 def test_tune_is_untouched_and_other_parts_are_left_out() -> None:
-    tune = [row(10_000 + i, ("it", "original", i % 2), "tune") for i in range(50)]
+    tune = [row(10_000 + i, ("en", "original", i % 2), "tune") for i in range(50)]
     other = [row(20_000 + i, ("en", "original", 1), part) for i, part in enumerate(["holdout", None] * 20)]
     table = pa.Table.from_pylist([*tune, *other, *ROWS[:100]], schema=tables.PAIRS)
     rules = Mix(max_rows_per_language=1)

@@ -371,6 +371,13 @@ def test_numbers_are_whole_where_they_can_be_and_what_is_none_is_null(write: Wri
     assert read(tmp_path / "a.parquet") == [(1, found)]
 
 
+def test_a_sample_stands_for_all_pieces(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rawfiles, "SAMPLE_RECORDS", 10)
+    path = write("a.jsonl", b'{"id": 1}\n' * 100)
+    found = rawfiles.sample(rawfiles.find("train", [str(path)], "auto"), 33)  # every third of ten
+    assert sum(times for _, times in found) == 10
+
+
 def test_parquet_says_its_rows_and_text_about_how_many(write: Write, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": range(5000)}), tmp_path / "a.parquet")
     write("b.csv", b"id,query\n" + b"1,mug\n" * 99)

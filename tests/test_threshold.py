@@ -78,6 +78,13 @@ def test_cuts_of_groups_are_the_best_for_all_rows_together() -> None:
         assert reached == pytest.approx(max(possible), abs=1e-12)
 
 
+def test_ties_of_a_group_go_towards_the_task() -> None:
+    labels = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 1], np.int8)
+    scores = np.array([0.9, 0.8, 0.75, 0.7, 0.65, 0.3, 0.28, 0.26, 0.24, 0.1], np.float32)
+    [found] = by_group(labels, scores, np.zeros(10, int), ["a"], 0.9, min_rows=1, shrinkage=0)
+    assert found.best == pytest.approx(0.85)
+
+
 def test_a_weak_group_does_not_answer_relevant_always_where_scores_are_calibrated() -> None:
     generator = np.random.default_rng(1)
     odds = np.concatenate([generator.normal(2, 3, 4000), generator.normal(-1.5, 0.7, 4000)])

@@ -20,13 +20,13 @@ from pydantic.alias_generators import to_camel
 
 from ray_pipeline import claim, storage
 from ray_pipeline.errors import CorruptArtifactError, GeminiError, StoppedError
-from ray_pipeline.gemini import batch, batch_jobs
+from ray_pipeline.gemini import batch, batch_jobs, batch_results
 from ray_pipeline.gemini.batch import BatchOutcome
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records
 from ray_pipeline.gemini.batch_results import Lines, replies
 from ray_pipeline.gemini.client import UNKNOWN_VERSION, Client, Reply, request_body
 from ray_pipeline.gemini.fanout import VERSION, account, expect_version
-from ray_pipeline.gemini.ledger import Answer
+from ray_pipeline.gemini.ledger import NOTHING, Answer
 from ray_pipeline.gemini.prices import price_of
 from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.requests import group
@@ -206,6 +206,14 @@ def test_jobs_answer_what_live_requests_do_at_half_the_price(
     assert outcome.sentence() == (
         f"2 batch jobs (2 succeeded): 40 of 40 items answered for {outcome.usd:.4f} USD, 0 left to live requests"
     )
+
+
+def test_a_lone_item_that_is_not_blocked_is_left() -> None:
+    for reply in (Reply({}, "cut short", None, 1, 1, 0, cut_short=True), Reply({}, "malformed answer", None, 1, 1, 0)):
+        [one] = batch_results.answers(["k"], reply, 0.1)
+        assert one.key != "k" and one.reason == NOTHING
+    [one] = batch_results.answers(["k"], Reply({}, "blocked: SAFETY", None, 1, 0, 0, blocked=True), 0.1)
+    assert one.key == "k" and one.reason == "blocked: SAFETY"
 
 
 def test_nothing_to_ask(server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

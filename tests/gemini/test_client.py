@@ -83,10 +83,12 @@ def answering(status: int, body: bytes) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def error_body(code: int, status: str, *details: dict[str, Any]) -> bytes:
@@ -201,6 +203,15 @@ def test_errors_of_the_server_are_worth_another_try(server: GeminiServer, fault:
 def test_a_request_that_the_server_gave_up_is_worth_another_try(code: int, status: str, reason: Any) -> None:
     with answering(code, error_body(code, status)) as url:
         assert ask(url) == Unavailable(f"{code} {status}", reason, billed=reason == "timed out")
+
+
+def test_thoughts_are_no_part_of_the_answer() -> None:
+    said = json.dumps([{"key": ITEMS[0].key, "text": "schuhe"}])
+    parts = [{"text": "Let me see.", "thought": True}, {"text": said}]
+    body = {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]}
+    with answering(200, json.dumps(body).encode()) as url:
+        reply = ask(url, ITEMS[:1])
+    assert isinstance(reply, Reply) and reply.answers == {ITEMS[0].key: "schuhe"}
 
 
 def ended(reason: str) -> bytes:

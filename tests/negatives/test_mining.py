@@ -172,6 +172,8 @@ def test_the_exact_minimum_is_the_minimum_and_has_no_cap() -> None:
     rules = {"easy_method": "minimum", "easy_max_per_target": 1}
     made, refused = mine([row(i, i) for i in range(300)], corpus(300), easy_per_positive=1, **rules)
     assert [one["target"] for one in made] == [f"text {everything[one['position']].argmin()}" for one in made]
+    for one in made:
+        assert one["similarity"] == pytest.approx(similarity(one["position"], one["target"], found), abs=1e-5)
     assert not refused
     assert len({one["target"] for one in made}) < 200
 
@@ -249,6 +251,12 @@ def test_translated_positives_are_anchors_where_the_recipe_says_so() -> None:
     every = {f"{kind}_per_positive": 1 for kind in KINDS}
     made, _ = mine(rows, origins=["original", "translated"], **every, **WIDE)
     assert Counter(one["language"] for one in made) == {"fr": 3, "de": 3}
+
+
+def test_only_train_says_which_language_a_target_stands_in() -> None:
+    rows = [row(i, i) for i in range(10)] + [row(100 + i, 20 + i, part="holdout") for i in range(30)]
+    made, _ = mine(rows, corpus(60), random_per_positive=3, candidates="same_language", **WIDE)
+    assert made and {int(one["target"].split()[1]) for one in made} <= set(range(10))
 
 
 def test_no_rows_and_no_corpus() -> None:
@@ -352,6 +360,7 @@ LETTERS = ["a", "b", "c", "d", "e", "f"]
         ([1, 0], {"hard_relative_margin": 0.3}, "c"),
         ([1, 0], {"hard_margin": 1.5}, "e"),
         ([1, 0], {"hard_relative_margin": 1.0}, "d"),
+        ([-1, 0], {"hard_relative_margin": 0.3}, None),
         ([-1, 0], {}, "f"),  # similarity of the positive -1: the margins leave nothing below
         ([-0.6, 0.8], {"hard_margin": 0}, None),
         ([-0.6, 0.8], {"hard_relative_margin": 0.0}, None),
