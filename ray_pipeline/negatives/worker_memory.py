@@ -86,17 +86,23 @@ def workers_that_fit(
     if not each:
         return 1, max(1, sum(int(node["CPU"]) for node in there))
 
+    def widths(node: Mapping[str, float]) -> set[int]:
+        """CPUs of workers that share out a node; one of its CPUs is left to what else may run."""
+        share = node["CPU"] / (node["memory"] // each)
+        return {max(1, int(min(width, node["CPU"] - 1))) for width in (share, math.ceil(share))}
+
     def places(some: Sequence[Mapping[str, float]], cpus: int) -> int:
         return sum(runtime.places(node, {"CPU": cpus, "memory": each}) for node in some)
 
     fitting = [node for node in (*there, *to_come) if node["memory"] >= each]
-    shares = [(node["CPU"] / (node["memory"] // each), node["CPU"] - 1) for node in fitting]  # something else may run
-    widths = sorted({max(1, int(min(width, most))) for share, most in shares for width in (share, math.ceil(share))})
-    if not widths:
+    if not fitting:
         raise PipelineError(
             f"negatives: a worker takes about {each / 2**30:.1f} GiB with texts and vectors, and no node of Ray has "
             "the memory for that: use larger nodes, or let negatives.corpus_rows_at_once (which needs negatives.index "
             "exact) leave the vectors where they are"
         )
-    cpus = max(widths, key=lambda width: (width * places(there, width), width * places(to_come, width)))
+    by_use = {
+        cpus: (cpus * places(there, cpus), cpus * places(to_come, cpus)) for node in fitting for cpus in widths(node)
+    }
+    cpus = max(sorted(by_use), key=by_use.__getitem__)
     return cpus, max(1, places(there, cpus))

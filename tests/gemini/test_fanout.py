@@ -491,7 +491,7 @@ class Pondering(GeminiServer):
 
     async def _respond(self, request: Any, number: int) -> Any:
         body = GenerateRequest.model_validate_json(await request.read())
-        cap = body.config.max_output_tokens or 0
+        cap = body.generation_config.max_output_tokens or 0
         if cap > self.thoughts:
             return await super()._respond(request, number)
         return web.json_response({"candidates": [candidate("", "MAX_TOKENS")], "usageMetadata": usage(10, 0, cap)})
