@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-csv.field_size_limit(64 << 20)
-"""The library's limit of a field's characters, of which an export's column of HTML may have many."""
+csv.field_size_limit(64 << 20)  # characters; an export's column of HTML may have many
+
 MANY_LINES = 10
 """So many lines after a row's first, nearly all of which are rows by themselves, are taken for those rows."""
 OPEN = "opens a quotation mark and does not close it: close it, or write it twice if it is text"
@@ -71,8 +71,8 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
         if not lines.taken:
             return
         taken, lines.taken, done = lines.taken, [], 0
-        of_one = None if fields is None or len(taken) > 1 else [(1, fields)]
-        for count, found in of_one or _read(taken, fields, lines.width):
+        plain = [(1, fields)] if fields is not None and len(taken) == 1 else None  # as nearly all rows are
+        for count, found in plain or _read(taken, fields, lines.width):
             at, number = at + sum(map(len, taken[done : done + count])), number + count
             done += count
             if isinstance(found, list):

@@ -255,14 +255,13 @@ def _csv_ends(file: RawFile, rows: int) -> Iterator[tuple[int, int]]:
         raw.seek(before)
         # One character a byte: what separates records is ASCII, whatever stands between.
         text = io.TextIOWrapper(raw, encoding="latin-1", newline="")
-        at = lines = 0
-        since: int | None = None
+        names: list[str] = []
+        at = lines = since = 0
         try:
             for row in _csv_rows(text, file):
-                at, lines = before + row.at, row.line
-                if since is None:
-                    _header(file, row)
-                since = rows if since is None else since + 1
+                at, lines, since = before + row.at, row.line, since + 1
+                if not names:
+                    names, since = _header(file, row), rows
                 if since >= rows and row.cut:
                     yield at, lines
                     since = 0

@@ -209,16 +209,7 @@ def map_shards(
     attempts = Attempts(label)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardWorker,
-        fn_constructor_kwargs={
-            "make": make,
-            "folder": folder,
-            "schema": schema,
-            "columns": columns,
-            "read": read,
-            "write": write,
-            "label": label,
-            "attempts": attempts,
-        },
+        fn_constructor_args=(make, folder, schema, columns, read, write, label, attempts),
         batch_size=1,
         batch_format="pyarrow",
         # No more shards than are worked on: else the first worker that is up takes several, and the others have none.

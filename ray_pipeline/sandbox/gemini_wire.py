@@ -8,9 +8,10 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from ray_pipeline.gemini.thinking import LEVELLED
+
 _TYPES = "type.googleapis.com/google.rpc."
 _SERVED = re.compile(r"gemini-(\d.*|[a-z-]+-latest)")
-_LEVELLED = re.compile(r"gemini-([3-9]|[1-9]\d)\b.*")
 
 
 class Message(BaseModel):
@@ -119,7 +120,7 @@ def expect_model(name: str, thinking: ThinkingConfig | None = None) -> None:
     if not _SERVED.fullmatch(name):
         message = f"models/{name} is not found for API version v1beta, or is not supported for generateContent."
         raise ApiError(404, "NOT_FOUND", message)
-    if thinking and thinking.thinking_level is not None and not _LEVELLED.fullmatch(name):
+    if thinking and thinking.thinking_level is not None and not LEVELLED.match(name):
         raise ApiError(400, "INVALID_ARGUMENT", "Thinking level is not supported for this model.")
     if thinking and thinking.thinking_budget == 0 and "-pro" in name:
         raise ApiError(400, "INVALID_ARGUMENT", "Budget 0 is invalid. This model only works in thinking mode.")
