@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline import artifact, logs, rawfiles, shards, storage, tables, telemetry, workers
-from ray_pipeline.artifact import Counts
+from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.chance import hashes
 from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.rawfiles import RawFile, Slice, Unreadable
@@ -246,10 +246,9 @@ def _repeated(file: RawFile, row: Mapping[str, Any]) -> dict[str, Any]:
     return _refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}")
 
 
-def _files(recipe: Recipe) -> list[RawFile]:
+def _files(recipe: Recipe, splits: Sequence[str] = SPLITS) -> list[RawFile]:
     data = recipe.data
-    splits = {"train": data.train, "dev": data.dev, "test": data.test}
-    return [file for split, patterns in splits.items() for file in rawfiles.find(split, patterns, data.format)]
+    return [file for split in splits for file in rawfiles.find(split, getattr(data, split), data.format)]
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
@@ -269,23 +268,33 @@ def _content(files: Sequence[RawFile], digest: Callable[[str], str | None]) -> l
     return [[file.split, file.number, file.format, one] for file, one in zip(files, hashes, strict=True)]
 
 
+def expect_unchanged(recipe: Recipe, split: str, ingested: Artifact) -> None:
+    """Raise InputError where the raw files of a split are no longer those that were ingested."""
+    files = _files(recipe, [split])
+    planned = [one for one in ingested.manifest.config["files"] if one[0] == split]
+    if changed := _changed(files, planned):
+        raise InputError(
+            f"{changed}: changed after it was ingested, so no submission can be made of it: put back the file that was "
+            "scored, or run the same command again, which scores the new one"
+        )
+
+
 def _expect_unchanged(files: Sequence[RawFile], planned: Sequence[Sequence[Any]]) -> None:
-    """Raise InputError where files that were read are not those of the identity.
+    """Raise InputError where files that were read are not those of the identity."""
+    if changed := _changed(files, planned):
+        raise InputError(f"{changed}: changed while it was read: run the same command again")
+
+
+def _changed(files: Sequence[RawFile], planned: Sequence[Sequence[Any]]) -> str | None:
+    """Some files that are others than those of an identity; null where all are the same.
 
     Of a local file whose size and time of change are the same, and of an S3 object, nothing is read for that.
     """
-    now = _content(files, _digest_now)
-    if now != planned:
-        changed = [file.url for file, one in zip(files, now, strict=True) if one not in planned]
-        named = f"{', '.join(changed[:3])}: " if changed else ""
-        raise InputError(f"{named}raw files changed while they were read: run the same command again")
-
-
-def _digest_now(url: str) -> str | None:
-    try:
-        return storage.hash_once(url)
-    except FileNotFoundError:
+    now = _content(files, rawfiles.digest_now)
+    if now == planned:
         return None
+    named = [file.url for file, one in zip(files, now, strict=True) if one not in planned]
+    return ", ".join(named[:3]) or "the list of raw files"
 
 
 def _on_tasks(function: Callable[[Slice], Answer], parts: Sequence[Slice]) -> list[Answer]:

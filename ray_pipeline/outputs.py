@@ -1,7 +1,7 @@
 """What a run leaves for people, and for later commands: report, figures, recipes, decisions, record, submissions."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,6 +95,7 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
         chosen = [run for run, _ in runs if getattr(run.recipe.data, split)]
         answers: dict[str, Answers] = {run.recipe.task: Answers(run, split) for run in chosen}
         if answers:
+            _expect_unchanged(chosen, split)
             with tempfile.TemporaryDirectory() as scratch:
                 file, rows = Path(scratch) / name, sum(map(len, answers.values()))
                 with Progress(f"write {name}", rows, "rows") as shown:
@@ -102,9 +103,16 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
                 _say_filled(name, answers)
                 with Progress(f"verify {name}", rows, "rows") as shown:
                     verify_submission(file, {task: one.expected(shown) for task, one in answers.items()})
+                _expect_unchanged(chosen, split)
                 storage.copy_file(file, storage.join(folder, name))
             names.append(name)
     return names
+
+
+def _expect_unchanged(chosen: Sequence[Finished], split: str) -> None:
+    """Raise InputError where a submission would carry other rows than those that were scored."""
+    for run in chosen:
+        ingest.expect_unchanged(run.recipe, split, run.artifacts["ingest"])
 
 
 def _counted(rows: Iterator[Item], shown: Progress) -> Iterator[Item]:

@@ -118,6 +118,14 @@ def digest(url: str) -> str:
     return _once(storage.hash_once, url)
 
 
+def digest_now(url: str) -> str | None:
+    """As `digest`, as the file is now; null for one that is gone."""
+    try:
+        return storage.hash_once(url)
+    except FileNotFoundError:
+        return None
+
+
 def find(split: str, patterns: list[str], format: str) -> list[RawFile]:
     """The files that a split's paths, globs and folders name, in order; raises InputError for none or an odd ending."""
     urls = list(dict.fromkeys(url for pattern in patterns for url in _once(storage.expand, pattern)))

@@ -45,6 +45,20 @@ def rejected_files(item: Artifact) -> list[str]:
     return [url for url in storage.list_files(storage.join(item.url, "rejected")) if url.endswith(".parquet")]
 
 
+def refused(item: Artifact, columns: Sequence[str]) -> Iterator[Slice]:
+    """An artifact's rejected rows; raises CorruptArtifactError where there are not as many as its manifest says."""
+    found = 0
+    for url in rejected_files(item):
+        for piece in slices(url, columns):
+            found += len(piece)
+            yield piece
+    if found != item.manifest.rows_rejected:
+        raise CorruptArtifactError(
+            f"{storage.join(item.url, 'rejected')}: holds {found} rows, its manifest says "
+            f"{item.manifest.rows_rejected}; delete the folder {item.url} and run the same command again"
+        )
+
+
 def finished(folder: str) -> Artifact:
     """The artifact of a folder; raises InputError if there is none, CorruptArtifactError if it is not whole."""
     found = artifact.load(folder)

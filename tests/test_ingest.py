@@ -451,12 +451,12 @@ def test_files_that_change_while_they_are_read_stop_the_run(tmp_path: Path, make
         os.utime(other, (1, 1))
         ingest._expect_unchanged(files, planned)
         other.write_text('{"id": 1}')
-        with pytest.raises(InputError, match=rf"^{other}: raw files changed while they were read: run the same"):
+        with pytest.raises(InputError, match=rf"^{other}: changed while it was read: run the same"):
             ingest._expect_unchanged(files, planned)
         other.unlink()
-        with pytest.raises(InputError, match=rf"^{other}: raw files changed"):
+        with pytest.raises(InputError, match=rf"^{other}: changed"):
             ingest._expect_unchanged(files, planned)
-    with pytest.raises(InputError, match="^raw files changed"):
+    with pytest.raises(InputError, match="^the list of raw files: changed"):
         ingest._expect_unchanged(ingest._files(recipe), planned)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import outputs, progress, rawfiles, run_folder, runtime, scored, storage, tables
+from ray_pipeline import ingest, outputs, progress, rawfiles, run_folder, runtime, scored, storage, tables
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.progress import Progress
@@ -39,7 +39,10 @@ def run(
         for key in unscored
     ]
     place = folder / f"{recipe.name}-{recipe.task}"
+    Path(recipe.data.train[0]).touch()
+    ingested = made.finished(place, "ingest", [], tables.PAIRS)
     artifacts = {
+        "ingest": replace(ingested, manifest=replace(ingested.manifest, config=ingest.config(recipe))),
         "score": made.finished(place, "score", [], tables.SCORES, refused),
         "evaluate": made.finished(place, "evaluate", rows, tables.PREDICTIONS),
     }
@@ -107,6 +110,15 @@ def test_ids_of_a_warehouse_which_are_no_numbers_of_json(tmp_path: Path, make_re
     rows = submitted(tmp_path / "out")
     assert [(row["id"], row["prediction"]) for row in rows] == [(7, 1), (10**30, 0)]
     assert (rows[0]["origin_query"], rows[0]["category_path"]) == ("2026-01-02", "1.5")
+
+
+def test_a_raw_file_that_changed_since_it_was_scored_has_no_submission(tmp_path: Path, csv_recipe: Recipe) -> None:
+    finished, raw = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1}), Path(csv_recipe.data.test[0])
+    first, *rest = CSV.splitlines(keepends=True)
+    raw.write_text("".join([first, *reversed(rest)]), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"^{raw}: changed after it was ingested"):
+        outputs._write_submissions([(finished, None)], str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "submission.zip").exists()
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, make_recipe: Any) -> None:
@@ -188,8 +200,8 @@ def test_ray_is_started_for_many_rows_where_nothing_else_needed_it(
 def test_the_record_names_what_was_made_compared_and_taken(tmp_path: Path, csv_recipe: Recipe) -> None:
     mine, variant, donor = (run(tmp_path / name, csv_recipe, {"10": 0}) for name in ("mine", "variant", "donor"))
     found = run_folder.record([(replace(mine, others=[donor, donor]), variant)])
-    own = {"score": "f0", "evaluate": "f0"}
-    assert found.made == {csv_recipe.name: run_folder.Made(own, own, ["evaluate/f0", "score/f0"])}
+    own = {"ingest": "f0", "score": "f0", "evaluate": "f0"}
+    assert found.made == {csv_recipe.name: run_folder.Made(own, own, ["evaluate/f0", "ingest/f0", "score/f0"])}
     storage.write_bytes(str(tmp_path / "out" / "run.json"), run_folder.dumps(found))
     assert run_folder.recorded(str(tmp_path / "out")) == found
 

@@ -53,10 +53,9 @@ def refused(pairs: Artifact) -> Known:
     if not pairs.manifest.rows_rejected:
         return NOTHING
     found = {"query": [NOTHING.queries], "target": [NOTHING.targets]}
-    for url in reading.rejected_files(pairs):
-        for piece in reading.slices(url, list(found)):
-            for name, parts in found.items():
-                parts.append(corpora.forms(piece.table.column(name).to_pylist()))
+    for piece in reading.refused(pairs, list(found)):
+        for name, parts in found.items():
+            parts.append(corpora.forms(piece.table.column(name).to_pylist()))
     queries, targets = map(np.concatenate, found.values())
     order = np.argsort(queries)
     return Known(queries[order], targets[order])

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from ray_pipeline import artifact, claim, runtime, shards, storage, tables
+from ray_pipeline import artifact, claim, rawfiles, runtime, shards, storage, tables
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.chance import Hashes
 from ray_pipeline.decision import Decision
@@ -40,7 +40,7 @@ IDS_AT_ONCE = 1 << 24
 IDS_OF_SHARDS = 16
 """Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 Format = Literal["parquet", "csv", "jsonl"]
 Score = Callable[[list[dict[str, Any]]], Scored]
 
@@ -124,7 +124,7 @@ def run(job: Job, make: Callable[[], Score]) -> Artifact:
 def _run(job: Job, make: Callable[[], Score]) -> Artifact:
     started = time.monotonic()
     files = [file.url for file in job.files]
-    hashes = storage.for_each(storage.content_hash, files)
+    hashes = storage.for_each(storage.hash_once, files)
     inputs = {"adapter": job.adapter} | dict(zip(files, hashes, strict=True))
     inputs |= {CONTENT: job.content} if job.content else {}
     inputs |= {UNCHECKED: job.unchecked_base} if job.unchecked_base else {}
@@ -147,10 +147,24 @@ def _run(job: Job, make: Callable[[], Score]) -> Artifact:
         read=partial(_read, pieces, job.columns, job.spelling),
         write=partial(_write, job.format),
     )
+    _expect_unchanged(job, hashes)
     _check_rejected(job, counts)
     extra = {name: int(counts.extra.get(name, 0)) for name in ("truncated", "repeated")}
     extra["repeated_ids"] = repeated_ids(job.output, counts.rows_out) if job.columns.id else 0
     return artifact.commit(job.output, STAGE, job.config, inputs, counts, time.monotonic() - started, extra)
+
+
+def _expect_unchanged(job: Job, hashes: Sequence[str]) -> None:
+    """Raise InputError where the input is no longer what its shards are said to be of.
+
+    Of a local file whose size and time of change are the same, and of an S3 object, nothing is read for that.
+    """
+    now = storage.for_each(rawfiles.digest_now, [file.url for file in job.files])
+    changed = [file.url for file, before, here in zip(job.files, hashes, now, strict=True) if here != before]
+    if changed:
+        raise InputError(
+            f"{', '.join(changed[:3])}: changed while it was scored: delete {job.output} and run the same command again"
+        )
 
 
 def _pieces(job: Job) -> dict[str, Piece]:
@@ -252,7 +266,9 @@ def _claim(job: Job, inputs: Mapping[str, str]) -> None:
     """Make the output folder this run's; raises InputError if it is another's, naming both."""
     if any(file.url.startswith(job.output.rstrip("/") + "/") for file in job.files):
         raise InputError(f"{job.output}: holds the input, too: name another --output")
-    run, url = {"version": SCHEMA_VERSION, "config": job.config, "inputs": dict(inputs)}, storage.join(job.output, RUN)
+    order = [file.url for file in job.files]  # pieces and ids go by the files' numbers
+    run = {"version": SCHEMA_VERSION, "config": job.config, "inputs": dict(inputs), "order": order}
+    url = storage.join(job.output, RUN)
     mine = json.loads(json.dumps(run))  # as it is read back
     try:
         theirs = json.loads(storage.read_bytes(url))
@@ -280,6 +296,9 @@ def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
         there, here = (one.get(name, "none") for one in flat)
         if there != here:
             return f"its {name} is {there}, this run's is {here}"
+    if theirs["version"] == mine["version"]:
+        there, here = next(both for both in zip(theirs["order"], mine["order"], strict=True) if both[0] != both[1])
+        return f"where its input has {there}, this run's has {here}: give the files of --input in the same order"
     return "they were made by another version"
 
 

@@ -17,7 +17,7 @@ from ray_pipeline import artifact, chance, claim, cross_task, errors, folds, mod
 from ray_pipeline.artifact import Artifact, Counts
 from ray_pipeline.chance import Hashes
 from ray_pipeline.folds import Fold
-from ray_pipeline.reading import rejected_files, slices
+from ray_pipeline.reading import refused
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.train import ADAPTER, card, settings, work
@@ -175,7 +175,7 @@ def _figures(folder: str) -> dict[str, float]:
 def _dropped(context: Context, *names: str) -> Hashes:
     """Hashes, by rising number, of the ids that self-validations among the inputs, if they are there, leave out."""
     items = [context.inputs[name] for name in names if name in context.inputs]
-    pieces = (piece for item in items for url in rejected_files(item) for piece in slices(url, ["pair_id"]))
+    pieces = (piece for item in items for piece in refused(item, ["pair_id"]))
     found = [chance.hashes(piece.table.column("pair_id").to_pylist()) for piece in pieces]
     return np.sort(np.concatenate([np.zeros(0, np.uint64), *found]))
 

@@ -1,5 +1,6 @@
 """Pairs that dedupe or split refused are known all the same: none of them becomes a negative."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from ray_pipeline import split, tables
 from ray_pipeline.chance import hashes
 from ray_pipeline.dedupe.stage import reduce
+from ray_pipeline.errors import CorruptArtifactError
 from ray_pipeline.negatives import corpus as corpora
 from ray_pipeline.negatives import known, mining
 from ray_pipeline.negatives.mining import Mining
@@ -81,3 +83,17 @@ def test_nothing_is_refused(tmp_path: Path) -> None:
     pairs = finished(tmp_path, "split", [POSITIVE], tables.PAIRS)
     assert known.refused(pairs) is known.NOTHING
     assert known.read(Source("part-00000.parquet", pairs.shards[0], 1), None).num_rows == 1
+
+
+def test_refused_rows_that_were_not_copied_along_stop_the_mining(tmp_path: Path) -> None:
+    pairs = finished(
+        tmp_path,
+        "split",
+        [row(1, "title a")],
+        tables.PAIRS,
+        [row(2, "title b") | {"reason": "withheld", "detail": None}],
+    )
+    assert len(known.refused(pairs).queries) == 1
+    shutil.rmtree(tmp_path / "split" / "f0" / "rejected")
+    with pytest.raises(CorruptArtifactError, match="rejected: holds 0 rows, its manifest says 1; delete the folder"):
+        known.refused(pairs)

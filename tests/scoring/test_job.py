@@ -118,6 +118,20 @@ def test_the_input_is_cut_once_for_all_attempts_of_a_run(tmp_path: Path, monkeyp
     assert _pieces(wanted) == found
 
 
+def test_the_same_files_in_another_order_are_another_run(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        pairs(tmp_path / name, 3)
+    both = rows.find([str(tmp_path / "a"), str(tmp_path / "b")])
+    wanted = replace(job(str(tmp_path / "a"), str(tmp_path / "out")), files=both)
+    hashes = {file.url: file.url for file in both}
+    _claim(wanted, hashes)
+    _claim(wanted, hashes)
+    turned = replace(wanted, files=rows.find([str(tmp_path / "b"), str(tmp_path / "a")]))
+    with pytest.raises(InputError, match=f"where its input has {both[0].url}, this run's has {both[1].url}: give the"):
+        _claim(turned, dict(reversed(hashes.items())))
+
+
 def test_a_table_becomes_scores_and_rejected_rows() -> None:
     texts = ["four", "nan", None, "x" * 30]
     found: list[dict[str, Any]] = [
@@ -161,6 +175,17 @@ def test_what_an_interrupted_run_has_left_is_done_and_nothing_else(
     again = run(replace(wanted, workers=2), partial(Lengths, notes))
     assert again.read().equals(table) and calls(notes) == 5
     assert json.loads(storage.read_bytes(storage.join(place, "run.json")))["inputs"]["adapter"] == "f1"
+
+
+def test_an_input_that_changes_while_it_is_scored_ends_the_job(ray_up: None, tmp_path: Path) -> None:
+    class Replaced(Lengths):
+        def __call__(self, some: list[dict[str, Any]]) -> Scored:
+            pairs(tmp_path / "in", 41)
+            return super().__call__(some)
+
+    with pytest.raises(InputError, match=f"in/pairs.parquet: changed while it was scored: delete {tmp_path}/out"):
+        run(job(pairs(tmp_path / "in"), str(tmp_path / "out")), partial(Replaced, tmp_path / "notes"))
+    assert not (tmp_path / "out" / artifact.MANIFEST).exists()
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_is_replaced(ray_up: None, tmp_path: Path) -> None:
