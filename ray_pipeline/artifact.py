@@ -2,7 +2,8 @@
 
 The folder holds Parquet shards `part-*.parquet`, the rows that were refused in `rejected/part-*.parquet`, and
 `manifest.json`, which is written last: without it the artifact is not finished. Each shard carries its own counts in
-the Parquet footer, so that a run that was killed goes on with the shards that are missing. Imports no Ray.
+the Parquet footer, so that a run that was killed goes on with the shards that are missing; `begun.json` tells whether
+these are still what the shards there were made of. Imports no Ray.
 """
 
 import hashlib
@@ -20,8 +21,10 @@ import pyarrow as pa
 
 from ray_pipeline import storage
 from ray_pipeline.errors import CorruptArtifactError, PipelineError
+from ray_pipeline.text import stable_id
 
 MANIFEST = "manifest.json"
+BEGUN = "begun.json"
 SHARD_COUNTS = b"ray_pipeline.counts"
 WITHOUT_ROWS = ("train",)
 """Stages whose shards hold something else than the rows which they count."""
@@ -91,6 +94,21 @@ class Manifest:
     def answers_usd(self) -> float | None:
         """What its answers have cost, whichever attempt or run has paid for them; null where a price is unknown."""
         return None if self.usd is None else self.extra.get("answers_usd", self.usd)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Hashes of the weights that it is, or was made with, by the training's fingerprint.
+
+        Of all artifacts, trainings alone may come out otherwise when they are made again.
+        """
+        own = self.extra.get("weights")
+        return dict(self.made_with) if own is None else {self.fingerprint: own}
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """The `weights` of its inputs."""
+        found: Mapping[str, str] = self.extra.get("made_with", {})
+        return found
 
     @property
     def created(self) -> str | None:
@@ -181,6 +199,26 @@ def _shard_sizes(folder: str) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if name.endswith(".parquet")}
 
 
+def weights_of(inputs: Iterable[Artifact]) -> dict[str, str]:
+    """The weights that are in any of some artifacts."""
+    return {name: value for item in inputs for name, value in item.manifest.weights.items()}
+
+
+def begin(folder: str, stage: str, inputs: Mapping[str, Artifact]) -> None:
+    """Make a folder ready for a stage's work: what an attempt has left there of other weights, or of inputs that were
+    divided into other shards, goes. A training's checkpoints do not go by shards."""
+    divided = {name: item.manifest.shards for name, item in inputs.items() if stage not in WITHOUT_ROWS}
+    mine = {"made_with": weights_of(inputs.values()), "shards": stable_id(json.dumps(divided))}
+    url = storage.join(folder, BEGUN)
+    try:
+        begun = storage.read_bytes(url) == _dumps(mine)
+    except FileNotFoundError:
+        begun = not storage.exists(storage.join(folder, MANIFEST))
+    if not begun:
+        storage.remove_tree(folder)
+    storage.write_bytes(url, _dumps(mine))
+
+
 def commit(
     folder: str,
     stage: str,
@@ -224,9 +262,12 @@ def commit(
         shards=dict(zip(sizes, rows, strict=True)),
         extra={key: value for key, value in extra.items() if key != "usd"},
     )
-    text = json.dumps(asdict(manifest), ensure_ascii=False, indent=1)
-    storage.write_bytes(storage.join(folder, MANIFEST), text.encode())
+    storage.write_bytes(storage.join(folder, MANIFEST), _dumps(asdict(manifest)))
     return Artifact(folder, manifest)
+
+
+def _dumps(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()
 
 
 def load(folder: str) -> Artifact | None:

@@ -2,9 +2,9 @@
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_pipeline import (
@@ -60,6 +60,8 @@ class Step:
     """Fingerprints of the artifacts that it reads, by stage name."""
     folder: str
     finished: Artifact | None
+    weights: Mapping[str, str] | None = field(default_factory=dict)
+    """As of `Manifest.weights`; null where they are yet to be trained."""
 
     @property
     def fingerprint(self) -> str:
@@ -70,18 +72,40 @@ class Step:
 def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
     """The steps of a recipe, up to a stage; raises PipelineError for missing input, models or prices."""
     preflight.expect_price(recipe)
-    steps: list[Step] = []
-    fingerprints: dict[str, str] = {}
+    steps: dict[str, Step] = {}
     for stage in STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES:
         config = stage.config(recipe)
-        inputs = {name: fingerprints[name] for name in stage.reads}
-        if stage is train.STAGE:
-            inputs |= {name: found[-1].fingerprint for name, found in other_plans(recipe, workdir).items()}
-        fingerprints[stage.name] = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
-        folder = storage.join(workdir, stage.name, fingerprints[stage.name])
-        steps.append(Step(stage, config, inputs, folder, artifact.load(folder)))
-    preflight.expect_engine(recipe, _pending(steps))
-    return steps
+        read = {name: steps[name] for name in stage.reads}
+        others = other_plans(recipe, workdir) if stage is train.STAGE else {}
+        read |= {name: found[-1] for name, found in others.items()}
+        inputs = {name: step.fingerprint for name, step in read.items()}
+        own = artifact.fingerprint(stage.name, stage.schema_version, config, inputs)
+        folder = storage.join(workdir, stage.name, own)
+        made_with = _weights(step for name, step in read.items() if step.weights is not None or name not in others)
+        found = _finished(folder, made_with)
+        yet_to_come = None if stage is train.STAGE else made_with
+        weights = found.manifest.weights if found else yet_to_come
+        steps[stage.name] = Step(stage, config, inputs, folder, found, weights)
+    preflight.expect_engine(recipe, _pending(list(steps.values())))
+    return list(steps.values())
+
+
+def _weights(read: Iterable[Step]) -> dict[str, str] | None:
+    """The weights that are in what some steps make; null where a training is yet to come."""
+    found: dict[str, str] = {}
+    for step in read:
+        if step.weights is None:
+            return None
+        found |= step.weights
+    return found
+
+
+def _finished(folder: str, made_with: Mapping[str, str] | None) -> Artifact | None:
+    """The artifact of a folder; null if there is none, or one made with weights that were trained again since."""
+    found = artifact.load(folder)
+    if found is None or made_with is None or not made_with.items() <= found.manifest.made_with.items():
+        return None
+    return found
 
 
 def _pending(steps: Sequence[Step]) -> set[str]:
@@ -152,7 +176,8 @@ def _run(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact],
 
     folder = storage.join(workdir, CLAIMS, f"{step.stage.name}-{step.fingerprint}")
     with claim.awaited(folder, waiting) as claimed:
-        return artifact.load(step.folder) or _made(step, recipe, workdir, done, claimed)
+        weights = artifact.weights_of(done[name] for name in step.inputs)
+        return _finished(step.folder, weights) or _made(step, recipe, workdir, done, claimed)
 
 
 def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact], claimed: claim.Claim) -> Artifact:
@@ -162,12 +187,15 @@ def _made(step: Step, recipe: Recipe, workdir: str, done: Mapping[str, Artifact]
     with problems.unwrapped():
         if step.stage.name not in PLACED:
             runtime.check_room(recipe.runtime, 1, {"CPU": 1})
+        artifact.begin(step.folder, step.stage.name, inputs)
         outcome = step.stage.run(Context(recipe, inputs, step.folder, workdir, step.config, claimed.watch()))
     extra = {**outcome.extra, "spilled_bytes": telemetry.spilled_since(spilled)}
     claimed.check()
     seconds = time.monotonic() - started
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    made_with = artifact.weights_of(inputs.values())
     extra |= {"schema_version": step.stage.schema_version, "created": created}
+    extra |= {"made_with": made_with} if made_with else {}
     return artifact.commit(step.folder, step.stage.name, step.config, step.inputs, outcome.counts, seconds, extra)
 
 

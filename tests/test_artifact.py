@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -136,6 +137,27 @@ def test_rows_that_do_not_add_up_are_refused(place: str, rows_in: int, out: int)
         artifact.commit(place, "audit", {}, {}, Counts(rows_in, out), 0, {})
     assert place in str(caught.value)
     assert artifact.load(place) is None
+
+
+def test_shards_of_what_is_divided_or_weighted_otherwise_by_now_go(place: str) -> None:
+    def left(stage: str, *inputs: Artifact) -> bool:
+        artifact.begin(folder, stage, {item.url: item for item in inputs})
+        found = bool(artifact.present_shards(folder))
+        artifact.write_shard(folder, "part-00000.parquet", rows(0, 3), None, 3)
+        return found
+
+    folder, pairs = f"{place}/score/f0", finished(f"{place}/pairs")
+    first, again = (
+        artifact.commit(f"{place}/{value}", "train", {}, {}, Counts(), 0, {"weights": value}) for value in "ab"
+    )
+    divided = replace(pairs, manifest=replace(pairs.manifest, shards={"part-00000.parquet": 5}))
+    assert not left("score", pairs, first) and left("score", pairs, first)
+    assert not left("score", pairs, again)
+    assert not left("score", divided, again) and left("score", divided, again)
+    assert not left("train", divided) and left("train", pairs), "checkpoints do not go by shards"
+    artifact.commit(folder, "score", {}, {}, Counts(3, 3), 0, {"made_with": first.manifest.weights})
+    storage.remove_file(f"{folder}/begun.json")
+    assert not left("score", pairs, again), "of a run of before, which was not begun so"
 
 
 def test_without_a_manifest_it_is_not_finished(place: str) -> None:

@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import zipfile
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,24 @@ def test_another_learning_rate_reruns_training_and_what_follows_only(finished: d
     changed = recipe.variant(finished["recipe"], {"train.learning_rate": 1e-5})
     steps = pipeline.plan(changed, str(finished["folder"] / "work"))
     assert [step.stage.name for step in steps if step.finished is None] == ["train", "score", "evaluate"]
+
+
+def test_what_was_made_with_an_adapter_is_made_again_with_another(finished: dict[str, Any], tmp_path: Path) -> None:
+    def to_do() -> list[str]:
+        return [step.stage.name for step in pipeline.plan(finished["recipe"], work) if step.finished is None]
+
+    for name in pipeline.STAGE_NAMES:
+        place = Path(artifact(finished, name).url)
+        (tmp_path / name / place.name).mkdir(parents=True)
+        shutil.copy(place / "manifest.json", tmp_path / name / place.name)
+    work, trained = str(tmp_path), artifact(finished, "train").manifest
+    assert to_do() == []
+    url = tmp_path / "train" / trained.fingerprint / "manifest.json"
+    again = replace(trained, extra=trained.extra | {"weights": "of another training"})
+    url.write_text(json.dumps(asdict(again)))
+    assert to_do() == ["score", "evaluate"]
+    url.unlink()
+    assert to_do() == ["train", "score", "evaluate"]
 
 
 def test_how_fast_and_where_the_work_runs_is_not_part_of_the_identity(finished: dict[str, Any]) -> None:

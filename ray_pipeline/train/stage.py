@@ -20,7 +20,9 @@ from ray_pipeline.folds import Fold
 from ray_pipeline.reading import refused
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.text import stable_id
 from ray_pipeline.train import ADAPTER, card, settings, work
+from ray_pipeline.train.adapter_check import WEIGHTS
 
 RUN_NAME = "run"
 OWN_VERDICTS = "self_validation"
@@ -143,6 +145,8 @@ def run(context: Context) -> Outcome:
             storage.remove_tree(storage.join(_place(context.folder, fold), RUN_NAME))
     rows = encoded.manifest.rows_out - len(dropped)
     extra: dict[str, Any] = {"training_rows": _training_rows(encoded) - len(dropped), "damaged_checkpoints": damaged}
+    weights = [storage.join(context.folder, adapter, WEIGHTS) for adapter in folds.adapters(rules)]
+    extra["weights"] = stable_id(*storage.for_each(storage.content_hash, weights))
     if rules.min_workers is not None:
         extra["workers"] = workers  # in turn
     if cross_task.JOINT in context.inputs:
