@@ -139,8 +139,8 @@ class Artifact:
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The shards, one at a time; raises CorruptArtifactError for one that is damaged, missing or short."""
-        for name, rows in self.manifest.shards.items():
-            yield read_shard(storage.join(self.url, name), rows, columns)
+        listed = list(zip(self.shards, self.manifest.shards.values(), strict=True))
+        yield from storage.ahead(lambda one: read_shard(*one, columns), listed, lambda one: one[0])
 
     def rejected(self) -> pa.Table | None:
         """All rejected rows; null if there are none."""

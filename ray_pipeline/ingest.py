@@ -1,5 +1,6 @@
 """Raw files to pairs: every record validated, normalised, or rejected with file, line, field and reason."""
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -172,10 +173,10 @@ def _refused(file: RawFile, row: int, field: str | None, reason: str, detail: st
     }
 
 
-def _parsed(batch: pa.Table, recipe: Recipe, parts: list[Slice], folder: str, buckets: int) -> Iterator[pa.Table]:
+def _parsed(batch: pa.Table, recipe: Recipe, folder: str, buckets: int) -> Iterator[pa.Table]:
     """Parse a slice on a Ray worker, piece by piece; pairs travel on, rejected rows are written at once."""
-    number = batch.column("id")[0].as_py()
-    rows = _rows(parts[number], recipe)
+    number, part = (batch.column(name)[0].as_py() for name in ("number", "part"))
+    rows = _rows(pickle.loads(part), recipe)
     for piece in count():
         some = list(islice(rows, PIECE_ROWS))
         if piece and not some:  # of a slice without rows a table without rows travels on, for its columns
@@ -314,12 +315,13 @@ def run(context: Context) -> Outcome:
     if not parts:
         raise InputError(f"{', '.join(recipe.data.train)}: holds no rows; check the recipe's data section")
     rows = sum(storage.for_each(rawfiles.rows_about, files, lambda file: file.url))
-    buckets = max(1, round(rows / recipe.runtime.shard_rows))
+    buckets = shards.bucket_count(rows, recipe.runtime.shard_rows)
     names = {(file.split, file.number): file.url for file in files}
     folder = context.folder
     # Tasks rather than actors: a pool that holds every CPU would starve the shuffle behind it.
-    dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
-        _parsed, fn_args=(recipe, parts, folder, buckets), batch_size=1, batch_format="pyarrow"
+    numbered = [{"number": number, "part": pickle.dumps(part)} for number, part in enumerate(parts)]
+    dataset = ray.data.from_items(numbered, override_num_blocks=len(parts)).map_batches(
+        _parsed, fn_args=(recipe, folder, buckets), batch_size=1, batch_format="pyarrow"
     )
     made = shards.shuffle(
         dataset, lambda table, name: _without_repeated_ids(table, name, folder, names), buckets=buckets, label="ingest"

@@ -176,7 +176,7 @@ def _ask(context: Context) -> Outcome:
 def _by_query(context: Context) -> list[Source]:
     """Pairs in shards by query."""
     folder, inputs = storage.join(context.folder, "by_query"), shards.sources([context.inputs["ingest"]])
-    buckets = -(-sum(source.rows for source in inputs) // context.recipe.runtime.shard_rows)
+    buckets = shards.bucket_count(sum(source.rows for source in inputs), context.recipe.runtime.shard_rows)
 
     def make() -> None:
         write = partial(_write, folder)

@@ -39,6 +39,8 @@ from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.stage import Finished
 from ray_pipeline.submission import Expected, SubmissionTask, verify_submission, write_submission
 
+MOST_ROWS = 20_000_000
+"""Of a run, or it has no submission: one file that this process writes and reads back, at some 45 µs a row."""
 MANY_ROWS = 1 << 20
 """With more, at up to 1 KiB each, a submission's file may be larger than 1 GiB."""
 SHOWN_ROWS = 10_000
@@ -93,6 +95,8 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
     names = []
     for split, name in run_folder.SUBMISSIONS.items():
         chosen = [run for run, _ in runs if getattr(run.recipe.data, split)]
+        if chosen and _too_many(chosen, name):
+            continue
         answers: dict[str, Answers] = {run.recipe.task: Answers(run, split) for run in chosen}
         if answers:
             _expect_unchanged(chosen, split)
@@ -107,6 +111,15 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
                 storage.copy_file(file, storage.join(folder, name))
             names.append(name)
     return names
+
+
+def _too_many(chosen: Sequence[Finished], name: str) -> bool:
+    """Whether there are more rows than a submission is made of, which is told."""
+    rows = max(run.artifacts["evaluate"].manifest.rows_out for run in chosen)
+    if rows > MOST_ROWS:
+        text = f"  {name}: left out, since {rows:,} rows were scored: more than a competition's file is made of"
+        logs.tell(f"{text}; predictions-<recipe> has all of them", rows=rows)
+    return rows > MOST_ROWS
 
 
 def _expect_unchanged(chosen: Sequence[Finished], split: str) -> None:
@@ -175,14 +188,15 @@ class Predictions:
     """Predictions of a split's rows by hashes of their pair_ids, so long that no two are the same: 17 bytes a row."""
 
     def __init__(self, evaluated: Artifact, split: str) -> None:
-        found, answers = [np.zeros(0, "S16")], [np.zeros(0, np.int8)]
+        most, end = evaluated.manifest.rows_out, 0
+        hashes, answers = np.empty(most, "S16"), np.empty(most, np.int8)
         for table in evaluated.tables(["pair_id", "split", "prediction"]):
             rows = table.filter(pc.equal(table.column("split"), split))
-            found.append(np.array([_digest(pair) for pair in rows.column("pair_id").to_pylist()], "S16"))
-            answers.append(rows.column("prediction").to_numpy())
-        hashes = np.concatenate(found)
-        order = np.argsort(hashes)
-        self._hashes, self._answers = hashes[order], np.concatenate(answers)[order]
+            start, end = end, end + len(rows)
+            hashes[start:end] = [_digest(pair) for pair in rows.column("pair_id").to_pylist()]
+            answers[start:end] = rows.column("prediction").to_numpy()
+        order = np.argsort(hashes[:end])
+        self._hashes, self._answers = hashes[order], answers[order]
 
     def __len__(self) -> int:
         return len(self._hashes)

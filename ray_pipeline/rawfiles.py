@@ -222,7 +222,7 @@ def sample(files: Sequence[RawFile], rows: int) -> list[tuple[Slice, int]]:
     every = max(1, round(sum(storage.for_each(rows_about, files, lambda file: file.url)) / rows))
     if every == 1:
         return [(part, 1) for part in numbered_slices(files)]
-    parts = [part for file in files for part in _pieces(file)]
+    parts = [part for some in storage.for_each(_pieces, files, lambda file: file.url) for part in some]
     return [(parts[i], min(every, len(parts) - i)) for i in range(0, len(parts), every)]
 
 
@@ -299,8 +299,7 @@ def rows_about(file: RawFile) -> float:
 
 def _line_bytes(url: str) -> float:
     """About the length of a file's lines, however many columns they have."""
-    with storage.open_read(url) as raw:
-        start = raw.read(FIRST_BYTES)
+    start = storage.read_start(url, FIRST_BYTES)
     return len(start) / max(1, start.count(b"\n")) or 1.0
 
 

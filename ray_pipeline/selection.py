@@ -158,7 +158,7 @@ def write_requests(pairs: Artifact, rules: Translate, folder: str, shard_rows: i
     chosen = plan(pairs, rules)
     if not chosen.rows:
         return []
-    buckets = -(-chosen.rows // shard_rows)
+    buckets = shards.bucket_count(chosen.rows, shard_rows)
     dataset = _mapped(pairs, partial(_requested, rules, cuts(pairs, rules, chosen), buckets))
     shards.shuffle(dataset, partial(_written, folder), buckets=buckets, label="translate: requests")
     return shards.written(folder)

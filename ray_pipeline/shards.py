@@ -6,6 +6,7 @@ that are whole and makes the others.
 
 import gc
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,9 @@ LEAST_SHUFFLED, MOST_SHUFFLED = 128 << 20, 1 << 30
 BUCKET_BYTES = 16 << 20
 """About what a bucket holds: 50,000 pairs."""
 MOST_OBJECTS = 200_000
-"""Each task makes an object for each bucket, and each object costs the driver about 6 KB."""
+"""Each task makes an object for each bucket, as each node does, and each object costs the driver about 6 KB."""
+MOST_BUCKETS = math.isqrt(MOST_OBJECTS * MOST_SHUFFLED // BUCKET_BYTES)
+"""With more, there would be too many objects, however much each task divides."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,11 @@ def shuffle(dataset: Any, reduce: Callable[[pa.Table, str], Counts], *, buckets:
         telemetry.of(label).add(counts, time.monotonic() - started)
         return counts_table([counts])
 
-    return collect(grouped(dataset, reduced, buckets), label, buckets)
+    from ray_pipeline import watchdog
+
+    reducing = grouped(dataset, reduced, buckets)
+    with watchdog.watched(reducing, label, pool=False):
+        return collect(reducing, label, buckets)
 
 
 def grouped(dataset: Any, function: Callable[[pa.Table], pa.Table], buckets: int) -> Any:
@@ -280,6 +287,16 @@ def grouped(dataset: Any, function: Callable[[pa.Table], pa.Table], buckets: int
     dataset.context.shuffle_strategy = ShuffleStrategy.SHUFFLE_V2
     dataset.context.shuffle_input_batch_bytes = shuffled_at_once(buckets)
     return dataset.groupby(BUCKET, num_partitions=buckets).map_groups(function, batch_format="pyarrow")
+
+
+def bucket_count(rows: float, shard_rows: int) -> int:
+    """How many shards a shuffle makes of so many rows: of about `shard_rows` each, or larger ones where it could not
+    keep account of so many."""
+    import ray
+
+    nodes = len([node for node in ray.nodes() if node["Alive"]])
+    most = min(MOST_BUCKETS, MOST_OBJECTS // max(1, nodes))
+    return max(1, min(most, round(rows / shard_rows)))
 
 
 def shuffled_at_once(buckets: int) -> int:

@@ -87,6 +87,15 @@ def read_bytes(url: str) -> bytes:
         return file.read()
 
 
+def read_start(url: str, length: int) -> bytes:
+    """The first bytes of a file, or all of a shorter one; of an object no more is fetched."""
+    if is_remote(url):
+        with _guarded(url, "read"):
+            return cast(bytes, s3.connect(url).cat_file(url, start=0, end=length))
+    with open_read(url) as file:
+        return file.read(length)
+
+
 @contextmanager
 def open_read(url: str) -> Iterator[IO[bytes]]:
     """Open a file for reading and seeking."""

@@ -130,6 +130,8 @@ class OnRay:
         """As `Workers.each`, of files or of parts of them."""
         import ray
 
+        from ray_pipeline import watchdog
+
         shards.release_workers()
         held, task = ray.put(function), ray.remote(_said)
         asked = (task.remote(held, item) for item in items)
@@ -137,7 +139,7 @@ class OnRay:
 
         def answers() -> Iterator[Answer]:
             while waiting:
-                yield cast(Answer, ray.get(waiting.popleft()))
+                yield cast(Answer, ray.get(watchdog.ended(waiting.popleft(), label)))
                 waiting.extend(islice(asked, 1))
 
         return _shown(label, "files", len(items), answers())
@@ -147,6 +149,8 @@ class OnRay:
     ) -> Iterator[Answer]:
         """As `Workers.by_bucket`; a shuffle of Ray Data."""
         import ray.data
+
+        from ray_pipeline import watchdog
 
         if not sources:
             return iter(())
@@ -163,8 +167,13 @@ class OnRay:
         dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             read, batch_size=1, batch_format="pyarrow"
         )
-        found = shards.grouped(dataset, reduced, count).iter_rows()
-        return _shown(label, "buckets", count, (pickle.loads(row["answer"]) for row in found))
+        grouped = shards.grouped(dataset, reduced, count)
+
+        def answers() -> Iterator[Answer]:
+            with watchdog.watched(grouped, label, pool=False):
+                yield from (pickle.loads(row["answer"]) for row in grouped.iter_rows())
+
+        return _shown(label, "buckets", count, answers())
 
 
 def bucket_count(rows: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -299,7 +300,14 @@ def test_a_slice_is_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parts = rawfiles.numbered_slices(rawfiles.find("train", [str(tmp_path)], "auto"))
 
     def pieces(number: int) -> list[pa.Table]:
-        return list(ingest._parsed(pa.table({"id": [number]}), make_recipe("QI"), parts, str(tmp_path / "out"), 3))
+        return list(
+            ingest._parsed(
+                pa.table({"number": [number], "part": [pickle.dumps(parts[number])]}),
+                make_recipe("QI"),
+                str(tmp_path / "out"),
+                3,
+            )
+        )
 
     assert [table.column("pair_id").to_pylist() for table in pieces(0)] == [
         ["QI-train-0"], ["QI-train-2", "QI-train-3"], [],

@@ -215,6 +215,17 @@ def test_a_recipe_is_read_as_it_ran(tmp_path: Path, csv_recipe: Recipe) -> None:
         run_folder.recorded_recipes(folder, None)
 
 
+def test_more_rows_than_one_file_is_made_of_have_no_submission(
+    tmp_path: Path, csv_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1})
+    monkeypatch.setattr(outputs, "MOST_ROWS", 2)
+    assert outputs._write_submissions([(finished, None)], str(tmp_path / "out")) == []
+    assert "submission.zip: left out, since 3 rows were scored" in capsys.readouterr().err
+    monkeypatch.setattr(outputs, "MOST_ROWS", 3)
+    assert outputs._write_submissions([(finished, None)], str(tmp_path / "out")) == ["submission.zip"]
+
+
 def test_two_recipes_of_one_task_have_no_submission(tmp_path: Path, csv_recipe: Recipe) -> None:
     finished = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1})
     assert outputs._write_submissions([(finished, None), (finished, None)], str(tmp_path / "out")) == []

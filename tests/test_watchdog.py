@@ -11,7 +11,7 @@ import pytest
 import ray.cloudpickle
 from ray.data import DataContext
 
-from ray_pipeline import artifact, runtime, shards, watchdog
+from ray_pipeline import artifact, runtime, shards, watchdog, workers
 from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import PipelineError
 
@@ -60,6 +60,34 @@ def test_a_shard_may_take_long(tmp_path: Path, context: DataContext, monkeypatch
         return shards.Result(table)
 
     context.execution_no_progress_timeout_s = 0.5  # Ray Data's own guard would not have it
-    monkeypatch.setattr(watchdog.Watchdog, "_expect", lambda *_: missed.append(time.time()))
+    monkeypatch.setattr(watchdog.Wait, "_expect", lambda *_: missed.append(time.time()))
     assert mapped(tmp_path, slow) == Counts()
     assert max(missed, default=0.0) < begun.stat().st_mtime + 0.5, "a worker that works is up"
+
+
+def test_a_shuffle_and_tasks_that_no_node_can_run_are_given_up(
+    context: DataContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reduce(table: pa.Table, name: str) -> Counts:
+        time.sleep(2)
+        return Counts()
+
+    context.set_config(runtime.WAIT, 0.5)
+    monkeypatch.setattr(watchdog, "_nodes", lambda: False)
+    spread = ray.data.from_arrow(pa.table({shards.BUCKET: [0, 1]}))
+    with pytest.raises(PipelineError, match=r"pairs: no node with CPUs has been up for 0\.5 s"):
+        shards.shuffle(spread, reduce, buckets=2, label="pairs")
+    with pytest.raises(PipelineError, match=r"files: no node with CPUs has been up for 0\.5 s"):
+        list(workers.OnRay().each("files", time.sleep, [2.0]))
+    monkeypatch.undo()
+    assert [counts.rows_in for counts in shards.shuffle(spread, reduce, buckets=2, label="pairs")] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rows", "wanted"), [(1, 10, 1), (1, 149_000, 3), (1, 10**9, 3577), (100, 10**9, 2000), (100, 10**8, 2000)]
+)
+def test_a_shuffle_makes_no_more_shards_than_the_driver_can_keep_account_of(
+    monkeypatch: pytest.MonkeyPatch, nodes: int, rows: int, wanted: int
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * nodes + [{"Alive": False}])
+    assert shards.bucket_count(rows, 50_000) == wanted

@@ -245,7 +245,7 @@ def remove(folder: str, rules: recipe.Dedupe, threshold: float, buckets: int, sh
     waiting = shards.written(storage.join(folder, FOLDER))
     if not waiting:
         return Counts()
-    spread = max(1, round(sum(source.rows for source in waiting) / shard_rows))
+    spread = shards.bucket_count(sum(source.rows for source in waiting), shard_rows)
     work = partial(candidates, number_of_shards=buckets, buckets=spread, giants=giants(waiting), threshold=threshold)
     found = shards.grouped(shards.dataset(waiting, work, COLUMNS), partial(similar, threshold=threshold), spread)
     # Shards in which nothing was found are written too.

@@ -117,7 +117,7 @@ def run(context: Context) -> Outcome:
     folder = context.folder if rules.near_duplicates is None else storage.join(context.folder, near.FOLDER)
     pairs, translations = context.inputs["split"], context.inputs["audit"]
     rows = pairs.manifest.rows_out + translations.manifest.rows_out
-    buckets = max(1, round(rows / recipe.runtime.shard_rows))
+    buckets = shards.bucket_count(rows, recipe.runtime.shard_rows)
     listed = [
         {"url": url, "kind": kind}
         for kind, item in (("pairs", pairs), ("translations", translations))

@@ -142,7 +142,7 @@ def unique_texts(context: Context) -> list[Source]:
     """Write the distinct texts of the train part as shards, in the order of their hashes; returns them."""
     pairs, folder = context.inputs["split"], storage.join(context.folder, "texts")
     columns = roles(context.recipe)
-    buckets = max(1, round(len(columns) * pairs.manifest.rows_out / context.recipe.runtime.shard_rows))
+    buckets = shards.bucket_count(len(columns) * pairs.manifest.rows_out, context.recipe.runtime.shard_rows)
 
     def make() -> None:
         read = partial(_read_texts, columns=columns, buckets=buckets)

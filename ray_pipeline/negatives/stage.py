@@ -67,7 +67,10 @@ def keeping(accepted: Any) -> shards.Work:
 
 def accept(proposals: Sequence[Source], cap: int) -> Accepted:
     """Which of the proposals of all shards are accepted."""
-    return mining.accept((artifact.read_shard(one.url, one.rows, ["want", "rows"]) for one in proposals), cap)
+    found = storage.ahead(
+        lambda one: artifact.read_shard(one.url, one.rows, ["want", "rows"]), proposals, lambda one: one.url
+    )
+    return mining.accept(found, cap)
 
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
@@ -117,10 +120,14 @@ def _kept(context: Context, proposals: str, cap: int) -> None:
     """Write what stays of a folder of proposals."""
     import ray
 
+    from ray_pipeline import watchdog
+
     written = shards.written(proposals)
     wanted = sum(source.rows for source in written) * worker_memory.WANT_BYTES
     most = max((node["memory"] for node in worker_memory.nodes()), default=0.0)
+    # Before the workers come, each of which would wait for it with a CPU that it may need to be tried again.
     accepted = ray.remote(accept).options(memory=int(min(wanted, most))).remote(written, cap)
+    watchdog.ended(accepted, "negatives accepted")
     shards.map_shards(
         written,
         partial(keeping, accepted),
