@@ -256,7 +256,7 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity: the columns, and the content of every raw file in order."""
     return {
         "task": recipe.task,
-        "columns": recipe.data.columns.model_dump(),
+        "columns": recipe.data.columns.model_dump(exclude={"target"}),
         "target": recipe.target_column,
         "labels": recipe.data.labels,
         "spelling": recipe.spelling.model_dump(),

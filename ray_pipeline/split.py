@@ -47,7 +47,7 @@ def assign(rules: recipes.Split, table: pa.Table) -> shards.Result:
 
 def config(recipe: Recipe) -> Mapping[str, Any]:
     """Literals of the identity."""
-    return recipe.split.model_dump()
+    return recipe.split.model_dump(exclude={"branch_levels"} if recipe.split.by == "query" else None)
 
 
 def run(context: Context) -> Outcome:

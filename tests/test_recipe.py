@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ray_pipeline import recipe
+from ray_pipeline import recipe, split
 from ray_pipeline.errors import RecipeError
 from ray_pipeline.recipe import Recipe
 
@@ -377,6 +377,21 @@ def test_variant_is_checked_as_a_recipe_is(make_recipe: Make, changes: dict[str,
 def test_dump_reads_back(write: Callable[..., Path], make_recipe: Make) -> None:
     found = make_recipe(gemini__price={"input": 0.3, "output": 2.5}, notice="für Käse", mix__positive_share=0.5)
     assert recipe.read(write(recipe.dump(found)), environment={}) == found
+
+
+def test_what_says_the_same_is_the_same_recipe(make_recipe: Make) -> None:
+    def made(languages: list[str], origins: list[str], model: str, levels: int) -> Recipe:
+        return make_recipe(
+            translate__languages=languages, split__withhold=languages, self_validation__origins=origins,
+            gemini__model=model, split__branch_levels=levels,
+        )  # fmt: skip
+
+    one = made(["de", "pt"], ["original", "translated"], "gemini-2.5-flash", 2)
+    other = made(["pt", "de"], ["translated", "original"], "models/gemini-2.5-flash", 3)
+    assert one.model_copy(update={"split": other.split}) == other
+    assert split.config(one) == split.config(other)
+    branches = [recipe.variant(each, {"split.by": "branch"}) for each in (one, other)]
+    assert split.config(branches[0]) != split.config(branches[1])
 
 
 def test_values_cannot_change_after_reading(make_recipe: Make) -> None:

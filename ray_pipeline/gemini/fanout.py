@@ -349,7 +349,7 @@ def is_expected(gemini: Gemini, version: str) -> bool:
         return True
     if gemini.model_version is not None:
         return version == gemini.model_version
-    return version.startswith(gemini.model.removeprefix("models/"))
+    return version.startswith(gemini.model)
 
 
 def expect_version(gemini: Gemini, version: str | None) -> None:

@@ -62,7 +62,7 @@ def price_of(gemini: Gemini, version: str | None = None) -> Price | None:
     own = gemini.price
     if own is None:
         known = table(datetime.date.today())
-        return known.get(version or "") or known.get(gemini.model.removeprefix("models/"))
+        return known.get(version or "") or known.get(gemini.model)
     thinking = own.output if own.thinking is None else own.thinking
     cached = own.input if own.cached is None else own.cached
     return Price(own.input, own.output, thinking, cached, own.batch_input, own.batch_output, "recipe", "")

@@ -29,7 +29,7 @@ def setting(gemini: Gemini) -> int | str | None:
     """A budget in tokens, a level, or null to send neither."""
     if gemini.thinking_level is not None or gemini.thinking_budget is not None:
         return gemini.thinking_level if gemini.thinking_budget is None else gemini.thinking_budget
-    name = gemini.model.removeprefix("models/")
+    name = gemini.model
     if LEVELLED.match(name):
         return "minimal" if MINIMAL.fullmatch(name) else "low"
     known = [start for start in LEAST if name.startswith(start)]
@@ -38,7 +38,7 @@ def setting(gemini: Gemini) -> int | str | None:
 
 def thinks(gemini: Gemini) -> bool:
     """Whether a model of this name can think at all, or may: an unknown one may."""
-    return not gemini.model.removeprefix("models/").startswith("gemini-2.0")
+    return not gemini.model.startswith("gemini-2.0")
 
 
 def config(gemini: Gemini) -> Any:

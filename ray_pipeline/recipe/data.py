@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_pipeline.recipe.section import Count, LanguageCode, Positive, Section, Share
+from ray_pipeline.recipe.section import Count, LanguageCode, Names, Positive, Section, Share
 from ray_pipeline.text import LEVEL_SEPARATOR
 
 
@@ -101,7 +101,7 @@ class Split(Section):
     """`branch` (QC): also no branch of the category tree is in two parts; rows that would cross are dropped."""
     branch_levels: Positive = 2
     """How many first levels of a path make its branch."""
-    withhold: list[LanguageCode] = []
+    withhold: Names[LanguageCode] = []
     """Languages whose labelled rows are kept from training and tune, and evaluated on holdout as if unseen."""
     seed: int = 0
 

@@ -189,15 +189,18 @@ class Train(Section):
 
     @property
     def without_effect(self) -> set[str]:
-        """Fields that change the result by rounding alone: a training that lacked memory goes on with other values.
+        """Fields that are not looked at, or change the result by rounding alone: a training that lacked memory goes on
+        with other values.
 
         Dropout draws its masks pass by pass, so with it passes are part of the result. `gradient_checkpointing`, which
         changes masks alone then, is left out all the same, unless rows share tokens: it is what a lack of memory needs.
         """
+        unused = {"answers"} if self.head == "classification" else set()
+        unused |= {"micro_batch_rows"} if self.micro_batch_tokens else set()
         if self.lora.dropout == 0:
             passes = {"micro_batch_rows", "micro_batch_tokens", "share_prefix", "gradient_checkpointing"}
-            return passes | {"min_workers"}
-        return set() if self.share_prefix else {"gradient_checkpointing"}
+            return unused | passes | {"min_workers"}
+        return unused if self.share_prefix else unused | {"gradient_checkpointing"}
 
     @property
     def accumulation(self) -> int:

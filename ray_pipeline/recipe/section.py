@@ -1,9 +1,9 @@
 """What the sections of a recipe share: their base, and the kinds of values."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ray_pipeline.text import LANGUAGE_ALIASES, is_language_code
 
@@ -29,6 +29,9 @@ def _language(code: Any) -> str:
 LanguageCode = Annotated[str, BeforeValidator(_language)]
 Origin = Literal["original", "translated", "easy_negative", "hard_negative", "random_negative"]
 """Where a training row comes from."""
+Name = TypeVar("Name", bound=str)
+Names = Annotated[list[Name], AfterValidator(sorted)]
+"""Names whose order says nothing: the same ones are the same recipe, however they are written down."""
 
 
 class Section(BaseModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ray_pipeline.recipe.section import Count, LanguageCode, OpenShare, Origin, Positive, Section, Share
+from ray_pipeline.recipe.section import Count, LanguageCode, Names, OpenShare, Origin, Positive, Section, Share
 
 
 class Dedupe(Section):
@@ -78,7 +78,7 @@ class Negatives(Section):
     hard_per_positive: Annotated[float, Field(ge=0)] = 0.0
     random_per_positive: Annotated[float, Field(ge=0)] = 0.0
     """Drawn without a look at similarity: a control."""
-    origins: Annotated[list[Literal["original", "translated"]], Field(min_length=1)] = ["original"]
+    origins: Annotated[Names[Literal["original", "translated"]], Field(min_length=1)] = ["original"]
     """Positives that negatives are mined for (paper: those of the data). With `translated`, the translated languages
     have negatives too, so that the label does not go with the language; but a translated query is known only with its
     own rows, not with those of the query that it was translated from, so more of its negatives may be relevant."""
@@ -195,7 +195,7 @@ class SelfValidation(Section):
     1 - `train.label_smoothing` / 2, which is the most that a model is taught to give."""
     drop: bool = True
     """Leave such rows out of training; otherwise they are counted and kept."""
-    origins: list[Origin] = ["original", "translated", "easy_negative", "hard_negative", "random_negative"]
+    origins: Names[Origin] = ["easy_negative", "hard_negative", "original", "random_negative", "translated"]
     """Rows of other origins are trusted."""
     epochs: Positive | None = None
     """The epochs of the folds' trainings; null: as many as train.epochs."""

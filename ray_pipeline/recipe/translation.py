@@ -2,9 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ray_pipeline.recipe.section import Count, LanguageCode, Positive, Section, Share, holds_credentials
+from ray_pipeline.recipe.section import Count, LanguageCode, Names, Positive, Section, Share, holds_credentials
+
+GeminiModel = Annotated[str, AfterValidator(lambda name: name.removeprefix("models/"))]
+"""A model's name, which the API also gives as `models/…`."""
 
 
 class Price(Section):
@@ -24,7 +27,7 @@ class Price(Section):
 class Gemini(Section):
     """How Gemini is spoken to; model, temperature and thinking decide what it answers, the rest how fast."""
 
-    model: str = "gemini-3.5-flash-lite"
+    model: GeminiModel = "gemini-3.5-flash-lite"
     base_url: str | None = None
     """Null: GOOGLE_GEMINI_BASE_URL, else Google's own; `sandbox://` starts the local server. Without credentials."""
     sandbox: bool = False
@@ -119,7 +122,7 @@ class LocalTranslator(Section):
 class Translate(Section):
     """Translation augmentation and the English pivot (arXiv 2510.25428)."""
 
-    languages: list[LanguageCode] = []
+    languages: Names[LanguageCode] = []
     """Languages to translate training queries into; empty: no augmentation."""
     rows_per_language: Positive | dict[LanguageCode, Positive] = 45_000
     """Translated rows per language, at most; or a number for each of `languages`."""
@@ -199,11 +202,11 @@ class Audit(Section):
     """What the two must have in common, at least; models give values of their own, E5 above 0.9 for the same thing."""
     judge_share: Share = 0.0
     """Share of the translations that Gemini judges: is the meaning kept, would the label still hold?"""
-    judge_model: str | None = None
+    judge_model: GeminiModel | None = None
     """The Gemini model that judges; null: `gemini.model`."""
     failed: Literal["reject", "keep"] = "reject"
     """`keep`: what fails stays in the table, with the check's name beside it."""
-    second_model: str | None = None
+    second_model: GeminiModel | None = None
     """A Gemini model that translates again what failed; taken where it passes the same checks."""
 
     @model_validator(mode="after")

@@ -186,8 +186,10 @@ def test_a_run_that_lacked_memory_goes_on_with_other_passes(tmp_path: Path) -> N
         again.resume(kept.checkpoints[0])
         for row, other in zip(again.run().history, expected, strict=True):
             assert row["tune_loss"] == pytest.approx(other["tune_loss"], abs=1e-4)
-    assert toy.rules(lora=DROPOUT).without_effect == {"gradient_checkpointing"}
-    assert toy.rules(lora=DROPOUT, share_prefix=True).without_effect == set()
+    assert toy.rules(lora=DROPOUT).without_effect == {"gradient_checkpointing", "answers"}
+    assert toy.rules(lora=DROPOUT, share_prefix=True).without_effect == {"answers"}
+    tokens = {"micro_batch_tokens": 4096, "share_prefix": True}
+    assert toy.rules(lora=DROPOUT, head="yes_no", **tokens).without_effect == {"micro_batch_rows"}
 
 
 def test_dropout_draws_from_the_restored_generator(tmp_path: Path) -> None:
