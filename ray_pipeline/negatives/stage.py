@@ -150,7 +150,8 @@ def _mined(
 ) -> Counts:
     """Mine shards, on GPUs where they serve."""
     width, embeddings, rules = context.recipe.runtime, context.inputs["embed"], context.recipe.negatives
-    held, gpus = worker_memory.worker_bytes(embeddings, rules), 0.0
+    refused = context.inputs["split"].manifest.rows_rejected
+    held, gpus = worker_memory.worker_bytes(embeddings, rules, refused), 0.0
     together, each = rules.corpus_rows_at_once is not None, 0
     if together:
         vector = embeddings.manifest.bytes / max(1, embeddings.manifest.rows_out)

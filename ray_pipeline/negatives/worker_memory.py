@@ -15,6 +15,8 @@ INDEXED = 3
 """An index holds all vectors once more, in float32."""
 TEXT_BYTES = 300
 """For each text that a worker holds: itself, two hashes, its vector's place; and a copy while they are put in order."""
+REFUSED_BYTES = 72
+"""For each refused pair that a worker knows: two hashes, and what they take while they are put in order."""
 WANT_BYTES = 120
 """For a want with the targets proposed to it, where it is decided who gets which."""
 ROW_BYTES, CANDIDATE_BYTES = 500, 32
@@ -25,9 +27,10 @@ MOST_TOGETHER = 64
 """Shards; with more, hardly anything is left to be saved: to compare their anchors takes far longer than to read."""
 
 
-def worker_bytes(embeddings: Artifact, rules: Negatives) -> int:
-    """About how many bytes a worker takes: itself, texts, and all vectors, which take hardly less in their files."""
-    least = OWN_BYTES + embeddings.manifest.rows_out * TEXT_BYTES
+def worker_bytes(embeddings: Artifact, rules: Negatives, refused: int) -> int:
+    """About how many bytes a worker takes: itself, so many refused pairs, texts, and all vectors, which take hardly
+    less in their files."""
+    least = OWN_BYTES + embeddings.manifest.rows_out * TEXT_BYTES + refused * REFUSED_BYTES
     if rules.corpus_rows_at_once is not None:
         return least
     return least + embeddings.manifest.bytes * (1 if rules.index == "exact" else INDEXED)

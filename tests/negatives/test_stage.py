@@ -142,7 +142,9 @@ def test_gpus_are_taken_where_they_serve(
     for gpus in (0, 1):
         width = {"gpus_per_worker": gpus, "cpus_per_worker": 3, "embed_workers": 2, "map_workers": None}
         recipe = make_recipe("QI", **rules, **{f"runtime__{name}": value for name, value in width.items()})
-        stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None)
+        stage._mined(
+            Context(recipe, {"embed": embedded, "split": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None
+        )
         on_gpus = bool(served and gpus)
         assert stage.on_gpus(recipe) is on_gpus
         assert asked.pop("num_gpus", 0) == on_gpus
@@ -160,7 +162,9 @@ def test_on_cpus_of_a_cluster_nodes_may_still_come(
     monkeypatch.setattr(shards, "map_shards", lambda *_, **options: asked.update(options))
     width = {"runtime__map_workers": 40, "runtime__address": address}
     recipe = make_recipe("QI", negatives__easy_per_positive=1, **width)
-    stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None)
+    stage._mined(
+        Context(recipe, {"embed": embedded, "split": embedded}, "", str(tmp_path), {}), [], lambda: None, "", None
+    )
     assert (asked["workers"], asked["num_cpus"]) == (workers, 1)
 
 
@@ -179,9 +183,15 @@ def test_where_vectors_are_not_held_a_worker_mines_shards_together(
         rules = {"negatives__hard_per_positive": 1, "negatives__corpus_rows_at_once": 20}
         recipe = make_recipe("QI", **rules, **{f"runtime__{name}": value for name, value in width.items()})
         sources = [shards.Source("part-00000.parquet", "", one) for one in rows]
-        stage._mined(Context(recipe, {"embed": embedded}, "", str(tmp_path), {}), sources, lambda: None, "", None)
+        stage._mined(
+            Context(recipe, {"embed": embedded, "split": embedded}, "", str(tmp_path), {}),
+            sources,
+            lambda: None,
+            "",
+            None,
+        )
         each = worker_memory.shard_bytes(embedded.manifest.bytes / 300, recipe.negatives, 100)
-        held = worker_memory.worker_bytes(embedded, recipe.negatives)
+        held = worker_memory.worker_bytes(embedded, recipe.negatives, 0)
         assert asked["at_once"] == (node["memory"] / asked["workers"] - held) // each
         found.append((asked["workers"], asked["num_cpus"]))
     assert found == [(4, 1), (1, 3), (2, 1)]  # where there are many shards, few workers that mine many at a time

@@ -71,10 +71,11 @@ def test_no_room_at_all_is_refused_with_what_helps() -> None:
 def test_what_a_worker_holds(tmp_path: Path) -> None:
     item = embeddings(tmp_path, {"target": (texts(2000), vectors(2000, 64))})
     least = worker_memory.OWN_BYTES + 2000 * worker_memory.TEXT_BYTES
-    assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10)) == least
-    of_vectors = worker_memory.worker_bytes(item, Negatives(hard_per_positive=1)) - least
+    assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, corpus_rows_at_once=10), 0) == least
+    of_vectors = worker_memory.worker_bytes(item, Negatives(hard_per_positive=1), 0) - least
     assert 0.7 < of_vectors / (2000 * 64 * 2) < 1.5
-    assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, index="hnsw")) == least + 3 * of_vectors
+    assert worker_memory.worker_bytes(item, Negatives(hard_per_positive=1, index="hnsw"), 0) == least + 3 * of_vectors
+    assert worker_memory.worker_bytes(item, Negatives(), 1000) == least + of_vectors + 72_000
 
 
 @pytest.mark.parametrize(
