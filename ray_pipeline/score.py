@@ -80,4 +80,4 @@ def _check_rejected(context: Context, counts: Counts) -> None:
     )
 
 
-STAGE = Stage("score", ("dedupe", "train"), config, run)
+STAGE = Stage("score", ("dedupe", "train"), config, run, schema_version=2)

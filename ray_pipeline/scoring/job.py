@@ -40,7 +40,7 @@ IDS_AT_ONCE = 1 << 24
 IDS_OF_SHARDS = 16
 """Shards of which the ids are read at a time, all at once from an object store."""
 STAGE = "scoring"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 Format = Literal["parquet", "csv", "jsonl"]
 Score = Callable[[list[dict[str, Any]]], Scored]
 

@@ -24,6 +24,7 @@ from ray_pipeline import models, node_folder
 from ray_pipeline.errors import OutOfMemoryError, RecipeError
 from ray_pipeline.recipe import Train
 from ray_pipeline.text import stable_id
+from ray_pipeline.train.card import Saved
 
 if TYPE_CHECKING:
     from ray_pipeline.scoring.adapters import Adapter
@@ -121,12 +122,20 @@ class Vllm:
         from ray_pipeline.train import merge
 
         precision = json.loads((folder / merge.FILE).read_text())["precision"]
-        options: dict[str, Any] = {"model": str(folder), "dtype": precision}
-        if self._saved.train.head == "classification":
-            options |= {"runner": "pooling", "convert": "classify"}
-        if device == "cpu":
-            options |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
-        return LLM(**options, max_model_len=self._saved.prompt.max_tokens + 1, seed=self._saved.train.seed)
+        return LLM(model=str(folder), **_options(self._saved, precision, device))
+
+
+def _options(saved: Saved, precision: str, device: str) -> dict[str, Any]:
+    """How vLLM is to load a model that was merged in a precision."""
+    rules = saved.train
+    options: dict[str, Any] = {"dtype": precision, "max_model_len": saved.prompt.max_tokens + 1, "seed": rules.seed}
+    if rules.head == "classification":
+        options |= {"runner": "pooling", "convert": "classify"}
+    else:  # in bfloat16 the two answers' difference would be lost in rounding; a classifier's head is float32 unasked
+        options |= {"hf_overrides": {"head_dtype": "float32"}}
+    if device == "cpu":
+        options |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
+    return options
 
 
 def _name(adapter: "Adapter") -> str:

@@ -62,6 +62,15 @@ def test_a_base_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     vllm.expect_decoder(Train(model="sandbox://random-qwen2"))
 
 
+def test_the_two_answers_are_projected_in_float32() -> None:
+    answered, classified = (
+        vllm._options(made_adapters.saved(made_adapters.rules(head=head)), "bfloat16", "cuda")
+        for head in ("yes_no", "classification")
+    )
+    assert answered["hf_overrides"] == {"head_dtype": "float32"} and answered["dtype"] == "bfloat16"
+    assert "hf_overrides" not in classified and classified["convert"] == "classify"
+
+
 def test_a_merge_that_is_killed_is_a_lack_of_memory_and_no_wait() -> None:
     with pytest.raises(OutOfMemoryError, match="adapter: the process that merged it .* main memory ran out"):
         vllm._alone(processes.kill_itself, "adapter", "output")
