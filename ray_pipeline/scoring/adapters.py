@@ -167,6 +167,7 @@ class Members:
                 self._classifier.model.load_adapter(
                     str(folder), adapter_name=name, torch_device=device, autocast_adapter_dtype=False
                 )
+                model.as_trained(self._classifier.model, adapter.saved.train)
         adapter_check.check_whole(self._classifier.model, name, folder, adapter.url, base)
 
     def _merge_checked(self, adapter: Adapter, device: str) -> None:

@@ -23,13 +23,13 @@ from ray_pipeline.train.packed import Packed
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 ENCODER_LINEAR = ["query", "key", "value", "query_proj", "key_proj", "value_proj", "dense"]
-HEAD, ENCODER_HEAD, VOCABULARY = "score", "classifier", "lm_head"
+HEAD, ENCODER_HEAD, POOLER, VOCABULARY = "score", "classifier", "pooler", "lm_head"
 IN_BLOCK = re.compile(r"\.\d+\.")
 """In the name of what belongs to one of a model's like layers."""
 PACKS = "support_avx512bf16_for_cpu"
 FOR_IMAGES = ("vision_tower", "multi_modal_projector")
 """Parts of a multimodal base, such as Gemma-3 12B, which text never reaches."""
-NOT_ADAPTED = rf".*({'|'.join(FOR_IMAGES)}|classifier|pooler).*"
+NOT_ADAPTED = rf".*({'|'.join((*FOR_IMAGES, ENCODER_HEAD, POOLER))}).*"
 """Linear layers that get no adapter; heads are trained whole."""
 
 
@@ -156,6 +156,7 @@ def load_tokenizer(rules: Train) -> Any:
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"revision": rules.revision, "trust_remote_code": rules.trust_remote_code}
+    options |= {"mistral_format": False}  # mistral-common's tokenizer, where installed, cannot split special tokens
     name = models.resolve(rules.model, weights=False)
     try:
         tokenizer = hub.loaded(f"train.model {rules.model}", lambda: AutoTokenizer.from_pretrained(name, **options))
@@ -230,7 +231,8 @@ def _with_head(rules: Train, whole: bool, options: dict[str, Any]) -> Any:
     name = models.resolve(rules.model)
     torch.manual_seed(rules.seed)  # a new head: equal seeds give equal heads on every worker and after a restart
     if rules.head == "yes_no":
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        model, told = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        _expect_words(rules, told["missing_keys"])
         return model if whole else _with_two_words(model, rules)
     with _quiet():
         model, told = AutoModelForSequenceClassification.from_pretrained(
@@ -238,6 +240,15 @@ def _with_head(rules: Train, whole: bool, options: dict[str, Any]) -> Any:
         )
     _give_head(model, told["missing_keys"])
     return model
+
+
+def _expect_words(rules: Train, missing: Iterable[str]) -> None:
+    """Raise ModelError for a base without the weights of its vocabulary projection: its words would be random."""
+    if f"{VOCABULARY}.weight" in missing:
+        raise ModelError(
+            f"train.model {rules.model}: its files lack {VOCABULARY}.weight, the projection to its vocabulary, so it "
+            "cannot answer in words: name a whole language model, or set train.head classification"
+        )
 
 
 def _give_head(model: Any, missing: Iterable[str]) -> None:
@@ -344,7 +355,7 @@ def answer_tokens(tokenizer: Any, rules: Train) -> tuple[int, int]:
 def _quantisation(rules: Train) -> Any:
     from transformers import BitsAndBytesConfig
 
-    left_alone = [HEAD, ENCODER_HEAD, VOCABULARY]
+    left_alone = [HEAD, ENCODER_HEAD, POOLER, VOCABULARY]  # what is, or may be, trained whole
     if rules.precision == "int8":
         # It would say in every layer of every pass on a GPU that it multiplies in float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -448,7 +459,19 @@ def load_adapter(rules: Train, folder: Path, device: str) -> Classifier:
     base = for_device(load_base(rules, device), device)
     own = own_device(device)
     put_on = PeftModel.from_pretrained(base, str(folder), torch_device=own, autocast_adapter_dtype=False)
-    return Classifier(lora.lean(put_on)).eval()
+    return Classifier(lora.lean(as_trained(put_on, rules))).eval()
+
+
+def as_trained(model: Any, rules: Train) -> Any:
+    """Give adapters on a base in 8 bits the type of their training; returns the model.
+
+    peft gives an adapter its layer's type, and where that is no type to compute in leaves it in float32.
+    """
+    if rules.precision == "int8":
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.data = weight.data.to(torch.bfloat16)
+    return model
 
 
 def merge(classifier: Classifier) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ray_pipeline import pipeline
 from ray_pipeline.errors import ModelError, RecipeError
@@ -46,6 +47,12 @@ def test_several_adapters_and_16_bits_are_applied(tmp_path: Path) -> None:
     assert merged(Members(adapters.read(both), "cpu")) == {False}
     short = adapter(tmp_path / "short", 1, rules(precision="bfloat16"))
     assert merged(Members(adapters.read([short]), "cpu")) == {False}
+
+
+def test_each_of_several_adapters_on_a_base_in_8_bits_is_in_16_as_at_training(tmp_path: Path) -> None:
+    both = [adapter(tmp_path / str(seed), seed, rules(precision="int8")) for seed in (1, 2)]
+    for found in Members(adapters.read(both), "cpu"):
+        assert {p.dtype for name, p in found.named_parameters() if "lora_" in name} == {torch.bfloat16}
 
 
 def test_one_adapter_in_16_bits_is_merged_if_asked_and_the_scores_stay_within_rounding(

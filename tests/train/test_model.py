@@ -1,5 +1,6 @@
 """The classifier on tiny random bases: where it reads, what is trained, what is saved and loaded."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,21 @@ def test_an_encoder_has_no_words_to_answer_with(tmp_path: Path) -> None:
     model.expect_fitting(rules)
 
 
+def test_a_base_without_its_words_has_none_to_answer_with(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    rules = broken(tmp_path).model_copy(update={"head": "yes_no"})
+    model.load_base(rules, "cpu")
+    weights = Path(rules.model) / "model.safetensors"
+    kept = {name: weight for name, weight in load_file(weights).items() if name != "lm_head.weight"}
+    save_file(kept, weights, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"its files lack lm_head\.weight.*set train\.head classification"):
+        model.load_base(rules, "cpu")
+    config = Path(rules.model) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": True}))
+    model.load_base(rules, "cpu")  # the embeddings are its words
+
+
 @pytest.mark.parametrize("kind", ["dora", "rslora"])
 def test_other_kinds_of_lora_are_trained_and_loaded_again(kind: str, tmp_path: Path) -> None:
     rules = toy.rules(batch_rows=4, lora={"rank": 4, "alpha": 8, "dropout": 0.0, kind: True})
@@ -328,6 +344,18 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         model.load_tokenizer(rules)
 
 
+def test_a_tokenizer_is_never_mistrals_own_which_cannot_split_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, asked = transformers.AutoTokenizer.from_pretrained, []
+
+    def noted(name: str, **options: Any) -> Any:
+        asked.append(options)
+        return load(name, **options)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", noted)
+    found = model.load_tokenizer(toy.rules())
+    assert asked[0]["mistral_format"] is False and "mistral_format" not in found.init_kwargs
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text_token(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -354,6 +382,18 @@ def test_a_quantised_base_takes_a_training_step(precision: str, kind: str, head:
     assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
     assert any(bool(g.any()) for name, g in gradients.items() if "lora_B" in name and g is not None)
     assert gradients.keys() == weights.keys() and all("lora_" in name or "score" in name for name in weights)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_an_adapter_on_a_quantised_base_is_loaded_in_the_type_of_its_training(precision: str, tmp_path: Path) -> None:
+    rules = toy.rules(precision=precision)
+    made = moved(rules)
+    for weight in made.parameters():  # as DeepSpeed does
+        weight.data = weight.data.bfloat16() if weight.is_floating_point() else weight.data
+    PlainEngine(made, rules, 1).save_adapter(tmp_path)
+    loaded = model.load_adapter(rules, tmp_path, "cpu")
+    assert {p.dtype for name, p in loaded.named_parameters() if "lora_" in name} == {torch.bfloat16}
+    assert score(loaded, prompts(), 0, "cpu").tolist() == score(made, prompts(), 0, "cpu").tolist()
 
 
 def test_a_4_bit_base_passes_gradients_after_it_was_evaluated() -> None:
@@ -427,10 +467,11 @@ def test_a_family_whose_layers_would_be_left_out_is_refused(kind: str, names: st
         model.expect_fitting(without_weights(rules))
 
 
-def test_what_a_base_lacks_is_trained_and_saved_with_the_adapter(tmp_path: Path) -> None:
-    rules = other(tmp_path / "base", "deberta")
+@pytest.mark.parametrize("precision", ["float32", "nf4", "int8"])
+def test_what_a_base_lacks_is_trained_and_saved_with_the_adapter(precision: str, tmp_path: Path) -> None:
+    rules = other(tmp_path / "base", "deberta").model_copy(update={"precision": precision})
     model.expect_fitting(rules)
-    made = moved(rules)
+    made = moved(rules).to(torch.float32 if precision == "float32" else torch.bfloat16)
     assert any("pooler.dense" in name for name in toy.trained_weights(made))
     PlainEngine(made, rules, 1).save_adapter(tmp_path / "adapter")
     fresh = model.load_adapter(rules.model_copy(update={"seed": 1}), tmp_path / "adapter", "cpu")
