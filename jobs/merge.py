@@ -27,6 +27,9 @@ def main() -> int:
         action="store_true",
         help="accept a base that cannot be verified as the one used in training, e.g. a local copy of a hub model",
     )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code that the base comes with, as training did"
+    )
     parser.add_argument("--output", required=True, help="a new folder or s3:// url")
     parser.add_argument(
         "--precision", choices=["bfloat16", "float32"], help="of the merged model (default: as trained)"
@@ -36,7 +39,8 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> int:
-        (chosen,) = adapters.read([options.adapter], options.base, not options.unchecked_base)
+        checked = not options.unchecked_base
+        (chosen,) = adapters.read([options.adapter], options.base, checked, options.trust_remote_code)
         done = merge(options.adapter, options.output, options.precision, options.tolerance, chosen.saved)
         print(f"largest change of a probability over {done.rows} pairs: {done.max_abs_difference:.2g}")
         print(options.output)

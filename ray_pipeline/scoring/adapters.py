@@ -34,16 +34,19 @@ class Adapter:
     saved: Saved
 
 
-def read(urls: Sequence[str], base: str | None = None, check_base: bool = True) -> list[Adapter]:
+def read(
+    urls: Sequence[str], base: str | None = None, check_base: bool = True, trust_remote_code: bool = False
+) -> list[Adapter]:
     """Adapters that can be averaged; `base` names another place of the base that they were trained on.
 
     Raises ModelError for a folder without an adapter, for a base that is not the one of the training, and for adapters
     that differ in task, base, head, precision or prompt; the message names both. Without `check_base`, a base is taken
-    whose tokenizer agrees, and, when it is loaded, its shapes.
+    whose tokenizer agrees, and, when it is loaded, its shapes. So it does for a base that comes with code of its own,
+    unless that is to be trusted.
     """
     if not urls:
         raise ModelError("no adapter is named: name the folder `adapter` of a training artifact")
-    found = [Adapter(url, card.read(url)) for url in urls]
+    found = [Adapter(url, card.read_to_load(url, trust_remote_code)) for url in urls]
     for other in found[1:]:
         _check_alike(found[0], other)
     trained = found[0].saved

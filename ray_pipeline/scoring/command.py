@@ -68,6 +68,7 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         help="accept a base that cannot be verified as the one used in training, e.g. a local copy of a hub model; "
         "recorded in run.json",
     )
+    add("--trust-remote-code", action="store_true", help="run the code that the base comes with, as training did")
     add("--input", nargs="+", required=True, metavar="PATH",
         help="files, folders or globs, local or s3://; paths and tags as in the adapter's training data")  # fmt: skip
     add("--columns", nargs="+", type=_column, default=[], metavar="WHAT=COLUMN",
@@ -184,7 +185,8 @@ def _score(options: argparse.Namespace) -> int:
     if options.engine == "vllm":
         vllm.check(len(options.adapter), options.gpus_per_worker)
     base = options.base and models.placed(options.base)
-    chosen = adapters.read([_full(folder) for folder in options.adapter], base, not options.unchecked_base)
+    folders = [_full(folder) for folder in options.adapter]
+    chosen = adapters.read(folders, base, not options.unchecked_base, options.trust_remote_code)
     first = chosen[0].saved
     if options.merge and options.engine == "transformers":
         adapters.expect_mergeable(first.train, len(chosen))

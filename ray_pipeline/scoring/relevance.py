@@ -52,6 +52,7 @@ class RelevanceModel:
         decision: Folder | None = None,
         batches: Batches | None = None,
         merge: bool = False,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Load an adapter, or several to average, from local folders or `s3://` urls.
 
@@ -60,14 +61,16 @@ class RelevanceModel:
         kept elsewhere than at training; `check_base` false takes one that cannot be told to be the same, such as a
         folder in place of a hub model. `decision` is the file `decision-<recipe>.json` of the run that made the
         adapters: `predict` and `probability` then follow its calibration and thresholds. `merge` adds an adapter in
-        bfloat16 to its base, as a recipe's `score.merge` does.
+        bfloat16 to its base, as a recipe's `score.merge` does. `trust_remote_code` allows a base to run code that it
+        comes with, where training did too.
 
         Raises ModelError for a folder without an adapter, a device that is not there, a base that is another than the
-        training's, adapters that differ in task, base, head, precision or prompt, a decision about others, and scores
-        that merging would move; InputError for a decision that cannot be read; RecipeError where nothing can be merged.
+        training's or runs code that is not trusted, adapters that differ in task, base, head, precision or prompt, a
+        decision about others, and scores that merging would move; InputError for a decision that cannot be read;
+        RecipeError where nothing can be merged.
         """
         folders = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
-        chosen = adapters.read([os.fspath(one) for one in folders], base, check_base)
+        chosen = adapters.read([os.fspath(one) for one in folders], base, check_base, trust_remote_code)
         own = None if decision is None else decided.read(os.fspath(decision), chosen)
         scorer = Scorer(chosen, _device(device), batches or Batches(batch_rows), merge=merge)
         return cls(chosen, scorer, own)

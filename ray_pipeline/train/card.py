@@ -95,6 +95,21 @@ def read(folder: str) -> Saved:
     return found
 
 
+def read_to_load(folder: str, trust_remote_code: bool = False) -> Saved:
+    """`read`, for whoever loads the base; raises ModelError for one with code of its own that they have not allowed.
+
+    An adapter is data: that its training ran such code allows nobody's machine to run it.
+    """
+    found = read(folder)
+    if found.train.trust_remote_code and not trust_remote_code:
+        raise ModelError(
+            f"{folder}: its base {found.train.model} comes with code of its own, which training was allowed to run "
+            "(train.trust_remote_code): if you trust it, allow it here too by --trust-remote-code "
+            "(trust_remote_code=True)"
+        )
+    return found
+
+
 def _without_unknown_settings(text: bytes) -> bytes:
     """A card without those settings of its training that only other versions know.
 

@@ -67,7 +67,7 @@ def merge(
 
     if storage.list_files(output):
         raise StorageError(f"{output}: is not empty: name a new folder for the merged model")
-    found = saved or card.read(adapter)
+    found = saved or card.read_to_load(adapter)
     chosen = precision or ("float32" if found.train.precision == "float32" else "bfloat16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = model.load_tokenizer(found.train)

@@ -28,6 +28,7 @@ from ray_pipeline.scoring.scorer import NOT_FINITE, Batches, Scored
 from ray_pipeline.threshold import Own
 from ray_pipeline.train import loop
 
+from . import made_adapters
 from .made_adapters import adapter
 
 Score = Callable[[list[dict[str, Any]]], Scored]
@@ -91,13 +92,16 @@ def test_options_become_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(command.job, "run", stop)
     monkeypatch.setattr(runtime, "start", lambda _: None)
-    arguments = ["--adapter", adapter(tmp_path / "adapter"), "--input", pairs(tmp_path / "in"), "--output"]
+    folder = adapter(tmp_path / "adapter", train=made_adapters.rules(trust_remote_code=True))
+    arguments = ["--adapter", folder, "--input", pairs(tmp_path / "in"), "--output"]
     arguments += [str(tmp_path / "out"), "--gpus-per-worker", "0.5", "--accelerator-type", "L4", "--shard-rows", "7"]
     arguments += ["--no-share-prefix", "--query-prefix", "never", "--no-unique", "--batch-tokens", "99", "--merge"]
-    assert command.run("d", arguments) == 1
+    assert command.run("d", arguments) == 1 and not made, "only who scores may trust a base's code"
+    assert command.run("d", [*arguments, "--trust-remote-code"]) == 1
     ((found, make),) = made
     assert make.args[2:] == (Batches(None, 99, False, "never", False), "transformers", True)
-    assert found.content == adapters.content(adapters.read([arguments[1]])) and found.config["merge"]
+    chosen = adapters.read([folder], trust_remote_code=True)
+    assert found.content == adapters.content(chosen) and found.config["merge"]
     assert found.runtime == Runtime(gpus_per_worker=0.5, accelerator_type="L4") and found.shard_rows == 7
     usual = replace(found, runtime=Runtime(), shard_rows=Job.shard_rows, content=None, merge=False)
     assert usual == Job(found.files, found.columns, found.adapter, found.decision, found.output)

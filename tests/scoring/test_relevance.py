@@ -1,5 +1,6 @@
 """A model in a notebook: it loads what training saved, scores as training would, and names what is wrong."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,26 @@ def test_a_folder_in_place_of_a_hub_model_is_taken_if_told_so_and_it_reads_the_s
     odd = adapter(tmp_path / "odd", tokenizer=facts.model_copy(update={"vocabulary": 5}), **hub)
     with pytest.raises(ModelError, match="another tokenizer"):
         RelevanceModel.load(odd, device="cpu", base=base, check_base=False)
+
+
+def test_an_adapter_cannot_allow_its_base_s_code_to_run(tmp_path: Path) -> None:
+    base, ran = tmp_path / "base", tmp_path / "ran"
+    shutil.copytree(models.resolve("sandbox://random-llama"), base)
+    (base / "own.py").write_text(
+        f"import pathlib, transformers\npathlib.Path({str(ran)!r}).touch()\n"
+        "class Own(transformers.PreTrainedTokenizerFast):\n    pass\n"
+    )
+    said = json.loads((base / "tokenizer_config.json").read_text())
+    own = {"auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (base / "tokenizer_config.json").write_text(json.dumps(said | own))
+    chosen = rules(str(base))
+    trusting = chosen.model_copy(update={"trust_remote_code": True})
+    folder = adapter(tmp_path / "adapter", chosen=chosen, train=trusting)
+    with pytest.raises(ModelError, match=rf"{folder}: its base {base} comes with code .*--trust-remote-code"):
+        RelevanceModel.load(folder, device="cpu")
+    assert not ran.exists()
+    loaded = RelevanceModel.load(folder, device="cpu", trust_remote_code=True)
+    assert ran.exists() and loaded.score(["a"], ["b"]).shape == (1,)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:

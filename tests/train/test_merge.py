@@ -129,6 +129,18 @@ def test_the_job_refuses_another_base(
     assert json.loads((output / "merge.json").read_text())["base"] == str(copy)
 
 
+def test_a_base_s_own_code_is_allowed_by_who_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, output = adapter(tmp_path / "adapter"), tmp_path / "merged"
+    said = card.read(str(kept))
+    trusting = said.train.model_copy(update={"trust_remote_code": True})
+    card.write(str(kept), said.model_copy(update={"train": trusting}))
+    with pytest.raises(ModelError, match="comes with code of its own"):
+        merge(str(kept), str(output))
+    monkeypatch.setattr(sys, "argv", ["merge.py", str(kept), "--output", str(output), "--trust-remote-code"])
+    job = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "merge.py"))
+    assert job["main"]() == 0 and (output / "merge.json").exists()
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match="is not empty"):
