@@ -7,7 +7,7 @@
 An adapter of a base in 4 or 8 bits is merged into the weights that these bits stand for, written in 16 bits. How far
 that changes the scores is measured on a sample of made-up pairs and printed; if it is more than --tolerance, nothing is
 written. Needs no cluster: one process, on a machine whose main memory holds a whole copy of the base; scores are
-computed on a GPU if there is one.
+computed on a GPU if there is one with room for it.
 """
 
 import sys

@@ -5,7 +5,9 @@ base's 4 or 8 bits stand for, in 16 bits, and not into the weights that they wer
 far that moves the scores is measured like everything else.
 """
 
+import gc
 import json
+import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline import storage
+from ray_pipeline import memory, storage
 from ray_pipeline.errors import ModelError, StorageError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Train
 from ray_pipeline.train import adapter_check, card
 from ray_pipeline.train.card import Saved
 
+LOG = logging.getLogger(__name__)
 FILE = "merge.json"
 SAMPLE_ROWS = 64
 BATCH_ROWS = 16
@@ -103,11 +106,26 @@ def _scores_apart(
 def _scores_merged(
     merged: Path, rules: Train, precision: Precision, prompts: list[list[int]], pad_id: int, device: str
 ) -> Scores:
+    """The scores of the merged model, on the CPU where a GPU that had room for the base in 4 bits has none for 16."""
+    import torch
+
     from ray_pipeline.train import loop, model
 
     alone = rules.model_copy(update={"model": str(merged), "revision": None, "precision": precision})
-    classifier = model.Classifier(model.load_base(alone, device)).eval()
-    return loop.score(classifier, prompts, pad_id, device, BATCH_ROWS)
+
+    def scores(device: str) -> Scores:
+        classifier = model.Classifier(model.load_base(alone, device)).eval()
+        return loop.score(classifier, prompts, pad_id, device, BATCH_ROWS)
+
+    try:
+        return scores(device)
+    except RuntimeError as error:
+        if device == "cpu" or not memory.is_lack(error):
+            raise
+        LOG.warning("the merged model does not fit the memory of the GPU: it is scored on the CPU, which takes longer")
+    gc.collect()  # what was loaded of it
+    torch.cuda.empty_cache()
+    return scores("cpu")
 
 
 def _expect_unmoved(adapter: str, moved: Scores, trained: str, chosen: Precision, tolerance: float | None) -> None:

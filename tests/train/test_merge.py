@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from ray_pipeline import models
 from ray_pipeline.errors import ModelError, StorageError
+from ray_pipeline.recipe import Train
 from ray_pipeline.train import card, model
 from ray_pipeline.train.card import Saved
 from ray_pipeline.train.engine import PlainEngine
 from ray_pipeline.train.loop import score
-from ray_pipeline.train.merge import merge
+from ray_pipeline.train.merge import _scores_merged, merge
 
 from . import runs, toy
 
@@ -81,6 +82,24 @@ def test_an_adapter_goes_into_the_rounded_base_of_its_training(precision: str, h
     alone = rules.model_copy(update={"model": str(output), "precision": "float32"})
     found = score(model.Classifier(model.load_base(alone, "cpu")).eval(), prompts, 0, "cpu")
     assert found.tolist() == pytest.approx(score(model.Classifier(whole), prompts, 0, "cpu").tolist(), abs=1e-5)
+
+
+def test_a_merged_model_that_a_gpu_has_no_room_for_is_scored_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    load, tried = model.load_base, []
+
+    def small(rules: Train, device: str) -> Any:
+        tried.append(device)
+        if device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(rules, device)
+
+    what = (Path(models.resolve("sandbox://random-llama")), toy.rules(), "float32", toy.examples(9).ids, 0)
+    expected = _scores_merged(*what, "cpu")
+    monkeypatch.setattr(model, "load_base", small)
+    monkeypatch.setattr("ray_pipeline.train.merge.LOG.warning", said.append)
+    assert _scores_merged(*what, "cuda").tolist() == expected.tolist()
+    assert tried == ["cuda", "cpu"] and "is scored on the CPU" in said[0]
 
 
 def test_an_adapter_that_is_not_finite_is_not_merged(tmp_path: Path) -> None:
