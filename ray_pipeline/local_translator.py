@@ -19,8 +19,14 @@ from ray_pipeline.language_names import NAMES
 from ray_pipeline.recipe import LocalTranslator
 from ray_pipeline.text import UNDETERMINED, stable_id
 
-EDITION = 1
-"""The version of what a model is asked and how its answer is read: raise it when either changes."""
+EDITION = 2
+"""The version of what a model is asked, how it answers and how that is read: raise it when one of them changes."""
+HABITS = ("temperature", "top_p", "top_k", "min_p", "forced_eos_token_id")
+"""Of a model's own settings, those that do not hold here: of sampling, which is not done, and what ends an answer that
+is cut off, which would then look complete."""
+PROMPT_HABITS = ("repetition_penalty", "no_repeat_ngram_size")
+"""Those of a model that only decodes: its prompt counts too, so they would keep brands and model numbers from being
+copied."""
 LONGEST = 512
 """Tokens of what the model reads; a longer text is no search query and gets no translation."""
 
@@ -203,8 +209,8 @@ def _load_model(settings: LocalTranslator, device: str) -> Any:
             field, knob = "translate.local.model", "translate.local.pickled_weights"
             models.expect_safetensors(settings.model, settings.revision, field, knob)
         raise _unusable(settings, f"cannot be loaded as a translation model: {error}") from error
-    for name in ("temperature", "top_p", "top_k", "min_p"):  # of sampling, which is not done
-        setattr(model.generation_config, name, None)
+    for habit in (*HABITS, *([] if config.is_encoder_decoder else PROMPT_HABITS)):
+        setattr(model.generation_config, habit, None)
     return model.to(device).eval()
 
 

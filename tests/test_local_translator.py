@@ -355,12 +355,33 @@ def test_a_text_beyond_all_queries_is_left_out(load: Callable[..., Translator]) 
     assert load("madlad").translate(items) == ["", "milch"]
 
 
-def test_a_model_that_samples_by_habit_does_not_here(made: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = copied(made("madlad"), tmp_path / "model")
-    habits = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(habits | {"do_sample": True, "temperature": 9.0}))
-    items = questions("madlad")
-    assert Translator(LocalTranslator(model=str(folder)), "cpu").translate(items) == [PAIRS[item] for item in items]
+def with_habits(folder: Path, target: Path, **habits: Any) -> str:
+    """A copy of a model that generates in a way of its own."""
+    own = copied(folder, target) / "generation_config.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | habits))
+    return str(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "habits"),
+    [
+        ("madlad", {"do_sample": True, "temperature": 9.0}),
+        ("chat", {"repetition_penalty": 50.0}),
+        ("chat", {"no_repeat_ngram_size": 1}),
+    ],
+)
+def test_a_model_s_habits_are_none_here(
+    name: str, habits: dict[str, Any], made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, items = with_habits(made(name), tmp_path / "model", **habits), questions(name)
+    assert Translator(LocalTranslator(model=model), "cpu").translate(items) == [PAIRS[item] for item in items]
+
+
+def test_an_answer_that_is_cut_off_is_not_made_to_look_complete(made: Callable[[str], Path], tmp_path: Path) -> None:
+    item = Item("acme x200 battery", "en", "de")
+    for name in ("nllb", "madlad"):
+        model = with_habits(made(name), tmp_path / name, forced_eos_token_id=SPECIAL.index("</s>"))
+        assert Translator(LocalTranslator(model=model, max_new_tokens=2), "cpu").translate([item]) == [""]
 
 
 @pytest.mark.parametrize(
