@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_pipeline.train import warm_up
+
 KERNELS = 32
 """Kernels of one norm: with and without gradients, of one row and of several, of the state and of each head's part."""
 ROTARY = "apply_rotary_pos_emb"
@@ -21,9 +23,9 @@ ROTARY = "apply_rotary_pos_emb"
 
 
 def available(device: str) -> bool:
-    """Whether kernels can be made here: a GPU, Triton, and the C compiler that it asks for."""
-    compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
-    return device != "cpu" and compiler and importlib.util.find_spec("triton") is not None
+    """Whether kernels can be made here: a GPU, Triton, and the C compiler and Python's header that it asks for."""
+    compiles = any(map(shutil.which, ("cc", "gcc", "clang"))) and warm_up.python_header().exists()
+    return device != "cpu" and compiles and importlib.util.find_spec("triton") is not None
 
 
 def fuse(model: Any) -> Any:

@@ -32,14 +32,19 @@ def lacking() -> str | None:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if not compiler or shutil.which(compiler[0]) is None:
         return "there is no C++ compiler (on Debian and Ubuntu, the package g++)"
-    headers = sysconfig.get_path("include", scheme="posix_prefix")
-    if not (Path(headers) / "Python.h").exists():
-        return f"there is no Python.h in {headers} (on Debian and Ubuntu, the package python3-dev)"
+    header = python_header()
+    if not header.exists():
+        return f"there is no Python.h in {header.parent} (on Debian and Ubuntu, the package python3-dev)"
     command = [*compiler, "-x", "c++", "-fsyntax-only", "-"]
     tried = subprocess.run(command, input=b"#include <vector>", capture_output=True)
     if tried.returncode:
         return f"{compiler[0]} does not compile C++: {_first_line(tried.stderr)}"
     return None
+
+
+def python_header() -> Path:
+    """Where this Python's C header is, if it is installed: whatever is compiled for Python includes it."""
+    return Path(sysconfig.get_path("include", scheme="posix_prefix"), "Python.h")
 
 
 def _build() -> str | None:

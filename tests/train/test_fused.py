@@ -1,5 +1,10 @@
 """Fused norms, rotary positions and gates compute what the library's do; here compiled for the CPU."""
 
+import importlib.util
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,6 +27,15 @@ def test_logits_and_gradients_are_those_of_the_library(name: str) -> None:
     changed = {type(module).__name__ for module in made.modules() if "forward" in module.__dict__}
     for kind in ("RMSNorm", "Attention", "MLP"):
         assert any(name.endswith(kind) for name in changed), kind
+
+
+def test_nothing_is_fused_where_triton_could_compile_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_, **__: str(tmp_path))
+    assert not fused.available("cuda")
+    (tmp_path / "Python.h").touch()
+    assert fused.available("cuda")
 
 
 def test_nothing_is_fused_without_a_gpu() -> None:
