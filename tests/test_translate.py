@@ -39,7 +39,7 @@ def test_identity(make_recipe: Callable[..., Recipe], monkeypatch: pytest.Monkey
     before = config(**local)
     assert config(**local, translate__local__batch_rows=3) == before != config(**base)
     assert config(**local, translate__local__pickled_weights=True) == before, "the weights are the same"
-    monkeypatch.setattr(local_translator, "EDITION", 2)
+    monkeypatch.setattr(local_translator, "EDITION", local_translator.EDITION + 1)
     assert config(**local) != before, "a changed instruction makes new translations"
 
 
