@@ -20,7 +20,7 @@ MAX_ECE = 0.1
 MAX_REJECTED = 0.2
 MAX_UNSCORED = 0.01  # of the rows to evaluate or predict
 MIN_AUROC = 0.6
-MAX_CUT = 0.05  # of the training prompts
+MAX_CUT = 0.05  # of the prompts to train and tune on
 CONTRADICTED_GAP = 0.1  # share of an origin's rows beyond that of the originals
 SELECTIONS = {"f1": "F1", "auroc": "AUROC", "average_precision": "Average precision", "loss": "Loss"}
 REMOVED_LEAK = "dev or test"  # in deduplication's reason for a leak that it removed
@@ -427,7 +427,7 @@ def _cut_prompts(task: TaskReport) -> Iterator[Finding]:
     cut, prompts = task.cut_prompts or (0, 0)
     if cut > MAX_CUT * prompts:
         text = (
-            f"{cut:,} of {prompts:,} prompts of the training set ({cut / prompts:.0%}) are longer than "
+            f"{cut:,} of {prompts:,} prompts of the training and tune parts ({cut / prompts:.0%}) are longer than "
             "prompt.max_tokens: raise it, or the end of their targets is read neither in training nor in scoring."
         )
         yield Finding("warning", "Many prompts are cut", text)

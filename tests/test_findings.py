@@ -407,7 +407,10 @@ def test_an_f1_that_never_moves_is_no_reason_for_more_epochs() -> None:
 def test_many_cut_prompts_are_told_with_the_setting() -> None:
     one = found("Many prompts are cut", report(cut_prompts=(30, 100)))
     assert (
-        one.level == "warning" and "30 of 100" in one.text and "(30%)" in one.text and "prompt.max_tokens" in one.text
+        one.level == "warning"
+        and "30 of 100 prompts of the training and tune parts" in one.text
+        and "(30%)" in one.text
+        and "prompt.max_tokens" in one.text
     )
     assert "prompts are cut" not in titles(report(cut_prompts=(5, 100))) + titles(report(cut_prompts=None))
 

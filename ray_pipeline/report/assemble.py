@@ -61,7 +61,7 @@ def task_report(run: Finished, other: Finished | None) -> TaskReport:
         groups=evaluation.groups,
         pr_curve=evaluation.pr_curve,
         calibration=evaluation.calibration,
-        composition=_composition(run.artifacts["mix"]),
+        composition=_composition(run.artifacts["mix"], run.artifacts["self_validation"]),
         parts=_parts(run.artifacts["dedupe"]),
         audit=audit,
         audit_examples=_audit_examples(run.artifacts["audit"]),
@@ -160,14 +160,23 @@ def _mean_curve(curves: Sequence[list[dict[str, float]]]) -> list[dict[str, floa
     return [{name: fmean(curve[i][name] for curve in curves) for name in curves[0][i]} for i in places]
 
 
-def _composition(mix: Artifact) -> list[tuple[str, str, int, int]]:
+def _composition(mix: Artifact, verdicts: Artifact) -> list[tuple[str, str, int, int]]:
+    """What was trained on: the training rows of the mix without those that self-validation dropped."""
     found: Counter[tuple[str, str, int]] = Counter()
-    for table in mix.tables(["part", "language", "origin", "label"]):
-        for row in table.group_by(["part", "language", "origin", "label"]).aggregate([([], "count_all")]).to_pylist():
-            if row["part"] == "train":
-                found[row["language"], row["origin"], row["label"]] += row["count_all"]
+    columns = ["language", "origin", "label"]
+    for table in mix.tables(["part", *columns]):
+        _count(table.filter(pc.equal(table.column("part"), "train")), columns, 1, found)
+    for url in reading.rejected_files(verdicts):
+        for piece in reading.slices(url, columns):
+            _count(piece.table, columns, -1, found)
+    found = +found
     strata = sorted({(language, origin) for language, origin, _ in found})
     return [(language, origin, found[language, origin, 1], found[language, origin, 0]) for language, origin in strata]
+
+
+def _count(table: pa.Table, columns: list[str], times: int, found: Counter[tuple[str, str, int]]) -> None:
+    for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+        found[row["language"], row["origin"], row["label"]] += times * row["count_all"]
 
 
 def _parts(pairs: Artifact) -> list[tuple[str, int, int]]:

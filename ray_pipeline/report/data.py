@@ -118,7 +118,7 @@ class TaskReport:
     calibration: list[tuple[float, float, int]]
     """(mean score, share of positives, rows) by score bin."""
     composition: list[tuple[str, str, int, int]]
-    """(language, origin, positives, negatives) of the training set."""
+    """(language, origin, positives, negatives) of the rows that were trained on."""
     parts: list[tuple[str, int, int]]
     """(part, rows, positives): train, tune, holdout, dev, test; positives -1 where labels are unknown."""
     audit: list[tuple[str, int, int, dict[str, int]]]
@@ -148,7 +148,7 @@ class TaskReport:
     self_validation: list[Contradicted] = field(default_factory=list)
     """By language and origin; empty where the recipe has no such filter."""
     cut_prompts: tuple[int, int] | None = None
-    """Prompts of the training set that had to be cut, and all of them."""
+    """Prompts of the training and tune parts that had to be cut, and all of them."""
     folds: list[list[dict[str, float]]] = field(default_factory=list)
     """The curve of each fold, by the rows that it leaves out; `curves` is then their mean while all were training."""
     joint_rows: int = 0

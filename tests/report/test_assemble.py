@@ -164,8 +164,21 @@ def mix(folder: Path) -> Artifact:
 
 
 def test_the_composition_is_of_the_training_set(tmp_path: Path) -> None:
-    assert assemble._composition(mix(tmp_path)) == [
+    trusted = made.finished(tmp_path, "self_validation", [], tables.VERDICTS)
+    assert assemble._composition(mix(tmp_path), trusted) == [
         ("de", "translated", 2, 0), ("en", "hard_negative", 0, 3), ("en", "original", 2, 3),
+    ]  # fmt: skip
+
+
+def test_the_composition_is_without_what_self_validation_dropped(tmp_path: Path) -> None:
+    dropped = [
+        {"pair_id": str(i), "language": language, "origin": origin, "label": label, "score": 0.5, "contradicted": True,
+         "reason": "contradicted"}
+        for i, (language, origin, label) in enumerate([("de", "translated", 1)] * 2 + [("en", "original", 0)])
+    ]  # fmt: skip
+    verdicts = made.finished(tmp_path, "self_validation", [], tables.VERDICTS, dropped)
+    assert assemble._composition(mix(tmp_path), verdicts) == [
+        ("en", "hard_negative", 0, 3), ("en", "original", 2, 2),
     ]  # fmt: skip
 
 
