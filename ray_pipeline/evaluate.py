@@ -325,4 +325,4 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(written, written), {"threshold": learnt.threshold})
 
 
-STAGE = Stage("evaluate", ("dedupe", "mix", "score"), config, run, schema_version=8)
+STAGE = Stage("evaluate", ("dedupe", "mix", "score"), config, run, schema_version=9)

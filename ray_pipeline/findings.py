@@ -23,6 +23,7 @@ MIN_AUROC = 0.6
 MAX_CUT = 0.05  # of the prompts to train and tune on
 CONTRADICTED_GAP = 0.1  # share of an origin's rows beyond that of the originals
 SELECTIONS = {"f1": "F1", "auroc": "AUROC", "average_precision": "Average precision", "loss": "Loss"}
+TOLD_BY = f" To tell takes {metrics.MIN_GROUPS} queries, of them {metrics.MIN_APART} that are answered otherwise."
 REMOVED_LEAK = "dev or test"  # in deduplication's reason for a leak that it removed
 Check = Callable[[TaskReport], Iterator[Finding]]
 
@@ -80,7 +81,7 @@ def _baseline(task: TaskReport) -> Iterator[Finding]:
     text = f"F1 is {_shown(task.headline.f1)}; answering “relevant” to every row gives {task.always_relevant_f1:.3f}"
     text += f": on the same rows, a difference of {_shown(over, '+')}."
     if not _known(over):
-        yield Finding("warning", "Too few queries to judge", text)
+        yield Finding("warning", "Too few queries to judge", text + TOLD_BY)
     elif over.low > 0:
         yield Finding("good", "Better than “always relevant”", text)
     elif over.high < 0:
@@ -271,6 +272,7 @@ def _comparison(task: TaskReport) -> Iterator[Finding]:
         level, verdict = _verdict(one.f1)
         text = f"F1{where} differs by {_shown(one.f1, '+')} from {name} on the same {one.rows:,} rows"
         text += f", AUROC by {_shown(one.auroc, '+')}." if _known(one.auroc) else "."
+        text += "" if _known(one.f1) else TOLD_BY
         text += " Each side is a single training; another seed could change this as much."
         text += _sizes(task.joint_rows, task.comparison)
         yield Finding(level, f"{verdict} {name}{where}", text)

@@ -27,6 +27,10 @@ MIN_GROUPS = 20
 Of queries with a row each, nine of ten answered well, 95 % of the draws of F1 held the truth in 41 % of 400 samples of
 5 queries, in 87 % with 20. AUROC and PR-AUC rest on the queries with a row of the class that has fewer of them.
 """
+MIN_APART = 6
+"""Below this many groups on which two answers differ, the bounds of their difference are NaN: of five that all favour
+one side the sign test's p is 2 / 2**5 = 0.06, while the draws claim a difference by four already.
+"""
 _LOOKS_AT = {"f1": [0, 1, 2], "precision": [0, 1], "recall": [0, 2]}  # columns of `_confusion`
 _CELLS = 4_000_000  # bootstrap weights held at once: 32 MB
 
@@ -81,14 +85,23 @@ def difference(
     """`f1`, `precision` and `recall` of `first` minus those of `second` on the same rows, paired.
 
     `labels [n]`, `first [n]` and `second [n]` hold 0/1, `groups [n]` strings or integer codes. Each draw
-    weighs both predictions' groups alike, so that what is hard for both cancels. Bounds as in `estimate`.
+    weighs both predictions' groups alike, so that what is hard for both cancels. Bounds as in `_interval`, resting on
+    the groups that a figure differs on, of which there must be `MIN_APART`; where it differs on none, they are 0.
     """
     both = np.hstack([_confusion(labels, first), _confusion(labels, second)])
     counts = _per_group(both, groups)
     drawn, total = _resample(counts, draws, seed), counts.sum(axis=0)
     values = rates(total[:3]) - rates(total[3:])
     apart = rates(drawn[:, :3]) - rates(drawn[:, 3:])
-    return _estimates(RATES, values, apart, [len(counts)] * len(RATES))
+    rests_on = [groups_apart or len(counts) for groups_apart in differing(counts[:, :3], counts[:, 3:])]
+    return _estimates(RATES, values, apart, rests_on, MIN_APART)
+
+
+def differing(first: Array, second: Array) -> list[int]:
+    """On how many groups each of RATES differs, by two answers' true positives, false positives, false negatives
+    `[g, 3]`.
+    """
+    return [int((first != second)[:, columns].any(axis=1).sum()) for columns in _LOOKS_AT.values()]
 
 
 def right_apart(labels: Array, first: Array, second: Array) -> tuple[int, int]:
@@ -356,19 +369,21 @@ def _none(names: tuple[str, ...]) -> Array:
     return np.empty((0, len(names)))
 
 
-def _estimates(names: tuple[str, ...], values: Array, drawn: Array, rests_on: Sequence[int]) -> dict[str, Estimate]:
-    """Estimates by name from draws `[draws, names]`; each rests on so many groups."""
-    return {name: _interval(float(values[i]), drawn[:, i], rests_on[i]) for i, name in enumerate(names)}
+def _estimates(
+    names: tuple[str, ...], values: Array, drawn: Array, rests_on: Sequence[int], least: int = MIN_GROUPS
+) -> dict[str, Estimate]:
+    """Estimates by name from draws `[draws, names]`; each rests on so many groups, of which it needs at least some."""
+    return {name: _interval(float(values[i]), drawn[:, i], rests_on[i], least) for i, name in enumerate(names)}
 
 
-def _interval(value: float, drawn: Array, groups: int) -> Estimate:
+def _interval(value: float, drawn: Array, groups: int, least: int) -> Estimate:
     """The interval between percentiles of the draws, as far out as a normal distribution reaches at `_reach`.
 
     The expanded percentile interval: Hesterberg, What Teachers Should Know About the Bootstrap, The American
     Statistician 69, 2015 (arXiv 1411.5279).
     """
     defined = drawn[~np.isnan(drawn)]
-    if groups < MIN_GROUPS or np.isnan(value) or len(defined) == 0:
+    if groups < least or np.isnan(value) or len(defined) == 0:
         return Estimate(value, np.nan, np.nan)
     tail = 100 * float(norm.cdf(-_reach(groups)))
     low, high = np.percentile(defined, [tail, 100 - tail])

@@ -92,6 +92,7 @@ def test_baseline(over: Estimate, title: str, level: str) -> None:
     one = found(title, report(headline=rows_of("all", around(0.83, 0.02)), over_always_relevant=over))
     assert one.level == level
     assert "0.820" in one.text and f"{over.value:+.3f}" in one.text
+    assert ("of them 6 that are answered otherwise" in one.text) == math.isnan(over.low)
 
 
 def test_predicted_share() -> None:
@@ -274,6 +275,7 @@ def test_comparison(f1: Estimate, title: str, level: str) -> None:
     one = found(title, report(comparison=Comparison("plain", [compared(f1)], 500, 1000)))
     assert one.level == level
     assert f"{f1.value:+.3f}" in one.text
+    assert ("takes 20 queries, of them 6 that are answered otherwise" in one.text) == math.isnan(f1.low)
     assert "1,000 here, 500 there" in one.text
     assert "Each side is a single training; another seed could change this as much." in one.text
 

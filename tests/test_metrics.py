@@ -110,6 +110,38 @@ def test_difference_of_equals_covers_zero() -> None:
     assert 0.88 <= covered / 200 <= 0.99
 
 
+@pytest.mark.parametrize(("queries", "told"), [(0, True), (4, False), (5, False), (8, True)])
+def test_a_few_queries_answered_otherwise_show_no_difference(queries: int, told: bool) -> None:
+    labels = np.arange(1000) % 2
+    worse = np.where(np.arange(1000) < queries, 1 - labels, labels)
+    found = metrics.difference(labels, labels, worse, np.arange(1000))["f1"]
+    assert np.isnan([found.low, found.high]).all() != told
+    assert (found.low > 0) == (metrics.mcnemar(labels, labels, worse) < 0.05)
+
+
+def test_precision_and_recall_rest_on_the_queries_that_they_differ_on() -> None:
+    labels, first = np.arange(40) % 2, np.zeros(40, int)
+    first[1::2] = 1
+    second = np.where(np.arange(40) < 16, 1, first)  # eight false alarms more: recall is the same
+    found = metrics.difference(labels, first, second, np.arange(40))
+    assert found["recall"] == Estimate(0.0, 0.0, 0.0) and 0 < found["precision"].low < found["precision"].value
+    second[1] = 0  # and one miss, too little to tell
+    found = metrics.difference(labels, first, second, np.arange(40))
+    assert np.isnan(found["recall"].low) and not np.isnan(found["f1"].low)
+
+
+@pytest.mark.parametrize("queries", [6, 12, 40])
+def test_chance_among_few_differing_queries_is_seldom_taken_for_a_difference(queries: int) -> None:
+    told = []
+    for seed in range(150):
+        generator, labels = np.random.default_rng([queries, seed]), np.arange(400) % 2
+        apart = np.arange(400) < queries
+        first = np.where(apart & (generator.random(400) < 0.5), 1 - labels, labels)
+        found = metrics.difference(labels, first, np.where(apart, 1 - first, first), np.arange(400), draws=300)["f1"]
+        told.append(found.low > 0 or found.high < 0)
+    assert np.mean(told) < 0.08
+
+
 def test_mcnemar() -> None:
     labels = np.ones(10, dtype=np.int8)
     first, second = np.ones(10, dtype=np.int8), np.ones(10, dtype=np.int8)

@@ -11,7 +11,7 @@ from ray_pipeline import telemetry
 from ray_pipeline.duration import duration
 from ray_pipeline.figures import Difference, Estimate, Rate, Slice
 from ray_pipeline.language_names import language
-from ray_pipeline.metrics import MIN_GROUPS, ece_by_chance
+from ray_pipeline.metrics import MIN_APART, MIN_GROUPS, ece_by_chance
 from ray_pipeline.report import charts
 from ray_pipeline.report.data import Finding, Report, StageCost, TaskReport, labels
 
@@ -91,7 +91,13 @@ def environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals.update(charts=charts, replace=replace, ece_by_chance=ece_by_chance, more_room=telemetry.MORE_ROOM)
+    found.globals.update(
+        charts=charts,
+        replace=replace,
+        ece_by_chance=ece_by_chance,
+        more_room=telemetry.MORE_ROOM,
+        least_apart=MIN_APART,
+    )
     found.filters.update(
         figure=figure,
         signed=signed,

@@ -98,7 +98,8 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "seen languages 800 +0.002 −0.009 to +0.013",
         "better 96 51 < 0.001",
         "to +0.065 – too few rows to say one class only 0 0",
-        "Each side is a single training; another seed could change a difference as much.",
+        "Fewer than 6 queries that are answered otherwise are too few to say. Each side is a single training; another "
+        "seed could change a difference as much.",
         "The tune part chose threshold and best epoch; the labels",
         "without those that were killed before",
         "397,512",
