@@ -66,10 +66,16 @@ def estimate(
     counts = _per_group(_confusion(labels, predictions), groups)
     drawn = rates(_resample(counts, draws, seed))
     found = _estimates(RATES, rates(counts.sum(axis=0)), drawn, [len(counts)] * len(RATES))
-    return {name: _widened(one, int(counts[:, _LOOKS_AT[name]].any(axis=1).sum())) for name, one in found.items()}
+    looked_at = looks_at(counts)
+    return {name: widened(found[name], groups) for name, groups in zip(RATES, looked_at, strict=True)}
 
 
-def _widened(figure: Estimate, groups: int) -> Estimate:
+def looks_at(counts: Array) -> list[int]:
+    """How many groups each of RATES looks at, by their true positives, false positives, false negatives `[g, 3]`."""
+    return differing(counts, np.zeros_like(counts))
+
+
+def widened(figure: Estimate, groups: int) -> Estimate:
     """An interval that is a point, which claims more than so many groups can show, made Wilson's."""
     return figure if figure.low != figure.high else _wilson(figure.value, groups)
 
@@ -139,7 +145,7 @@ def scalars(
     labels = np.asarray(labels)
     numbers, count = resample.codes(groups)
     found = Sums.of(labels, np.asarray(scores), *_blocked(numbers, count, seed), order)
-    rests_on = _rests_on(labels, numbers, count)
+    rests_on = groups_behind(labels, numbers, count)
     if count < MIN_GROUPS:
         return _estimates(SCALARS, found.exact, _none(SCALARS), rests_on)
     chosen = block_weights(len(found.columns), draws, seed)
@@ -157,13 +163,22 @@ def scalar_difference(
     labels = np.asarray(labels)
     numbers, count = resample.codes(groups)
     both = [Sums.of(labels, np.asarray(one), *_blocked(numbers, count, seed)) for one in (first, second)]
-    value, rests_on = both[0].exact - both[1].exact, _rests_on(labels, numbers, count)
+    value, rests_on = both[0].exact - both[1].exact, groups_behind(labels, numbers, count)
     if count < MIN_GROUPS:
         return _estimates(SCALARS, value, _none(SCALARS), rests_on)
     chosen = block_weights(len(both[0].columns), draws, seed)
     once = np.ones((1, len(both[0].columns)))
     drawn, whole = (both[0].figures(one) - both[1].figures(one) for one in (chosen, once))
     return _estimates(SCALARS, value, _moved(drawn, whole[0], value), rests_on)
+
+
+def expanded(values: Array, groups: int) -> Array:
+    """Figures `[..., 1 + draws]`, the whole's first, with the draws moved away from it: so their plain percentiles are
+    as far out as `_interval`'s for so many groups. NaN below `MIN_APART` of these.
+    """
+    factor = _reach(groups) / float(norm.ppf(0.975)) if groups >= MIN_APART else math.nan
+    whole = values[..., :1]
+    return np.concatenate([whole, whole + (values[..., 1:] - whole) * factor], axis=-1)
 
 
 def auroc_draws(labels: Array, scores: Array, groups: Array, *, draws: int = 1000, seed: int = 0) -> Array:
@@ -177,14 +192,14 @@ def auroc_draws(labels: Array, scores: Array, groups: Array, *, draws: int = 100
     found = Sums.of(labels, np.asarray(scores), *_blocked(numbers, count, seed))
     area = SCALARS.index("auroc")
     exact = found.exact[area]
-    if _rests_on(labels, numbers, count)[area] < MIN_GROUPS:
+    if groups_behind(labels, numbers, count)[area] < MIN_GROUPS:
         return np.append(exact, np.full(draws, np.nan))
     drawn = found.figures(block_weights(len(found.columns), draws, seed))[:, area]
     whole = found.figures(np.ones((1, len(found.columns))))[0, area]
     return np.append(exact, drawn + (exact - whole))
 
 
-def _rests_on(labels: Array, numbers: Array, count: int) -> list[int]:
+def groups_behind(labels: Array, numbers: Array, count: int) -> list[int]:
     """How many of `count` groups each figure of SCALARS rests on; `labels [n]` hold 0/1, `numbers [n]` the groups."""
     of_class = (np.count_nonzero(np.bincount(numbers[labels == one], minlength=count)) for one in (0, 1))
     rarer = int(min(of_class))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_pipeline import artifact, run_folder, storage
+from ray_pipeline import artifact, metrics, run_folder, storage
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
@@ -72,6 +72,8 @@ class Row:
             return "unclear", "baseline"
         if self.whole.difference is None:
             return "unclear", "no run of the baseline to compare with"
+        if self.whole.one_class:
+            return "unclear", "one class only"
         return outcome(self.whole.difference.value, self.whole.difference.p_holm, len(self.whole.compared))
 
 
@@ -113,7 +115,7 @@ class Section:
         return [
             Difference(
                 one.variant, one.rows, one.difference or nothing, nothing, nothing,
-                auroc=one.auroc_difference or nothing,
+                auroc=one.auroc_difference or nothing, one_class=one.one_class,
             )
             for one in wholes
         ]  # fmt: skip
@@ -217,7 +219,7 @@ def markdown(found: Sequence[Section]) -> str:
 def _method(found: Sequence[Section]) -> str:
     """How the figures of these studies are made."""
     samples = sorted({verdicts.draws(section.study) for section in found})
-    return METHOD.format(draws=" or ".join(f"{one:,}" for one in samples))
+    return METHOD.format(draws=" or ".join(f"{one:,}" for one in samples), apart=metrics.MIN_APART)
 
 
 def _markdown_row(row: Row) -> str:
@@ -277,9 +279,8 @@ def headline(found: Sequence[Section]) -> str:
     studies = []
     for section in found:
         better = [row for row in section.rows if row.verdict[1] == "better" and row.whole is not None]
-        best = max(
-            (row.whole for row in section.rows if row.whole is not None), key=lambda one: one.f1.value, default=None
-        )
+        judged = [row.whole for row in section.rows if row.whole is not None and not row.whole.one_class]
+        best = max(judged, key=lambda one: one.f1.value, default=None)
         studies.append(
             {
                 "name": section.study.name, "task": section.study.task, "variants": len(section.rows),

@@ -23,17 +23,22 @@ DRAWS_PER_VARIANT = 50
 """The least p is 2 / (draws + 1): times the number of variants, as Holm has it, that stays below SIGNIFICANT."""
 METHOD = (
     "F1 is the mean over seeds on the holdout rows that all runs share. Intervals are 95 % percentile intervals of "
-    "{draws} bootstrap samples; each draws queries with replacement, the same for all variants and seeds (Davison and "
-    "Hinkley, Bootstrap Methods, 1997, section 3.8), and adds the spread of seeds: the standard error of their mean "
+    "{draws} bootstrap samples, expanded where queries are few (Hesterberg, The American Statistician 69, 2015); where "
+    "all samples agree, they are Wilson’s. Each sample draws queries with replacement, the same for all variants and "
+    "seeds (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8), and adds the spread of seeds: the standard "
+    "error of their mean "
     "times Student’s t with one degree of freedom fewer than seeds. That is the Behrens–Fisher distribution, "
     "which errs on the careful side (Robinson, Annals of Statistics 4, 1976, p. 963): with two seeds only a large and "
     "even difference is seen. One seed shows no spread: what is found holds with this seed, and need not with another. "
     "Differences are to the baseline with the same queries and the same seeds, so that what is hard for both cancels. "
+    "Variants that answer fewer than {apart} queries otherwise than the baseline are not told from it. "
     "p is twice the smaller share of samples on either side of zero, then corrected for the number of variants (Holm, "
     "1979), for each figure by itself. AUROC is judged likewise, on the same rows, by the scores before calibration: "
     "it says how well relevant rows are told from others whatever the threshold, which F1 depends on."
 )
 SIGNIFICANT = 0.05
+F1, AUROC = 0, 3
+"""Places among the figures of a run."""
 
 
 @dataclass(frozen=True)
@@ -112,43 +117,75 @@ def verdicts(study: Study, runs: Sequence[Ran]) -> list[Verdict]:
     return found
 
 
-Drawn = Mapping[tuple[str, int], Array]
-"""F1, precision, recall and AUROC `[1 + draws, 4]` by variant and seed: of all rows, then of each bootstrap sample."""
+@dataclass(frozen=True)
+class Drawn:
+    """One run on one slice of the holdout."""
+
+    figures: Array
+    """F1, precision, recall and AUROC `[4, 1 + draws]`: of all rows, then of each bootstrap sample."""
+    sums: Array
+    """True positives, false positives, false negatives by query, or by block of queries `[blocks, 3]`."""
+    rests_on: list[int]
+    """How many queries each figure rests on."""
+
+    @property
+    def looks_at(self) -> list[int]:
+        """How many of them have a row that the figure counts."""
+        return [*metrics.looks_at(self.sums), self.rests_on[AUROC]]
 
 
-def _drawn(labels: Array, predicted: Array, scores: Array, groups: Array, samples: int) -> Array:
-    auroc = metrics.auroc_draws(labels, scores, groups, draws=samples)
-    return np.column_stack([_rates_drawn(labels, predicted, groups, samples), auroc])
-
-
-def _rates_drawn(labels: Array, predicted: Array, groups: Array, samples: int) -> Array:
+def _drawn(labels: Array, predicted: Array, scores: Array, groups: Array, samples: int) -> Drawn:
     numbers, count = resample.codes(groups)
     block, blocks = resample.blocks(count, 0)
     sums = metrics.confusion_sums(labels, predicted, block[numbers], blocks)
-    whole = sums.sum(axis=0, keepdims=True)
-    if count < metrics.MIN_GROUPS:
-        return np.concatenate([metrics.rates(whole), np.full((samples, 3), np.nan)])
-    return metrics.rates(np.concatenate([whole, metrics.block_weights(blocks, samples, 0) @ sums]))
+    rests_on = [count] * AUROC + [metrics.groups_behind(labels, numbers, count)[0]]
+    auroc = metrics.auroc_draws(labels, scores, groups, draws=samples)
+    return Drawn(np.vstack([_rates_drawn(sums, count, samples), auroc]), sums, rests_on)
 
 
-def _seeds(variant: str, drawn: Drawn) -> list[int]:
+def _rates_drawn(sums: Array, queries: int, samples: int) -> Array:
+    whole = metrics.rates(sums.sum(axis=0, keepdims=True)).T
+    if queries < metrics.MIN_GROUPS:
+        return np.hstack([whole, np.full((len(whole), samples), np.nan)])
+    return np.hstack([whole, metrics.rates(metrics.block_weights(len(sums), samples, 0) @ sums).T])
+
+
+def _seeds(variant: str, drawn: Mapping[tuple[str, int], Drawn]) -> list[int]:
     return [seed for line, seed in drawn if line == variant]
 
 
-def _verdict(study: Study, variant: str, name: str, rows: int, drawn: Drawn) -> Verdict:
+def _verdict(study: Study, variant: str, name: str, rows: int, drawn: Mapping[tuple[str, int], Drawn]) -> Verdict:
+    """What is known of a variant by its runs, by variant and seed."""
     seeds = _seeds(variant, drawn)
-    mine = np.stack([drawn[variant, seed] for seed in seeds])
-    f1, precision, recall, auroc = (_estimate(_over_seeds(mine[:, :, figure])) for figure in range(4))
-    found = Verdict(variant, name, rows, seeds, mine[:, 0, 0].tolist(), f1, precision, recall, auroc)
+    mine = [drawn[variant, seed] for seed in seeds]
+    f1, precision, recall, auroc = (_figure(mine, figure) for figure in range(4))
+    by_seed = [float(one.figures[F1, 0]) for one in mine]
+    found = Verdict(variant, name, rows, seeds, by_seed, f1, precision, recall, auroc)
     common = [seed for seed in seeds if (study.baseline, seed) in drawn]
     if variant == study.baseline or not common:
         return found
-    apart = np.stack([drawn[variant, seed] - drawn[study.baseline, seed] for seed in common])
-    return replace(found, difference=_apart(apart[:, :, 0]), auroc_difference=_apart(apart[:, :, 3]), compared=common)
+    pairs = [(drawn[variant, seed], drawn[study.baseline, seed]) for seed in common]
+    return replace(found, difference=_apart(pairs, F1), auroc_difference=_apart(pairs, AUROC), compared=common)
 
 
-def _apart(differences: Array) -> Apart:
-    values = _over_seeds(differences, least=-1.0)
+def _figure(runs: Sequence[Drawn], figure: int) -> Estimate:
+    """A figure's mean over runs."""
+    values = np.stack([one.figures[figure] for one in runs])
+    found = _estimate(_over_seeds(metrics.expanded(values, runs[0].rests_on[figure])))
+    return metrics.widened(found, min(one.looks_at[figure] for one in runs))
+
+
+def _apart(pairs: Sequence[tuple[Drawn, Drawn]], figure: int) -> Apart:
+    """The mean difference of pairs of runs; that of F1 rests on the queries on which a pair differs, if there are any.
+
+    Below `metrics.MIN_APART` of these it has neither bounds nor p.
+    """
+    differences = np.stack([one.figures[figure] - other.figures[figure] for one, other in pairs])
+    queries = pairs[0][0].rests_on[figure]
+    if figure == F1:
+        differ = np.any([one.sums != other.sums for one, other in pairs], axis=(0, 2))
+        queries = int(differ.sum()) or queries
+    values = _over_seeds(metrics.expanded(differences, queries), least=-1.0)
     found = _estimate(values)
     return Apart(found.value, found.low, found.high, _p_value(values[1:]))
 
@@ -221,7 +258,10 @@ def costs(study: Study, runs: Sequence[Ran]) -> list[Cost]:
 
 
 def spent(runs: Sequence[Ran]) -> tuple[float, float | None]:
-    """Seconds and dollars of all runs, what they share counted once."""
+    """Seconds and dollars of all runs, of a stage that they share once.
+
+    An answer of Gemini's that several stages use is in the dollars of each of them.
+    """
     once = {one.url: one for run in runs for one in run.made}
     return _seconds(once.values()), _usd(once.values())
 

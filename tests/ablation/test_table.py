@@ -14,6 +14,7 @@ import pytest
 from ray_pipeline import run_folder
 from ray_pipeline.ablation import table
 from ray_pipeline.ablation.runs import Ran
+from ray_pipeline.figures import Estimate
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.report import charts, index
 from tests.report.test_render import Page
@@ -51,6 +52,8 @@ def test_a_study_leaves_its_table_in_four_forms(runs: tuple[Recipe, list[Ran]], 
     assert "<i>better</i>" in page.text and "needs a <GPU>" in page.text and "python jobs/ablation.py <x>" in page.text
     assert "2 variants against base ," in page.text
     assert "broken failed" in page.text and "Davison and Hinkley" in page.text and "base baseline" in page.text
+    assert "An answer that several stages use, such as those of a few rows and of more, was paid for once" in page.text
+    assert "fewer than 6 queries otherwise" in page.text
     ids = page.values("id")
     assert len(ids) == len(set(ids)) and {link[1:] for link in page.values("href")} <= set(ids)
 
@@ -102,6 +105,19 @@ def test_a_table_that_is_not_whole_says_what_it_rests_on(runs: tuple[Recipe, lis
     assert [chart.count("whisker gain") > 0 for chart in by_auroc] == [False, True]
     (alone,) = table.sections([ran.study(recipe, ["broken", "base"], [0, 1])], done)
     assert [row.verdict[1] for row in alone.rows] == ["failed", "no run of the baseline to compare with"]
+
+
+def test_of_rows_of_one_class_no_variant_is_better(runs: tuple[Recipe, list[Ran]]) -> None:
+    recipe, done = runs
+    (section,) = table.sections([ran.study(recipe, ["base", "<i>better</i>"], [0, 1])], done)
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    rows = [replace(row, whole=replace(row.whole, auroc=nothing)) for row in section.rows if row.whole is not None]
+    alike = replace(section, rows=rows)
+    assert section.rows[1].verdict[1] == "better" and [row.verdict[1] for row in rows] == ["baseline", "one class only"]
+    assert [one.one_class for one in section.differences + alike.differences] == [False, True]
+    assert "one class only" in charts.differences(alike.differences, "", alike.styles)
+    study = json.loads(table.headline([alike]))["studies"][0]
+    assert study["better"] == [] and study["best"] is None
 
 
 @pytest.mark.parametrize(

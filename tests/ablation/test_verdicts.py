@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped, unused-ignore]
 
-from ray_pipeline import comparison
+from ray_pipeline import comparison, metrics
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.runs import Ran
 from ray_pipeline.ablation.verdicts import Apart, Verdict
@@ -113,6 +113,49 @@ def test_no_bound_is_beyond_what_f1_can_be() -> None:
     assert both == Estimate(pytest.approx(0.895), 0.0, 1.0)
     same = verdicts._over_seeds(np.full((3, 401), 0.7))
     assert same == pytest.approx(np.full(401, 0.7)), "seeds that agree add nothing"
+
+
+LABELS, QUERIES = np.arange(120) % 3 > 0, np.arange(120)
+
+
+def answered(wrong: int, seeds: int = 1) -> dict[int, verdicts.Drawn]:
+    """By seed, a run that answers so many queries of one row each wrongly."""
+    predicted = np.where(np.arange(120) < wrong, ~LABELS, LABELS)
+    return {seed: verdicts._drawn(LABELS, predicted, predicted * 1.0, QUERIES, 2000) for seed in range(seeds)}
+
+
+def judged(recipe: Recipe, wrong: int, base: int, seeds: int = 1) -> Verdict:
+    """One run against the baseline."""
+    drawn = {(line, seed): one for line, number in (("v", wrong), ("base", base))
+             for seed, one in answered(number, seeds).items()}  # fmt: skip
+    return verdicts._verdict(ran.study(recipe, ["base", "v"], list(range(seeds))), "v", "all", 120, drawn)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_mistake_is_no_certainty(recipe: Recipe, seeds: int) -> None:
+    found = judged(recipe, 0, 30, seeds)
+    for one, queries in ((found.f1, 80), (found.precision, 80), (found.recall, 80), (found.auroc, 40)):
+        assert one == Estimate(1.0, pytest.approx(queries / (queries + 1.96**2), abs=1e-4), 1.0)
+    assert found.difference is not None and found.difference.low > 0
+
+
+@pytest.mark.parametrize(("wrong", "p"), [(0, 1.0), (4, math.nan), (5, math.nan), (12, 2 / 2001)])
+def test_a_few_queries_answered_otherwise_show_no_difference(recipe: Recipe, wrong: int, p: float) -> None:
+    found = judged(recipe, wrong, 0).difference
+    assert found is not None and found.p == pytest.approx(p, nan_ok=True)
+    assert math.isnan(found.low) == math.isnan(p)
+
+
+def test_intervals_reach_as_far_as_those_of_a_report(recipe: Recipe) -> None:
+    for rows in (24, 120):
+        some = slice(0, rows)
+        predicted = np.where(np.arange(rows) % 4 == 0, ~LABELS[some], LABELS[some])
+        drawn = verdicts._drawn(LABELS[some], predicted, predicted * 1.0, QUERIES[some], 4000)
+        mine = verdicts._figure([drawn], verdicts.F1)
+        own = metrics.estimate(LABELS[some], predicted, QUERIES[some], draws=4000)["f1"]
+        assert width(mine) == pytest.approx(width(own), rel=0.06)
+    plain = metrics.expanded(np.append(0.5, np.linspace(0, 1, 101)), 6)
+    assert plain[0] == 0.5 and plain[-1] == pytest.approx(0.5 + 0.5 * math.sqrt(6 / 5) * 2.5706 / 1.96, abs=1e-3)
 
 
 def test_a_run_that_failed_is_left_out_and_pairs_are_of_common_seeds(runs: list[Ran], recipe: Recipe) -> None:
