@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as driver
-from benchmarks import gpu
+from benchmarks import gpu, paper_estimate, paper_scoring, results
 from benchmarks.__main__ import Area
 from benchmarks.results import Report
 
@@ -33,6 +33,14 @@ def test_one_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
 def test_its_output_is_kept_and_its_table_found() -> None:
     code, printed = driver.run(["benchmarks.paper_estimate"], 60)
     assert code == 0 and driver.last_table(printed).startswith("|")
+
+
+def test_what_is_computed_on_paper_is_what_the_results_say() -> None:
+    kept = {name: results.kept(name).splitlines() for name in ("paper", "paper_scoring")}
+    scoring = [*paper_scoring.rows(paper_scoring.Plan(50_000)), *paper_scoring.sizes()]
+    for name, rows in (("paper", paper_estimate.rows()), ("paper_scoring", scoring)):
+        assert [row for row in rows if f"| {' | '.join(row)} |" not in kept[name]] == [], f"benchmarks.{name}: run it"
+    assert f"some {paper_estimate.DETECTOR_CORE_SECONDS} core-seconds" in results.kept("paper")
 
 
 def test_an_unknown_name_is_wrong_usage() -> None:
