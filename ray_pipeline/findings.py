@@ -146,10 +146,14 @@ def _predicted(rows: Slice) -> float:
 
 
 def _by_chance(rows: Slice) -> float:
-    """How far the predicted share may lie from what is expected of it, at 95 %, by the number of errors."""
+    """How far the predicted share may lie from what is expected of it, at 95 %, by the number of errors.
+
+    Rows of one query may err together: as far as so many queries with a row each leave it, where these are known.
+    """
     hits = rows.recall.value * rows.positives
     errors = rows.rows * _predicted(rows) + rows.positives - 2 * hits  # false positives and negatives
-    return 1.96 * math.sqrt(max(errors, 0)) / max(rows.rows, 1)
+    together = rows.rows / rows.queries if rows.queries else 1.0
+    return 1.96 * math.sqrt(max(errors, 0) * together) / max(rows.rows, 1)
 
 
 def _weak_languages(task: TaskReport) -> Iterator[Finding]:
@@ -232,14 +236,19 @@ def _transfer(task: TaskReport) -> Iterator[Finding]:
         return
     if groups[SEEN_GROUP].one_class or groups[WITHHELD_GROUP].one_class:
         return
-    seen, withheld = groups[SEEN_GROUP].f1, groups[WITHHELD_GROUP].f1
-    gap = _gap(seen, withheld)
+    seen, withheld = groups[SEEN_GROUP], groups[WITHHELD_GROUP]
+    gap, ranked = _gap(seen.f1, withheld.f1), _auroc_gap(seen, withheld)
     text = (
-        f"F1 is {_shown(seen)} in languages seen in training and {_shown(withheld)} in withheld ones: "
-        f"a gap of {_shown(gap, '+')}."
+        f"F1 is {_shown(seen.f1)} in languages seen in training and {_shown(withheld.f1)} in withheld ones: "
+        f"a gap of {_shown(gap, '+')}. Of their rows {seen.positive_share:.0%} and {withheld.positive_share:.0%} are "
+        "relevant"
     )
+    text += "." if ranked is None else f"; AUROC is {_aurocs(seen, withheld)}: a gap of {_shown(ranked, '+')}."
     if not _known(gap):
         yield Finding("note", "Transfer to withheld languages: too few queries", text)
+    elif gap.low > 0 and ranked is not None and ranked.low <= 0:
+        text += " At equal ranking, F1 falls with the share of relevant rows."
+        yield Finding("note", "Lower F1, but no worse ranking, in withheld languages", text)
     elif gap.low > 0:
         level = "warning" if gap.value >= WEAK_GAP else "note"
         yield Finding(level, "Withheld languages are weaker", text)
@@ -247,6 +256,16 @@ def _transfer(task: TaskReport) -> Iterator[Finding]:
         yield Finding("note", "Withheld languages are stronger", text)
     else:
         yield Finding("note", "No gap shown between seen and withheld languages", text)
+
+
+def _auroc_gap(first: Slice, second: Slice) -> Estimate | None:
+    """That of two slices' AUROC, which does not go by the share of relevant rows; null where it is not known."""
+    found = [one.scalars["auroc"] for one in (first, second) if "auroc" in one.scalars]
+    return _gap(*found) if len(found) == 2 else None
+
+
+def _aurocs(first: Slice, second: Slice) -> str:
+    return " and ".join(_shown(one.scalars["auroc"]) for one in (first, second))
 
 
 def _gap(first: Estimate, second: Estimate) -> Estimate:

@@ -118,6 +118,13 @@ def test_predicted_share_goes_by_what_the_rows_can_show(rows: int, told: bool) -
     assert "about as often" not in titles(report(headline=eager))
 
 
+@pytest.mark.parametrize(("queries", "told"), [(None, True), (1000, True), (100, False)])
+def test_predicted_share_goes_by_queries_whose_rows_err_together(queries: int | None, told: bool) -> None:
+    # 66 more of 1,000 rows are predicted relevant than are, of 240 mistakes.
+    eager = replace(Slice("all", 1000, 600, around(0.8), around(0.77), around(0.855)), queries=queries)
+    assert ("over-predicted" in titles(report(headline=eager))) == told
+
+
 def answered(scores: Any, labels: Any, cut: float) -> Slice:
     return metrics.slice_of("all", labels, scores >= cut, np.arange(len(labels)), draws=100)
 
@@ -253,6 +260,23 @@ def test_transfer(withheld: Estimate, title: str, level: str) -> None:
     one = found(title, report(groups=groups))
     assert one.level == level
     assert f"{withheld.value:.3f}" in one.text
+
+
+@pytest.mark.parametrize(
+    ("auroc", "title", "level"),
+    [
+        (around(0.84), "Lower F1, but no worse ranking, in withheld languages", "note"),
+        (around(0.7), "Withheld languages are weaker", "warning"),
+        (Estimate(0.84, NAN, NAN), "Withheld languages are weaker", "warning"),
+    ],
+)
+def test_a_lower_f1_with_as_good_a_ranking_is_no_weakness(auroc: Estimate, title: str, level: str) -> None:
+    seen = replace(rows_of(SEEN_GROUP, around(0.9)), scalars={"auroc": around(0.85)})
+    withheld = replace(rows_of(WITHHELD_GROUP, around(0.7), seen=False), positives=400, scalars={"auroc": auroc})
+    one = found(title, report(groups=[seen, withheld]))
+    assert one.level == level and "Of their rows 70% and 40% are relevant; AUROC is 0.850 (" in one.text
+    assert f"a gap of {0.85 - auroc.value:+.3f} (" in one.text
+    assert ("At equal ranking" in one.text) == ("no worse ranking" in title)
 
 
 def test_gap_interval_joins_both_uncertainties() -> None:
