@@ -1,6 +1,7 @@
 """The README.md beside an adapter: what it is for, what it was made of, how good it is; neither Ray nor torch."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray_pipeline import models
 from ray_pipeline import recipe as recipes
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Recipe
+from ray_pipeline.report import render as in_words
 
 FILE = "README.md"
 TASKS = {"QC": "a category path", "QI": "an item title"}
@@ -61,16 +63,18 @@ def _front(text: str) -> dict[str, Any]:
 
 
 def by_language(rows: TuneRows, threshold: float) -> list[tuple[str, int, float]]:
-    """(language, rows, F1 of the relevant class) of the tune part, the most rows first."""
+    """(language, rows, F1 of the relevant class) of the tune part, the most rows first; NaN without a relevant row."""
     languages, predicted = np.array(rows.languages), (rows.scores >= threshold).astype(np.int8)
     counts = sorted(
         ((int((languages == name).sum()), name) for name in set(rows.languages)), key=lambda c: (-c[0], c[1])
     )
     labels = rows.labels.astype(np.int8)
-    return [
-        (name, count, f1_precision_recall(labels[languages == name], predicted[languages == name])[0])
-        for count, name in counts
-    ]
+    found = []
+    for count, name in counts:
+        mine = languages == name
+        f1 = f1_precision_recall(labels[mine], predicted[mine])[0] if labels[mine].any() else math.nan
+        found.append((name, count, f1))
+    return found
 
 
 def render(
@@ -101,5 +105,6 @@ def render(
         judged="the queries that this fold left out" if rows.of_fold else "the tune part",
         threshold=threshold,
         difference=difference,
+        in_words=in_words,
     )
     return text

@@ -99,8 +99,8 @@ def test_a_card_says_what_the_adapter_is(tmp_path: Path) -> None:
     for part in (
         "mix-fingerprint",
         model_card.recipe_hash(runs.make()),
-        "| f1 | 0.8750 |",
-        "0.5000",
+        "| f1 | 0.875 |",
+        "a score of 0.500,",
         "within\n  0.012",
         "look at its own page",
     ):
@@ -110,7 +110,9 @@ def test_a_card_says_what_the_adapter_is(tmp_path: Path) -> None:
 
 def test_a_folds_card_speaks_of_the_fold_and_of_languages_without_a_relevant_row() -> None:
     rows = replace(ROWS, of_fold=True, labels=np.array([1, 0, 1, 0], np.float32), scores=ROWS.scores * 0.5)
-    text = model_card.render(runs.make(), "mix", {"tune_f1": 0.5}, rows, 0.5, 0.0)
+    text = model_card.render(runs.make(), "mix", {"tune_f1": 0.99996}, rows, 2e-5, 0.0)
+    assert "a score of 0.00002," in text and "| f1 | > 0.999 |" in text
+    assert (rows.scores[3] >= 2e-5) and rows.labels[3] == 0, "a false positive in de"
     assert "## Quality on the queries that this fold left out" in text and "the tune part" not in text
     assert "have a threshold of their own" in text and "| de | 1 | no relevant row |" in text
 
