@@ -145,6 +145,16 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class WeightedRate(Estimate):
+    """A share by judged rows that stand for more or fewer others; NaN, bounds too, where there are none."""
+
+    yes: int
+    """Judged rows, unweighted."""
+    rows: int
+    """Of so many."""
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Two who answered the same question on the same rows."""
 
@@ -170,9 +180,11 @@ class People:
     label_holds: dict[str, Rate]
     agreements: list[Agreement]
     """Between annotators, and of their majority with the checks and the judge."""
-    precision: float
-    """The share of the translations that the checks refuse whose meaning people call lost; NaN without any."""
-    recall: float
-    """The share of the translations whose meaning people call lost that the checks refuse; NaN without any."""
+    precision: WeightedRate
+    """The share of the translations that the checks refuse whose meaning people call lost."""
+    recall: WeightedRate
+    """The share of the translations whose meaning people call lost that the checks refuse."""
     checks: dict[str, Rate]
     """By check: of the rows that it refused, those whose meaning people call lost."""
+    unjudged: int = 0
+    """Translations of a language and check of which nobody has judged any: precision and recall say nothing of them."""

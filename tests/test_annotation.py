@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openpyxl
 import pyarrow as pa
 import pytest
 
 from ray_pipeline import tables
 from ray_pipeline.annotation import answers, command, sampling, sheets
-from ray_pipeline.annotation.people import agreement, lines, people, rate, summary
+from ray_pipeline.annotation.people import Judged, agreement, lines, people, rate, summary, worth
 from ray_pipeline.annotation.sampling import ACCEPTED, Candidate
 from ray_pipeline.annotation.sheets import Column
 from ray_pipeline.artifact import Artifact
@@ -287,7 +288,10 @@ def test_rows_stand_for_their_stratum() -> None:
     seen = [candidate(i) for i in range(9)] + [candidate(10 + i, "length") for i in range(5)]
     rows = said("a", {i: i >= 3 for i in range(9)} | {10 + i: False for i in range(5)})
     found = summed(rows, seen, {("de", ACCEPTED): 90, ("de", "length"): 10})
-    assert found.precision == 1 and found.recall == pytest.approx(10 / (10 + 30))
+    assert found.precision.value == 1 and found.recall.value == pytest.approx(10 / (10 + 30))
+    assert (found.precision.yes, found.precision.rows, found.recall.yes, found.recall.rows) == (5, 5, 5, 8)
+    assert found.precision.high == 1 and found.precision.low == pytest.approx(rate([True] * 5).low, abs=1e-4)
+    assert 0 < found.recall.low < found.recall.value < found.recall.high < 1 and found.unjudged == 0
     assert {name: (one.yes, one.rows) for name, one in found.checks.items()} == {"length": (5, 5)}
     [checks] = found.agreements
     assert (checks.first, checks.second, checks.rows) == ("people", "checks", 14)
@@ -298,8 +302,39 @@ def test_rows_stand_for_their_stratum() -> None:
 
 def test_nothing_refused_nothing_lost() -> None:
     found = summed(said("a", {0: True, 1: True}), [candidate(0), candidate(1)], {("de", ACCEPTED): 2})
-    assert math.isnan(found.precision) and math.isnan(found.recall) and found.agreements[0].kappa is None
+    lost = summed(said("a", {0: True, 1: False}), [candidate(0), candidate(1)], {("de", ACCEPTED): 2})
+    assert math.isnan(lost.recall.value), "what was refused is not known"
+    assert math.isnan(found.precision.value) and math.isnan(found.recall.low) and found.agreements[0].kappa is None
     assert "precision unknown" in "\n".join(lines(found))
+
+
+def test_no_bad_row_among_few_of_many_is_no_perfect_recall() -> None:
+    """Of 20,000 accepted 100 are judged, none is bad; of 300 refused 50, all bad: up to 4 % of 20,000 are missed."""
+    seen = [candidate(i) for i in range(100)] + [candidate(200 + i, "length") for i in range(50)]
+    rows = said("a", dict.fromkeys(range(100), True) | {200 + i: False for i in range(50)})
+    sizes = {("de", ACCEPTED): 20_000, ("de", "length"): 300, ("pl", ACCEPTED): 70, ("pl", "length"): 2}
+    found = summed(rows, seen, sizes)
+    assert found.recall.value == found.recall.high == 1
+    missed = 20_000 * 1.96**2 / (100 + 1.96**2)
+    assert found.recall.low == pytest.approx(300 / (300 + missed), abs=0.02)
+    assert found.unjudged == 72, "those of a language that nobody has looked at"
+    told = "\n".join(lines(found))
+    assert "recall 100.0% (" in told and "50 of 50 judged that are called wrong" in told and "72 translations" in told
+
+
+def test_intervals_of_precision_and_recall_cover_the_truth() -> None:
+    """Four languages with a few rows of each check: of all refused 6 in 10 are bad, of the accepted 1 in 20."""
+    kinds = [(language, check, *how) for language in "abcd" for check, how in
+             ((ACCEPTED, (5_000, 40, 0.05)), ("x", (200, 7, 0.6)), ("y", (200, 7, 0.6)))]  # fmt: skip
+    generator, truth, covered = np.random.default_rng(0), (0.6, 960 / (960 + 1000)), []
+    for _ in range(200):
+        judged = [
+            Judged(candidate(0, check, language), bool(kept), size / rows)
+            for language, check, size, rows, bad in kinds
+            for kept in generator.random(rows) >= bad
+        ]
+        covered.append([one.low <= true <= one.high for one, true in zip(worth(judged), truth, strict=True)])
+    assert (np.mean(covered, axis=0) >= 0.91).all() and (np.mean(covered, axis=0) < 1).all()
 
 
 def test_annotators_are_compared_in_pairs_on_what_both_answered() -> None:
@@ -396,7 +431,7 @@ def test_from_export_to_agreement(
     assert "rows, judged by" in out and first in out
     assert f"{first} and {second}, meaning_kept: agree on 100.0% of 20" in out
     assert f"{first} and {second}, label_holds: agree on 0.0% of 20" in out
-    assert "checks against people: precision 0.0%, recall unknown" in out
+    assert "checks against people: precision 0.0% (" in out and "recall unknown" in out
 
 
 def test_problems_of_the_user_are_told(job: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

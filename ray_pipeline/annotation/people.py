@@ -13,9 +13,11 @@ from ray_pipeline.annotation import sampling
 from ray_pipeline.annotation.answers import QUESTIONS, load
 from ray_pipeline.annotation.sampling import ACCEPTED, Candidate, Stratum
 from ray_pipeline.artifact import Artifact
-from ray_pipeline.figures import Agreement, People, Rate
+from ray_pipeline.figures import Agreement, Estimate, People, Rate, WeightedRate
 
 MAJORITY, CHECKS, JUDGE = "people", "checks", "judge"
+Z = 1.96
+"""How many standard deviations a 95 % interval reaches to either side."""
 Votes = Mapping[str, Mapping[str, bool]]
 """Answers to one question by annotator and translation id."""
 
@@ -44,17 +46,17 @@ def summary(table: pa.Table, rows: Mapping[str, Candidate], sizes: Mapping[Strat
     votes = {question: _votes(table, question) for question in QUESTIONS}
     meaning, label = (_majority(votes[question]) for question in QUESTIONS)
     judged = weighted([(rows[name], kept) for name, kept in sorted(meaning.items())], sizes)
-    bad, refused = [not one.kept for one in judged], [one.row.stratum[1] != ACCEPTED for one in judged]
-    weights = [one.weight for one in judged]
+    precision, recall = worth(judged)
     return People(
         annotators=sorted(votes[QUESTIONS[0]] | votes[QUESTIONS[1]]),
         rows=len(meaning | label),
         meaning_kept=_by_language(meaning, rows),
         label_holds=_by_language(label, rows),
         agreements=[*_between(votes), *_with_checks(judged)],
-        precision=_share(bad, refused, weights),
-        recall=_share(refused, bad, weights),
+        precision=precision,
+        recall=recall,
         checks=_by_check(judged),
+        unjudged=sum(size for stratum, size in sizes.items() if stratum not in {one.row.stratum for one in judged}),
     )
 
 
@@ -109,10 +111,59 @@ def _by_check(judged: Sequence[Judged]) -> dict[str, Rate]:
     return {check: rate(not one.kept for one in judged if one.row.stratum[1] == check) for check in checks}
 
 
-def _share(part: Sequence[bool], whole: Sequence[bool], weights: Sequence[float]) -> float:
-    total = sum(weight for weight, there in zip(weights, whole, strict=True) if there)
-    both = sum(weight for weight, *there in zip(weights, part, whole, strict=True) if all(there))
-    return both / total if total else math.nan
+def worth(judged: Sequence[Judged]) -> tuple[WeightedRate, WeightedRate]:
+    """Precision and recall of the checks by people, as over all translations in the strata that they have judged.
+
+    Recall is not known where they have judged only what the checks refuse, or only what these accept.
+    """
+    refused, accepted = (
+        [one for one in judged if (one.row.stratum[1] == ACCEPTED) == passed] for passed in (False, True)
+    )
+    caught, missed = (sum(not one.kept for one in side) for side in (refused, accepted))
+    precision = _weighted(_bad_share(refused), caught, len(refused))
+    if not (refused and accepted and caught + missed):
+        return precision, WeightedRate(math.nan, math.nan, math.nan, 0, 0)
+    return precision, _weighted(_part(_bad_rows(refused), _bad_rows(accepted)), caught, caught + missed)
+
+
+def _bad_share(judged: Sequence[Judged]) -> Estimate:
+    """The weighted share of bad rows, with Wilson's interval of as many rows of one weight as would tell as much.
+
+    So where no bad row was found, there is an upper bound, too. Method: the effective sample size of Kish, Survey
+    Sampling, 1965, section 11.7, which leaves out what strata gain and so errs on the careful side.
+    """
+    whole = sum(one.weight for one in judged)
+    if not judged:
+        return Estimate(math.nan, math.nan, math.nan)
+    share = sum(one.weight for one in judged if not one.kept) / whole
+    rows = whole**2 / sum(one.weight**2 for one in judged)
+    middle, shrunk = share + Z**2 / (2 * rows), 1 + Z**2 / rows
+    half = Z * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    low, high = (middle - half) / shrunk, (middle + half) / shrunk
+    return Estimate(share, low if share > 0 else 0.0, high if share < 1 else 1.0)
+
+
+def _bad_rows(judged: Sequence[Judged]) -> Estimate:
+    """How many bad rows there are among all that the judged ones stand for."""
+    share, whole = _bad_share(judged), sum(one.weight for one in judged)
+    return Estimate(whole * share.value, whole * share.low, whole * share.high)
+
+
+def _part(one: Estimate, rest: Estimate) -> Estimate:
+    """The share that one of two independent numbers, not both 0, has of both, by the interval of their ratio.
+
+    Method: MOVER-R (Newcombe, Statistical Methods in Medical Research 25, 2016).
+    """
+    product = one.value * rest.value
+    down, up = rest.low * (2 * rest.value - rest.low), rest.high * (2 * rest.value - rest.high)
+    least, most = one.low * (2 * one.value - one.low), one.high * (2 * one.value - one.high)
+    lowest = down / (product + math.sqrt(max(product**2 - down * most, 0.0))) if down else 0.0
+    highest = (product + math.sqrt(max(product**2 - up * least, 0.0))) / least if least else math.inf
+    return Estimate(one.value / (one.value + rest.value), 1 / (1 + highest), 1 / (1 + lowest))
+
+
+def _weighted(one: Estimate, yes: int, rows: int) -> WeightedRate:
+    return WeightedRate(one.value, one.low, one.high, yes, rows)
 
 
 def _between(votes: Mapping[str, Votes]) -> list[Agreement]:
@@ -170,7 +221,10 @@ def lines(found: People) -> list[str]:
         + ("unknown" if one.kappa is None else f"{one.kappa:.2f}")
         for one in found.agreements
     ]
-    told.append(f"checks against people: precision {percent(found.precision)}, recall {percent(found.recall)}")
+    told.append(f"checks against people: precision {weighted_words(found.precision, 'refused')},")
+    told.append(f"  recall {weighted_words(found.recall, 'called wrong')}")
+    if found.unjudged:
+        told.append(f"  {found.unjudged} translations are of a language and check of which nobody has judged any")
     told += [f"  {check}: people agree on {words(one)}" for check, one in found.checks.items()]
     return told
 
@@ -180,6 +234,13 @@ def words(one: Rate) -> str:
     if not one.rows:
         return "no rows"
     return f"{one.yes} of {one.rows}, {one.yes / one.rows:.1%} ({one.low:.1%} to {one.high:.1%})"
+
+
+def weighted_words(one: WeightedRate, kind: str) -> str:
+    """A rate by rows that stand for others, with its interval and the judged rows of a kind that it rests on."""
+    if not one.rows:
+        return "unknown: too few judged"
+    return f"{percent(one.value)} ({one.low:.1%} to {one.high:.1%}; {one.yes} of {one.rows} judged that are {kind})"
 
 
 def percent(value: float) -> str:

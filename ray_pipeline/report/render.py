@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ray_pipeline import telemetry
 from ray_pipeline.duration import duration
-from ray_pipeline.figures import Difference, Estimate, Rate, Slice
+from ray_pipeline.figures import Difference, Estimate, Rate, Slice, WeightedRate
 from ray_pipeline.language_names import language
 from ray_pipeline.metrics import MIN_APART, MIN_GROUPS, ece_by_chance
 from ray_pipeline.report import charts
@@ -110,6 +110,7 @@ def environment(*folders: Path) -> Environment:
         percent=percent,
         joint=joint,
         wilson=wilson,
+        weighted=weighted,
         decimal=decimal,
         duration=duration,
         megabytes=telemetry.megabytes,
@@ -207,6 +208,11 @@ def percent(value: float) -> str:
 def wilson(rate: Rate) -> str:
     """A rate's interval in words."""
     return f"{rate.low:.1%}–{rate.high:.1%}" if rate.rows else "no rows"
+
+
+def weighted(rate: WeightedRate) -> str:
+    """Such a rate's interval in words, with the judged rows that it rests on."""
+    return f"{rate.low:.1%}–{rate.high:.1%}, {rate.yes:,} of {rate.rows:,} judged" if rate.rows else "too few judged"
 
 
 def decimal(value: float | None) -> str:

@@ -17,6 +17,7 @@ from ray_pipeline.figures import (
     Predicted,
     Rate,
     Slice,
+    WeightedRate,
 )
 from ray_pipeline.report.data import (
     Contradicted,
@@ -191,9 +192,10 @@ def people() -> People:
             Agreement("people", "checks", "meaning_kept", 150, 0.943, 0.48),
             Agreement("people", "judge", "meaning_kept", 101, 0.951, 0.66),
         ],
-        precision=0.842,
-        recall=0.377,
+        precision=WeightedRate(0.842, 0.671, 0.932, 22, 27),
+        recall=WeightedRate(0.377, 0.21, 0.58, 22, 30),
         checks={"length": Rate(7, 12, 0.32, 0.807), "numbers not kept": Rate(15, 15, 0.796, 1.0)},
+        unjudged=41,
     )
 
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ray_pipeline.figures import Estimate
+from ray_pipeline.figures import Estimate, WeightedRate
 from ray_pipeline.report.data import Report, TranslationQuality
 from ray_pipeline.report.render import bounds, merged_stages, money, render, total, verdict
 
@@ -139,8 +139,9 @@ def test_nothing_is_loaded_from_elsewhere(page: Page, html: str) -> None:
         "German de 0.81 0.74 500 rows 94.0% 1,000 rows 3.8% 2.2% 40",
         "Arabic ar 0.84 0.74 503 rows – – – 37 length 12, wrong script 3",
         "anna, ben looked at 150 translations",
-        "share of refused translations that people also call wrong 84.2%",
-        "share of translations people call wrong that the checks refuse 37.7%",
+        "share of refused translations that people also call wrong 84.2% 67.1%–93.2%, 22 of 27 judged",
+        "share of translations people call wrong that the checks refuse 37.7% 21.0%–58.0%, 22 of 30 judged",
+        "of 41 translations nobody has judged any of their language and check",
         "anna, ben meaning kept 92.0% 150 rows 0.71",
         "anna, ben label holds 99.0% 150 rows –",
         "people, judge meaning kept 95.1% 101 rows 0.66",
@@ -243,9 +244,17 @@ def test_what_was_not_asked_of_translations_is_not_shown() -> None:
 
 
 def test_people_who_found_nothing_lost_are_shown() -> None:
-    found = replace(sample_people(), precision=NAN, recall=NAN, checks={}, label_holds={}, agreements=[])
+    nothing = WeightedRate(NAN, NAN, NAN, 0, 0)
+    found = replace(
+        sample_people(), precision=nothing, recall=nothing, unjudged=0, checks={}, label_holds={}, agreements=[]
+    )
     text = Page(render(replace(sample_report(), tasks=[replace(sample_task(), people=found)]))).text
-    assert "that people also call wrong –" in text and "nan" not in text and "Failed check" not in text
+    assert (
+        "that people also call wrong – too few judged" in text
+        and "nobody has judged" not in text
+        and "nan" not in text
+        and "Failed check" not in text
+    )
 
 
 def test_two_recipes_of_one_task_keep_their_anchors_apart() -> None:
