@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ray_pipeline import metrics
+from ray_pipeline import metrics, wording
 from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Comparison, Difference, Estimate, Slice
 from ray_pipeline.report.data import Finding, TaskReport
 
@@ -223,7 +223,7 @@ def _uncovered(task: TaskReport) -> Iterator[Finding]:
         share = blind.total() / wanted.total()
         names = ", ".join(f"{language} {rows:,}" for language, rows in blind.most_common(NAMED))
         names += f" and {len(blind) - NAMED} more" if len(blind) > NAMED else ""
-        part = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+        part = wording.percent(share)
         text = f"{blind.total():,} of the {wanted.total():,} rows to predict ({part}) are in {names}: fewer than "
         text += f"{MIN_ROWS} labelled rows, or none, say how well these are answered."
         level = "warning" if share >= UNCOVERED else "note"

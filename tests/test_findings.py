@@ -221,7 +221,7 @@ def test_languages_to_predict_that_no_figure_covers() -> None:
     one = found("no figure covers", report(predicted=rows))
     assert one.level == "warning" and "400 of the 1,000 rows to predict (40.0%) are in th 400:" in one.text
     stray = [replace(rows[1], rows=3), replace(rows[0], rows=99_997)]
-    assert "3 of the 100,000 rows to predict (less than 0.1%)" in found("covers", report(predicted=stray)).text
+    assert "3 of the 100,000 rows to predict (< 0.1%)" in found("covers", report(predicted=stray)).text
     few = [replace(rows[1], rows=20), replace(rows[0], rows=980)]
     assert found("no figure covers", report(predicted=few)).level == "note"
     assert "no figure covers" not in titles(report(predicted=rows[:1]))

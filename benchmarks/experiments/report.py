@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks import results
+from ray_pipeline import wording
 from ray_pipeline.ablation.table import outcome
 from ray_pipeline.comparison import WHOLE
 from ray_pipeline.figures import SEEN_GROUP, WITHHELD_GROUP, Difference, Estimate
@@ -111,7 +112,7 @@ def _three(row: Row | None) -> str:
     if row is None:
         return "–"
     f1, *both = (math.nan if row[name] is None else row[name] for name in ("f1", "precision", "recall"))
-    return f"{render.figure(f1)} ({', '.join(map(render.figure, both))})"
+    return f"{wording.figure(f1)} ({', '.join(map(wording.figure, both))})"
 
 
 def whole(rows: Sequence[Row]) -> list[Row]:
@@ -126,7 +127,12 @@ def cells(rows: Sequence[Row], row: Row) -> list[str]:
     for figure, prefix in FIGURES.items():
         p = row[f"{prefix}p_holm"]
         withheld = difference(mine[WITHHELD_GROUP], prefix) if WITHHELD_GROUP in mine else "–"
-        found += [render.figure(row[figure]), difference(row, prefix), "–" if p is None else render.figure(p), withheld]
+        found += [
+            wording.figure(row[figure]),
+            difference(row, prefix),
+            "–" if p is None else wording.figure(p),
+            withheld,
+        ]
     return found
 
 
@@ -135,7 +141,7 @@ def difference(row: Row, prefix: str = "") -> str:
     if row[f"{prefix}difference"] is None:
         return "–"
     found = _estimate(row, prefix)
-    return f"{render.signed(found.value)} ({render.bounds(found, True)})"
+    return f"{wording.signed(found.value)} ({wording.bounds(found, True)})"
 
 
 def drawn(rows: Sequence[Row]) -> str:

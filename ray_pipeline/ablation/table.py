@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_pipeline import artifact, metrics, run_folder, storage
+from ray_pipeline import artifact, metrics, run_folder, storage, wording
 from ray_pipeline.ablation import verdicts
 from ray_pipeline.ablation.matrix import Study
 from ray_pipeline.ablation.runs import Ran
@@ -227,16 +227,16 @@ def _markdown_row(row: Row) -> str:
     if row.whole is None or row.cost is None:
         return f"| {name} |" + " – |" * 5 + f" {row.verdict[1]} |" + " – |" * 8
     whole = row.whole
-    cells = [name, render.figure(whole.f1.value), render.bounds(whole.f1), *_apart(whole.difference), row.verdict[1]]
-    cells += [render.figure(whole.auroc.value), *_apart(whole.auroc_difference)]
-    cells += [render.figure(whole.precision.value), render.figure(whole.recall.value)]
-    return "| " + " | ".join([*cells, render.money(row.cost.usd), duration(row.cost.seconds)]) + " |"
+    cells = [name, wording.figure(whole.f1.value), wording.bounds(whole.f1), *_apart(whole.difference), row.verdict[1]]
+    cells += [wording.figure(whole.auroc.value), *_apart(whole.auroc_difference)]
+    cells += [wording.figure(whole.precision.value), wording.figure(whole.recall.value)]
+    return "| " + " | ".join([*cells, wording.money(row.cost.usd), duration(row.cost.seconds)]) + " |"
 
 
 def _apart(one: Apart | None) -> list[str]:
     if one is None:
         return ["–", "–", "–"]
-    return [render.signed(one.value), render.bounds(one, True), render.figure(one.p_holm)]
+    return [wording.signed(one.value), wording.bounds(one, True), wording.figure(one.p_holm)]
 
 
 def parquet(found: Sequence[Section]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from ray_pipeline.duration import duration
 from ray_pipeline.inspection.histogram import Histogram
 from ray_pipeline.inspection.profile import Example, Profile, shortened
-from ray_pipeline.report.render import count, money, share
+from ray_pipeline.wording import count, money, share
 
 MOST_VALUES = 20
 """Values of one column that are listed; the rest is summed up."""

@@ -14,6 +14,7 @@ from ray_pipeline.language_names import language
 from ray_pipeline.metrics import MIN_APART, MIN_GROUPS, ece_by_chance
 from ray_pipeline.report import charts
 from ray_pipeline.report.data import Finding, Report, StageCost, TaskReport, labels
+from ray_pipeline.wording import bounds, count, decimal, figure, money, percent, share, signed, threshold
 
 TASKS = {"QC": "query – category path", "QI": "query – item title"}
 LEVELS = ("warning", "note", "good")
@@ -21,7 +22,6 @@ SCALARS = {
     "auroc": "AUROC", "pr_auc": "PR-AUC", "log_loss": "Log loss", "ece": "Expected calibration error",
     "calibration_bias": "Mean score − share relevant",
 }  # fmt: skip
-ABSENT = "–"
 
 
 @dataclass(frozen=True)
@@ -127,33 +127,6 @@ def environment(*folders: Path) -> Environment:
     return found
 
 
-def figure(value: float) -> str:
-    """A quality figure, to three decimals; what is not quite 0 or 1 is not shown as such."""
-    if 0 < value < 1 and f"{value:.3f}" in ("0.000", "1.000"):
-        return "> 0.999" if value > 0.5 else "< 0.001"
-    return f"{value:.3f}" if math.isfinite(value) else ABSENT
-
-
-def threshold(value: float) -> str:
-    """A threshold, to three decimals, or as many as it takes to tell it from 0 and 1."""
-    shown = (f"{value:.{decimals}f}" for decimals in range(3, 10))
-    return next((one for one in shown if 0 < float(one) < 1), f"{value:.3f}")
-
-
-def signed(value: float) -> str:
-    """A difference, with its sign."""
-    return f"{value:+.3f}".replace("-", "−") if math.isfinite(value) else ABSENT
-
-
-def bounds(estimate: Estimate, sign: bool = False) -> str:
-    """The interval in words."""
-    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
-        return "too few rows to say"
-    if sign:
-        return f"{signed(estimate.low)} to {signed(estimate.high)}"
-    return f"{estimate.low:.3f}–{estimate.high:.3f}"
-
-
 def unknown(estimate: Estimate, part: Slice, both_classes: bool) -> str:
     """Why a slice's figure says nothing; empty where it does. Some figures need rows of `both_classes`."""
     if both_classes and part.one_class:
@@ -183,26 +156,9 @@ def verdict_on_f1(difference: Difference) -> tuple[str, str]:
     return ("unclear", "one class only") if difference.one_class else verdict(difference.f1)
 
 
-def count(value: int) -> str:
-    """A number of things."""
-    return f"{value:,}"
-
-
-def share(part: float, whole: float) -> str:
-    """A part of a whole, in per cent."""
-    return percent(part / whole) if whole else ABSENT
-
-
 def joint(rows: int) -> str:
     """Training rows beside a task's own; empty without any."""
     return f"+ {rows:,} of the other task" if rows else ""
-
-
-def percent(value: float) -> str:
-    """A share, in per cent; what is not quite none or all is not shown as such."""
-    if 0 < value < 1 and f"{value:.1%}" in ("0.0%", "100.0%"):
-        return "> 99.9%" if value > 0.5 else "< 0.1%"
-    return f"{value:.1%}" if math.isfinite(value) else ABSENT
 
 
 def wilson(rate: Rate) -> str:
@@ -213,15 +169,3 @@ def wilson(rate: Rate) -> str:
 def weighted(rate: WeightedRate) -> str:
     """Such a rate's interval in words, with the judged rows that it rests on."""
     return f"{rate.low:.1%}–{rate.high:.1%}, {rate.yes:,} of {rate.rows:,} judged" if rate.rows else "too few judged"
-
-
-def decimal(value: float | None) -> str:
-    """A figure between 0 and 1, to two decimals; a dash where it is not known."""
-    return ABSENT if value is None else f"{value:.2f}".replace("-", "−")
-
-
-def money(usd: float | None) -> str:
-    """US dollars, or that the price is not known."""
-    if usd is None:
-        return "unknown price"
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from ray_pipeline import models
+from ray_pipeline import models, wording
 from ray_pipeline import recipe as recipes
 from ray_pipeline.metrics import f1_precision_recall
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.report import render as in_words
 
 FILE = "README.md"
 TASKS = {"QC": "a category path", "QI": "an item title"}
@@ -105,6 +104,6 @@ def render(
         judged="the queries that this fold left out" if rows.of_fold else "the tune part",
         threshold=threshold,
         difference=difference,
-        in_words=in_words,
+        wording=wording,
     )
     return text

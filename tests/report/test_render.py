@@ -10,7 +10,8 @@ import pytest
 
 from ray_pipeline.figures import Estimate, WeightedRate
 from ray_pipeline.report.data import Report, TranslationQuality
-from ray_pipeline.report.render import bounds, merged_stages, money, render, total, verdict
+from ray_pipeline.report.render import merged_stages, render, total, verdict
+from ray_pipeline.wording import bounds, money
 
 from .sample import account as sample_account
 from .sample import comparison as sample_comparison
