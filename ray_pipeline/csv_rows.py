@@ -12,9 +12,11 @@ MANY_LINES = 10
 """So many lines after a row's first, nearly all of which are rows by themselves, are taken for those rows."""
 OPEN = "opens a quotation mark and does not close it: close it, or write it twice if it is text"
 WITHIN = "stands where a quotation mark is open, and is no row by itself"
-_FIELD = r'(?:[^",\r\n]*|"(?:[^"]|"")*")'
+BEHIND = "has a quotation mark behind a backslash, and is no row that way either: write marks within text twice"
+_FIELD = r'(?:[^",\r\n]*+|"(?:[^"]++|"")*+")'
 _ROW = re.compile(f"{_FIELD}(?:,{_FIELD})*[\r\n]*")
 """A line that is a row as CSV has it (RFC 4180)."""
+_BACKSLASHED = re.compile(r'\\([\\"])')
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
         if not lines.taken:
             return
         taken, lines.taken, done = lines.taken, [], 0
-        plain = [(1, fields)] if fields is not None and len(taken) == 1 else None  # as nearly all rows are
-        for count, found in plain or _read(taken, fields, lines.width):
+        plain = len(taken) == 1 and (
+            len(fields or ()) == lines.width or '\\"' not in taken[0]
+        )  # as nearly all rows are
+        for count, found in [(1, fields)] if fields is not None and plain else _read(taken, fields, lines.width):
             at, number = at + sum(map(len, taken[done : done + count])), number + count
             done += count
             if isinstance(found, list):
@@ -85,7 +89,7 @@ def _read(
 ) -> Iterator[tuple[int, list[str] | Broken]]:
     """(lines, what they are) of what was read as a row; `fields` null: not as CSV has it."""
     if len(lines) == 1:
-        yield 1, _leniently(lines[0])
+        yield 1, _backslashed(lines[0], width) or fields or _leniently(lines[0])
     elif fields is not None and (len(fields) == width or len(lines) == 2 or _share_of_rows(lines[1:], width) <= 0.5):
         yield len(lines), fields
     else:
@@ -94,10 +98,28 @@ def _read(
             yield 1, Broken(WITHIN if number else OPEN, line) if found is None else found
 
 
+def undone(text: str, mark: str) -> str:
+    """Quoted text with `mark` for each quotation mark that a backslash stands before, as Spark writes them.
+
+    A backslash before a backslash goes, too; before anything else it is text.
+    """
+    return _BACKSLASHED.sub(lambda found: mark if found[1] == '"' else found[1], text)
+
+
+def _backslashed(line: str, width: int | None) -> list[str] | None:
+    """The fields of a line that has marks behind backslashes, and is a row of so many if these are taken for text."""
+    if '\\"' not in line or not _ROW.fullmatch(read := undone(line, '""')):
+        return None
+    fields = next(csv.reader([read]))
+    return fields if len(fields) == (width or len(fields)) else None
+
+
 def _leniently(line: str) -> list[str] | Broken:
-    """The fields of a line with marks within quoted text, unless it leaves one open."""
+    """The fields of a line with marks within quoted text, unless it leaves one open, or one is behind a backslash."""
     read = list(csv.reader([line, "the next"]))
-    return read[0] if len(read) == 2 else Broken(OPEN, line)
+    if len(read) > 1 and '\\"' not in line:
+        return read[0]
+    return Broken(BEHIND if len(read) > 1 else OPEN, line)
 
 
 def _alone(line: str, width: int | None) -> list[str] | None:
@@ -105,7 +127,9 @@ def _alone(line: str, width: int | None) -> list[str] | None:
     if not line.strip("\r\n"):
         return []
     fields = next(csv.reader([line])) if width and width > 1 and _ROW.fullmatch(line) else []
-    return fields if len(fields) == width else None
+    if len(fields) == width:
+        return fields
+    return _backslashed(line, width) if width and width > 1 else None
 
 
 def _share_of_rows(lines: Sequence[str], width: int | None) -> float:

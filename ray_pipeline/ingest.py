@@ -25,6 +25,7 @@ WITHOUT_PLACE = (
     "invalid UTF-8",
     "invalid Unicode",
     "wrong number of fields",
+    "open quotation mark",
     "duplicate id",
     "missing id",
 )
@@ -484,4 +485,4 @@ def _whereabouts(example: str, where: str | None) -> str:
     return f"; the first: {example}" + (f"; all are in {where}" if where else "")
 
 
-STAGE = Stage("ingest", (), config, run, schema_version=6)
+STAGE = Stage("ingest", (), config, run, schema_version=7)

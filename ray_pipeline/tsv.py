@@ -1,10 +1,14 @@
 """Rows of tab-separated text, whose fields some writers quote as in CSV and many leave as they are."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, tee
 
-from ray_pipeline.csv_rows import Row
+from ray_pipeline.csv_rows import Row, undone
+
+_BACKSLASHED = re.compile(r'"(?:[^"\\]|\\.)*+"')
+"""A field that is quoted, in which a backslash stands before marks."""
 
 
 def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
@@ -23,7 +27,12 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
 
 def _plain(line: str) -> list[str]:
     text = line.rstrip("\r\n")
-    return text.split("\t") if text else []
+    return [_unquoted(field) for field in text.split("\t")] if text else []
+
+
+def _unquoted(field: str) -> str:
+    """A field as it stands, or as it was before marks in it got a backslash each, and it got marks around it."""
+    return undone(field[1:-1], '"') if '\\"' in field and _BACKSLASHED.fullmatch(field) else field
 
 
 def _quoted(lines: Iterator[str], width: int | None) -> tuple[int, list[str]] | None:

@@ -141,6 +141,14 @@ def test_a_preview_sees_repeated_ids(tmp_path: Path, make_recipe: Make) -> None:
     assert ingest.preview(make_recipe("QI", **place, data__columns__id=None)).kept.total() == 6
 
 
+def test_a_row_that_no_submission_can_carry_stops_before_anything_is_spent(tmp_path: Path, make_recipe: Make) -> None:
+    write(tmp_path / "train.jsonl", *(QI | {"id": i, "label": i % 2} for i in range(4)))
+    (tmp_path / "test.csv").write_text('id,origin_query,item_title\n1,a,b\n2,"a,b\n')
+    place = {"data__train": [str(tmp_path / "train.jsonl")], "data__test": [str(tmp_path / "test.csv")]}
+    with pytest.raises(InputError, match=r"1 rows are rejected \(open quotation mark\).*line 3.*: mend them$"):
+        ingest.preview(make_recipe("QI", **place, data__rejected_prediction=0, data__max_rejected_share=1))
+
+
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_a_file_without_rows_is_named_before_anything_is_spent(tmp_path: Path, make_recipe: Make, split: str) -> None:
     write(tmp_path / "train.jsonl", *(QI | {"id": i, "label": i % 2} for i in range(4)))

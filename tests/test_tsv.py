@@ -33,6 +33,21 @@ def test_text_that_quotes_is_read_as_it_was_written() -> None:
     assert fields(text.getvalue()) == rows
 
 
+def test_marks_behind_backslashes_are_text() -> None:
+    lines = [
+        "id\tq\tl",
+        r'1	"Samsung TV \" LED"	0',
+        r'2	"24\""	1',
+        r'3	"say \"hi\""	1',
+        r'4	24\" C:\	"nike" air',
+        "5\ta\tb",
+    ]
+    assert [row[1:] for row in fields("\n".join(lines))] == [
+        ["q", "l"], ['Samsung TV " LED', "0"], ['24"', "1"], ['say "hi"', "1"], [r'24\" C:' + "\\", '"nike" air'],
+        ["a", "b"],
+    ]  # fmt: skip
+
+
 def test_no_line_is_lost_where_a_field_has_tabs_and_line_ends() -> None:
     assert fields('q\tt\n"a\tb\nc"\td\ne\tf\n') == [["q", "t"], ['"a', "b"], ['c"', "d"], ["e", "f"]]
     assert fields('q\tt\tl\n"a\tb\nc"\td\t1\ne\tf\t1\n')[1:] == [['"a', "b"], ['c"', "d", "1"], ["e", "f", "1"]]
