@@ -1,5 +1,6 @@
 """Correction of language tags: script and a local detector decide the clear cases, Gemini the rest."""
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ STRAY = 0.01
 def detector(rules: Languages) -> Detector:
     """The local detector over those candidates that it knows; raises RecipeError where nobody could tell the others."""
     own = {code for code in rules.candidates for script in SCRIPTS.get(code, ()) if _settled([script], rules) == code}
+    own |= {code for code in rules.candidates if _is_alone(rules)}
     if not rules.gemini and (missing := [code for code in unknown(rules.candidates) if code not in own]):
         raise RecipeError(
             f"languages.candidates: {', '.join(missing)} cannot be told by script or local detector: set "
@@ -38,14 +40,17 @@ def detector(rules: Languages) -> Detector:
 def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | None:
     """The language of a query where that is clear; null where it is not.
 
-    A script in which one candidate is written settles it. Else the detector decides when it is sure, the query long
-    enough and no candidate of that script unknown to it; where it agrees with the tag, the tag stands. Latin words
-    beside words of a candidate's own script are names, which tell nothing: `iphone чохол` is as `чохол`.
+    A script in which one candidate is written settles it, and any that it may be in where it is the only one. Else the
+    detector decides when it is sure, the query long enough and no candidate of that script unknown to it; where it
+    agrees with the tag, the tag stands. Latin words beside words of a candidate's own script are names, which tell
+    nothing: `iphone чохол` is as `чохол`.
     """
     found = scripts(text)
     if not found:
         return tag if tag in rules.candidates else UNDETERMINED
     ranked = [script for script, _ in found.most_common()]
+    if _is_alone(rules) and (_written_in(ranked, rules) or not SHARED.isdisjoint(ranked)):
+        return rules.candidates[0]
     if language := _settled(ranked, rules):
         return language
     if ranked[0] == "CJK":
@@ -60,6 +65,11 @@ def decide(text: str, tag: str, rules: Languages, detector: Detector) -> str | N
         return best
     sure = confidence >= rules.min_confidence and len(text) >= rules.min_characters
     return best if sure and not unknown(_written_in(ranked, rules), ranked) else None
+
+
+def _is_alone(rules: Languages) -> bool:
+    """Whether queries are in one language only."""
+    return len(set(rules.candidates)) == 1
 
 
 def _settled(ranked: Iterable[str], rules: Languages) -> str | None:
@@ -82,16 +92,19 @@ def expect_candidates(rules: Languages, tags: Mapping[str, int]) -> None:
     least = max(1, STRAY * sum(tags.values()))
     lost = {tag: rows for tag, rows in tags.items() if rows > least and tag not in (UNDETERMINED, *rules.candidates)}
     if rules.correct and lost:
-        for tag in lost:
-            if not is_language_code(tag):
-                raise RecipeError(
-                    f"{tag!r} is no language code: map it by languages.aliases, such as {{{tag}: en}}, or set "
-                    "data.columns.language: null"
-                )
-        counted = ", ".join(f"{tag} ({rows} rows)" for tag, rows in sorted(lost.items(), key=lambda item: -item[1]))
+        most = sorted(lost.items(), key=lambda item: -item[1])
+        named = next((tag for tag, _ in most if not is_language_code(tag)), None)
+        alias = f"{{{json.dumps(named or most[0][0], ensure_ascii=False)}: {rules.candidates[0]}}}"
+        if named is not None:
+            raise RecipeError(
+                f"{named!r} is no language code: map it by languages.aliases, such as {alias}, or set "
+                "data.columns.language: null"
+            )
+        counted = ", ".join(f"{tag} ({rows} rows)" for tag, rows in most)
         raise RecipeError(
             f"languages.candidates lacks {counted}: such rows would be given one of {', '.join(rules.candidates)}; "
-            "name every language that queries are in, or set languages.correct false to leave tags as they are"
+            "name every language that queries are in, map tags that mean one of these by languages.aliases, such as "
+            f"{alias}, or set languages.correct false to leave tags as they are"
         )
 
 
@@ -204,4 +217,4 @@ def _keep() -> shards.Work:
     return shards.Result
 
 
-STAGE = Stage("languages", ("ingest",), config, run, schema_version=3)
+STAGE = Stage("languages", ("ingest",), config, run, schema_version=4)

@@ -8,16 +8,27 @@ from functools import lru_cache
 
 UNDETERMINED = "und"
 """The tag of a text whose language nobody knows (ISO 639-2)."""
+_CODES = """
+aa=aar ab=abk ae=ave af=afr ak=aka am=amh an=arg ar=ara as=asm av=ava ay=aym az=aze ba=bak be=bel bg=bul bi=bis bm=bam
+bn=ben bo=bod=tib br=bre bs=bos ca=cat ce=che ch=cha co=cos cr=cre cs=ces=cze cu=chu cv=chv cy=cym=wel da=dan
+de=deu=ger dv=div dz=dzo ee=ewe el=ell=gre en=eng eo=epo es=spa et=est eu=eus=baq fa=fas=per ff=ful fi=fin fj=fij
+fo=fao fr=fra=fre fy=fry ga=gle gd=gla gl=glg gn=grn gu=guj gv=glv ha=hau he=heb hi=hin ho=hmo hr=hrv ht=hat hu=hun
+hy=hye=arm hz=her ia=ina id=ind ie=ile ig=ibo ii=iii ik=ipk io=ido is=isl=ice it=ita iu=iku ja=jpn jv=jav ka=kat=geo
+kg=kon ki=kik kj=kua kk=kaz kl=kal km=khm kn=kan ko=kor kr=kau ks=kas ku=kur kv=kom kw=cor ky=kir la=lat lb=ltz lg=lug
+li=lim ln=lin lo=lao lt=lit lu=lub lv=lav mg=mlg mh=mah mi=mri=mao mk=mkd=mac ml=mal mn=mon mr=mar ms=msa=may mt=mlt
+my=mya=bur na=nau nb=nob nd=nde ne=nep ng=ndo nl=nld=dut nn=nno no=nor nr=nbl nv=nav ny=nya oc=oci oj=oji om=orm
+or=ori os=oss pa=pan pi=pli pl=pol ps=pus pt=por qu=que rm=roh rn=run ro=ron=rum ru=rus rw=kin sa=san sc=srd sd=snd
+se=sme sg=sag si=sin sk=slk=slo sl=slv sm=smo sn=sna so=som sq=sqi=alb sr=srp ss=ssw st=sot su=sun sv=swe sw=swa
+ta=tam te=tel tg=tgk th=tha ti=tir tk=tuk tl=tgl tn=tsn to=ton tr=tur ts=tso tt=tat tw=twi ty=tah ug=uig uk=ukr ur=urd
+uz=uzb ve=ven vi=vie vo=vol wa=wln wo=wol xh=xho yi=yid yo=yor za=zha zh=zho=chi zu=zul
+"""
+"""ISO 639-1, and the codes of ISO 639-2 and 639-3 for the same languages."""
+ISO_639_1 = frozenset(codes.split("=")[0] for codes in _CODES.split())
 LANGUAGE_ALIASES = {"vn": "vi", "jp": "ja", "kr": "ko", "cn": "zh", "in": "id"}
 """Tags seen in the wild that are not ISO 639-1 for the language they stand for."""
-_CODES = """
-aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo
-es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka
-kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng
-nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su
-sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
-"""
-ISO_639_1 = frozenset(_CODES.split())
+LANGUAGE_ALIASES |= {other: codes[:2] for codes in _CODES.split() for other in codes.split("=")[1:]}
+_NO_TAG = {"nan", "null", "none"}
+"""What programs write where there is no tag."""
 
 LEVEL_SEPARATOR = ","
 _LEVEL_SEPARATOR = re.compile(r",(?! )")
@@ -193,8 +204,13 @@ def is_language_code(code: str) -> bool:
 @lru_cache(4096)
 def language_code(tag: str | None) -> str:
     """A raw language tag as ISO 639-1 in lower case; `und` for none."""
-    code = (tag or "").lower().replace("_", "-").split("-")[0].strip()
-    return LANGUAGE_ALIASES.get(code, code) or UNDETERMINED
+    code = first_part(tag or "")
+    return UNDETERMINED if not code or code in _NO_TAG else LANGUAGE_ALIASES.get(code, code)
+
+
+def first_part(tag: str) -> str:
+    """What stands in a language tag before its first hyphen or underscore, in lower case."""
+    return tag.lower().replace("_", "-").split("-")[0].strip()
 
 
 def category_path(text: str, separator: str) -> str:

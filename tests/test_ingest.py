@@ -177,16 +177,33 @@ def test_a_record_without_a_task_is_the_recipe_s(make_recipe: Make, value: Any) 
 
 
 @pytest.mark.parametrize(
-    ("tag", "language", "raw"), [("PT-br", "pt", "PT-br"), (None, "und", None), ("", "und", ""), (5, "5", "5")]
+    ("tag", "language"),
+    [
+        ("PT-br", "pt"),
+        (None, "und"),
+        ("", "und"),
+        (5, "5"),
+        ("spa", "es"),
+        ("GER", "de"),
+        ("yue", "yue"),
+        ("NaN", "und"),
+    ],
 )
-def test_language_tags(make_recipe: Make, tag: Any, language: str, raw: str | None) -> None:
+def test_language_tags(make_recipe: Make, tag: Any, language: str) -> None:
     row = made(QI | {"language": tag}, make_recipe("QI"))
-    assert (row["language"], row["language_raw"]) == (language, raw)
+    assert (row["language"], row["language_raw"]) == (language, None if tag is None else str(tag))
 
 
-@pytest.mark.parametrize(("tag", "language"), [("us", "en"), ("US", "en"), ("in", "en"), ("jp", "ja"), (None, "und")])
+LOCALES = [("us", "en"), ("US", "en"), ("in", "en"), ("jp", "ja"), (None, "und")]
+PARTS = [("us_en", "en"), ("US-es", "es"), ("nld", "de"), ("nl-BE", "de")]
+
+
+@pytest.mark.parametrize(("tag", "language"), [*LOCALES, *PARTS])
 def test_a_shop_s_locales_stand_for_languages(make_recipe: Make, tag: Any, language: str) -> None:
-    row = made(QI | {"language": tag}, make_recipe("QI", languages__aliases={"us": "en", "IN": "en"}))
+    row = made(
+        QI | {"language": tag},
+        make_recipe("QI", languages__aliases={"us": "en", "IN": "en", "us-es": "es", "nl": "de"}),
+    )
     assert (row["language"], row["language_raw"]) == (language, tag)
 
 

@@ -84,13 +84,19 @@ def test_a_script_whose_language_is_no_candidate_goes_to_the_detector() -> None:
         (["ko", "es", "gl"], "무선 이어폰", "es", None, "ko"),
         (["en", "sr"], "patike za trčanje", "sr", "en", None),  # which it looks for in Cyrillic only
         (["en", "hmn"], "무선 이어폰", "en", "en", "en"),  # nobody knows what it is written in
-        (["gl"], "zapatos de muller", "und", None, None),
+        (["gl"], "zapatos de muller", "und", None, "gl"),  # the only one needs no detector
+        (["en"], "kettle", "und", None, "en"),
+        (["en"], "kettle 無線", "de", None, "en"),
+        (["ko"], "nike 270", "und", None, "ko"),
+        (["ja"], "运动鞋", "und", None, "ja"),
+        (["en"], "무선 이어폰", "und", "en", None),  # whatever that is
+        (["en"], "12345", "und", None, "und"),
     ],
 )
 def test_a_script_of_several_candidates_or_of_one_that_the_detector_does_not_know_settles_nothing(
     candidates: list[str], text: str, tag: str, best: str | None, expected: str | None
 ) -> None:
-    local = Fixed((best, 0.99)) if best else Lingua(["gl"]) if candidates == ["gl"] else Fixed()
+    local = Fixed((best, 0.0 if len(candidates) == 1 else 0.99)) if best else Fixed()
     assert decide(text, tag, Languages(candidates=candidates), local) == expected
 
 
@@ -100,6 +106,7 @@ def test_what_the_detector_does_not_know_is_left_to_gemini_or_refused_with_what_
     with pytest.raises(RecipeError, match=r"gl, ps cannot be told .*gemini true .*correct false"):
         languages.detector(rules.model_copy(update={"gemini": False}))
     languages.detector(Languages(candidates=["en", "no", "km", "sr"], gemini=False))
+    languages.detector(Languages(candidates=["gl"], gemini=False))
 
 
 def test_norwegian_is_told_by_either_code() -> None:
@@ -231,10 +238,12 @@ def test_a_language_of_many_rows_that_is_no_candidate_stops_before_it_is_lost() 
     languages.expect_candidates(rules.model_copy(update={"candidates": ["en", "fr", "nl"]}), tags)
     languages.expect_candidates(rules.model_copy(update={"correct": False}), tags)
     languages.expect_candidates(rules, {})
+    with pytest.raises(RecipeError, match=r'by languages\.aliases, such as \{"nl": en\}, or set'):
+        languages.expect_candidates(rules, tags)
     with pytest.raises(
-        RecipeError, match=r"'us' is no language code: map it by languages\.aliases, such as \{us: en\}"
+        RecipeError, match=r"'us' is no language code: map it by languages\.aliases, such as \{\"us\": en"
     ):
-        languages.expect_candidates(rules, {"en": 50, "us": 50})
+        languages.expect_candidates(rules, {"en": 50, "nl": 60, "us": 50})
 
 
 def test_identity_holds_the_rules_and_the_model_only_where_gemini_is_asked(make_recipe: Callable[..., Recipe]) -> None:

@@ -217,6 +217,8 @@ def test_a_wrong_field_is_named(write: Callable[..., Path], changes: dict[str, A
         ({"split": {"withhold": ["xx"]}}, r"withhold\.0: 'xx' is no ISO 639-1 code"),
         ({"split": {"withhold": [False]}}, r'withhold\.0: .*write "no"'),
         ({"mix": {"max_rows_per_language": {"kr": 1}}}, r"max_rows_per_language\.kr: .*write ko"),
+        ({"languages": {"candidates": ["eng"]}}, r"candidates\.0: 'eng' is not .* ISO 639-1 code: write en"),
+        ({"languages": {"aliases": {None: "en"}}}, r'aliases\..*write "null"'),
     ],
 )
 def test_a_wrong_field_comes_with_the_one_that_was_meant(

@@ -180,11 +180,18 @@ def test_shares_are_spread_evenly() -> None:
     [
         ("en", "en"), ("EN", "en"), (" vn ", "vi"), ("vi", "vi"), ("VN", "vi"), ("pt-BR", "pt"), ("pt_br", "pt"),
         ("zh_Hans_CN", "zh"), ("jp", "ja"), ("kr", "ko"), ("cn", "zh"), ("in", "id"), ("", "und"), ("  ", "und"),
-        (None, "und"), ("und", "und"),
+        (None, "und"), ("und", "und"), ("eng", "en"), ("deu", "de"), ("ger_DE", "de"), ("fil", "fil"), ("NaN", "und"),
     ],
 )  # fmt: skip
 def test_language_code(tag: str | None, code: str) -> None:
     assert text.language_code(tag) == code
+
+
+def test_codes_of_three_letters_are_those_that_the_detector_knows_its_languages_by() -> None:
+    from lingua import Language
+
+    known = {one.iso_code_639_3.name.lower(): one.iso_code_639_1.name.lower() for one in Language.all()}
+    assert len(known) > 70 and {tag: text.language_code(tag) for tag in known} == known
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from ray_pipeline.text import LEVEL_SEPARATOR
 
 
 def _as_text(key: Any) -> str:
-    """A key that YAML may take for a number, in lower case; raises ValueError for what it takes for true or false."""
+    """A key that YAML may take for a number, in lower case; raises ValueError for what it takes for a truth or null."""
+    if key is None:
+        raise ValueError('YAML reads null and ~ as nothing: write "null"')
     if isinstance(key, bool):
         raise ValueError('YAML reads yes, no, on and off as true and false: write "yes"')
     return str(key).strip().lower()
@@ -79,7 +81,8 @@ class Languages(Section):
     )
     """The languages that a query can be in; ISO 639-1."""
     aliases: dict[Key, LanguageCode] = {}
-    """Tags of the data that are no language codes, such as a shop's locales, and their languages: `{us: en}`."""
+    """Tags of the data that are no language codes, such as a shop's locales, and their languages: `{us: en}`.
+    A tag of several parts that is none of them goes by its first: `us_en` by `us`."""
     correct: bool = True
     """False: tags are only normalised (`vn` to `vi`)."""
     min_confidence: Share = 0.65

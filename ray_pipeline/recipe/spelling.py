@@ -1,7 +1,7 @@
 """How the raw data write levels and languages; an adapter keeps it, so that scoring reads as training did."""
 
 from ray_pipeline.recipe.section import Section
-from ray_pipeline.text import LEVEL_SEPARATOR, category_path
+from ray_pipeline.text import LEVEL_SEPARATOR, category_path, first_part, language_code
 
 
 class Spelling(Section):
@@ -16,5 +16,6 @@ class Spelling(Section):
         return text if self.level_separator == LEVEL_SEPARATOR else category_path(text, self.level_separator)
 
     def tag(self, raw: str) -> str:
-        """The language that a tag stands for, else the tag."""
-        return self.aliases.get(raw.strip().lower(), raw)
+        """The language that a tag stands for, or its first part (`us` of `us_en`), or its code; else the tag."""
+        spelt = (raw.strip().lower(), first_part(raw), language_code(raw))
+        return next((self.aliases[one] for one in spelt if one in self.aliases), raw)
