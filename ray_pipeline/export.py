@@ -1,4 +1,4 @@
-"""Predictions of dev and test for everyone: one CSV and one Parquet file, with the ids and texts of the input.
+"""Predictions of dev and test for everyone: one CSV and one Parquet file, with ids and texts of the rows kept.
 
 Of many rows on S3, there are two folders of such files, which Ray's tasks write. Texts stand there as they are, for
 programs; it is in the sheets for people (`review`, `annotation`) that no spreadsheet takes one for a formula.
@@ -24,7 +24,7 @@ TEXTS = ("pair_id", "language", "query", "target")
 OWN = ("pair_id", "split", "score", "probability", "threshold", "prediction")
 SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string()),  # of the input, or the row's position where it has none
+        pa.field("id", pa.string()),  # of the input, or the row's file and line where it has none: `0-17`
         pa.field("split", pa.string()),
         pa.field("language", pa.string()),  # corrected
         pa.field("query", pa.string()),

@@ -1,6 +1,8 @@
 """Raw files to pairs: every record validated, normalised, or rejected with file, line, field and reason."""
 
+import json
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,17 +36,24 @@ LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """As text, since that is what CSV holds."""
 LANGUAGE_COLUMN = Columns().language
 """Files need not have it: a recipe that names another means one that is there."""
-OTHER_SEPARATORS = (" > ", "/", "|")
-"""What levels of category paths are often joined by."""
+OTHER_SEPARATORS = (" > ", "->", ">", "::", "»", "/", "|", "\\", ";", ", ")
+"""What levels of category paths are often joined by; of those that are as frequent, the first is meant."""
+DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
 PATHS_LOOKED_AT = 10_000
 IDS_REMEMBERED = 1_000_000
 """By a preview; in some 100 MB."""
 PREVIEW_ROWS = 1_000_000
 """The rows of a split that a preview reads; where there are more, a sample."""
-HINTS = {"duplicate id": " (ids that repeat across files: data.columns.id: null takes a row's position instead)"}
+HINTS = {
+    "duplicate id": " (ids that repeat across files: data.columns.id: null takes a row's file and line instead)",
+    "unknown task": " (if this column does not say QC or QI: data.columns.task: null)",
+}
 """By reason."""
 PIECE_ROWS = 50_000
 """The rows of a slice that are Python objects at a time."""
+UNKNOWN_LABEL = "unknown_label"
+PARSED = tables.PAIRS.append(pa.field(UNKNOWN_LABEL, pa.bool_()))
+"""Pairs on their way into shards, and whether what a row of dev or test has for a label is none."""
 Answer = TypeVar("Answer")
 
 
@@ -67,6 +76,8 @@ class Tally:
     """Kept rows by tag."""
     targets: list[str] = field(default_factory=list)
     """The targets of some kept rows."""
+    unknown_labels: int = 0
+    """Kept rows whose label is none, and not blank."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
     """By split and reason, in words: the first such row that was met."""
     sampled: bool = False
@@ -112,9 +123,9 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
         if isinstance(value, (dict, list)):
             return Rejection(f"{name} is not text", column)
     label = _label(record.get(columns.label), recipe.data.labels)
-    if isinstance(label, Rejection) or (label is None and split == "train"):
+    if split == "train" and not isinstance(label, int):
         return replace(label or Rejection("missing label"), field=columns.label)
-    identity = record.get(columns.id) if columns.id else position
+    identity = record.get(columns.id) if columns.id else rawfiles.row_id(position)
     if identity is None or str(identity) == "":
         return Rejection("missing id", columns.id)
     tag = record.get(columns.language) if columns.language else None
@@ -123,20 +134,20 @@ def pair(record: Mapping[str, Any], recipe: Recipe, split: str, position: int) -
     pair_id = f"{recipe.task}-{split}-{identity}"
     return {
         "pair_id": pair_id, "task": recipe.task, "split": split, "part": None,
-        "language": language, "language_raw": tag, **texts, "label": label, "query_en": None,
+        "language": language, "language_raw": tag, **texts,
+        "label": label if isinstance(label, int) else None, "query_en": None,
         "origin": "original", "source_id": pair_id, "group_id": stable_id(normalise(texts["query"])),
         "position": position, "similarity": None,
     }  # fmt: skip
 
 
-def _label(value: Any, own: Mapping[str, int]) -> int | Rejection | None:
-    if value is None or value == "":
-        return None
-    label = (own or LABELS).get(str(value).strip().lower())
-    if label is not None:
-        return label
-    known = f"none of {', '.join(own)}" if own else "neither 0 nor 1"
-    return Rejection("wrong label", detail=f"{value!r} is {known}; data.labels says what others mean")
+def _label(value: Any, own: Mapping[str, int | None]) -> int | Rejection | None:
+    text = "" if value is None else str(value).strip().lower()
+    known = own or LABELS
+    if not text or text in known:
+        return known.get(text)
+    legal = f"none of {', '.join(own)}" if own else "neither 0 nor 1"
+    return Rejection("wrong label", detail=f"{value!r} is {legal}; data.labels says what others mean")
 
 
 def _rows(part: Slice, recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -158,7 +169,8 @@ def _made(file: RawFile, row: int, record: rawfiles.Record, recipe: Recipe) -> d
         return _refused(file, row, None, record.reason, record.detail, record.raw)
     made = pair(record, recipe, file.split, rawfiles.position(file, row))
     if not isinstance(made, Rejection):
-        return made
+        label = None if made["label"] is not None else _label(record.get(recipe.data.columns.label), recipe.data.labels)
+        return made | {UNKNOWN_LABEL: isinstance(label, Rejection)}
     return _refused(file, row, made.field, made.reason, made.detail, str(dict(record))[: rawfiles.RAW_CHARACTERS])
 
 
@@ -189,7 +201,7 @@ def _parsed(batch: pa.Table, recipe: Recipe, folder: str, buckets: int) -> Itera
             telemetry.of("ingest").add(Counts(len(refused), 0, reasons), shards=0)  # pairs count with their shards
         pairs = [row for row in some if "reason" not in row]
         numbers = hashes([row["pair_id"] for row in pairs]) % np.uint64(buckets)
-        table = pa.Table.from_pylist(pairs, schema=tables.PAIRS)
+        table = pa.Table.from_pylist(pairs, schema=PARSED)
         yield table.append_column(shards.BUCKET, pa.array(numbers.astype(np.int64)))
 
 
@@ -227,8 +239,10 @@ def _check_lines(files: Sequence[RawFile], recipe: Recipe) -> None:
             _check_columns(mine[0], seen, recipe)
 
 
-def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[tuple[str, int], str]) -> Counts:
-    """Write one bucket as a shard, in the order of pair ids, keeping the first row of each id in the input's order."""
+def _without_repeated_ids(
+    table: pa.Table, name: str, folder: str, files: dict[tuple[str, int], str], column: str | None
+) -> Counts:
+    """Write a bucket of PARSED as a shard, in the order of pair ids, keeping the first row of each id in the input."""
     table = table.sort_by([("pair_id", "ascending"), ("position", "ascending")])
     ids = table.column("pair_id").to_numpy()
     first = np.ones(len(ids), bool)
@@ -236,16 +250,18 @@ def _without_repeated_ids(table: pa.Table, name: str, folder: str, files: dict[t
     refused = []
     for row in table.filter(pa.array(~first)).to_pylist():
         number, _ = rawfiles.place(row["position"])
-        refused.append(_repeated(RawFile(row["split"], number, files[row["split"], number], "jsonl"), row))
+        refused.append(_repeated(RawFile(row["split"], number, files[row["split"], number], "jsonl"), row, column))
     rejected = pa.Table.from_pylist(refused, schema=tables.REJECTED_INPUT)
-    kept = tables.conform(table.filter(pa.array(first)), tables.PAIRS)
-    return artifact.write_shard(folder, name, kept, rejected, table.num_rows)
+    kept = table.filter(pa.array(first))
+    extra = {UNKNOWN_LABEL: float(pc.sum(kept.column(UNKNOWN_LABEL)).as_py() or 0)}
+    return artifact.write_shard(folder, name, tables.conform(kept, tables.PAIRS), rejected, table.num_rows, extra)
 
 
-def _repeated(file: RawFile, row: Mapping[str, Any]) -> dict[str, Any]:
+def _repeated(file: RawFile, row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
     """A pair whose id another row before it has, as a row of `tables.REJECTED_INPUT`."""
     _, line = rawfiles.place(row["position"])
-    return _refused(file, line, "id", "duplicate id", row["pair_id"], f"{row['query']} | {row['target']}")
+    identity = row["pair_id"].removeprefix(f"{row['task']}-{row['split']}-")
+    return _refused(file, line, column, "duplicate id", identity, f"{row['query']} | {row['target']}")
 
 
 def _files(recipe: Recipe, splits: Sequence[str] = SPLITS) -> list[RawFile]:
@@ -318,17 +334,19 @@ def run(context: Context) -> Outcome:
     rows = sum(storage.for_each(rawfiles.rows_about, files, lambda file: file.url))
     buckets = shards.bucket_count(rows, recipe.runtime.shard_rows)
     names = {(file.split, file.number): file.url for file in files}
-    folder = context.folder
+    folder, column = context.folder, recipe.data.columns.id
     # Tasks rather than actors: a pool that holds every CPU would starve the shuffle behind it.
     numbered = [{"number": number, "part": pickle.dumps(part)} for number, part in enumerate(parts)]
     dataset = ray.data.from_items(numbered, override_num_blocks=len(parts)).map_batches(
         _parsed, fn_args=(recipe, folder, buckets), batch_size=1, batch_format="pyarrow"
     )
-    made = shards.shuffle(
-        dataset, lambda table, name: _without_repeated_ids(table, name, folder, names), buckets=buckets, label="ingest"
-    )
+
+    def write(table: pa.Table, name: str) -> Counts:
+        return _without_repeated_ids(table, name, folder, names, column)
+
+    made = artifact.total(shards.shuffle(dataset, write, buckets=buckets, label="ingest"))
     _expect_unchanged(files, context.config["files"])
-    return _account(context, artifact.total(made).rows_out)
+    return _account(context, made.rows_out, int(made.extra.get(UNKNOWN_LABEL, 0)))
 
 
 def _expect_all(folder: str, made: int, there: int) -> None:
@@ -357,10 +375,10 @@ def _refused_alike(url: str) -> list[tuple[dict[str, Any], int]]:
     return found
 
 
-def _account(context: Context, made: int) -> Outcome:
+def _account(context: Context, made: int, unknown_labels: int = 0) -> Outcome:
     """Count what is there of the rows made, and stop where a split is empty, one-sided or has too many bad rows."""
     folder = context.folder
-    tally = Tally()
+    tally = Tally(unknown_labels=unknown_labels)
     names = artifact.present_shards(folder)
     for row in chain.from_iterable(storage.for_each(_kept_alike, [storage.join(folder, name) for name in names])):
         tally.kept[row["split"], row["label"]] += row["count_all"]
@@ -372,8 +390,7 @@ def _account(context: Context, made: int) -> Outcome:
     check(context.recipe, tally, storage.join(folder, "rejected"))
     some = storage.read_parquet(storage.join(folder, names[0]), ["target"]).slice(0, PATHS_LOOKED_AT)
     tally.targets = some.column("target").to_pylist()
-    _say_untagged(context.recipe, tally)
-    _say_flat(context.recipe, tally)
+    _say_doubts(context.recipe, tally)
     kept, refused = tally.rows(tally.kept), tally.rows(tally.refused)
     counts = Counts(kept.total() + refused.total(), kept.total(), dict(tally.reasons()))
     extra = {"splits": kept, "rejected_by_split": refused, "languages": tally.languages}
@@ -393,25 +410,37 @@ def preview(recipe: Recipe) -> Tally:
         tally.sampled |= times > 1
         for row in _rows(part, recipe):
             if "reason" not in row and hash(row["pair_id"]) in ids:
-                row = _repeated(part.file, row)
+                row = _repeated(part.file, row, recipe.data.columns.id)
             if "reason" in row:
                 tally.refuse(row, times)
                 continue
             tally.kept[row["split"], row["label"]] += times
             tally.languages[row["language"]] += times
+            tally.unknown_labels += times * row[UNKNOWN_LABEL]
             if len(tally.targets) < PATHS_LOOKED_AT:
                 tally.targets.append(row["target"])
             if len(ids) < IDS_REMEMBERED:
                 ids.add(hash(row["pair_id"]))
     check(recipe, tally)
-    _say_untagged(recipe, tally)
-    _say_flat(recipe, tally)
+    _say_doubts(recipe, tally)
     return tally
 
 
 def _sample(files: Sequence[RawFile]) -> Iterator[tuple[Slice, int]]:
     for split in SPLITS:
         yield from rawfiles.sample([file for file in files if file.split == split], PREVIEW_ROWS)
+
+
+def _say_doubts(recipe: Recipe, tally: Tally) -> None:
+    """Say what is legal, and hardly meant."""
+    _say_untagged(recipe, tally)
+    _say_flat(recipe, tally)
+    if tally.unknown_labels:
+        legal = ", ".join(recipe.data.labels) or "0, 1"
+        logs.tell(
+            f"  ingest: {tally.unknown_labels} rows of dev and test have labels other than {legal}, which count as "
+            "none; data.labels says what others mean, null if they mean none", level="WARNING",
+        )  # fmt: skip
 
 
 def _say_untagged(recipe: Recipe, tally: Tally) -> None:
@@ -423,15 +452,17 @@ def _say_untagged(recipe: Recipe, tally: Tally) -> None:
 
 
 def _say_flat(recipe: Recipe, tally: Tally) -> None:
-    """Say so where category paths have one level only, and look as if something else joined more."""
-    if recipe.task != "QC" or any(len(levels(target)) > 1 for target in tally.targets):
+    """Say so where most category paths have one level, and look as if something else joined more."""
+    deep = sum(len(levels(DECIMAL_COMMA.sub("", target))) > 1 for target in tally.targets)
+    if recipe.task != "QC" or 2 * deep > len(tally.targets):
         return
     found = {separator: sum(separator in target for target in tally.targets) for separator in OTHER_SEPARATORS}
     most = max(found, key=lambda separator: found[separator])
     if 2 * found[most] > len(tally.targets):
         logs.tell(
-            f"  ingest: no category path has a second level, and {found[most]} of {len(tally.targets)} hold {most!r}; "
-            f'if that joins levels, set data.level_separator: "{most}"', level="WARNING",
+            f"  ingest: {deep or 'none'} of {len(tally.targets)} category paths looked at have a second level, and "
+            f"{found[most]} hold {most!r}; if that joins levels, set data.level_separator: "
+            f"{json.dumps(most, ensure_ascii=False)}", level="WARNING",
         )  # fmt: skip
 
 
@@ -444,10 +475,9 @@ def check(recipe: Recipe, tally: Tally, where: str | None = None) -> None:
             raise InputError(_too_many(recipe, tally, split, rows, where))
     _check_submission(recipe, tally, where)
     for split in SPLITS:
-        named, rows = getattr(recipe.data, split), kept[split] + (0 if split == "train" else refused[split])
-        if named and not rows:
-            which = "holds no rows" + (" that can be used" if refused[split] else "")
-            raise InputError(f"{', '.join(named)}: {which}; check data.{split} in the recipe")
+        if (named := getattr(recipe.data, split)) and not kept[split]:
+            why = f" that can be used {_why(tally, split, where)}" if refused[split] else ""
+            raise InputError(f"{', '.join(named)}: holds no rows{why}; check data.{split} in the recipe")
     labels = {label for split, label in tally.kept if split == "train" and label is not None}
     if len(labels) < 2:
         only = next(iter(labels))
@@ -470,15 +500,18 @@ def _check_submission(recipe: Recipe, tally: Tally, where: str | None) -> None:
 
 
 def _too_many(recipe: Recipe, tally: Tally, split: str, rows: int, where: str | None) -> str:
-    reasons = tally.reasons(split)
-    refused, limit = reasons.total(), recipe.data.max_rejected_share
-    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(5))
-    example = tally.examples[split, reasons.most_common(1)[0][0]]
+    refused, limit = tally.reasons(split).total(), recipe.data.max_rejected_share
     return (
         f"data.{split}: {refused} of {rows} rows are rejected ({refused / rows:.1%}), more than "
-        f"data.max_rejected_share {limit:.1%} allows ({why}){_whereabouts(example, where)}: "
-        "mend the file or raise the limit"
+        f"data.max_rejected_share {limit:.1%} allows {_why(tally, split, where)}: mend the file or raise the limit"
     )
+
+
+def _why(tally: Tally, split: str, where: str | None) -> str:
+    """The most frequent reasons for which rows of a split are refused, in brackets, and the first such row."""
+    most = tally.reasons(split).most_common(5)
+    why = ", ".join(f"{reason}: {count}" for reason, count in most)
+    return f"({why}){_whereabouts(tally.examples[split, most[0][0]], where)}"
 
 
 def _whereabouts(example: str, where: str | None) -> str:

@@ -227,7 +227,7 @@ def _raw_rows(recipe: Recipe, split: str) -> Iterator[Mapping[str, Any]]:
                     )
                 position = rawfiles.position(file, row)
                 yield {
-                    "id": record.get(columns.id) if columns.id else position,
+                    "id": record.get(columns.id) if columns.id else rawfiles.row_id(position),
                     "language": record.get(columns.language) if columns.language else None,
                     "origin_query": record.get(columns.query),
                     target: record.get(recipe.target_column),

@@ -142,6 +142,12 @@ def place(position: int) -> tuple[int, int]:
     return position >> ROW_BITS, position & ((1 << ROW_BITS) - 1)
 
 
+def row_id(position: int) -> str:
+    """The id of a row that has none of its own: its file's number, from 0, and its own, from 1: `0-17`."""
+    number, row = place(position)
+    return f"{number}-{row}"
+
+
 def slices(file: RawFile) -> list[Slice]:
     """Cut a file, without reading it, into slices of about 64 MiB, or row groups.
 

@@ -285,11 +285,13 @@ def test_every_job_file_names_its_stage() -> None:
 def test_a_test_row_that_the_submission_would_lack_stops_the_run_before_training(job: Job, tmp_path: Path) -> None:
     train = raw_file(tmp_path, raw_rows())
     rows = [row | {"id": 5000 + i} for i, row in enumerate(raw_rows(50))]
+    rows[1]["label"] = "?"
     test = raw_file(tmp_path, [*rows, rows[0] | {"id": 6000, "category_path": None}], "test.txt")
     data = {"data__train": train, "data__dev": [], "data__test": test}
     code, said = job("ingest", **data)
     assert code == 1 and "missing target" in said and "data.rejected_prediction" in said
-    assert job("ingest", data__rejected_prediction=0, **data)[0] == 0
+    code, said = job("ingest", data__rejected_prediction=0, **data)
+    assert code == 0 and "1 rows of dev and test have labels other than 0, 1" in said
     raw_file(tmp_path, [*rows, rows[0]], "test.txt")
     code, said = job("ingest", data__rejected_prediction=0, **data)
     assert code == 1 and "duplicate id" in said and "mend them" in said

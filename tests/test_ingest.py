@@ -15,6 +15,7 @@ import pytest
 from ray_pipeline import artifact, ingest, problems, rawfiles, storage, tables, telemetry
 from ray_pipeline.errors import InputError, StorageError
 from ray_pipeline.ingest import Rejection, pair
+from ray_pipeline.rawfiles import RawFile
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context
 
@@ -73,6 +74,7 @@ def test_dev_and_test_need_no_label(make_recipe: Make, split: str, label: Any) -
         ({"item_title": {"en": "mug"}}, "target is not text", "item_title"),
         ({"label": None}, "missing label", "label"),
         ({"label": ""}, "missing label", "label"),
+        ({"label": " "}, "missing label", "label"),
         ({"label": 2}, "wrong label", "label"),
         ({"label": -1}, "wrong label", "label"),
         ({"label": "yes"}, "wrong label", "label"),
@@ -91,12 +93,23 @@ def test_refused_with_reason_and_field(make_recipe: Make, changes: dict[str, Any
     assert (found.reason, found.field) == (reason, field)
 
 
-@pytest.mark.parametrize("label", [2, "yes"])
-def test_a_wrong_label_is_refused_in_dev_too(make_recipe: Make, label: Any) -> None:
-    found = pair(QI | {"label": label}, make_recipe("QI"), "dev", 1)
-    assert found == Rejection(
-        "wrong label", "label", f"{label!r} is neither 0 nor 1; data.labels says what others mean"
-    )
+@pytest.mark.parametrize("label", [-1, "?", " ", "yes"])
+def test_a_label_of_dev_that_is_none_is_taken_for_none(make_recipe: Make, label: Any) -> None:
+    assert made(QI | {"label": label}, make_recipe("QI"), "dev")["label"] is None
+
+
+def test_labels_of_dev_and_test_that_are_none_are_spoken_of_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_recipe: Make
+) -> None:
+    write(tmp_path / "train.jsonl", *(QI | {"id": i, "label": i % 2} for i in range(4)))
+    write(tmp_path / "dev.jsonl", *(QI | {"id": i, "label": label} for i, label in enumerate([-1, "?", 1, "", None])))
+    place = {"data__train": [str(tmp_path / "train.jsonl")], "data__dev": [str(tmp_path / "dev.jsonl")]}
+    tally = ingest.preview(make_recipe("QI", **place))
+    assert (tally.kept["dev", None], tally.kept["dev", 1]) == (4, 1)
+    assert "ingest: 2 rows of dev and test have labels other than 0, 1, which count as none" in capsys.readouterr().err
+    labels = {0: 0, 1: 1, "-1": None, "?": None}
+    assert not ingest.preview(make_recipe("QI", **place, data__labels=labels)).unknown_labels
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("label", "meant"), [("E", 1), ("s", 1), (" I ", 0), (3, 1)])
@@ -118,16 +131,30 @@ def test_paths_of_another_separator_come_into_the_usual_form(make_recipe: Make) 
     assert made(titled, make_recipe("QI", data__level_separator=" > "))["target"] == "mug > cup"
 
 
+def test_a_label_that_the_recipe_calls_none_is_missing_in_train(make_recipe: Make) -> None:
+    recipe = make_recipe("QI", data__labels={"1": 1, "0": 0, "-1": None})
+    assert pair(QI | {"label": -1}, recipe, "train", 1) == Rejection("missing label", "label")
+
+
 @pytest.mark.parametrize(
-    ("path", "told"), [("Home > Tools", "' > '"), ("Home/Tools", "'/'"), ("a,b/c", ""), ("Tools", "")]
-)
+    ("path", "told"),
+    [
+        ("Home > Tools", "' > '"), ("Home/Tools", "'/'"), ("a,b/c", ""), ("Tools", ""), ("Home>Tools", "'>'"),
+        ("Home, Tools", "', '"), ("Home -> Tools, sharp", "'->'"), ("a::b", "'::'"), ("a » b", "'»'"), ("a;b", "';'"),
+        ("a\\b", r"'\\'; if that joins levels, set data.level_separator: " + r'"\\"'), ("TV > 43,5 cm", "' > '"),
+    ],
+)  # fmt: skip
 def test_paths_that_seem_to_be_joined_otherwise_are_spoken_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make_recipe: Make, path: str, told: str
 ) -> None:
-    write(tmp_path / "a.jsonl", *({"id": i, "origin_query": "mug", "category_path": path, "label": i} for i in (0, 1)))
+    paths = [path, path, path, "a,b"]
+    rows = [{"id": i, "origin_query": "mug", "category_path": one, "label": i % 2} for i, one in enumerate(paths)]
+    write(tmp_path / "a.jsonl", *rows)
     place = {"data__train": [str(tmp_path)], "data__columns__language": None}
     ingest.preview(make_recipe("QC", **place))
-    assert (f"2 of 2 hold {told}" if told else "") in (said := capsys.readouterr().err) and bool(said) == bool(told)
+    said = capsys.readouterr().err
+    assert bool(said) == bool(told)
+    assert (f"1 of 4 category paths looked at have a second level, and 3 hold {told}" if told else "") in said
 
 
 def test_a_preview_sees_repeated_ids(tmp_path: Path, make_recipe: Make) -> None:
@@ -137,7 +164,7 @@ def test_a_preview_sees_repeated_ids(tmp_path: Path, make_recipe: Make) -> None:
     tally = ingest.preview(make_recipe("QI", **place))
     assert (tally.kept.total(), tally.reasons()) == (3, {"duplicate id": 3})
     said = tally.examples["train", "duplicate id"]
-    assert "b.jsonl, line 1, id: QI-train-0" in said and "data.columns.id: null" in said
+    assert "b.jsonl, line 1, id: 0 (" in said and "data.columns.id: null" in said
     assert ingest.preview(make_recipe("QI", **place, data__columns__id=None)).kept.total() == 6
 
 
@@ -147,6 +174,26 @@ def test_a_row_that_no_submission_can_carry_stops_before_anything_is_spent(tmp_p
     place = {"data__train": [str(tmp_path / "train.jsonl")], "data__test": [str(tmp_path / "test.csv")]}
     with pytest.raises(InputError, match=r"1 rows are rejected \(open quotation mark\).*line 3.*: mend them$"):
         ingest.preview(make_recipe("QI", **place, data__rejected_prediction=0, data__max_rejected_share=1))
+
+
+@pytest.mark.parametrize(
+    ("split", "others"), [("train", {}), ("test", {"data__rejected_prediction": 0})], ids=["train", "test"]
+)
+def test_a_split_of_refused_rows_only_says_why(
+    tmp_path: Path, make_recipe: Make, split: str, others: dict[str, Any]
+) -> None:
+    write(tmp_path / "train.jsonl", *(QI | {"id": i, "label": i % 2} for i in range(4)))
+    write(tmp_path / "bad.jsonl", *(QI | {"id": i, "task": "shoes"} for i in range(3)))
+    place = (
+        {"data__train": [str(tmp_path / "train.jsonl")]} | {f"data__{split}": [str(tmp_path / "bad.jsonl")]} | others
+    )
+    said = (
+        r"bad\.jsonl: holds no rows that can be used \(unknown task: 3\); the first: .*line 1, task: 'shoes' is not QI"
+    )
+    with pytest.raises(
+        InputError, match=rf"{said} \(if this column .*data\.columns\.task: null\); check data\.{split}"
+    ):
+        ingest.preview(make_recipe("QI", **place, data__max_rejected_share=1))
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
@@ -212,9 +259,11 @@ def test_no_language_column(make_recipe: Make) -> None:
     assert (row["language"], row["language_raw"]) == ("und", None)
 
 
-def test_without_an_id_column_the_position_is_the_id(make_recipe: Make) -> None:
+def test_without_an_id_column_file_and_line_are_the_id(make_recipe: Make) -> None:
     recipe = make_recipe("QI", data__columns__id=None)
-    assert [made(QI, recipe, "dev", position)["pair_id"] for position in (1, 2)] == ["QI-dev-1", "QI-dev-2"]
+    positions = [rawfiles.position(RawFile("dev", file, "", "csv"), 17) for file in (0, 1)]
+    found = [made(QI, recipe, "dev", position)["pair_id"] for position in positions]
+    assert found == ["QI-dev-0-17", "QI-dev-1-17"]
 
 
 def test_other_columns(make_recipe: Make) -> None:
@@ -395,16 +444,14 @@ def test_the_first_row_of_an_id_stays_and_the_others_are_refused(tmp_path: Path,
         ]
     ]
     files = {("train", 0): "a.txt", ("train", 1): "b.txt"}
-    table = pa.Table.from_pylist(rows, schema=tables.PAIRS)
-    counts = ingest._without_repeated_ids(table, "part-00000.parquet", str(tmp_path), files)
+    table = pa.Table.from_pylist(rows, schema=ingest.PARSED)
+    counts = ingest._without_repeated_ids(table, "part-00000.parquet", str(tmp_path), files, "sku")
     assert (counts.rows_in, counts.rows_out, counts.reasons) == (4, 2, {"duplicate id": 2})
     kept = storage.read_parquet(str(tmp_path / "part-00000.parquet"))
     assert kept.column("target").to_pylist() == ["first", "other"]
     refused = storage.read_parquet(str(tmp_path / "rejected" / "part-00000.parquet")).to_pylist()
-    assert [(row["file"], row["line"], row["detail"]) for row in refused] == [
-        ("b.txt", 2, "QI-train-7"),
-        ("b.txt", 9, "QI-train-7"),
-    ]
+    found = [(row["file"], row["line"], row["field"], row["detail"]) for row in refused]
+    assert found == [("b.txt", 2, "sku", "7"), ("b.txt", 9, "sku", "7")]
 
 
 def account(folder: Path, recipe: Recipe, labels: list[int], refused: int) -> Any:

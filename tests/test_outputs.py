@@ -130,7 +130,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, make_recipe: Any) -> 
 
 
 @pytest.mark.parametrize("slice_bytes", [1 << 20, 100])
-def test_rows_without_ids_go_by_their_position_in_files_of_any_size(
+def test_rows_without_ids_go_by_their_place_in_files_of_any_size(
     tmp_path: Path, make_recipe: Any, monkeypatch: pytest.MonkeyPatch, slice_bytes: int
 ) -> None:
     monkeypatch.setattr(rawfiles, "SLICE_BYTES", slice_bytes)
@@ -139,7 +139,7 @@ def test_rows_without_ids_go_by_their_position_in_files_of_any_size(
         lines = [{"origin_query": f"{file.stem}{i}", "category_path": "c", "language": "en"} for i in range(5)]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = make_recipe(data__test=[str(file) for file in files], data__columns={"id": None})
-    wanted = {str((number << 40) | row): (number + row) % 2 for number in range(2) for row in range(1, 6)}
+    wanted = {f"{number}-{row}": (number + row) % 2 for number in range(2) for row in range(1, 6)}
     outputs._write_submissions([(run(tmp_path, recipe, wanted), None)], str(tmp_path / "out"))
     found = submitted(tmp_path / "out")
     assert {str(row["id"]): row["prediction"] for row in found} == wanted

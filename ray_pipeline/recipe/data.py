@@ -28,7 +28,7 @@ class Columns(Section):
     """Which column of the raw files holds what; the defaults are the competition's."""
 
     id: str | None = "id"
-    """Unique within a split; null: the row's position in the input is used."""
+    """Unique within a split; null: a row goes by its file's number in the split, from 0, and its line: `0-17`."""
     language: str | None = "language"
     """Null: every row starts as `und`, and the languages stage decides."""
     query: str = "origin_query"
@@ -45,7 +45,8 @@ class Data(Section):
     train: list[str] = Field(min_length=1)
     """Labelled rows."""
     dev: list[str] = []
-    """Rows to predict for the submission; labels, where present, are used for evaluation only."""
+    """Rows to predict for the submission; labels, where present, are used for evaluation only, and what is none
+    (`-1`, `?`) counts as no label."""
     test: list[str] = []
     """As dev."""
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
@@ -54,9 +55,9 @@ class Data(Section):
     level_separator: str = Field(default=LEVEL_SEPARATOR, min_length=1)
     """What joins the levels of a QC target, such as `" > "`. A comma counts without a space after it only: a level's
     own name may hold ", ". What else is set is replaced by such a comma when the files are read."""
-    labels: dict[Key, Literal[0, 1]] = {}
-    """What graded or worded labels mean, such as `{E: 1, S: 1, C: 0, I: 0}`, in capitals or not; a label that it lacks
-    is refused. Empty: labels are 0 and 1, or false and true."""
+    labels: dict[Key, Literal[0, 1] | None] = {}
+    """What graded or worded labels mean, such as `{E: 1, S: 1, C: 0, I: 0}`, in capitals or not; null: no label. A row
+    of train with a label that it lacks is refused. Empty: labels are 0 and 1, or false and true."""
     max_rejected_share: Share = 0.05
     """The run stops when a larger share of a split's rows is rejected."""
     rejected_prediction: Literal[0, 1] | None = None

@@ -80,7 +80,7 @@ def _rows(recipe: Recipe, split: str) -> Iterator[Expected]:
                 if isinstance(record, Unreadable):
                     yield None, None
                 else:
-                    yield record.get(column) if column else rawfiles.position(file, row), None
+                    yield record.get(column) if column else rawfiles.row_id(rawfiles.position(file, row)), None
 
 
 def _predictions(url: str, split: str, recipe: Recipe, table: Table) -> list[Part]:
