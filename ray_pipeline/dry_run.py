@@ -62,6 +62,7 @@ def _lines(recipe: Recipe, steps: Sequence[Step], workdir: str, until: str | Non
     rows, more = _rows(recipe, steps[0].finished)
     yield "  rows: " + ", ".join(f"{split} {rows[split]}" for split in SPLITS)
     yield from (f"  {line}" for line in more)
+    _expect_classes(recipe, steps)
     if (doubt := negatives.doubt(recipe)) is not None:
         yield f"  {doubt}"
     yield from (f"  {_status(step)}" for step in steps)
@@ -213,6 +214,23 @@ def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list
         for (name, reason), rows in tally.refused.items()
     ]
     return tally.rows(tally.kept), sampled + refused
+
+
+def _expect_classes(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Raise InputError where `split`, if it is to do, would for sure; a sample of the rows tells nothing."""
+    if not any(step.stage is split.STAGE and step.finished is None for step in steps):
+        return
+    rules, done = recipe.split, _done(steps)
+    if recipe.languages.correct and "languages" not in done:  # nobody knows yet what is withheld
+        rules = rules.model_copy(update={"withhold": []})
+    found, every = set[tuple[str | None, int | None]](), {(part, label) for part in split.PARTS for label in (0, 1)}
+    for row, times in _furthest(recipe, done):
+        if times > 1 or found == every:
+            return
+        part, refused = split.place(row, rules) if row["split"] == "train" else (None, None)
+        if part is not None and refused is None:
+            found.add((part, row["label"]))
+    split.expect_classes(found)
 
 
 def estimates(recipe: Recipe, steps: Sequence[Step], known: Rows | None = None) -> dict[str, Estimate]:

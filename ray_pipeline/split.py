@@ -1,6 +1,6 @@
 """The three parts of the labelled rows, made once, by group: train, tune, holdout. Dev and test pass through."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,8 @@ from ray_pipeline.errors import InputError
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import levels, normalise, stable_share
+
+PARTS = ("train", "tune", "holdout")
 
 
 def part_of(group: str, rules: recipes.Split, kind: str = "query") -> str:
@@ -66,14 +68,18 @@ def run(context: Context) -> Outcome:
 
 
 def _check_classes(folder: str) -> None:
+    """As `expect_classes`, of the shards of a folder."""
+    urls = [storage.join(folder, name) for name in artifact.present_shards(folder)]
+    expect_classes(set[tuple[str | None, int | None]]().union(*storage.for_each(_classes, urls)))
+
+
+def expect_classes(found: Collection[tuple[str | None, int | None]]) -> None:
     """Raise InputError where train or tune lacks a class, or holdout is empty; say so where holdout lacks one.
 
     Of one class nothing can be learnt, and it cannot choose an adapter and a threshold; a holdout of one class only
-    leaves out figures.
+    leaves out figures. `found`: the parts and labels that there are.
     """
-    urls = [storage.join(folder, name) for name in artifact.present_shards(folder)]
-    found = set().union(*storage.for_each(_classes, urls))
-    for part in ("train", "tune", "holdout"):
+    for part in PARTS:
         labels = [label for where, label in sorted(found, key=str) if where == part]
         held = f"the {part} part holds {f'only rows labelled {labels[0]}' if labels else 'no rows'}"
         remedy = "add rows to data.train, or change split.tune, split.holdout, split.withhold or split.seed"

@@ -349,3 +349,21 @@ def test_input_that_would_stop_the_run_stops_the_plan(
     (tmp_path / "train.txt").write_text(text.replace(replace, by))
     with pytest.raises(InputError, match=message):
         dry_run.describe([make(languages__gemini=False)], str(tmp_path / "work"), None)
+
+
+def test_parts_that_would_stop_the_run_stop_the_plan(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (tmp_path / "train.txt").read_text()
+    withheld = make(languages__gemini=False, split__withhold=["en", "fr"])  # which they may not be in, after all
+    assert "rows: train" in dry_run.describe([withheld], str(tmp_path / "work"), None)
+    with pytest.raises(InputError, match="the train part holds no rows: both classes are needed"):
+        dry_run.describe([make(split__withhold=["en", "fr"], **FIXED)], str(tmp_path / "work"), None)
+    (tmp_path / "train.txt").write_text(re.sub("red shoes [0-9]+", "red shoes", text))
+    chosen = make(languages__gemini=False)
+    with pytest.raises(InputError, match="part holds no rows: both classes are needed; add rows to data.train"):
+        dry_run.describe([chosen], str(tmp_path / "work"), None)
+    assert "rows: train" in dry_run.describe([chosen], str(tmp_path / "work"), "languages")
+    monkeypatch.setattr(ingest, "PREVIEW_ROWS", 50)
+    monkeypatch.setattr(rawfiles, "SAMPLE_RECORDS", 10)
+    assert "estimated" in dry_run.describe([chosen], str(tmp_path / "work"), None), "a sample tells nothing for sure"
