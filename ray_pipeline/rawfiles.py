@@ -30,6 +30,8 @@ SLICE_RECORDS = 250_000
 """The records of a slice of a CSV that is larger."""
 SAMPLE_RECORDS = 5000
 """How many records of a file of lines a sample reads, in each place where it looks."""
+TEXTS = (pa.string(), pa.large_string(), pa.string_view())
+"""The types of text in Parquet."""
 BATCH_ROWS = 8192
 """The rows of a Parquet file that are Python objects at a time."""
 RAW_CHARACTERS = 300
@@ -126,10 +128,13 @@ def digest_now(url: str) -> str | None:
         return None
 
 
-def find(split: str, patterns: list[str], format: str) -> list[RawFile]:
-    """The files that a split's paths, globs and folders name, in order; raises InputError for none or an odd ending."""
+def find(split: str, patterns: list[str], format: str, option: str = "data.format") -> list[RawFile]:
+    """The files that a split's paths, globs and folders name, in order; raises InputError for none or an odd ending.
+
+    `option`: what `format` is called where it is set.
+    """
     urls = list(dict.fromkeys(url for pattern in patterns for url in _once(storage.expand, pattern)))
-    return [RawFile(split, number, url, _format(url, format)) for number, url in enumerate(urls)]
+    return [RawFile(split, number, url, _format(url, format, option)) for number, url in enumerate(urls)]
 
 
 def position(file: RawFile, row: int) -> int:
@@ -315,14 +320,23 @@ def column_names(file: RawFile) -> list[str]:
     return names
 
 
-def _format(url: str, format: str) -> Format:
+def is_named_otherwise(file: RawFile) -> bool:
+    """Whether a file's ending does not say its format."""
+    return ENDINGS.get(_ending(file.url)) != file.format
+
+
+def _ending(url: str) -> str:
+    return storage.name(url).rsplit(".", 1)[-1].lower()
+
+
+def _format(url: str, format: str, option: str) -> Format:
     if format != "auto":
         return format  # type: ignore[return-value]
-    ending = storage.name(url).rsplit(".", 1)[-1].lower()
+    ending = _ending(url)
     if ending in OTHER_KINDS:
         raise InputError(f"{url}: {OTHER_KINDS[ending]}")
     if ending not in ENDINGS:
-        raise InputError(f"{url}: unknown ending; set data.format to jsonl, csv, tsv or parquet")
+        raise InputError(f"{url}: unknown ending; set {option} to jsonl, csv, tsv or parquet")
     return ENDINGS[ending]
 
 
@@ -420,9 +434,8 @@ def _expect_separated(file: RawFile, names: list[str]) -> None:
     others = OTHER_SEPARATORS[file.format]
     if found := next((other for other in others if all(other in name for name in names)), None):
         own = {"csv": "commas", "tsv": "tabs"}[file.format]
-        raise InputError(
-            f"{file.url}: seems to be separated by {found!r}: write it with {own}, or name it .csv or .tsv as it is"
-        )
+        named = {",": ", or name it .csv", "\t": ", or name it .tsv"}.get(found, "")
+        raise InputError(f"{file.url}: seems to be separated by {found!r}: write it with {own}{named}")
 
 
 def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None) -> Iterator[csv_rows.Row]:
@@ -433,10 +446,12 @@ def _csv_rows(text: Iterable[str], file: RawFile, names: list[str] | None = None
 
 
 def _header(file: RawFile, row: csv_rows.Row, columns: Collection[str] = ()) -> list[str]:
-    """The names of a file's columns; raises InputError where the row has none, or has one of `columns` twice."""
+    """The names of a file's columns; raises InputError where the row is none, or has one of `columns` twice."""
     names = row.fields
     if isinstance(names, Broken):
         raise InputError(f"{file.url}, line {row.line}: the header {names.detail}")
+    if not _is_utf8(names):
+        raise InputError(f"{file.url}, line {row.line}: the header holds bytes that are not UTF-8: save it as UTF-8")
     _expect_separated(file, names)
     if twice := sorted(name for name in set(names) & set(columns) if names.count(name) > 1):
         raise InputError(f"{file.url}, line {row.line}: the header names {twice[0]!r} twice; rename one of them")
@@ -448,9 +463,13 @@ def _checked_csv(names: list[str], fields: list[str] | Broken) -> Record:
         return _unreadable("open quotation mark", fields.detail, [fields.line])
     if len(fields) != len(names):
         return _unreadable("wrong number of fields", f"the row has {len(fields)}, the header {len(names)}", fields)
-    if any("\udc80" <= c <= "\udcff" for field in fields for c in field):
+    if not _is_utf8(fields):
         return _unreadable("invalid UTF-8", "a field holds bytes that are not UTF-8: save it as UTF-8", fields)
     return dict(zip(names, fields, strict=True))
+
+
+def _is_utf8(fields: Iterable[str]) -> bool:
+    return not any("\udc80" <= c <= "\udcff" for field in fields for c in field)
 
 
 def _unreadable(reason: str, detail: str, fields: list[str]) -> Unreadable:
@@ -490,8 +509,9 @@ def plain(value: Any) -> Any:
 def _texts_as_bytes(table: pa.Table) -> pa.Table:
     """Which some writers call them anyway: a value that is not UTF-8 then costs its row only."""
     for i, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            table = table.set_column(i, field.name, table.column(i).cast(pa.binary()))
+        held = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if held in TEXTS:
+            table = table.set_column(i, field.name, table.column(i).cast(pa.large_binary()))
     return table
 
 

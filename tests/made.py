@@ -24,6 +24,18 @@ def pair(number: int, **changes: Any) -> dict[str, Any]:
     return made | changes
 
 
+def text(values: list[bytes], kind: pa.DataType) -> pa.Array:
+    """Bytes as text of a type, which need not be UTF-8."""
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(pa.array(range(len(values)), pa.int32()), text(values, kind.value_type))
+    own = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}[kind]
+    return pa.array(values, own).view(kind)
+
+
+TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+"""Types of text in Parquet."""
+
+
 def scored(row: dict[str, Any], score: float) -> dict[str, Any]:
     """The score of a pair."""
     return {"pair_id": row["pair_id"], "split": row["split"], "part": row["part"], "score": score,

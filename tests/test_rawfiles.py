@@ -17,6 +17,8 @@ from ray_pipeline import csv_rows, rawfiles, storage
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.rawfiles import RawFile, Record, Unreadable
 
+from . import made
+
 Write = Callable[[str, bytes], Path]
 
 
@@ -44,9 +46,11 @@ def reasons(records: list[tuple[int, Record]]) -> dict[int, str]:
     ("name", "content", "said"),
     [
         ("a.json", b'\xef\xbb\xbf[\n  {"id": 1},\n  {"id": 2}\n]', "is one JSON array; write JSON Lines"),
-        ("a.csv", b"id;query\n1;mug\n", "seems to be separated by ';': write it with commas"),
-        ("a.csv", b"id\tquery\n1\tmug\n", r"separated by '\\t': .*, or name it \.csv or \.tsv as it is"),
-        ("a.tsv", b"id,query\n1,mug\n", "seems to be separated by ','"),
+        ("a.csv", b"id;query\n1;mug\n", "seems to be separated by ';': write it with commas$"),
+        ("a.csv", b"id\tquery\n1\tmug\n", r"separated by '\\t': .* commas, or name it \.tsv$"),
+        ("a.tsv", b"id,query\n1,mug\n", "seems to be separated by ',': write it with tabs, or name it .csv$"),
+        ("a.csv", b"id,Pr\xe4dikat\n1,mug\n", "line 1: the header holds bytes that are not UTF-8: save it as UTF-8"),
+        ("a.tsv", b"id\tPr\xe4dikat\n1\tmug\n", "line 1: the header holds bytes that are not UTF-8"),
         ("a.csv.gz", b"\x1f\x8b", "is compressed: unpack it"),
         ("a.xlsx", b"PK", "is a spreadsheet: save it as CSV in UTF-8"),
     ],
@@ -506,9 +510,13 @@ def test_a_pattern_that_finds_nothing_is_named(tmp_path: Path, pattern: str) -> 
     assert pattern in str(caught.value)
 
 
-def test_parquet_of_bytes_is_read_as_text_and_a_value_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"origin_query": pa.array([b"schuhe", b"\xff\xfe", "靴".encode()], pa.binary())}), path)
+@pytest.mark.parametrize("kind", [pa.binary(), *made.TEXTS], ids=str)
+def test_parquet_of_bytes_is_read_as_text_and_a_value_that_is_not_utf8_costs_its_row(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    path, values = tmp_path / "rows.parquet", [b"schuhe", b"\xff\xfe", "靴".encode()]
+    texts = pa.array(values, kind) if kind == pa.binary() else made.text(values, kind)
+    pq.write_table(pa.table({"origin_query": texts}), path)
     [file] = rawfiles.find("train", [str(path)], "auto")
     found = [record for part in rawfiles.slices(file) for _, record in rawfiles.records(part)]
     assert found[0] == {"origin_query": "schuhe"} and found[2] == {"origin_query": "靴"}

@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 
 from pydantic import ValidationError
 
-from ray_pipeline import cli, logs, models, problems, runtime, storage
+from ray_pipeline import cli, logs, models, problems, rawfiles, runtime, storage
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.decision import Decision
 from ray_pipeline.errors import InputError
@@ -71,6 +71,8 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run the code that the base comes with, as training did")
     add("--input", nargs="+", required=True, metavar="PATH",
         help="files, folders or globs, local or s3://; paths and tags as in the adapter's training data")  # fmt: skip
+    add("--input-format", choices=("auto", *get_args(rawfiles.Format)), default="auto",
+        help="auto: by the files' endings; .txt and .json are JSON Lines (%(default)s)")  # fmt: skip
     add("--columns", nargs="+", type=_column, default=[], metavar="WHAT=COLUMN",
         help=f"which column holds what: {', '.join(rows.COLUMNS)}")  # fmt: skip
     add("--output", required=True, metavar="FOLDER", help="folder or s3:// url of the shards; another run's is refused")
@@ -191,7 +193,7 @@ def _score(options: argparse.Namespace) -> int:
     if options.merge and options.engine == "transformers":
         adapters.expect_mergeable(first.train, len(chosen))
     _check_apart(options.input, options.output, options.format)
-    files = rows.find(options.input)
+    files = rows.find(options.input, options.input_format)
     decision = _decision(options, chosen)
     needed = [*Prompt(first.task, first.prompt).optional, *(["language"] if decision.by == "language" else [])]
     columns = rows.columns(files, first.task, dict(options.columns), needed)

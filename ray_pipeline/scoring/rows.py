@@ -22,7 +22,9 @@ LOOKED_AT = 1000
 """Records of JSON Lines that say which columns there are."""
 BATCH_ROWS = 16_384
 """How many rows are read at a time of a row group that is larger than a piece."""
-PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
+PLAIN = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_dictionary,
+)  # fmt: skip
 """Types whose values are text, or become it without loss."""
 CHECKED = pa.schema(
     [
@@ -65,18 +67,20 @@ class Piece:
     rows: int | None = None
 
 
-def find(paths: Sequence[str]) -> list[RawFile]:
-    """The files that paths, folders and globs name."""
+def find(paths: Sequence[str], format: str = "auto") -> list[RawFile]:
+    """The files that paths, folders and globs name, of one format, or each of that which its ending says."""
     files = [url for path in paths for url in storage.expand(path, "check --input")]
-    return rawfiles.find("input", list(dict.fromkeys(files)), "auto")
+    return rawfiles.find("input", list(dict.fromkeys(files)), format, "--input-format")
 
 
 def columns(files: Sequence[RawFile], task: str, chosen: Mapping[str, str], needed: Sequence[str] = ()) -> Columns:
     """The columns that were chosen, else those of the usual names that the first file with any rows has.
 
-    Raises InputError where query, target or what else is `needed` of a row is in none.
+    Raises InputError where query, target or what else is `needed` of a row is in none, or the first lines are no rows.
     """
     file, there = next(((one, names) for one in files if (names := _names(one))), (files[0], set[str]()))
+    if not there:
+        _expect_readable(files)
     usual = {"query": ("query", "origin_query"), "target": ("target", TARGET_COLUMNS[task])}
     found = dict(chosen)
     for name in COLUMNS:
@@ -93,8 +97,22 @@ def _names(file: RawFile) -> set[str]:
     if file.format == "parquet":
         with storage.open_parquet(file.url, rawfiles.REMEDY) as parquet:
             return set(parquet.schema_arrow.names)
-    first = islice(rawfiles.records(rawfiles.whole(file)), LOOKED_AT)
-    return {name for _, record in first if not isinstance(record, Unreadable) for name in record}
+    return {name for _, record in _first(file) if not isinstance(record, Unreadable) for name in record}
+
+
+def _first(file: RawFile) -> Iterator[tuple[int, rawfiles.Record]]:
+    return islice(rawfiles.records(rawfiles.whole(file)), LOOKED_AT)
+
+
+def _expect_readable(files: Sequence[RawFile]) -> None:
+    """Raise InputError for the first line that is no record."""
+    for file in files:
+        for line, record in () if file.format == "parquet" else _first(file):
+            if isinstance(record, Unreadable):
+                raise InputError(
+                    f"{file.url}, line {line}: {record.reason} ({record.detail}), and no line that was looked at is a "
+                    f"row: it is read as {file.format}; if it is of another format, name that by --input-format"
+                )
 
 
 def pieces(files: Sequence[RawFile], rows: int, columns: Columns) -> dict[str, Piece]:

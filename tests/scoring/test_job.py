@@ -136,6 +136,13 @@ def test_the_same_files_in_another_order_are_another_run(tmp_path: Path) -> None
         _claim(turned, dict(reversed(hashes.items())))
 
 
+def test_the_same_files_read_as_another_format_are_another_run(tmp_path: Path) -> None:
+    wanted = job(pairs(tmp_path, 3), str(tmp_path / "out"))
+    as_named = replace(wanted, files=rows.find([str(tmp_path / "pairs.parquet")], "parquet"))
+    assert as_named.config == wanted.config
+    assert replace(wanted, files=rows.find([str(tmp_path / "pairs.parquet")], "csv")).config != wanted.config
+
+
 def test_a_table_becomes_scores_and_rejected_rows() -> None:
     texts = ["four", "nan", None, "x" * 30]
     found: list[dict[str, Any]] = [

@@ -20,6 +20,8 @@ from ray_pipeline.recipe import Spelling
 from ray_pipeline.scoring import rows
 from ray_pipeline.scoring.rows import Columns, Piece
 
+from .. import made
+
 COLUMNS = Columns(query="q", target="t", id="key", language="lang")
 PAIRS = [
     {"key": i, "q": f'query "{i}"\nof two lines, größe 靴', "t": f"a,b {i}", "lang": "de" if i % 3 else None}
@@ -178,6 +180,15 @@ def test_what_is_wrong_with_a_row_of_parquet_is_said(tmp_path: Path) -> None:
     assert found.column("reason").to_pylist()[0] == "target is not text"
 
 
+@pytest.mark.parametrize("kind", made.TEXTS, ids=str)
+def test_text_that_is_not_utf8_costs_its_row_whatever_its_type(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"q": made.text([b"red", b"\xff"], kind), "t": made.text([b"a", b"b"], kind)})
+    pq.write_table(table, tmp_path / "odd.parquet")
+    (found,) = read(str(tmp_path / "odd.parquet"), 100, Columns("q", "t"))
+    assert found.column("reason").to_pylist() == [None, "invalid UTF-8"]
+    assert found.column("query").to_pylist() == ["red", None]
+
+
 def test_whole_numbers_are_written_without_a_point(tmp_path: Path) -> None:
     columns = {"q": ["a", "b", "c", "d"], "t": ["x"] * 4, "f": [12345.0, 1.5, float("nan"), None]}
     table = pa.table(
@@ -231,6 +242,17 @@ def test_columns_are_those_of_the_first_file_with_rows_and_files_without_them_ar
             pq.write_table(pa.Table.from_pylist([one]), path)
         with pytest.raises(InputError, match=said):
             rows.pieces(rows.find(paths), 10, found)
+
+
+def test_files_of_another_format_than_their_ending_says_are_read_if_it_is_named(tmp_path: Path) -> None:
+    for name in ("pairs.txt", "pairs.dat"):
+        (tmp_path / name).write_text("\n\nquery\ttarget\na\tb\n")
+    text, other = str(tmp_path / "pairs.txt"), str(tmp_path / "pairs.dat")
+    with pytest.raises(InputError, match=r"pairs\.dat: unknown ending; set --input-format to jsonl, csv"):
+        rows.find([text, other])
+    with pytest.raises(InputError, match=r"pairs\.txt, line 3: broken JSON \(.*is read as jsonl; .*by --input-format"):
+        rows.columns(rows.find([text]), "QC", {})
+    assert rows.columns(rows.find([text, other], "tsv"), "QC", {}) == Columns("query", "target")
 
 
 def test_records_need_not_have_all_columns(tmp_path: Path) -> None:
