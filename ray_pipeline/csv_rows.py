@@ -90,12 +90,19 @@ def _read(
     """(lines, what they are) of what was read as a row; `fields` null: not as CSV has it."""
     if len(lines) == 1:
         yield 1, _backslashed(lines[0], width) or fields or _leniently(lines[0])
-    elif fields is not None and (len(fields) == width or len(lines) == 2 or _share_of_rows(lines[1:], width) <= 0.5):
+    elif fields is not None and (len(fields) == width or _is_one_row(lines, width)):
         yield len(lines), fields
     else:
         for number, line in enumerate(lines):
             found = _alone(line, width)
             yield 1, Broken(WITHIN if number else OPEN, line) if found is None else found
+
+
+def _is_one_row(lines: Sequence[str], width: int | None) -> bool:
+    """Whether lines of a wrong number of fields are more likely one row than some."""
+    if _backslashed(lines[0], width):
+        return False
+    return len(lines) == 2 or _share_of_rows(lines[1:], width) <= 0.5
 
 
 def undone(text: str, mark: str) -> str:
