@@ -61,6 +61,10 @@ class Rows:
     """Those that the split does not refuse."""
     originals: list[dict[str, Any]] = field(default_factory=list)
     """The sample of the train part, once all rows are read, with languages as far as they can be told by now."""
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    """The sample of the questions, likewise."""
+    unsure: list[str] = field(default_factory=list)
+    """The queries among them whose language is left to Gemini."""
 
     def add(self, row: Row, times: int = 1) -> None:
         """Count a row that stands for so many."""
@@ -103,18 +107,19 @@ def read(recipe: Recipe, rows: Iterable[tuple[Row, int]], corrected: bool) -> Ro
     known = Rows()
     for row, times in rows:
         known.add(row, times)
-    known.originals = known.sample.rows
+    known.originals, known.texts = known.sample.rows, known.asked.rows
     if not corrected and recipe.languages.correct:
         _correct(recipe, known.originals)
+        known.unsure = _correct(recipe, known.texts)
     return known
 
 
 def estimates(recipe: Recipe, known: Rows, to_do: set[str], workdir: str) -> dict[str, Estimate]:
     """Estimates by stage, of those in `to_do`."""
-    questions, found = known.asked.rows, {}
-    if "languages" in to_do and recipe.languages.correct and recipe.languages.gemini and questions:
-        texts = [Item(text) for text in _correct(recipe, questions)]
-        number = round(sum(known.questions.values()) * len(texts) / len(questions))
+    found = {}
+    if "languages" in to_do and recipe.languages.correct and recipe.languages.gemini and known.texts:
+        texts = [Item(text) for text in known.unsure]
+        number = round(sum(known.questions.values()) * len(texts) / len(known.texts))
         possible = recipe.languages.candidates
         found["languages"] = _unanswered(recipe, workdir, "detect_language", possible, [(number, texts)], texts)
     if to_do & {"translate", "audit"}:
@@ -205,8 +210,9 @@ def translations(recipe: Recipe, known: Rows) -> list[Wanted]:
             chosen = [row for row in eligible if selection.rank(row, language, rules) <= rows / there * selection.ALL]
             distinct = round(rows * known.distinct_share(rows / there, {row["tag"] for row in eligible}))
             found.append(Wanted(language, rows, distinct, eligible, chosen))
-    if rules.pivot and sample:
-        foreign = [row for row in sample if row["language"] != selection.PIVOT]
-        distinct = round(sum(known.questions[one] for one in known.kept) * len(foreign) / len(sample))
+    asked = [row for row in known.texts if stable_number(row["query"], row["tag"]) in known.kept]
+    if rules.pivot and asked:
+        foreign = [row for row in asked if row["language"] != selection.PIVOT]
+        distinct = round(sum(known.questions[one] for one in known.kept) * len(foreign) / len(asked))
         found.append(Wanted(selection.PIVOT, 0, distinct, foreign, foreign))
     return found

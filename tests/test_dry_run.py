@@ -13,11 +13,11 @@ import pytest
 from ray_pipeline import dry_run, estimate, ingest, pipeline, rawfiles, tables
 from ray_pipeline.errors import InputError
 from ray_pipeline.estimate import Rows
-from ray_pipeline.gemini import ledger
+from ray_pipeline.gemini import ledger, pricing
 from ray_pipeline.gemini.ledger import Answer, Ledger
 from ray_pipeline.gemini.pricing import Estimate
 from ray_pipeline.gemini.prompts import Item
-from ray_pipeline.recipe import Recipe
+from ray_pipeline.recipe import Gemini, Recipe
 from ray_pipeline.sandbox.dictionary import Dictionary
 from ray_pipeline.sandbox.gemini_server import GeminiServer
 from ray_pipeline.split import part_of
@@ -81,6 +81,30 @@ def test_the_pivot_counts_foreign_queries_and_no_translation_counts_none(make: A
     assert asked.items == 50, "English texts that are tagged French, each once"
 
 
+def more(folder: Path, name: str, rows: int, language: str) -> list[str]:
+    """A file of so many other rows, in a list as recipes name it."""
+    path = folder / f"{name}.txt"
+    lines = [
+        {"id": i, "language": language, "origin_query": f"red shoes {name} {i}", "category_path": f"a,b{i}",
+         "label": i % 2}
+        for i in range(rows)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [str(path)]
+
+
+def test_the_pivot_is_of_all_parts_and_of_no_row_that_the_split_refuses(make: Any, tmp_path: Path) -> None:
+    english, french = more(tmp_path, "english", ROWS, "en"), more(tmp_path, "french", 100, "fr")
+    recipe = make(**FIXED, translate__pivot=True, data__train=english, data__dev=french)
+    assert estimates(recipe, tmp_path)["translate"].items == 100
+    rows = [
+        made.pair(i, part="train" if i < 100 else estimate.REFUSED, language="fr", query=f"query {i}")
+        for i in range(150)
+    ]
+    [pivot] = estimate.translations(recipe, estimate.read(recipe, ((row, 1) for row in rows), corrected=True))
+    assert pivot.distinct == 100
+
+
 def test_minutes_are_at_the_tighter_limit(make: Any, tmp_path: Path) -> None:
     base = {**FIXED, "translate__pivot": True}
     by_requests = estimates(make(**base, gemini__requests_per_minute=2), tmp_path)["translate"]
@@ -92,6 +116,11 @@ def test_minutes_are_at_the_tighter_limit(make: Any, tmp_path: Path) -> None:
     assert found.minutes == (found.requests - 1) * 24 * 60
     said = dry_run.describe([of_days], str(tmp_path / "work"), None)
     assert f"{found.requests - 1} d 00 h at the recipe's limits" in said
+
+
+def test_the_last_request_of_a_sample_is_shorter_than_those_of_a_run() -> None:
+    sample = [Item(f"red shoes {i:02d}", "en", "de") for i in range(11)]
+    assert pricing.estimate(Gemini(items_per_request=10), "translate", 100, sample, ()).requests == 10
 
 
 def test_the_price_is_said_and_an_unknown_one_too(make: Any, tmp_path: Path) -> None:
@@ -240,8 +269,9 @@ def test_training_rows_are_those_that_may_be_trained_on_and_translated(make: Any
 
 
 def test_scoring_is_said_of_the_rows_that_are_not_trained_on(make: Any, tmp_path: Path) -> None:
-    recipe = make(**FIXED, train__model="google/gemma-3-12b-it", split__tune=0.1, split__holdout=0.2)
-    assert f"score: about {round(0.3 * ROWS)} rows of" in dry_run.describe([recipe], str(tmp_path / "work"), None)
+    files = {f"data__{name}": more(tmp_path, name, rows, "en") for name, rows in (("dev", 40), ("test", 30))}
+    recipe = make(**FIXED, train__model="google/gemma-3-12b-it", split__tune=0.1, split__holdout=0.2, **files)
+    assert f"score: about {round(0.3 * ROWS) + 70} rows of" in dry_run.describe([recipe], str(tmp_path / "work"), None)
     assert "score: about" not in dry_run.describe([recipe], str(tmp_path / "work"), "train")
 
 
@@ -320,9 +350,10 @@ def test_of_a_large_artifact_some_shards_tell_about_all(
     make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = made.finished(tmp_path, "ingest", [made.pair(i) for i in range(200)], tables.PAIRS, shards=20)
-    monkeypatch.setattr(ingest, "PREVIEW_ROWS", 50)
-    read = list(dry_run._pairs(make_recipe(), {"ingest": pairs}))
-    assert (len(read), sum(times for _, times in read)) == (50, 200)
+    for most, rows in ((50, 50), (67, 70)):  # of the 70, the last ten stand for two shards, not three
+        monkeypatch.setattr(ingest, "PREVIEW_ROWS", most)
+        read = list(dry_run._pairs(make_recipe(), {"ingest": pairs}))
+        assert (len(read), sum(times for _, times in read)) == (rows, 200)
 
 
 def test_rows_that_a_run_would_refuse_are_said_with_place_and_reason(make: Any, tmp_path: Path) -> None:
