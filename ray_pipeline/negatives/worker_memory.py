@@ -86,8 +86,6 @@ def workers_that_fit(
     That is of the nodes that are `there`, as workers are, then of those `to_come`. Ray gives each its bytes of memory,
     so that nodes which are too small get none. Raises PipelineError where there is room for none.
     """
-    if not each:
-        return 1, max(1, sum(int(node["CPU"]) for node in there))
 
     def widths(node: Mapping[str, float]) -> set[int]:
         """CPUs of workers that share out a node; one of its CPUs is left to what else may run."""

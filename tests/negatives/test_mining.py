@@ -494,6 +494,14 @@ def test_a_popular_query_gets_what_lies_beyond_all_that_it_knows() -> None:
     assert {one["source_id"]: one["target"] for one in made}["QI-train-0"] == f"text {nearest[120]}"
 
 
+def test_the_least_similar_to_a_popular_query_lies_beyond_all_that_it_knows() -> None:
+    found = vectors(300)
+    lowest = np.argsort(found @ found[0], kind="stable")
+    rows = [row(0, 0, query="mug"), *[row(i, int(lowest[i - 1]), label=0, query="mug") for i in range(1, 121)]]
+    made, refused = mine(rows, corpus(300), easy_per_positive=1, easy_method="minimum")
+    assert [one["target"] for one in made] == [f"text {lowest[120]}"] and not refused
+
+
 @pytest.mark.parametrize("rules", [{}, {"index": "ivf"}, {"easy_method": "minimum"}])
 def test_negatives_say_their_band_and_method(rules: dict[str, Any]) -> None:
     every = {f"{kind}_per_positive": 1 for kind in KINDS} | WIDE | rules

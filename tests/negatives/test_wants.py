@@ -42,6 +42,12 @@ def test_as_many_as_asked_for(per_positive: float) -> None:
     assert len(set(found.chance.tolist())) == len(found.chance)
 
 
+def test_which_positives_want_one_more_is_drawn_for_each_kind_by_itself() -> None:
+    own, rules = hashes([str(i) for i in range(4000)]), Negatives(hard_per_positive=0.5, random_per_positive=0.5)
+    hard, random = (set(wants.wants(own, kind, rules).positives.tolist()) for kind in ("hard", "random"))
+    assert len(hard & random) / 4000 == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.parametrize("cap", [1, 200, 700, 100_000])
 def test_a_language_s_cap_is_never_exceeded_and_nearly_met(cap: int) -> None:
     rules = Negatives(easy_per_positive=0.5, hard_per_positive=1, max_rows_per_language=cap)
@@ -49,6 +55,13 @@ def test_a_language_s_cap_is_never_exceeded_and_nearly_met(cap: int) -> None:
     found = let_through(rules, wants.limits(counted(rules), rules))
     for language, wanted in every.items():
         assert min(cap, wanted) - 2 <= found[language] <= min(cap, wanted)
+
+
+def test_a_cap_that_is_just_met_takes_nothing_away() -> None:
+    rules = Negatives(easy_per_positive=0.5, hard_per_positive=1)
+    every = let_through(rules, None)
+    just = rules.model_copy(update={"max_rows_per_language": every["de"]})
+    assert let_through(just, wants.limits(counted(just), just))["de"] == every["de"]
 
 
 def test_a_language_of_which_no_positive_wants_anything_is_no_obstacle() -> None:

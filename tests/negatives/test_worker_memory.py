@@ -21,7 +21,6 @@ def node(cpus: float, memory: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("nodes", "each", "expected"),
     [
-        ([node(16, 20)], 0, (1, 16)),
         ([node(16, 20)], 1, (1, 16)),
         ([node(16, 20)], 2, (2, 8)),
         ([node(16, 20)], 5, (4, 4)),
@@ -29,7 +28,6 @@ def node(cpus: float, memory: float) -> dict[str, float]:
         ([node(16, 20), node(16, 20)], 6, (5, 6)),
         ([node(16, 20), node(2, 4)], 5, (4, 4)),  # the small one has room for none
         ([node(64, 20), node(8, 100)], 30, (2, 3)),  # nor has one of many CPUs
-        ([node(0.5, 20), node(0.5, 20)], 0, (1, 1)),
     ],
 )
 def test_cases(nodes: Sequence[dict[str, float]], each: int, expected: tuple[int, int]) -> None:
@@ -119,11 +117,14 @@ def test_a_shard_takes_what_is_made_of_its_rows_and_its_wants() -> None:
 
 
 def test_workers_on_gpus_have_only_the_nodes_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = {"CPU": 4.0, "GPU": 1.0, "memory": 16.0}
-    there = [{"Alive": alive, "Resources": some} for some in (gpu, node(64, 512)) for alive in (True, False)]
+    gpu, head = {"CPU": 4.0, "GPU": 1.0, "memory": 16.0}, {"memory": 512.0}
+    kinds = [gpu, node(64, 512), head]
+    there = [{"Alive": alive, "Resources": some} for some in kinds for alive in (True, False)]
     monkeypatch.setattr(ray, "nodes", lambda: there)
-    assert worker_memory.nodes() == [gpu, node(64, 512)]
-    assert worker_memory.nodes(1) == [gpu]
+    monkeypatch.setattr(worker_memory.node_types, "startable", lambda: kinds)
+    for found in (worker_memory.nodes, worker_memory.nodes_to_come):
+        assert found() == [gpu, node(64, 512)], "one without CPUs runs no worker"
+        assert found(1) == [gpu]
     assert worker_memory.workers_that_fit(worker_memory.nodes(1), 9) == (3, 1)
     with pytest.raises(PipelineError, match="negatives"):
         worker_memory.workers_that_fit(worker_memory.nodes(1), 17)
