@@ -246,6 +246,12 @@ def test_present_shards_are_whole_ones_only(place: str) -> None:
     assert artifact.present_shards(place) == ["part-00000.parquet", "part-00001.parquet"]
 
 
+def test_a_shard_that_is_written_again_leaves_no_refused_rows_of_before(place: str) -> None:
+    artifact.write_shard(place, "part-00000.parquet", rows(0, 2), refused(["odd"]), 3)
+    assert artifact.write_shard(place, "part-00000.parquet", rows(0, 2), None, 2) == Counts(2, 2)
+    assert storage.list_files(storage.join(place, "rejected")) == []
+
+
 def test_a_shard_shorter_than_its_manifest_says_is_refused(place: str) -> None:
     made = finished(place)
     artifact.write_shard(place, "part-00001.parquet", rows(3, 1), None, 1)

@@ -292,7 +292,7 @@ def test_rows_in_are_kept_or_refused(tmp_path: Path) -> None:
 def test_pivots_join_by_query_and_language(tmp_path: Path) -> None:
     rows = [
         row("a1", "zapatos", language="es"),
-        row("a2", "zapatos", language="pt"),
+        row("a2", "zapatos", language="pt", target="Boots"),
         row("a3", "shoes"),
         unlabelled("d1", query="zapatos", language="es"),
         translated("a4", "Schuhe", language="de", query_en="shoes"),
@@ -300,7 +300,7 @@ def test_pivots_join_by_query_and_language(tmp_path: Path) -> None:
     counts, kept = reduce(tmp_path, rows, [row("p", "zapatos", language="es", query_en="shoes (es)")])
     assert counts.rows_in == 5
     assert {r["pair_id"]: r["query_en"] for r in kept} == {
-        "a1": "shoes (es)", "a3": "shoes", "d1": "shoes (es)", "a4": "shoes",
+        "a1": "shoes (es)", "a2": None, "a3": "shoes", "d1": "shoes (es)", "a4": "shoes",
     }  # fmt: skip
 
 

@@ -306,6 +306,13 @@ def test_rows_of_different_labels_are_no_near_duplicates_but_leak_alike() -> Non
     assert {row["pair_id"] for row in found if row["place"] == "test"} == {"train-1", "train-2", "train-3"}
 
 
+def test_a_query_that_is_the_same_once_normalised_is_no_near_one() -> None:
+    rows = [pair(1, "red shoes"), pair(2, "Red shoes!", "dev"), pair(3, "red shoes x", "test")]
+    table = pa.Table.from_pylist(rows, schema=tables.PAIRS).select(near.COLUMNS)
+    found = near.similar(near.candidates(table, 1, 1, NO_GIANTS, THRESHOLD), THRESHOLD).to_pylist()
+    assert {(row["pair_id"], row["place"]) for row in found} == {("train-1", "test")}
+
+
 def test_the_account_adds_up_over_shards() -> None:
     counts = Counts(2, 2, {}, {"leaks_dev": 1.0, "near_leaks_dev": 2.0, "settled_tune": 3.0, "translated": 4.0})
     from ray_pipeline.dedupe import stage

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -170,6 +171,11 @@ def test_tsv_keeps_commas(write: Write) -> None:
     assert read(write("a.tsv", "id\tquery\n1\tå, b\n".encode())) == [(2, {"id": "1", "query": "å, b"})]
 
 
+def test_a_name_that_has_another_separator_in_it_is_a_name(write: Write) -> None:
+    found = read(write("a.csv", b"id,shop; or brand,query|text\n1,a,b\n"))
+    assert found == [(2, {"id": "1", "shop; or brand": "a", "query|text": "b"})]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -278,9 +284,9 @@ def test_marks_behind_backslashes_that_make_no_row_are_refused_with_what_to_do(w
 
 
 def test_a_text_whose_lines_have_commas_is_one_text(write: Write) -> None:
-    text = "\n".join(["size, in inches, 5", "colour, mostly, red", "and so on"] * 3)
+    text = "\n".join(["size, in inches, 5", "colour, mostly, red", "and so on"] * 6)
     assert read(write("a.csv", f'id,text,label\n1,"{text}",1\n'.encode())) == [
-        (10, {"id": "1", "text": text, "label": "1"})
+        (19, {"id": "1", "text": text, "label": "1"})
     ]
 
 
@@ -303,6 +309,11 @@ def test_a_header_that_is_none_stops_with_file_and_line(write: Write, content: s
     [file] = rawfiles.find("train", [str(write("a.csv", content.encode()))], "auto")
     with pytest.raises(InputError, match=r"a\.csv.* " + re.escape(said)):
         list(rawfiles.records(rawfiles.whole(file), ["q"]))
+
+
+def test_a_column_that_nobody_reads_may_be_named_twice(write: Write) -> None:
+    [file] = rawfiles.find("train", [str(write("a.csv", b"id,q,note,note\n1,a,b,c\n"))], "auto")
+    assert list(rawfiles.records(rawfiles.whole(file), ["id", "q"])) == [(2, {"id": "1", "q": "a", "note": "c"})]
 
 
 def test_a_row_of_another_length_says_both_lengths(write: Write) -> None:
@@ -402,9 +413,10 @@ def test_the_lines_that_begin_in_a_slice(write: Write, content: bytes) -> None:
 
 
 def test_numbers_are_whole_where_they_can_be_and_what_is_none_is_null(write: Write, tmp_path: Path) -> None:
-    found = {"a": 1, "b": 1.5, "c": None, "d": True, "e": "NaN"}
-    assert read(write("a.jsonl", b'{"a": 1.0, "b": 1.5, "c": NaN, "d": true, "e": "NaN"}')) == [(1, found)]
-    columns = {"a": [1.0], "b": [1.5], "c": [float("nan")], "d": [True], "e": ["NaN"]}
+    found = {"a": 1, "b": 1.5, "c": None, "d": True, "e": "NaN", "f": math.inf, "g": math.inf}
+    line = b'{"a": 1.0, "b": 1.5, "c": NaN, "d": true, "e": "NaN", "f": Infinity, "g": 1e999}'
+    assert read(write("a.jsonl", line)) == [(1, found)]
+    columns = {name: [math.nan if value is None else value] for name, value in found.items()}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == [(1, found)]
 

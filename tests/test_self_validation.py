@@ -41,6 +41,8 @@ def test_folds_divide_the_training_rows_by_group() -> None:
     groups = [set(table.column("group_id").to_pylist()) for table in held]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
     assert min(len(found) for found in groups) > 20
+    other = RULES.model_copy(update={"seed": 1})
+    assert ids(self_validation.held_out(0, other, TABLE).table) != ids(held[0]), "the seed draws them"
 
 
 def test_a_fold_s_model_sees_the_other_folds_and_the_tune_part() -> None:
@@ -51,6 +53,15 @@ def test_a_fold_s_model_sees_the_other_folds_and_the_tune_part() -> None:
         assert not set(ids(rest.table)) & set(ids(held.table))
         assert ids(rest.table, "tune") == ids(TABLE, "tune")
         assert rest.rejected is not None and set(ids(rest.rejected)) == set(ids(held.table))
+
+
+def test_a_fold_s_model_is_trained_on_its_own_whatever_the_recipe_s_training_does(
+    make_recipe: Callable[..., Recipe],
+) -> None:
+    recipe = make_recipe(self_validation__folds=2)
+    changed = recipe.train.model_copy(update={"folds": 3, "start": "adapter", "joint": True})
+    own = self_validation._for_folds(recipe.model_copy(update={"train": changed})).train
+    assert (own.folds, own.start, own.joint) == (None, None, False)
 
 
 def test_a_label_is_contradicted_by_enough_confidence_in_the_other() -> None:

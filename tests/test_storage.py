@@ -248,6 +248,12 @@ def test_folders_stand_for_their_files_and_hidden_ones_are_no_input(place: str) 
         assert [url.removeprefix(f"{place}/") for url in found] == wanted, pattern
 
 
+def test_a_folder_s_only_file_is_meant_whatever_its_name(place: str) -> None:
+    url = storage.join(place, "_only.jsonl")
+    storage.write_bytes(url, b"{}\n")
+    assert storage.expand(place) == [url]
+
+
 def test_expand_knows_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train.txt").write_text("x")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -753,3 +759,12 @@ def test_a_bucket_that_cannot_be_written_is_said_at_once(s3_bucket: str) -> None
     folder = f"s3://{s3_bucket}/tried-before-work"
     storage.expect_folder(folder)
     assert s3.connect(folder).find(folder) == []
+
+
+def test_a_lock_shows_the_note_of_who_holds_it_and_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    for note in ("the first, at length", "one"):
+        with storage.locked(path, note) as other:
+            assert other is None
+            with storage.locked(path, "another") as holder:
+                assert holder == note

@@ -148,6 +148,8 @@ def test_verification_of_the_zip_itself(written: bytes) -> None:
     assert verify_submission(whole, {"QC": QC}) == {"QC": 3}
     with pytest.raises(CorruptArtifactError, match="submit_QI"):
         verify_submission(whole, {"QC": QC, "QI": QI})
+    with pytest.raises(CorruptArtifactError, match=r"its files are .*submit_QI"):
+        verify_submission(io.BytesIO(written), {"QC": QC})
     with pytest.raises(CorruptArtifactError, match="not a readable zip"):
         verify_submission(io.BytesIO(written[:-30]), {"QC": IDS, "QI": IDS})
 

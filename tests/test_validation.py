@@ -259,6 +259,7 @@ BROKEN: list[tuple[str, str, int, int, Row]] = [
     ("ids", "dedupe", 0, 1, {"pair_id": "QC-train-1"}),
     ("ids", "embed", 0, 0, {"text_id": "t1"}),
     ("scored", "score", 0, 1, {"pair_id": "QC-train-999"}),
+    ("scored", "ingest", 1, 7, {"pair_id": "QC-dev-999"}),
 ]
 
 
@@ -273,6 +274,21 @@ def test_a_broken_row_is_named(
     assert name in found
     said = "\n".join(found[name].shown)
     assert f"{shard(run, stage, number)}, row {row}" in said
+
+
+def test_a_negative_that_dedupe_refused_as_a_positive_is_named(run: dict[str, Artifact], tmp_path: Path) -> None:
+    row = pq.read_table(shard(run, "negatives")).to_pylist()[0]
+    refused = {name: row[name] for name in tables.PAIRS.names} | {"label": 1, "reason": "label conflict"}
+    path = Path(run["dedupe"].url, "rejected", "part-00000.parquet")
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist([refused], schema=tables.rejected(tables.PAIRS)), path)
+    found = failed(checked(tmp_path))
+    assert f"{shard(run, 'negatives')}, row 0" in "\n".join(found["positives"].shown)
+
+
+def test_one_text_may_be_a_query_and_a_target(run: dict[str, Artifact], tmp_path: Path) -> None:
+    put(shard(run, "embed", 1), 0, text_id="t0", role="query")
+    assert checked(tmp_path).ids.violations == 0
 
 
 def test_a_prediction_on_the_other_side_of_the_threshold_is_named(run: dict[str, Artifact], tmp_path: Path) -> None:

@@ -209,6 +209,13 @@ def test_a_row_of_csv_with_too_many_fields_costs_itself_only(tmp_path: Path) -> 
     assert table.column("line").to_pylist() == [2, 3, 5]
 
 
+def test_a_row_of_csv_without_an_id_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("key,q,t\n1,red,a\n,red,a\n")
+    (table,) = read(str(path), 100, Columns("q", "t", "key"))
+    assert table.column("reason").to_pylist() == [None, "missing id"]
+
+
 def test_the_usual_columns_are_found(tmp_path: Path) -> None:
     (file,) = rows.find([write(tmp_path, "jsonl", [{"origin_query": "a", "category_path": "b", "id": 1}])])
     assert rows.columns([file], "QC", {}) == Columns("origin_query", "category_path", "id")

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ray_pipeline.errors import ModelError, OutOfMemoryError
 from ray_pipeline.prompt import Prompt
 from ray_pipeline.recipe import Runtime
 from ray_pipeline.scoring import adapters
+from ray_pipeline.scoring import scorer as scorers
 from ray_pipeline.scoring.scorer import Batches, Scorer, Scores, at_once, within_memory
 from ray_pipeline.train import loop, queries
 from ray_pipeline.train.batches import Prompts, Rows
@@ -98,6 +100,19 @@ def test_a_row_that_does_not_fit_alone_is_named_and_the_others_are_scored() -> N
 def test_where_no_row_fits_it_is_not_the_rows() -> None:
     with pytest.raises(ModelError, match="out of memory: none of 3 rows fits"):
         scores(Narrow(tokens=1), prompts([5, 6, 7]), 4)
+
+
+class Members(list[Narrow]):
+    """Several models, in place of adapters."""
+
+    tokenizer = SimpleNamespace(pad_token_id=0)
+
+
+def test_a_row_that_does_not_fit_with_one_of_several_adapters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "Members", lambda *_: Members([Narrow(tokens=50), Narrow(tokens=10**6)]))
+    found, unfit = scorers.Transformers([], "cpu", Batches(rows=4))(prompts([5, 60, 7]), [0] * 3)
+    assert unfit.tolist() == [False, True, False] and np.isnan(found[1])
+    assert found[[0, 2]].tolist() == pytest.approx([expected(3)[i] for i in (0, 2)])
 
 
 def test_no_prompts() -> None:
