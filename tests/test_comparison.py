@@ -52,3 +52,10 @@ def test_rows_that_two_runs_answer_differently_are_a_sheet(
     monkeypatch.setattr(comparison, "MOST_CHANGED", 2)
     assert len(comparison.sheet(first, second).splitlines()) == 3
     assert len(comparison.sheet(first, first).splitlines()) == 1
+
+
+def test_a_comparison_says_how_many_rows_each_side_was_trained_on(tmp_path: Path, make_recipe: Any) -> None:
+    recipe = make_recipe(evaluate__bootstrap_draws=100)
+    first, second = (ran.run(tmp_path, recipe, "a", seed, {seed}).artifacts for seed in (0, 1))
+    found = comparison.compare(first, second, "other", recipe.evaluate)
+    assert (found.own_training_rows, found.training_rows) == (5, 6)

@@ -211,3 +211,19 @@ def test_figures_rest_on_as_many_samples_as_the_study_asks_for(
     found = whole(verdicts.verdicts(ran.study(recipe, ["base", "better"], [0]), [one for one in runs if one.seed == 0]))
     assert found["better"].difference is not None
     assert found["better"].difference.p == pytest.approx(2 / (2 * verdicts.DRAWS_PER_VARIANT + 1))
+
+
+def test_runs_of_another_study_count_for_nothing(runs: list[Ran], recipe: Recipe) -> None:
+    study, turned = ran.study(recipe, ["base", "better"], [0, 1]), {"base": "better", "better": "base"}
+    others = [replace(one, study="other", line=turned[one.line]) for one in runs if one.line in turned]
+    assert verdicts.verdicts(study, [*runs, *others]) == verdicts.verdicts(study, runs)
+    assert verdicts.costs(study, [*runs, *others]) == verdicts.costs(study, runs)
+
+
+def test_a_price_that_is_not_known_leaves_the_sum_unknown(runs: list[Ran], recipe: Recipe) -> None:
+    study, first = ran.study(recipe, ["base", "better"], [0, 1]), runs[0]
+    evaluated = first.artifacts["evaluate"]
+    unpriced = replace(evaluated, manifest=replace(evaluated.manifest, usd=None))
+    some = [replace(first, artifacts={**first.artifacts, "evaluate": unpriced}), *runs[1:]]
+    assert [one.usd for one in verdicts.costs(study, some)] == [None, 0.0]
+    assert verdicts.spent(some)[1] is None and verdicts.spent(runs)[1] == 0.0

@@ -222,6 +222,21 @@ def test_a_ledger_that_cannot_be_written_says_so_and_keeps_what_it_has(tmp_path:
     assert known(str(tmp_path / "file" / "ledger")) == {answer.key: answer for answer in ANSWERS}
 
 
+def test_after_a_write_that_was_cut_short_all_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, append = Ledger(str(tmp_path), KEYS), storage.append_bytes
+
+    def full(path: str, data: bytes) -> None:
+        append(path, data[:20])
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "append_bytes", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            book.append(ANSWERS[:1])
+    book.append(ANSWERS[1:])
+    assert known(str(tmp_path)) == {answer.key: answer for answer in ANSWERS}
+
+
 def test_the_folder_holds_what_changes_an_answer() -> None:
     base = ledger.folder("/w", Gemini(), "translate")
     assert base == ledger.folder("/w", Gemini(items_per_request=3, concurrency=1, requests_per_minute=1), "translate")

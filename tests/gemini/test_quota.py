@@ -119,6 +119,13 @@ def test_a_day_s_requests_stop_with_the_remedy() -> None:
         limits.lease(1, [Ask(1)], 60)
 
 
+def test_a_request_that_the_server_refused_is_none_of_the_day_s() -> None:
+    limits = Quota(60_000, 1e9, requests_per_day=1)
+    [(permit, _)] = limits.lease(0, [Ask(1)], 60).permits
+    limits.limited(permit, 1, 0, 2.0)
+    assert limits.used.requests == 0 and len(limits.lease(10, [Ask(1)], 60).permits) == 1
+
+
 def test_dollars_are_reserved_and_never_passed() -> None:
     limits = Quota(60_000, 1e9, max_usd=0.01)
     first = limits.lease(0, [Ask(1, 0.004)] * 3, 60)
@@ -146,6 +153,14 @@ def test_a_permit_of_a_worker_that_died_is_void_in_the_end_and_costs_what_others
     limits.settle(lost, 1, 0.001)
     limits.settle(permit, 1, 0.002)
     assert limits.used.usd == pytest.approx(0.0035), "each counts once"
+
+
+def test_a_lost_permit_costs_all_that_it_might_where_nothing_is_known_of_others() -> None:
+    limits = Quota(60_000, 1e9, max_usd=0.01)
+    limits.lease(0, [Ask(1, 0.008)], timeout=30)
+    assert limits.lease(29, [Ask(1, 0.005)], 30).permits == []
+    with pytest.raises(GeminiError, match=r"0\.0080 USD of 0\.01 are spent"):
+        limits.lease(31, [Ask(1, 0.005)], 30)
 
 
 def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> quota_actor.QuotaActor:

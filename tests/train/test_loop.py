@@ -405,21 +405,22 @@ def test_another_number_of_workers_goes_on_with_all_that_was_learnt(tmp_path: Pa
     made, _, kept = make(tmp_path, toy.rules(lora=DROPOUT))
     made.run()
     (folder,) = kept.checkpoints[:1]
-    states = [json.loads((folder / "state-0.json").read_text()) | {"loss_sum": loss} for loss in (1.0, 4.0)]
-    for rank, state in enumerate(states):
-        (folder / f"state-{rank}.json").write_text(json.dumps(state))
-        checkpoint.seal(folder, rank, 2)
+    state = json.loads((folder / "state-0.json").read_text())
 
-    def drawn(worker: Worker) -> float:
+    def drawn(step: int, worker: Worker) -> float:
+        for rank, loss in enumerate((1.0, 4.0)):
+            (folder / f"state-{rank}.json").write_text(json.dumps(state | {"loss_sum": loss, "step": step}))
+            checkpoint.seal(folder, rank, 2)
         again, *_ = make(tmp_path, toy.rules())
         again._worker = worker
         again.resume(folder)
-        assert again.state.loss_sum == 2.5 and again.state.step == 4 and again.state.history == made.state.history[:1]
+        assert (again.state.loss_sum, again.state.step) == (2.5, step) and again.state.history == made.state.history[:1]
         return float(torch.rand(1))
 
-    assert len({drawn(Worker(rank, 3)) for rank in range(3)}) == 3, "each draws other masks"
+    found = {drawn(step, Worker(rank, 3)) for step in (8, 4) for rank in range(3)}
+    assert len(found) == 6, "each draws other masks, and others later on"
     fewer, *_ = make(tmp_path / "fewer", toy.rules(lora=DROPOUT))
-    (folder / "state-0.json").write_text(json.dumps(states[0] | {"workers": [2]}))
+    (folder / "state-0.json").write_text(json.dumps(state | {"loss_sum": 1.0, "workers": [2]}))
     fewer.resume(folder)
     assert fewer.run().workers == [2, 1]
 
