@@ -25,6 +25,8 @@ from ray_pipeline.text import stable_id
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
+GOING = ".going"
+"""Ends the name of a file beside a folder that is being removed."""
 SHARD_COUNTS = b"ray_pipeline.counts"
 WITHOUT_ROWS = ("train",)
 """Stages whose shards hold something else than the rows which they count."""
@@ -97,9 +99,10 @@ class Manifest:
 
     @property
     def weights(self) -> dict[str, str]:
-        """Hashes of the weights that it is, or was made with, by the training's fingerprint.
+        """Hashes of the weights that it is, or was made with, by the training's fingerprint; of a self-validation, of
+        what its trainings have it drop.
 
-        Of all artifacts, trainings alone may come out otherwise when they are made again.
+        Of all artifacts, those of trainings alone may come out otherwise when they are made again.
         """
         own = self.extra.get("weights")
         return dict(self.made_with) if own is None else {self.fingerprint: own}
@@ -209,13 +212,15 @@ def begin(folder: str, stage: str, inputs: Mapping[str, Artifact]) -> None:
     divided into other shards, goes. A training's checkpoints do not go by shards."""
     divided = {name: item.manifest.shards for name, item in inputs.items() if stage not in WITHOUT_ROWS}
     mine = {"made_with": weights_of(inputs.values()), "shards": stable_id(json.dumps(divided))}
-    url = storage.join(folder, BEGUN)
+    url, going = storage.join(folder, BEGUN), f"{folder}{GOING}"
     try:
         begun = storage.read_bytes(url) == _dumps(mine)
     except FileNotFoundError:
         begun = not storage.exists(storage.join(folder, MANIFEST))
-    if not begun:
+    if not begun or storage.exists(going):
+        storage.write_bytes(going, b"")  # so that nothing stays if this is cut short
         storage.remove_tree(folder)
+        storage.remove_file(going)
     storage.write_bytes(url, _dumps(mine))
 
 

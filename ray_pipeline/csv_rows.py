@@ -12,11 +12,16 @@ MANY_LINES = 10
 """So many lines after a row's first, nearly all of which are rows by themselves, are taken for those rows."""
 OPEN = "opens a quotation mark and does not close it: close it, or write it twice if it is text"
 WITHIN = "stands where a quotation mark is open, and is no row by itself"
-BEHIND = "has a quotation mark behind a backslash, and is no row that way either: write marks within text twice"
+BEHIND = (
+    "has a quotation mark behind a backslash, and is no row that way either, unless its text goes on in the next line: "
+    "write marks within text twice"
+)
 _FIELD = r'(?:[^",\r\n]*+|"(?:[^"]++|"")*+")'
 _ROW = re.compile(f"{_FIELD}(?:,{_FIELD})*[\r\n]*")
 """A line that is a row as CSV has it (RFC 4180)."""
 _BACKSLASHED = re.compile(r'\\([\\"])')
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.|"")*+"')
+"""A quoted field, in which a mark may stand behind a backslash."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Broken:
 
     detail: str
     line: str
+    leaves_open: bool = False
+    """Whether the text of one of its fields may go on in the next line."""
 
 
 class Row(NamedTuple):
@@ -63,7 +70,7 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
 
     Where quotation marks do not agree over several lines, each of these is a row only if it is one by itself.
     """
-    lines, at, number = _Lines(text, width), 0, 0
+    lines, at, number, within = _Lines(text, width), 0, 0, False
     reader = csv.reader(lines, strict=True)
     while True:
         try:
@@ -73,15 +80,24 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
         if not lines.taken:
             return
         taken, lines.taken, done = lines.taken, [], 0
-        plain = len(taken) == 1 and (
-            len(fields or ()) == lines.width or '\\"' not in taken[0]
-        )  # as nearly all rows are
-        for count, found in [(1, fields)] if fields is not None and plain else _read(taken, fields, lines.width):
-            at, number = at + sum(map(len, taken[done : done + count])), number + count
-            done += count
+        plain = fields is not None and len(taken) == 1 and _is_plain(taken[0], fields, lines.width)
+        for count, found in [(1, fields)] if plain and fields is not None else _read(taken, fields, lines.width):
+            own = taken[done : done + count]
+            at, number, done = at + sum(map(len, own)), number + count, done + count
+            doubtful = within and isinstance(found, list) and count == 1 and '"' in own[0]
+            if doubtful and _alone(own[0], lines.width) is None:
+                found, within = Broken(WITHIN, own[0]), False
             if isinstance(found, list):
                 lines.width = lines.width or len(found)
-            yield Row(at, number, found, cut=done == len(taken))
+                within = within and len(found) != lines.width
+            else:
+                within = within or found.leaves_open
+            yield Row(at, number, found, cut=done == len(taken) and not within)
+
+
+def _is_plain(line: str, fields: Sequence[str], width: int | None) -> bool:
+    """Whether a line that was read as a row is one without doubt, as nearly all are."""
+    return '\\"' not in line or (len(fields) == width and _ROW.fullmatch(line) is not None)
 
 
 def _read(
@@ -95,7 +111,8 @@ def _read(
     else:
         for number, line in enumerate(lines):
             found = _alone(line, width)
-            yield 1, Broken(WITHIN if number else OPEN, line) if found is None else found
+            broken = Broken(WITHIN, line) if number else Broken(OPEN, line, True)
+            yield 1, broken if found is None else found
 
 
 def _is_one_row(lines: Sequence[str], width: int | None) -> bool:
@@ -115,7 +132,7 @@ def undone(text: str, mark: str) -> str:
 
 def _backslashed(line: str, width: int | None) -> list[str] | None:
     """The fields of a line that has marks behind backslashes, and is a row of so many if these are taken for text."""
-    if '\\"' not in line or not _ROW.fullmatch(read := undone(line, '""')):
+    if '\\"' not in line or not _ROW.fullmatch(read := _QUOTED.sub(lambda field: undone(field[0], '""'), line)):
         return None
     fields = next(csv.reader([read]))
     return fields if len(fields) == (width or len(fields)) else None
@@ -126,7 +143,9 @@ def _leniently(line: str) -> list[str] | Broken:
     read = list(csv.reader([line, "the next"]))
     if len(read) > 1 and '\\"' not in line:
         return read[0]
-    return Broken(BEHIND if len(read) > 1 else OPEN, line)
+    if len(read) == 1:
+        return Broken(OPEN, line, True)
+    return Broken(BEHIND, line, undone(line, "").count('"') % 2 == 1)
 
 
 def _alone(line: str, width: int | None) -> list[str] | None:

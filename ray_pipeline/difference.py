@@ -21,6 +21,8 @@ def told(step: Step) -> str | None:
         return None
     config = json.loads(json.dumps(step.config))
     before = _newest(step.folder.rsplit("/", 1)[0])
+    if any(one.fingerprint == step.fingerprint for one in before):
+        return "was made with a training that is made again"
     found = [(differing(one, step.stage.schema_version, config, step.inputs), one.fingerprint) for one in before]
     if not found:
         return None

@@ -81,7 +81,9 @@ def _baseline(task: TaskReport) -> Iterator[Finding]:
     text = f"F1 is {_shown(task.headline.f1)}; answering “relevant” to every row gives {task.always_relevant_f1:.3f}"
     text += f": on the same rows, a difference of {_shown(over, '+')}."
     if not _known(over):
-        yield Finding("warning", "Too few queries to judge", text + TOLD_BY)
+        few = task.headline.queries is None or task.headline.queries < metrics.MIN_GROUPS
+        title = "Too few queries to judge" if few else "Not shown to beat “always relevant”"
+        yield Finding("warning", title, text + TOLD_BY)
     elif over.low > 0:
         yield Finding("good", "Better than “always relevant”", text)
     elif over.high < 0:
@@ -165,8 +167,9 @@ def _weak_languages(task: TaskReport) -> Iterator[Finding]:
     if worse := [one for one in weak if one not in ranked]:
         yield Finding("warning", f"Weak languages: {_names(worse)}", f"{words}: {_weak(worse, task)}.")
     if ranked:
-        text = f"{words}: {_weak(ranked, task)}. AUROC is not shown to be lower there; at equal ranking, F1 falls with "
-        text += "the share of relevant rows."
+        text = f"{words}: {_weak(ranked, task)}. AUROC is not shown to be lower there"
+        fewer = all(one.positive_share < task.headline.positive_share for one in ranked)
+        text += "; at equal ranking, F1 falls with the share of relevant rows." if fewer else "."
         if task.decision is None or task.decision.by != "language":
             text += " evaluate.threshold: language may help."
         yield Finding("note", f"Lower F1, but no worse ranking: {_names(ranked)}", text)
@@ -246,12 +249,17 @@ def _transfer(task: TaskReport) -> Iterator[Finding]:
     text += "." if ranked is None else f"; AUROC is {_aurocs(seen, withheld)}: a gap of {_shown(ranked, '+')}."
     if not _known(gap):
         yield Finding("note", "Transfer to withheld languages: too few queries", text)
-    elif gap.low > 0 and ranked is not None and ranked.low <= 0:
+    elif gap.low > 0 and ranked is not None and ranked.low <= 0 and withheld.positive_share < seen.positive_share:
         text += " At equal ranking, F1 falls with the share of relevant rows."
-        yield Finding("note", "Lower F1, but no worse ranking, in withheld languages", text)
+        yield Finding("note", "Lower F1, a worse ranking not shown, in withheld languages", text)
     elif gap.low > 0:
+        if ranked is not None and ranked.low <= 0:
+            text += " A worse ranking is not shown: the threshold may not suit them."
         level = "warning" if gap.value >= WEAK_GAP else "note"
         yield Finding(level, "Withheld languages are weaker", text)
+    elif ranked is not None and ranked.low > 0:  # which more relevant rows may hide from F1
+        level = "warning" if ranked.value >= WEAK_GAP else "note"
+        yield Finding(level, "Withheld languages are ranked worse", text)
     elif gap.high < 0:
         yield Finding("note", "Withheld languages are stronger", text)
     else:
@@ -311,7 +319,7 @@ def _whole(differences: list[Difference]) -> Difference:
 
 def _verdict(f1: Estimate) -> tuple[str, str]:
     if not _known(f1):
-        return "note", "Too few queries to compare with"
+        return "note", "Too few queries answered otherwise to compare with"
     if f1.low > 0:
         return "good", "Better than"
     if f1.high < 0:

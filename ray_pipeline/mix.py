@@ -6,7 +6,7 @@ cut lies in.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -221,7 +221,11 @@ def run(context: Context) -> Outcome:
     recipe = context.recipe
     inputs = shards.sources([context.inputs["dedupe"], context.inputs["negatives"]])
     thins = recipe.mix.model_dump(exclude_defaults=True, exclude={"seed"})
-    found = cuts(lambda function: shards.dataset(inputs, function, COLUMNS).iter_rows(), recipe.mix) if thins else {}
+
+    def rows(function: Callable[[pa.Table], pa.Table]) -> Iterator[Mapping[str, Any]]:
+        return shards.rows_of(shards.dataset(inputs, function, COLUMNS), "mix: strata")
+
+    found = cuts(rows, recipe.mix) if thins else {}
     counts = shards.map_shards(
         inputs,
         partial(partial, select, found, recipe.mix.seed),

@@ -37,10 +37,8 @@ from ray_pipeline.sandbox import serving
 from ray_pipeline.scoring import decided
 from ray_pipeline.scoring.decided import Decided
 from ray_pipeline.stage import Finished
-from ray_pipeline.submission import Expected, SubmissionTask, verify_submission, write_submission
+from ray_pipeline.submission import Expected, SubmissionTask, left_out, verify_submission, write_submission
 
-MOST_ROWS = 20_000_000
-"""Of a run, or it has no submission: one file that this process writes and reads back, at some 45 µs a row."""
 MANY_ROWS = 1 << 20
 """With more, at up to 1 KiB each, a submission's file may be larger than 1 GiB."""
 SHOWN_ROWS = 10_000
@@ -95,7 +93,9 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
     names = []
     for split, name in run_folder.SUBMISSIONS.items():
         chosen = [run for run, _ in runs if getattr(run.recipe.data, split)]
-        if chosen and _too_many(chosen, name):
+        if chosen and (many := left_out([run.artifacts["ingest"].manifest for run in chosen], split)):
+            text = f"  {name}: left out, since {split} has {many:,} rows, more than a competition's file is made of"
+            logs.tell(f"{text}; predictions-<recipe> has all of them", rows=many)
             continue
         answers: dict[str, Answers] = {run.recipe.task: Answers(run, split) for run in chosen}
         if answers:
@@ -111,15 +111,6 @@ def _write_submissions(runs: Runs, folder: str) -> list[str]:
                 storage.copy_file(file, storage.join(folder, name))
             names.append(name)
     return names
-
-
-def _too_many(chosen: Sequence[Finished], name: str) -> bool:
-    """Whether there are more rows than a submission is made of, which is told."""
-    rows = max(run.artifacts["evaluate"].manifest.rows_out for run in chosen)
-    if rows > MOST_ROWS:
-        text = f"  {name}: left out, since {rows:,} rows were scored: more than a competition's file is made of"
-        logs.tell(f"{text}; predictions-<recipe> has all of them", rows=rows)
-    return rows > MOST_ROWS
 
 
 def _expect_unchanged(chosen: Sequence[Finished], split: str) -> None:

@@ -83,7 +83,8 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
         folder = storage.join(workdir, stage.name, own)
         made_with = _weights(step for name, step in read.items() if step.weights is not None or name not in others)
         found = _finished(folder, made_with)
-        yet_to_come = None if stage is train.STAGE else made_with
+        trains = stage is train.STAGE or (stage is self_validation.STAGE and recipe.self_validation.folds is not None)
+        yet_to_come = None if trains else made_with
         weights = found.manifest.weights if found else yet_to_come
         steps[stage.name] = Step(stage, config, inputs, folder, found, weights)
     preflight.expect_engine(recipe, _pending(list(steps.values())))

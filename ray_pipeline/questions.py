@@ -139,7 +139,7 @@ def _unanswered(sources: Sequence[Source], questions: Questions, folder: str) ->
         names = list(asdict(Item("")))
         return pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in names})
 
-    for row in shards.dataset(sources, missing).iter_rows():
+    for row in shards.rows_of(shards.dataset(sources, missing), "questions"):
         yield Item(**row)
 
 

@@ -303,7 +303,8 @@ def records(part: Slice, columns: Collection[str] = ()) -> Iterator[tuple[int, R
 def rows_about(file: RawFile) -> float:
     """Rows of a file: of Parquet as its footer says, of text about so many by its bytes and its first lines."""
     if file.format != "parquet":
-        return storage.size(file.url) / _line_bytes(file.url)
+        size = storage.size(file.url)
+        return size / _line_bytes(file.url) if size else 0.0
     with storage.open_parquet(file.url, REMEDY) as parquet:
         return float(parquet.metadata.num_rows)
 

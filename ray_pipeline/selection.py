@@ -129,7 +129,7 @@ def plan(pairs: Artifact, rules: Translate) -> Plan:
     """Count the strata on Ray and divide what is wanted among them."""
     found: Counter[Stratum] = Counter()
     pivots = 0
-    for row in _mapped(pairs, partial(_counted, rules)).iter_rows():
+    for row in shards.rows_of(_mapped(pairs, partial(_counted, rules)), "translate: strata"):
         if row["stratum"] is None:
             pivots += row["rows"]
         else:
@@ -146,7 +146,7 @@ def cuts(pairs: Artifact, rules: Translate, chosen: Plan) -> dict[Stratum, int]:
     partly = {key: count for key, count in chosen.given.items() if count < chosen.sizes[key]}
     kept: dict[Stratum, Any] = {}
     if partly:
-        for row in _mapped(pairs, partial(_ranked, rules, partly)).iter_rows():
+        for row in shards.rows_of(_mapped(pairs, partial(_ranked, rules, partly)), "translate: ranks"):
             key = _stratum(row["stratum"])
             ranks = np.frombuffer(row["ranks"], np.uint64)
             kept[key] = merge([kept[key], ranks] if key in kept else [ranks], partly[key])

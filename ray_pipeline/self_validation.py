@@ -8,6 +8,7 @@ verdicts are written, and a run that was killed goes on with the folds that are 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ray_pipeline.folds import fold_of
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.shards import Result, Source
 from ray_pipeline.stage import Context, Outcome, Stage
+from ray_pipeline.text import stable_id
 from ray_pipeline.train import stage as train
 
 CONTRADICTED = "contradicted by the model of the other folds"
@@ -125,7 +127,15 @@ def run(context: Context) -> Outcome:
         read=partial(read, folds),
     )
     storage.remove_tree(storage.join(context.folder, FOLDS))
-    return Outcome(counts, {"contradicted": int(counts.extra.get("contradicted", 0))})
+    contradicted = int(counts.extra.get("contradicted", 0))
+    return Outcome(counts, {"contradicted": contradicted, "weights": _dropped(context.folder)})
+
+
+def _dropped(folder: str) -> str:
+    """Hash of the ids that are dropped: trainings that would come out otherwise may still drop the same rows."""
+    urls = [url for url in storage.list_files(storage.join(folder, "rejected")) if url.endswith(".parquet")]
+    found = storage.for_each(lambda url: storage.read_parquet(url, ["pair_id"]).column("pair_id").to_pylist(), urls)
+    return stable_id(*sorted(chain.from_iterable(found)))
 
 
 def _fold(context: Context, fold: int) -> Artifact:

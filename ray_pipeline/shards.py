@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -303,6 +303,15 @@ def shuffled_at_once(buckets: int) -> int:
     """The bytes that a task of a shuffle divides, so that the tasks make no more than about MOST_OBJECTS."""
     tasks = max(1, MOST_OBJECTS // buckets)
     return min(MOST_SHUFFLED, max(LEAST_SHUFFLED, buckets * BUCKET_BYTES // tasks))
+
+
+def rows_of(dataset: Any, label: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Ray dataset that tasks make; raises PipelineError once no node has been up for
+    `runtime.wait_seconds`."""
+    from ray_pipeline import watchdog
+
+    with watchdog.watched(dataset, label, pool=False):
+        yield from dataset.iter_rows()
 
 
 def text_buckets(texts: pa.ChunkedArray, buckets: int) -> pa.Array:

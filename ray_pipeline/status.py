@@ -13,6 +13,7 @@ from ray_pipeline.artifact import Counts
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.gemini import ledger
 from ray_pipeline.inspection.text import aligned
+from ray_pipeline.pipeline import Step
 from ray_pipeline.recipe import Gemini, Recipe
 from ray_pipeline.report.index import ABLATION
 from ray_pipeline.run_folder import METRICS, RECORD, REPORT, Record
@@ -92,8 +93,14 @@ def of_record(fingerprints: Mapping[str, str], workdir: str) -> list[Line]:
 def of_recipe(recipe: Recipe, workdir: str) -> list[Line]:
     """The stages of a recipe, in their order."""
     steps = pipeline.plan(recipe, workdir)
-    lines = [look(step.stage.name, step.folder) for step in steps]
+    lines = [_of_step(step) for step in steps]
     return [replace(line, why=line.why or difference.told(step)) for line, step in zip(lines, steps, strict=True)]
+
+
+def _of_step(step: Step) -> Line:
+    found = look(step.stage.name, step.folder)
+    stale = found.state == DONE and step.finished is None
+    return Line(found.stage, found.folder, LEFT) if stale else found
 
 
 def of_workdir(workdir: str) -> list[Line]:

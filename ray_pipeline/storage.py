@@ -88,7 +88,7 @@ def read_bytes(url: str) -> bytes:
 
 
 def read_start(url: str, length: int) -> bytes:
-    """The first bytes of a file, or all of a shorter one; of an object no more is fetched."""
+    """The first bytes of a file that is not empty, or all of a shorter one; of an object no more is fetched."""
     if is_remote(url):
         with _guarded(url, "read"):
             return cast(bytes, s3.connect(url).cat_file(url, start=0, end=length))

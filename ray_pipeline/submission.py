@@ -9,9 +9,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
+from ray_pipeline.artifact import Manifest
 from ray_pipeline.errors import CorruptArtifactError, InputError
 from ray_pipeline.recipe import TARGET_COLUMNS
 
+MOST_ROWS = 20_000_000
+"""Of a split, or it has no submission: one file that one process writes and reads back, at some 45 µs a row."""
 _SHOWN = 5  # ids that an error names
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same rows give the same bytes
 Expected = tuple[Hashable, int | None]
@@ -28,6 +31,12 @@ class SubmissionTask:
     """0 or 1 for such a row; None where there is no prediction."""
     large: bool = False
     """Whether its file may be larger than 1 GiB, for which the zip needs other headers (ZIP64), said beforehand."""
+
+
+def left_out(ingested: Iterable[Manifest], split: str) -> int | None:
+    """How many rows of a split some raw data have, if they are more than a submission is made of; else null."""
+    rows = max(one.extra.get("splits", {}).get(split, 0) for one in ingested)
+    return rows if rows > MOST_ROWS else None
 
 
 def write_submission(path: Path, tasks: Mapping[str, SubmissionTask]) -> dict[str, int]:

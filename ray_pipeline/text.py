@@ -205,7 +205,8 @@ def is_language_code(code: str) -> bool:
 def language_code(tag: str | None) -> str:
     """A raw language tag as ISO 639-1 in lower case; `und` for none."""
     code = first_part(tag or "")
-    return UNDETERMINED if not code or code in _NO_TAG else LANGUAGE_ALIASES.get(code, code)
+    none = not code or (tag or "").strip().lower() in _NO_TAG
+    return UNDETERMINED if none else LANGUAGE_ALIASES.get(code, code)
 
 
 def first_part(tag: str) -> str:

@@ -27,12 +27,15 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
 
 def _plain(line: str) -> list[str]:
     text = line.rstrip("\r\n")
-    return [_unquoted(field) for field in text.split("\t")] if text else []
+    fields = text.split("\t") if text else []
+    if not any('\\"' in field and _BACKSLASHED.fullmatch(field) for field in fields):
+        return fields
+    return [_unquoted(field) for field in fields]
 
 
 def _unquoted(field: str) -> str:
-    """A field as it stands, or as it was before marks in it got a backslash each, and it got marks around it."""
-    return undone(field[1:-1], '"') if '\\"' in field and _BACKSLASHED.fullmatch(field) else field
+    """A field of a line that quotes some: as it was before marks in it got a backslash each, and it marks around it."""
+    return undone(field[1:-1], '"') if _BACKSLASHED.fullmatch(field) else field
 
 
 def _quoted(lines: Iterator[str], width: int | None) -> tuple[int, list[str]] | None:

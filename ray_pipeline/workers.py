@@ -150,8 +150,6 @@ class OnRay:
         """As `Workers.by_bucket`; a shuffle of Ray Data."""
         import ray.data
 
-        from ray_pipeline import watchdog
-
         if not sources:
             return iter(())
         count = bucket_count(rows)
@@ -167,13 +165,8 @@ class OnRay:
         dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             read, batch_size=1, batch_format="pyarrow"
         )
-        grouped = shards.grouped(dataset, reduced, count)
-
-        def answers() -> Iterator[Answer]:
-            with watchdog.watched(grouped, label, pool=False):
-                yield from (pickle.loads(row["answer"]) for row in grouped.iter_rows())
-
-        return _shown(label, "buckets", count, answers())
+        found = shards.rows_of(shards.grouped(dataset, reduced, count), label)
+        return _shown(label, "buckets", count, (pickle.loads(row["answer"]) for row in found))
 
 
 def bucket_count(rows: int) -> int:

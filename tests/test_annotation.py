@@ -305,7 +305,7 @@ def test_nothing_refused_nothing_lost() -> None:
     lost = summed(said("a", {0: True, 1: False}), [candidate(0), candidate(1)], {("de", ACCEPTED): 2})
     assert math.isnan(lost.recall.value), "what was refused is not known"
     assert math.isnan(found.precision.value) and math.isnan(found.recall.low) and found.agreements[0].kappa is None
-    assert "precision unknown" in "\n".join(lines(found))
+    assert "precision cannot be told" in "\n".join(lines(found))
 
 
 def test_no_bad_row_among_few_of_many_is_no_perfect_recall() -> None:
@@ -431,7 +431,7 @@ def test_from_export_to_agreement(
     assert "rows, judged by" in out and first in out
     assert f"{first} and {second}, meaning_kept: agree on 100.0% of 20" in out
     assert f"{first} and {second}, label_holds: agree on 0.0% of 20" in out
-    assert "checks against people: precision 0.0% (" in out and "recall unknown" in out
+    assert "checks against people: precision 0.0% (" in out and "recall cannot be told" in out
 
 
 def test_problems_of_the_user_are_told(job: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,9 @@ def test_shards_of_what_is_divided_or_weighted_otherwise_by_now_go(place: str) -
     artifact.commit(folder, "score", {}, {}, Counts(3, 3), 0, {"made_with": first.manifest.weights})
     storage.remove_file(f"{folder}/begun.json")
     assert not left("score", pairs, again), "of a run of before, which was not begun so"
+    storage.write_bytes(f"{folder}.going", b"")
+    assert not left("score", pairs, again), "what was being removed when the attempt before it ended"
+    assert left("score", pairs, again)
 
 
 def test_without_a_manifest_it_is_not_finished(place: str) -> None:

@@ -265,7 +265,7 @@ def test_transfer(withheld: Estimate, title: str, level: str) -> None:
 @pytest.mark.parametrize(
     ("auroc", "title", "level"),
     [
-        (around(0.84), "Lower F1, but no worse ranking, in withheld languages", "note"),
+        (around(0.84), "Lower F1, a worse ranking not shown, in withheld languages", "note"),
         (around(0.7), "Withheld languages are weaker", "warning"),
         (Estimate(0.84, NAN, NAN), "Withheld languages are weaker", "warning"),
     ],
@@ -276,7 +276,17 @@ def test_a_lower_f1_with_as_good_a_ranking_is_no_weakness(auroc: Estimate, title
     one = found(title, report(groups=[seen, withheld]))
     assert one.level == level and "Of their rows 70% and 40% are relevant; AUROC is 0.850 (" in one.text
     assert f"a gap of {0.85 - auroc.value:+.3f} (" in one.text
-    assert ("At equal ranking" in one.text) == ("no worse ranking" in title)
+    assert ("At equal ranking" in one.text) == ("worse ranking not shown" in title)
+
+
+def test_the_share_of_relevant_rows_explains_no_gap_that_it_cannot_make() -> None:
+    seen = replace(rows_of(SEEN_GROUP, around(0.86)), positives=400, scalars={"auroc": around(0.94)})
+    withheld = replace(rows_of(WITHHELD_GROUP, around(0.5), seen=False), positives=640, scalars={"auroc": around(0.94)})
+    one = found("Withheld languages are weaker", report(groups=[seen, withheld]))
+    assert one.level == "warning" and "At equal ranking" not in one.text and "threshold may not suit" in one.text
+    for f1 in (0.86, 0.92):
+        worse = replace(withheld, f1=around(f1), positives=860, scalars={"auroc": around(0.82)})
+        assert found("Withheld languages are ranked worse", report(groups=[seen, worse])).level == "warning"
 
 
 def test_gap_interval_joins_both_uncertainties() -> None:
@@ -292,7 +302,7 @@ def test_gap_interval_joins_both_uncertainties() -> None:
         (around(0.03), "Better than plain", "good"),
         (around(0.005), "No difference shown from plain", "note"),
         (around(-0.03), "Worse than plain", "warning"),
-        (Estimate(0.03, NAN, NAN), "Too few queries to compare with plain", "note"),
+        (Estimate(0.03, NAN, NAN), "Too few queries answered otherwise to compare with plain", "note"),
     ],
 )
 def test_comparison(f1: Estimate, title: str, level: str) -> None:

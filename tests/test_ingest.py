@@ -241,7 +241,7 @@ def test_language_tags(make_recipe: Make, tag: Any, language: str) -> None:
     assert (row["language"], row["language_raw"]) == (language, None if tag is None else str(tag))
 
 
-LOCALES = [("us", "en"), ("US", "en"), ("in", "en"), ("jp", "ja"), (None, "und")]
+LOCALES = [("us", "en"), ("US", "en"), ("in", "en"), ("jp", "ja"), (None, "und"), ("", "und"), ("und", "en")]
 PARTS = [("us_en", "en"), ("US-es", "es"), ("nld", "de"), ("nl-BE", "de")]
 
 
@@ -249,7 +249,7 @@ PARTS = [("us_en", "en"), ("US-es", "es"), ("nld", "de"), ("nl-BE", "de")]
 def test_a_shop_s_locales_stand_for_languages(make_recipe: Make, tag: Any, language: str) -> None:
     row = made(
         QI | {"language": tag},
-        make_recipe("QI", languages__aliases={"us": "en", "IN": "en", "us-es": "es", "nl": "de"}),
+        make_recipe("QI", languages__aliases={"us": "en", "IN": "en", "us-es": "es", "nl": "de", "und": "en"}),
     )
     assert (row["language"], row["language_raw"]) == (language, tag)
 

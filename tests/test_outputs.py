@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import ingest, outputs, progress, rawfiles, run_folder, runtime, scored, storage, tables
+from ray_pipeline import ingest, outputs, progress, rawfiles, run_folder, runtime, scored, storage, submission, tables
 from ray_pipeline import recipe as recipes
 from ray_pipeline.errors import InputError
 from ray_pipeline.progress import Progress
@@ -219,10 +219,13 @@ def test_more_rows_than_one_file_is_made_of_have_no_submission(
     tmp_path: Path, csv_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished = run(tmp_path, csv_recipe, {"10": 0, "20": 1, "30": 1})
-    monkeypatch.setattr(outputs, "MOST_ROWS", 2)
+    ingested = finished.artifacts["ingest"]
+    manifest = replace(ingested.manifest, extra={"splits": {"train": 9, "test": 3}})
+    finished = replace(finished, artifacts={**finished.artifacts, "ingest": replace(ingested, manifest=manifest)})
+    monkeypatch.setattr(submission, "MOST_ROWS", 2)
     assert outputs._write_submissions([(finished, None)], str(tmp_path / "out")) == []
-    assert "submission.zip: left out, since 3 rows were scored" in capsys.readouterr().err
-    monkeypatch.setattr(outputs, "MOST_ROWS", 3)
+    assert "submission.zip: left out, since test has 3 rows" in capsys.readouterr().err
+    monkeypatch.setattr(submission, "MOST_ROWS", 3)
     assert outputs._write_submissions([(finished, None)], str(tmp_path / "out")) == ["submission.zip"]
 
 

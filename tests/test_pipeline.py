@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline import RelevanceModel, cli, dry_run, pipeline, recipe, storage, tables
+from ray_pipeline import RelevanceModel, cli, dry_run, pipeline, recipe, status, storage, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.text import normalise
 from ray_pipeline.train import ADAPTER
@@ -145,6 +145,8 @@ def test_what_was_made_with_an_adapter_is_made_again_with_another(finished: dict
     again = replace(trained, extra=trained.extra | {"weights": "of another training"})
     url.write_text(json.dumps(asdict(again)))
     assert to_do() == ["score", "evaluate"]
+    states = {line.stage: (line.state, line.why) for line in status.of_recipe(finished["recipe"], work)}
+    assert states["score"] == ("left", "was made with a training that is made again") and states["train"][0] == "done"
     url.unlink()
     assert to_do() == ["train", "score", "evaluate"]
 

@@ -283,6 +283,24 @@ def test_marks_behind_backslashes_that_make_no_row_are_refused_with_what_to_do(w
     assert set(reasons(found)) == {2, 3} and "write marks within text twice" in dict(found)[2].detail  # type: ignore[union-attr]
 
 
+def test_marks_behind_backslashes_leave_other_fields_and_lines_as_they_are(write: Write) -> None:
+    lines = [
+        "id,q,label",
+        r'1,"24\" tv",\\srv\share',
+        r'2,"5\"",", new"',
+        r'"samsung 24\" tv',
+        'black",TV,1',
+        *ROWS[:20],
+    ]
+    path = write("a.csv", "\n".join(lines).encode())
+    found = read(path)
+    assert found[0][1] == {"id": "1", "q": '24" tv', "label": "\\\\srv\\share"}
+    assert found[1][1] == {"id": "2", "q": '5"', "label": ", new"}
+    assert set(reasons(found)) == {4, 5}, "the second line of a text is no row, whatever it looks like"
+    [file] = rawfiles.find("train", [str(path)], "auto")
+    assert [row for part in rawfiles.cut(file, 1) for row in rawfiles.records(part)] == found
+
+
 def test_a_text_whose_lines_have_commas_is_one_text(write: Write) -> None:
     text = "\n".join(["size, in inches, 5", "colour, mostly, red", "and so on"] * 6)
     assert read(write("a.csv", f'id,text,label\n1,"{text}",1\n'.encode())) == [
@@ -428,7 +446,7 @@ def test_a_sample_stands_for_all_pieces(write: Write, monkeypatch: pytest.Monkey
     assert sum(times for _, times in found) == 10
 
 
-def test_parquet_says_its_rows_and_text_about_how_many(write: Write, tmp_path: Path) -> None:
+def test_parquet_says_its_rows_and_text_about_how_many(write: Write, tmp_path: Path, s3_bucket: str) -> None:
     pq.write_table(pa.table({"id": range(5000)}), tmp_path / "a.parquet")
     write("b.csv", b"id,query\n" + b"1,mug\n" * 99)
     write("c.jsonl", b"".join(b'{"id": %d, "unused": "%s"}\n' % (i, b"x" * (4000 + i)) for i in range(200)))
@@ -436,6 +454,12 @@ def test_parquet_says_its_rows_and_text_about_how_many(write: Write, tmp_path: P
     write("e.jsonl", b"")
     found = [rawfiles.rows_about(file) for file in rawfiles.find("train", [str(tmp_path)], "auto")]
     assert found == [5000, 100, pytest.approx(200, rel=0.1), 1, 0]
+    for name in "be":
+        storage.copy_file(next(tmp_path.glob(f"{name}.*")), f"s3://{s3_bucket}/{tmp_path.name}/{name}.jsonl")
+    found = [
+        rawfiles.rows_about(file) for file in rawfiles.find("train", [f"s3://{s3_bucket}/{tmp_path.name}"], "auto")
+    ]
+    assert found == [100, 0]
 
 
 def test_parquet_row_groups_are_slices_with_running_row_numbers(tmp_path: Path) -> None:

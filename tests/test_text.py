@@ -181,6 +181,7 @@ def test_shares_are_spread_evenly() -> None:
         ("en", "en"), ("EN", "en"), (" vn ", "vi"), ("vi", "vi"), ("VN", "vi"), ("pt-BR", "pt"), ("pt_br", "pt"),
         ("zh_Hans_CN", "zh"), ("jp", "ja"), ("kr", "ko"), ("cn", "zh"), ("in", "id"), ("", "und"), ("  ", "und"),
         (None, "und"), ("und", "und"), ("eng", "en"), ("deu", "de"), ("ger_DE", "de"), ("fil", "fil"), ("NaN", "und"),
+        ("nan-TW", "nan"),
     ],
 )  # fmt: skip
 def test_language_code(tag: str | None, code: str) -> None:

@@ -41,10 +41,11 @@ def test_marks_behind_backslashes_are_text() -> None:
         r'3	"say \"hi\""	1',
         r'4	24\" C:\	"nike" air',
         "5\ta\tb",
+        r'"6"	"24\" tv"	""',
     ]
     assert [row[1:] for row in fields("\n".join(lines))] == [
         ["q", "l"], ['Samsung TV " LED', "0"], ['24"', "1"], ['say "hi"', "1"], [r'24\" C:' + "\\", '"nike" air'],
-        ["a", "b"],
+        ["a", "b"], ['24" tv', ""],
     ]  # fmt: skip
 
 

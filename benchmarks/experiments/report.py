@@ -176,11 +176,14 @@ def style() -> str:
 def _item(row: Row) -> Difference:
     nothing = Estimate(math.nan, math.nan, math.nan)
     return Difference(
-        row["variant"], row["rows"], _estimate(row), nothing, nothing, auroc=_estimate(row, FIGURES["auroc"])
-    )
+        row["variant"], row["rows"], _estimate(row), nothing, nothing,
+        auroc=_estimate(row, FIGURES["auroc"]), one_class=row["auroc"] is None,
+    )  # fmt: skip
 
 
 def _style(row: Row, prefix: str) -> str:
+    if row["auroc"] is None:  # one class only
+        return "unclear"
     return outcome(row[f"{prefix}difference"], _known(row[f"{prefix}p_holm"]), len(row["compared_seeds"]))[0]
 
 

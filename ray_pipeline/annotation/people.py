@@ -130,7 +130,8 @@ def _bad_share(judged: Sequence[Judged]) -> Estimate:
     """The weighted share of bad rows, with Wilson's interval of as many rows of one weight as would tell as much.
 
     So where no bad row was found, there is an upper bound, too. Method: the effective sample size of Kish, Survey
-    Sampling, 1965, section 11.7, which leaves out what strata gain and so errs on the careful side.
+    Sampling, 1965, section 11.7, which takes weights as unrelated to the answers: right where all strata are judged
+    about as far as the sheets ask.
     """
     whole = sum(one.weight for one in judged)
     if not judged:
@@ -239,7 +240,7 @@ def words(one: Rate) -> str:
 def weighted_words(one: WeightedRate, kind: str) -> str:
     """A rate by rows that stand for others, with its interval and the judged rows of a kind that it rests on."""
     if not one.rows:
-        return "unknown: too few judged"
+        return "cannot be told from the rows judged"
     return f"{percent(one.value)} ({one.low:.1%} to {one.high:.1%}; {one.yes} of {one.rows} judged that are {kind})"
 
 

@@ -1,7 +1,7 @@
 """How the raw data write levels and languages; an adapter keeps it, so that scoring reads as training did."""
 
 from ray_pipeline.recipe.section import Section
-from ray_pipeline.text import LEVEL_SEPARATOR, category_path, first_part, language_code
+from ray_pipeline.text import LEVEL_SEPARATOR, UNDETERMINED, category_path, first_part, language_code
 
 
 class Spelling(Section):
@@ -17,5 +17,6 @@ class Spelling(Section):
 
     def tag(self, raw: str) -> str:
         """The language that a tag stands for, or its first part (`us` of `us_en`), or its code; else the tag."""
-        spelt = (raw.strip().lower(), first_part(raw), language_code(raw))
+        code = language_code(raw)
+        spelt = [raw.strip().lower(), first_part(raw), *([code] if code != UNDETERMINED else [])]
         return next((self.aliases[one] for one in spelt if one in self.aliases), raw)

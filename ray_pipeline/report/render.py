@@ -168,4 +168,6 @@ def wilson(rate: Rate) -> str:
 
 def weighted(rate: WeightedRate) -> str:
     """Such a rate's interval in words, with the judged rows that it rests on."""
-    return f"{rate.low:.1%}–{rate.high:.1%}, {rate.yes:,} of {rate.rows:,} judged" if rate.rows else "too few judged"
+    if not rate.rows:
+        return "cannot be told from the rows judged"
+    return f"{rate.low:.1%}–{rate.high:.1%}, {rate.yes:,} of {rate.rows:,} judged"

@@ -16,7 +16,7 @@ from ray_pipeline.rawfiles import Unreadable
 from ray_pipeline.reading import SLICE_ROWS, Slice
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.run_folder import SUBMISSIONS
-from ray_pipeline.submission import Expected, verify_submission
+from ray_pipeline.submission import Expected, left_out, verify_submission
 from ray_pipeline.validation.buckets import Entries, Part, divided, judge
 from ray_pipeline.validation.check import Check
 from ray_pipeline.validation.files import Table
@@ -40,9 +40,10 @@ def look(folder: str, runs: Sequence[tuple[Recipe, Mapping[str, Table]]], check:
                 "compared with them",
                 file=sys.stderr,
             )
+    ingested = [run["ingest"].manifest for _, run in runs]
     for split, name in SUBMISSIONS.items():
         chosen = [one for one in evaluated if getattr(one[0].data, split)]
-        if chosen:
+        if chosen and left_out(ingested, split) is None:
             _look_at(storage.join(folder, name), split, chosen, check)
 
 

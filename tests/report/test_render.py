@@ -251,7 +251,7 @@ def test_people_who_found_nothing_lost_are_shown() -> None:
     )
     text = Page(render(replace(sample_report(), tasks=[replace(sample_task(), people=found)]))).text
     assert (
-        "that people also call wrong – too few judged" in text
+        "that people also call wrong – cannot be told from the rows judged" in text
         and "nobody has judged" not in text
         and "nan" not in text
         and "Failed check" not in text
