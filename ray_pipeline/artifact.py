@@ -147,9 +147,14 @@ class Artifact:
 
     def rejected(self) -> pa.Table | None:
         """All rejected rows; null if there are none."""
-        files = [url for url in storage.list_files(storage.join(self.url, "rejected")) if url.endswith(".parquet")]
+        files = rejected_files(self.url)
         remedy = f"delete the folder {self.url} and run the same command again"
         return pa.concat_tables([storage.read_parquet(url, None, remedy) for url in files]) if files else None
+
+
+def rejected_files(folder: str) -> list[str]:
+    """Urls of the files that hold the rejected rows in an artifact's folder, finished or not."""
+    return [url for url in storage.list_files(storage.join(folder, "rejected")) if url.endswith(".parquet")]
 
 
 def read_shard(url: str, rows: int | None = None, columns: list[str] | None = None) -> pa.Table:

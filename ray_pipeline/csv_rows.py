@@ -80,8 +80,7 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
         if not lines.taken:
             return
         taken, lines.taken, done = lines.taken, [], 0
-        plain = fields is not None and len(taken) == 1 and _is_plain(taken[0], fields, lines.width)
-        for count, found in [(1, fields)] if plain and fields is not None else _read(taken, fields, lines.width):
+        for count, found in _plain(taken, fields, lines.width) or _read(taken, fields, lines.width):
             own = taken[done : done + count]
             at, number, done = at + sum(map(len, own)), number + count, done + count
             doubtful = within and isinstance(found, list) and count == 1 and '"' in own[0]
@@ -95,9 +94,14 @@ def rows(text: Iterable[str], width: int | None = None) -> Iterator[Row]:
             yield Row(at, number, found, cut=done == len(taken) and not within)
 
 
-def _is_plain(line: str, fields: Sequence[str], width: int | None) -> bool:
-    """Whether a line that was read as a row is one without doubt, as nearly all are."""
-    return '\\"' not in line or (len(fields) == width and _ROW.fullmatch(line) is not None)
+def _plain(
+    lines: Sequence[str], fields: list[str] | None, width: int | None
+) -> list[tuple[int, list[str] | Broken]] | None:
+    """As `_read`, of a line that was read as a row without doubt, as nearly all are; null for anything else."""
+    if fields is None or len(lines) > 1:
+        return None
+    sure = '\\"' not in lines[0] or (len(fields) == width and _ROW.fullmatch(lines[0]) is not None)
+    return [(1, fields)] if sure else None
 
 
 def _read(

@@ -42,7 +42,7 @@ def footer(url: str) -> tuple[int, pa.Schema]:
 
 def rejected_files(item: Artifact) -> list[str]:
     """Urls of the files that hold an artifact's rejected rows."""
-    return [url for url in storage.list_files(storage.join(item.url, "rejected")) if url.endswith(".parquet")]
+    return artifact.rejected_files(item.url)
 
 
 def refused(item: Artifact, columns: Sequence[str]) -> Iterator[Slice]:

@@ -133,7 +133,7 @@ def run(context: Context) -> Outcome:
 
 def _dropped(folder: str) -> str:
     """Hash of the ids that are dropped: trainings that would come out otherwise may still drop the same rows."""
-    urls = [url for url in storage.list_files(storage.join(folder, "rejected")) if url.endswith(".parquet")]
+    urls = artifact.rejected_files(folder)
     found = storage.for_each(lambda url: storage.read_parquet(url, ["pair_id"]).column("pair_id").to_pylist(), urls)
     return stable_id(*sorted(chain.from_iterable(found)))
 

@@ -166,9 +166,8 @@ def _composition(mix: Artifact, verdicts: Artifact) -> list[tuple[str, str, int,
     columns = ["language", "origin", "label"]
     for table in mix.tables(["part", *columns]):
         _count(table.filter(pc.equal(table.column("part"), "train")), columns, 1, found)
-    for url in reading.rejected_files(verdicts):
-        for piece in reading.slices(url, columns):
-            _count(piece.table, columns, -1, found)
+    for piece in reading.refused(verdicts, columns):
+        _count(piece.table, columns, -1, found)
     found = +found
     strata = sorted({(language, origin) for language, origin, _ in found})
     return [(language, origin, found[language, origin, 1], found[language, origin, 0]) for language, origin in strata]

@@ -41,8 +41,8 @@ def read(
 
     Raises ModelError for a folder without an adapter, for a base that is not the one of the training, and for adapters
     that differ in task, base, head, precision or prompt; the message names both. Without `check_base`, a base is taken
-    whose tokenizer agrees, and, when it is loaded, its shapes. So it does for a base that comes with code of its own,
-    unless that is to be trusted.
+    whose tokenizer agrees, and, when it is loaded, its shapes. A base with code of its own is refused, too, unless that
+    is to be trusted.
     """
     if not urls:
         raise ModelError("no adapter is named: name the folder `adapter` of a training artifact")

@@ -77,11 +77,11 @@ class Job:
         """What decides the shards' content, besides files and adapter."""
         engine: dict[str, Any] = {} if self.engine == "transformers" else {"engine": self.engine}
         engine |= {"merge": True} if self.merge and not engine else {}
-        own: dict[str, Any] = (
-            {} if self.decision == Decision(self.decision.threshold) else {"decision": asdict(self.decision)}
-        )
-        read_as = {file.url: file.format for file in self.files if rawfiles.is_named_otherwise(file)}
-        own |= {"read_as": read_as} if read_as else {}
+        own: dict[str, Any] = {}
+        if self.decision != Decision(self.decision.threshold):
+            own["decision"] = asdict(self.decision)
+        if read_as := {file.url: file.format for file in self.files if rawfiles.is_named_otherwise(file)}:
+            own["read_as"] = read_as
         rest = {"threshold": self.decision.threshold, "format": self.format, "shard_rows": self.shard_rows}
         return {"columns": asdict(self.columns)} | rest | engine | own
 
