@@ -48,7 +48,7 @@ DICTIONARY = Dictionary(
 )
 ITEMS = [Item(f"red {noun} {size}", "en", "de") for size in range(20, 40) for noun in ("shoes", "dress")]
 RIGHT = {item.key: DICTIONARY.translate(item.text, "en", "de") for item in ITEMS}
-REFUSALS = {"blocked: SAFETY", "cut short", "malformed answer"}
+REFUSALS = {"blocked: SAFETY", "stopped: RECITATION", "cut short", "malformed answer"}
 LIMITS = {"requests_per_minute": 600_000, "tokens_per_minute": 10**9}
 
 
