@@ -99,8 +99,8 @@ class Manifest:
 
     @property
     def weights(self) -> dict[str, str]:
-        """Hashes of the weights that it is, or was made with, by the training's fingerprint; of a self-validation, of
-        what its trainings have it drop.
+        """Hashes of the weights that it is, or was made with, by the training's fingerprint; of scores out of fold, of
+        these, and of a self-validation, of what it drops by them.
 
         Of all artifacts, those of trainings alone may come out otherwise when they are made again.
         """

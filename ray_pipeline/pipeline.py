@@ -21,6 +21,7 @@ from ray_pipeline import (
     logs,
     mix,
     negatives,
+    out_of_fold,
     preflight,
     problems,
     runtime,
@@ -41,7 +42,8 @@ from ray_pipeline.train import stage as train
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE, languages.STAGE, split.STAGE, translate.STAGE, audit.STAGE, dedupe.STAGE, embed.STAGE,
-    negatives.STAGE, mix.STAGE, encode.STAGE, self_validation.STAGE, train.STAGE, score.STAGE, evaluate.STAGE,
+    negatives.STAGE, mix.STAGE, encode.STAGE, out_of_fold.STAGE, self_validation.STAGE, train.STAGE, score.STAGE,
+    evaluate.STAGE,
 )  # fmt: skip
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 PLACED = frozenset(stage.name for stage in (audit.STAGE, train.STAGE, score.STAGE, evaluate.STAGE))
@@ -83,8 +85,8 @@ def plan(recipe: Recipe, workdir: str, until: str | None = None) -> list[Step]:
         folder = storage.join(workdir, stage.name, own)
         made_with = _weights(step for name, step in read.items() if step.weights is not None or name not in others)
         found = _finished(folder, made_with)
-        trains = stage is train.STAGE or (stage is self_validation.STAGE and recipe.self_validation.folds is not None)
-        yet_to_come = None if trains else made_with
+        folds = recipe.self_validation.folds is not None and stage in (out_of_fold.STAGE, self_validation.STAGE)
+        yet_to_come = None if folds or stage is train.STAGE else made_with
         weights = found.manifest.weights if found else yet_to_come
         steps[stage.name] = Step(stage, config, inputs, folder, found, weights)
     preflight.expect_engine(recipe, _pending(list(steps.values())))

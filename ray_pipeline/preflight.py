@@ -31,14 +31,14 @@ def expect(recipe: Recipe, pending: set[str]) -> None:
     _expect_models(recipe, pending)
     if "train" in pending:
         trackers.check(recipe.train)
-    if pending & {"self_validation", "train"}:
+    if pending & {"out_of_fold", "train"}:
         _expect_place(recipe)
         _expect_fitting(recipe)
 
 
 def expect_checkpoints(workdir: str, pending: set[str]) -> None:
     """Raise StorageError for a working folder to which a training to come could not write its checkpoints."""
-    if pending & {"self_validation", "train"}:
+    if pending & {"out_of_fold", "train"}:
         storage.expect_reached_by_pyarrow(workdir)
 
 
@@ -61,9 +61,9 @@ def _asking_gemini(recipe: Recipe) -> set[str]:
 def _expect_models(recipe: Recipe, pending: set[str]) -> None:
     """Raise ModelError if a model that a stage will load cannot be had."""
     here, local = recipe.runtime.address == "local", recipe.translate.local
-    if pending & {"encode", "self_validation", "train", "score"}:
+    if pending & {"encode", "out_of_fold", "train", "score"}:
         models.expect(recipe.train.model, recipe.train.revision, "train.model", here)
-    if pending & {"self_validation", "train", "score"} and not recipe.train.pickled_weights:
+    if pending & {"out_of_fold", "train", "score"} and not recipe.train.pickled_weights:
         models.expect_safetensors(recipe.train.model, recipe.train.revision, "train.model", "train.pickled_weights")
     if "embed" in pending and recipe.negatives.wanted:
         models.expect(recipe.embed.model, recipe.embed.revision, "embed.model", here)

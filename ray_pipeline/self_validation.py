@@ -1,12 +1,6 @@
-"""Which training rows the models contradict that were trained without them (self-validation by folds).
+"""Which training rows the models contradict that were trained without them; training leaves them out."""
 
-Rows fall into folds by group, so that a query's translations and negatives are judged by a model that has seen none of
-them. Each fold is a training of its own on the other folds; its artifacts lie below this stage's folder until the
-verdicts are written, and a run that was killed goes on with the folds that are missing.
-"""
-
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -16,41 +10,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline import artifact, runtime, score, shards, storage, tables
+from ray_pipeline import artifact, runtime, shards, storage, tables
 from ray_pipeline import recipe as recipes
-from ray_pipeline.artifact import Artifact, Counts
-from ray_pipeline.folds import fold_of
+from ray_pipeline.artifact import Counts
 from ray_pipeline.recipe import Recipe
-from ray_pipeline.shards import Result, Source
+from ray_pipeline.shards import Result
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import stable_id
-from ray_pipeline.train import stage as train
 
 CONTRADICTED = "contradicted by the model of the other folds"
-FOLDS = "folds"
-COLUMNS = ["pair_id", "part", "language", "origin", "label"]
-
-
-def without(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> Result:
-    """A shard of the training set without the fold; the tune part stays."""
-    return _divide(table, pc.invert(_inside(fold, rules, table)), "in the fold")
-
-
-def held_out(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> Result:
-    """The fold's rows of a shard alone, as a part that is scored."""
-    result = _divide(table, _inside(fold, rules, table), "not in the fold")
-    part = pa.array(["holdout"] * result.table.num_rows, pa.string())
-    return Result(result.table.set_column(table.schema.get_field_index("part"), "part", part), result.rejected)
-
-
-def _inside(fold: int, rules: recipes.SelfValidation, table: pa.Table) -> pa.Array:
-    rows = zip(table.column("part").to_pylist(), table.column("group_id").to_pylist(), strict=True)
-    count = rules.folds or 1
-    return pa.array([part == "train" and fold_of(group, count, rules.seed) == fold for part, group in rows], pa.bool_())
-
-
-def _divide(table: pa.Table, kept: pa.Array, reason: str) -> Result:
-    return shards.divided(table, pc.if_else(kept, pa.scalar(None, pa.string()), reason))
 
 
 def contradicts(
@@ -60,16 +28,6 @@ def contradicts(
     return np.asarray(np.where(labels == 1, 1 - scores, scores) >= confidence)
 
 
-def read(folds: Sequence[Artifact], source: Source, columns: list[str] | None) -> pa.Table:
-    """The training rows of a shard with their scores, null where one was refused, by the folds' shards of its name."""
-    table = shards.read_source(source, columns)
-    table = table.filter(pc.equal(table.column("part"), "train")).combine_chunks()
-    own = [(storage.join(fold.url, source.name), fold.manifest.shards[source.name]) for fold in folds]
-    scores = pa.concat_tables([artifact.read_shard(url, rows, ["pair_id", "score"]) for url, rows in own])
-    places = pc.index_in(table.column("pair_id"), value_set=scores.column("pair_id").combine_chunks())
-    return table.append_column("score", scores.combine_chunks().column("score").take(places))
-
-
 class Verdicts:
     """What the folds' models say of each training row of a shard."""
 
@@ -77,15 +35,14 @@ class Verdicts:
         self._rules = rules
 
     def __call__(self, table: pa.Table) -> Result:
-        """Rows with the column `score`."""
-        scores = table.column("score")
-        known = scores.to_numpy().astype(np.float32)
-        against = contradicts(table.column("label").to_numpy(), known, self._rules.confidence)
+        """Rows with their scores out of fold; null is no verdict."""
+        scores = table.column("score").to_numpy().astype(np.float32)
+        against = contradicts(table.column("label").to_numpy(), scores, self._rules.confidence)
         judged = pc.is_in(table.column("origin"), value_set=pa.array(self._rules.origins, pa.string()))
         against &= judged.to_numpy()
-        made = table.select(["pair_id", "language", "origin", "label"])
-        made = made.append_column("score", scores).append_column("contradicted", pa.array(against))
-        divided = _divide(made, pa.array(~against | (not self._rules.drop)), CONTRADICTED)
+        made = table.append_column("contradicted", pa.array(against))
+        reasons = pc.if_else(pa.array(against & self._rules.drop), CONTRADICTED, pa.scalar(None, pa.string()))
+        divided = shards.divided(made, reasons)
         return Result(divided.table, divided.rejected, {"contradicted": float(against.sum())})
 
 
@@ -94,39 +51,22 @@ def config(recipe: Recipe) -> Mapping[str, Any]:
     rules = recipe.self_validation
     if rules.folds is None:
         return {"self_validation": None}
-    return rules.model_dump() | {"train": train.config(_for_folds(recipe)), "score": score.config(recipe)}
-
-
-def _for_folds(recipe: Recipe) -> Recipe:
-    """The recipe by which the folds are trained: one adapter each, stopped by the tune part.
-
-    The folds of `train.folds` are other trainings, which cannot serve here: they are stopped by the very rows that
-    would be judged, and where rows are dropped, they come after it.
-    """
-    epochs = recipe.self_validation.epochs or recipe.train.epochs
-    changes: dict[str, Any] = {"epochs": epochs, "folds": None, "start": None, "joint": False, "trackers": []}
-    own = recipe.train.model_copy(update=changes)
-    return recipe.model_copy(update={"train": own})
+    return {"confidence": rules.confidence, "drop": rules.drop, "origins": rules.origins}
 
 
 def run(context: Context) -> Outcome:
-    """Train and score fold by fold, then write the verdicts; what a recipe drops is refused with its score."""
-    rules, mix = context.recipe.self_validation, context.inputs["mix"]
+    """Write the verdicts; what a recipe drops is refused with its score."""
+    rules = context.recipe.self_validation
     if rules.folds is None:
         return Outcome(Counts())
-    judged = set(artifact.present_shards(context.folder)) >= set(mix.manifest.shards)
-    folds = [] if judged else [_fold(context, fold) for fold in range(rules.folds)]
     counts = shards.map_shards(
-        shards.sources([mix]),
+        shards.sources([context.inputs["out_of_fold"]]),
         partial(Verdicts, rules),
         context.folder,
         tables.VERDICTS,
         workers=runtime.worker_count(context.recipe.runtime.map_workers),
         label="self_validation",
-        columns=COLUMNS,
-        read=partial(read, folds),
     )
-    storage.remove_tree(storage.join(context.folder, FOLDS))
     contradicted = int(counts.extra.get("contradicted", 0))
     return Outcome(counts, {"contradicted": contradicted, "weights": _dropped(context.folder)})
 
@@ -138,45 +78,4 @@ def _dropped(folder: str) -> str:
     return stable_id(*sorted(chain.from_iterable(found)))
 
 
-def _fold(context: Context, fold: int) -> Artifact:
-    """Scores of one fold's rows by a model of the others."""
-    recipe, folder = _for_folds(context.recipe), storage.join(context.folder, FOLDS, str(fold))
-    rest = _mapped(context, "encode", storage.join(folder, "encode"), partial(without, fold, recipe.self_validation))
-    held = _mapped(context, "mix", storage.join(folder, "held"), partial(held_out, fold, recipe.self_validation))
-
-    def inside(stage: Stage, **inputs: Artifact) -> Artifact:
-        own = Context(recipe, inputs, storage.join(folder, stage.name), context.workdir, {})
-        return _finished(own.folder, lambda: stage.run(own))
-
-    trained = inside(train.STAGE, encode=rest)
-    return inside(score.STAGE, dedupe=held, train=trained)
-
-
-def _mapped(context: Context, stage: str, folder: str, work: shards.Work) -> Artifact:
-    def make() -> Outcome:
-        return Outcome(
-            shards.map_shards(
-                shards.sources([context.inputs[stage]]),
-                lambda: work,
-                folder,
-                tables.ENCODED if stage == "encode" else tables.PAIRS,
-                workers=runtime.worker_count(context.recipe.runtime.map_workers),
-                label="fold",
-            )
-        )
-
-    return _finished(folder, make)
-
-
-def _finished(folder: str, make: Callable[[], Outcome]) -> Artifact:
-    """The artifact in a folder, made if it is not there."""
-    found = artifact.load(folder)
-    if found is not None:
-        return found
-    started = time.monotonic()
-    outcome = make()
-    seconds = time.monotonic() - started
-    return artifact.commit(folder, storage.name(folder), {}, {}, outcome.counts, seconds, outcome.extra)
-
-
-STAGE = Stage("self_validation", ("mix", "encode"), config, run, schema_version=2)
+STAGE = Stage("self_validation", ("out_of_fold",), config, run, schema_version=3)

@@ -84,16 +84,17 @@ ENCODED = pa.schema(
     ]
 )
 
-VERDICTS = pa.schema(
+OUT_OF_FOLD = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
         pa.field("language", pa.string(), nullable=False),
         pa.field("origin", pa.string(), nullable=False),
         pa.field("label", pa.int8(), nullable=False),
-        pa.field("score", pa.float32()),  # by a model that has not seen the row's group
-        pa.field("contradicted", pa.bool_(), nullable=False),
+        pa.field("score", pa.float32()),  # by a model that has not seen the row's group; null where it was refused
     ]
 )
+
+VERDICTS = pa.schema([*OUT_OF_FOLD, pa.field("contradicted", pa.bool_(), nullable=False)])
 
 SCORES = pa.schema(
     [

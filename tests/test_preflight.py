@@ -13,7 +13,7 @@ from ray_pipeline.train import model
 WORDS = {"train__head": "yes_no", "train__answers": [" yes", " neverheard"]}
 
 
-@pytest.mark.parametrize("stage", ["self_validation", "train"])
+@pytest.mark.parametrize("stage", ["out_of_fold", "train"])
 def test_answers_that_the_base_s_tokenizer_splits(make_recipe: Any, stage: str) -> None:
     recipe = make_recipe(**WORDS, train__model="sandbox://random-llama")
     with pytest.raises(ModelError, match=r"train\.answers: ' neverheard' is .* tokens"):
@@ -21,7 +21,7 @@ def test_answers_that_the_base_s_tokenizer_splits(make_recipe: Any, stage: str) 
     preflight.expect(recipe, {"score"})
 
 
-@pytest.mark.parametrize("stage", ["self_validation", "train", "score"])
+@pytest.mark.parametrize("stage", ["out_of_fold", "train", "score"])
 def test_a_base_whose_weights_are_pickled(make_recipe: Any, stage: str, tmp_path: Path) -> None:
     folder = shutil.copytree(models.resolve("sandbox://random-llama"), tmp_path / "base")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Rows whose labels were turned around are what the folds' models contradict; nothing else of the training set goes."""
+"""Rows whose labels the models of the other folds contradict with enough confidence go; nothing else does."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,59 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_pipeline import artifact, encode, self_validation, shards, storage, tables
+from ray_pipeline import artifact, encode, pipeline, self_validation, tables
 from ray_pipeline.artifact import Artifact
 from ray_pipeline.chance import hashes
 from ray_pipeline.recipe import Recipe, SelfValidation
-from ray_pipeline.sandbox.shop import ShopSpec, row
 from ray_pipeline.stage import Context
-from ray_pipeline.text import normalise, stable_id, stable_share
 from ray_pipeline.train import stage as train
 from ray_pipeline.train import work
 
-from .made import finished, pair, scored
+from .made import finished, pair
 
-RULES = SelfValidation(folds=3)
-TABLE = pa.Table.from_pylist(
-    [pair(i, part="tune" if i % 5 == 0 else "train", group_id=f"g{i // 3}") for i in range(300)], schema=tables.PAIRS
-)
-SHOP_ROWS = 480
-TURNED = 0.06
-"""Share of the labels that are turned around."""
-
-
-def ids(table: pa.Table, part: str | None = None) -> list[str]:
-    return [r["pair_id"] for r in table.to_pylist() if part in (None, r["part"])]
-
-
-def test_folds_divide_the_training_rows_by_group() -> None:
-    held = [self_validation.held_out(fold, RULES, TABLE).table for fold in range(3)]
-    assert sorted(pair_id for table in held for pair_id in ids(table)) == sorted(ids(TABLE, "train"))
-    assert all(set(table.column("part").to_pylist()) == {"holdout"} for table in held)
-    groups = [set(table.column("group_id").to_pylist()) for table in held]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    assert min(len(found) for found in groups) > 20
-    other = RULES.model_copy(update={"seed": 1})
-    assert ids(self_validation.held_out(0, other, TABLE).table) != ids(held[0]), "the seed draws them"
-
-
-def test_a_fold_s_model_sees_the_other_folds_and_the_tune_part() -> None:
-    for fold in range(3):
-        rest = self_validation.without(fold, RULES, TABLE)
-        held = self_validation.held_out(fold, RULES, TABLE)
-        assert set(ids(rest.table)) | set(ids(held.table)) == set(ids(TABLE))
-        assert not set(ids(rest.table)) & set(ids(held.table))
-        assert ids(rest.table, "tune") == ids(TABLE, "tune")
-        assert rest.rejected is not None and set(ids(rest.rejected)) == set(ids(held.table))
-
-
-def test_a_fold_s_model_is_trained_on_its_own_whatever_the_recipe_s_training_does(
-    make_recipe: Callable[..., Recipe],
-) -> None:
-    recipe = make_recipe(self_validation__folds=2)
-    changed = recipe.train.model_copy(update={"folds": 3, "start": "adapter", "joint": True})
-    own = self_validation._for_folds(recipe.model_copy(update={"train": changed})).train
-    assert (own.folds, own.start, own.joint) == (None, None, False)
+ROWS = [pair(i, part="train" if i % 5 else "tune") for i in range(40)]
+TRAINED = [one for one in ROWS if one["part"] == "train"]
+WRONG = [one["pair_id"] for one in TRAINED[::5]]
 
 
 def test_a_label_is_contradicted_by_enough_confidence_in_the_other() -> None:
@@ -70,122 +30,82 @@ def test_a_label_is_contradicted_by_enough_confidence_in_the_other() -> None:
     assert self_validation.contradicts(labels, scores, 0.75).tolist() == [True, True, True, True, False]
 
 
-def test_identity(make_recipe: Callable[..., Recipe]) -> None:
-    def config(**changes: Any) -> Any:
-        return self_validation.config(make_recipe(train__model="sandbox://random-llama", **changes))
-
-    assert config() == config(self_validation__confidence=0.6, train__epochs=9), "nothing is made without folds"
-    folds = config(self_validation__folds=2)
-    assert folds != config(self_validation__folds=2, score__engine="vllm"), "which scores the folds' rows"
-    assert folds != config() and folds != config(self_validation__folds=2, train__learning_rate=1e-3)
-    assert config(self_validation__folds=2, self_validation__epochs=1, train__epochs=3) == config(
-        self_validation__folds=2, self_validation__epochs=1, train__epochs=4
-    ), "the folds' own epochs"
+def judged(rows: list[dict[str, Any]], scores: list[float | None]) -> pa.Table:
+    """Rows with their scores out of fold."""
+    found = [{name: one.get(name) for name in tables.OUT_OF_FOLD.names} for one in rows]
+    return pa.Table.from_pylist([r | {"score": s} for r, s in zip(found, scores, strict=True)], tables.OUT_OF_FOLD)
 
 
-def shop_pairs() -> tuple[list[dict[str, Any]], set[str]]:
-    """Rows of the sample shop, and the ids of those whose labels were turned around."""
-    spec = ShopSpec(seed=11, train_rows=SHOP_ROWS, dev_rows=1, test_rows=1)
-    rows, turned = [], set()
-    for i in range(SHOP_ROWS):
-        raw: dict[str, Any] = row(spec, "QC", "train", i)
-        group = stable_id(normalise(raw["origin_query"]))
-        made = pair(
-            i, query=raw["origin_query"], target=raw["category_path"], label=int(raw["label"]),
-            language=raw["language"], group_id=group, part="tune" if stable_share("tune", group) < 0.2 else "train",
-        )  # fmt: skip
-        if made["part"] == "train" and stable_share("turned", made["pair_id"]) < TURNED:
-            made["label"] = 1 - made["label"]
-            turned.add(made["pair_id"])
-        rows.append(made)
-    return rows, turned
-
-
-@pytest.fixture(scope="module")
-def judged(
-    ray_up: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Context, Artifact, list[dict[str, Any]], set[str]]:
-    """The stage's context and its artifact, the training set, and the ids of the rows with turned labels."""
-    from ray_pipeline import recipe as recipes
-
-    folder = tmp_path_factory.mktemp("judged")
-    rows, turned = shop_pairs()
-    raw: dict[str, Any] = {
-        "name": "test", "task": "QC", "data": {"train": ["none"]}, "prompt": {"max_tokens": 64},
-        "train": {"model": "sandbox://base", "precision": "float32", "learning_rate": 2e-3, "epochs": 2,
-                  "batch_rows": 16, "micro_batch_rows": 16, "lora": {"rank": 32, "alpha": 32}},
-        "self_validation": {"folds": 2, "confidence": 0.7}, "runtime": {"map_workers": 1},
-    }  # fmt: skip
-    chosen, mix = recipes.validate(raw, "test"), finished(folder, "mix", rows, tables.PAIRS, shards=2)
-    encoding = encode.run(Context(chosen, {"mix": mix}, str(folder / "encoded"), str(folder), {}))
-    encoded = artifact.commit(str(folder / "encoded"), "encode", {}, {}, encoding.counts, 0.0, encoding.extra)
-    context = Context(chosen, {"mix": mix, "encode": encoded}, str(folder / "verdicts"), str(folder), {})
-    outcome = self_validation.run(context)
-    assert outcome.counts.rows_in == outcome.counts.rows_out + outcome.counts.rows_rejected
-    found = artifact.commit(context.folder, "self_validation", {}, {}, outcome.counts, 0.0, outcome.extra)
-    return context, found, rows, turned
-
-
-def test_what_is_dropped_is_rich_in_turned_labels(judged: Any) -> None:
-    _, found, rows, turned = judged
-    assert found.manifest.rows_in == sum(r["part"] == "train" for r in rows)
-    refused = found.rejected()
-    assert refused is not None and found.manifest.extra["contradicted"] == refused.num_rows > 10
-    assert set(refused.column("reason").to_pylist()) == {self_validation.CONTRADICTED}
-    hit = len(set(refused.column("pair_id").to_pylist()) & turned) / refused.num_rows
-    assert hit > 3 * TURNED, "several times as many as by chance"
-    kept = found.read()
-    assert kept.schema.equals(tables.VERDICTS) and kept.column("score").null_count == 0
-    assert not any(kept.column("contradicted").to_pylist())
-
-
-def test_folds_leave_nothing_behind_and_a_second_run_trains_nothing(
-    judged: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context, found, _, _ = judged
-    assert not storage.exists(storage.join(context.folder, self_validation.FOLDS))
-    monkeypatch.setattr(self_validation, "_fold", None)  # nothing to call
-    again = self_validation.run(context)
-    assert again.counts.rows_out == found.manifest.rows_out
-    assert not storage.exists(storage.join(context.folder, self_validation.FOLDS))
-
-
-def test_rows_that_are_dropped_are_not_trained_on(judged: Any) -> None:
-    context, found, rows, _ = judged
-    refused = found.rejected()
-    own = Context(context.recipe, {**context.inputs, "self_validation": found}, "", "", {})
-    dropped = train._dropped(own, train.OWN_VERDICTS)
-    assert refused is not None and set(dropped) == set(hashes(refused.column("pair_id").to_pylist()))
-    _, data = work._data(context.recipe, context.inputs["encode"], dropped)
-    parts = Counter(r["part"] for r in rows)
-    assert (len(data.train.ids), len(data.tune.ids)) == (parts["train"] - len(dropped), parts["tune"])
-
-
-def test_a_shard_is_judged_by_the_scores_of_its_name_alone(tmp_path: Path) -> None:
-    rows = [pair(i, part="train") for i in range(6)]
-    halves = [
-        finished(
-            tmp_path / str(fold), "score", [scored(row, row["position"] / 8) for row in some], tables.SCORES, shards=2
-        )
-        for fold, some in enumerate((rows[:4], rows[4:]))
-    ]
-    source = shards.sources([finished(tmp_path, "mix", rows, tables.PAIRS, shards=2)])[1]
-    for half in halves:
-        Path(half.shards[0]).unlink()  # of the other shard: it is not looked at
-    table = self_validation.read(halves, source, self_validation.COLUMNS)
-    assert table.column("score").to_pylist() == [1 / 8, 3 / 8, 5 / 8]
-
-
-def test_verdicts_that_are_only_noted(tmp_path: Path) -> None:
-    rows = [pair(i, part="train", origin="original" if i else "translated", label=1) for i in range(4)]
-    scores = finished(
-        tmp_path, "score",
-        [{"pair_id": r["pair_id"], "split": "train", "part": "holdout", "score": 0.01, "truncated": False,
-          "adapter": "a"} for r in rows[:3]], tables.SCORES,
-    )  # fmt: skip
-    (source,) = shards.sources([finished(tmp_path, "mix", rows, tables.PAIRS)])
-    table = self_validation.read([scores], source, self_validation.COLUMNS)
+def test_verdicts_that_are_only_noted() -> None:
+    rows = [pair(i, origin="original" if i else "translated", label=1) for i in range(4)]
+    table = judged(rows, [0.01, 0.01, 0.01, None])
     noted = self_validation.Verdicts(SelfValidation(folds=2, drop=False, origins=["original"]))(table)
     assert noted.table.column("contradicted").to_pylist() == [False, True, True, False], "no score, no verdict"
     assert noted.table.column("score").null_count == 1
     assert noted.rejected is not None and noted.rejected.num_rows == 0 and noted.extra == {"contradicted": 2}
+
+
+def test_identity(make_recipe: Callable[..., Recipe]) -> None:
+    def config(**changes: Any) -> Any:
+        return self_validation.config(make_recipe(**changes))
+
+    assert config() == config(self_validation__confidence=0.6), "nothing is made without folds"
+    folds = config(self_validation__folds=2)
+    assert folds == config(self_validation__folds=3), "which its input is of"
+    assert folds != config(self_validation__folds=2, self_validation__confidence=0.6)
+
+
+def test_another_confidence_trains_only_what_learns_from_its_rows(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    (tmp_path / "train.txt").write_text("{}")
+
+    def planned(confidence: float) -> dict[str, str]:
+        recipe = make_recipe(self_validation__folds=2, self_validation__confidence=confidence)
+        return {step.stage.name: step.fingerprint for step in pipeline.plan(recipe, str(tmp_path))}
+
+    first, second = planned(0.9), planned(0.8)
+    differing = [stage for stage in first if first[stage] != second[stage]]
+    assert differing == ["self_validation", "train", "score", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def verdicts(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Artifact]:
+    """The stage's context and its artifact, of scores that speak against WRONG."""
+    from ray_pipeline import recipe as recipes
+
+    folder = tmp_path_factory.mktemp("verdicts")
+    raw: dict[str, Any] = {
+        "name": "test", "task": "QC", "data": {"train": ["none"]}, "train": {"model": "sandbox://base"},
+        "self_validation": {"folds": 2}, "runtime": {"map_workers": 1},
+    }  # fmt: skip
+    scores = [abs((one["pair_id"] in WRONG) - 0.99 * one["label"]) for one in TRAINED]
+    table = judged(TRAINED, scores).to_pylist()
+    inputs = {"out_of_fold": finished(folder, "out_of_fold", table, tables.OUT_OF_FOLD, shards=2)}
+    context = Context(recipes.validate(raw, "test"), inputs, str(folder / "verdicts"), str(folder), {})
+    outcome = self_validation.run(context)
+    assert outcome.counts.rows_in == outcome.counts.rows_out + outcome.counts.rows_rejected == len(TRAINED)
+    found = artifact.commit(context.folder, "self_validation", {}, {}, outcome.counts, 0.0, outcome.extra)
+    return context, found
+
+
+def test_what_is_contradicted_is_dropped_with_its_score(verdicts: Any) -> None:
+    _, found = verdicts
+    refused, kept = found.rejected(), found.read()
+    assert refused is not None and sorted(refused.column("pair_id").to_pylist()) == sorted(WRONG)
+    assert set(refused.column("reason").to_pylist()) == {self_validation.CONTRADICTED}
+    assert found.manifest.extra["contradicted"] == len(WRONG) and refused.column("score").null_count == 0
+    assert kept.schema.equals(tables.VERDICTS) and not any(kept.column("contradicted").to_pylist())
+
+
+def test_rows_that_are_dropped_are_not_trained_on(verdicts: Any, tmp_path: Path) -> None:
+    context, found = verdicts
+    inputs = {"mix": finished(tmp_path, "mix", ROWS, tables.PAIRS)}
+    encoding = encode.run(Context(context.recipe, inputs, str(tmp_path / "encoded"), str(tmp_path), {}))
+    encoded = artifact.commit(str(tmp_path / "encoded"), "encode", {}, {}, encoding.counts, 0.0, encoding.extra)
+    own = Context(context.recipe, {"encode": encoded, "self_validation": found}, "", "", {})
+    dropped = train._dropped(own, train.OWN_VERDICTS)
+    assert set(dropped) == set(hashes(WRONG))
+    _, data = work._data(context.recipe, encoded, dropped)
+    parts = Counter(one["part"] for one in ROWS)
+    assert (len(data.train.ids), len(data.tune.ids)) == (parts["train"] - len(WRONG), parts["tune"])

@@ -115,7 +115,8 @@ def contents(chosen: Recipe) -> dict[str, tuple[list[Row], pa.Schema, list[Row]]
         "audit": (asked, tables.AUDITED, copied), "dedupe": (both, tables.PAIRS, []),
         "embed": (vectors, tables.embeddings(4), []), "negatives": (mined, tables.NEGATIVES, []),
         "mix": (mixed, tables.PAIRS, []), "encode": (encoded, tables.ENCODED, []),
-        "self_validation": ([], tables.VERDICTS, []), "score": (scored, tables.SCORES, odd),
+        "out_of_fold": ([], tables.OUT_OF_FOLD, []), "self_validation": ([], tables.VERDICTS, []),
+        "score": (scored, tables.SCORES, odd),
     }  # fmt: skip
 
 

@@ -21,11 +21,14 @@ if TYPE_CHECKING:  # with all stages, which those who look at a file need not wa
 SCHEMAS: Mapping[str, pa.Schema] = {
     "ingest": tables.PAIRS, "languages": tables.PAIRS, "split": tables.PAIRS, "translate": tables.TRANSLATIONS,
     "audit": tables.AUDITED, "dedupe": tables.PAIRS, "negatives": tables.NEGATIVES, "mix": tables.PAIRS,
-    "encode": tables.ENCODED, "self_validation": tables.VERDICTS, "train": tables.CURVES, "score": tables.SCORES,
-    "evaluate": tables.PREDICTIONS,
+    "encode": tables.ENCODED, "out_of_fold": tables.OUT_OF_FOLD, "self_validation": tables.VERDICTS,
+    "train": tables.CURVES, "score": tables.SCORES, "evaluate": tables.PREDICTIONS,
 }  # fmt: skip
 """The schemas of the stages whose tables are of one whatever the recipe says."""
-PASSED_ON = {"languages": "ingest", "split": "languages", "audit": "translate", "encode": "mix", "evaluate": "score"}
+PASSED_ON = {
+    "languages": "ingest", "split": "languages", "audit": "translate", "encode": "mix",
+    "self_validation": "out_of_fold", "evaluate": "score",
+}  # fmt: skip
 """Stages that take in every row that another gives out."""
 MIXED = ("train", "tune")
 """Parts of which mix takes in every row of dedupe and negatives."""
