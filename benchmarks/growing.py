@@ -21,7 +21,7 @@ from ray_pipeline.errors import PipelineError
 
 IDLE_MINUTES = 0.05
 """After which a node goes."""
-PATIENCE = 100.0
+PATIENCE = 250.0
 """Seconds for what takes about ten of them."""
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 NODE_TYPES = {

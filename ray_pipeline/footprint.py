@@ -26,8 +26,10 @@ FRAGMENTED = 1.1
 """Assumed: the allocator holds so many times what it gives out."""
 PEAK_SHARE = {"float32": 0.03, "bfloat16": 0.23, "int8": 0.13, "nf4": 0.21}
 """The share of the bf16 peak that training reaches, over the tokens that it computes: of what all prompts begin with,
-which is computed once, none. In bfloat16 and nf4 as measured for Gemma-3 12B on an H100, with passes of 8,192
-tokens (benchmarks/RESULTS.md); small passes take several times as long. The others are assumed."""
+which is computed once, none. In bfloat16 and nf4 as measured for Gemma-3 12B on an H100, in passes of MEASURED_TOKENS
+(benchmarks/RESULTS.md); small passes take several times as long. The others are assumed."""
+MEASURED_TOKENS = 8192
+"""Of a pass, what all prompts begin with among them."""
 SCORE_SHARE = {"float32": 0.03, "bfloat16": 0.415, "int8": 0.2, "nf4": 0.4}
 """The same of scoring, in the same measurement: passes go one way."""
 CHARACTERS = 3.5
@@ -175,6 +177,13 @@ def pass_tokens(rules: Train, max_tokens: int) -> int:
     return max(rules.micro_batch_tokens or rules.micro_batch_rows * max_tokens, max_tokens)
 
 
+def mean_pass_tokens(rules: Train, mean: float) -> float:
+    """Tokens of a pass in the mean, of rows of so many: a worker has no more rows in a step than its share of them."""
+    rows = rules.batch_rows / rules.workers
+    passes = math.ceil(rows * mean / rules.micro_batch_tokens if rules.micro_batch_tokens else rules.accumulation)
+    return rows * mean / max(1, passes)
+
+
 def activations(of: Shape, rules: Train, tokens: float, read: float, fused: bool = False) -> float:
     """Bytes that a pass which computes so many tokens keeps for its way back.
 
@@ -297,10 +306,18 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: Lengths) -> Iterator[st
         + (f" and always with {rules.workers} workers: " if rules.fewest_workers < rules.workers else ": ")
         + ", ".join(_on(gpu, of, recipe, passes * each.own, found) for gpu in GPUS)
     )
+    usual = mean_pass_tokens(rules, each.mean)
     if recipe.runtime.gpus_per_worker and rules.micro_batch_tokens is None:
         yield (
             f"  micro-batches of {rules.micro_batch_rows} rows under-use a GPU, so training will take longer than "
             "estimated: set train.micro_batch_tokens to 2048, or whatever fits the memory above"
+        )
+    elif recipe.runtime.gpus_per_worker and usual < MEASURED_TOKENS / 2:
+        full = math.ceil(MEASURED_TOKENS * rules.workers / each.mean)
+        yield (
+            f"  measured in passes of {MEASURED_TOKENS:,} tokens: those of this recipe have about {usual:,.0f}, so "
+            "it takes longer. Where memory allows, raise train.micro_batch_tokens, and with it train.batch_rows, of "
+            f"which {full:,} would fill such passes on {rules.workers} worker(s); fewer workers are used better, too"
         )
     asked = recipe.runtime.accelerator_type
     kinds = kinds_of(asked) if asked else []

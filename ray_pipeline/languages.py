@@ -21,6 +21,8 @@ from ray_pipeline.shards import Source
 from ray_pipeline.stage import Context, Outcome, Stage
 from ray_pipeline.text import UNDETERMINED, is_language_code, language_code
 
+DECIDED = "decided"
+"""The column that says which language a query is in where script or detector can tell; null where Gemini is to."""
 STRAY = 0.01
 """Up to this share of the rows, a tag that is no candidate is taken for a mistake."""
 
@@ -108,42 +110,49 @@ def expect_candidates(rules: Languages, tags: Mapping[str, int]) -> None:
         )
 
 
-def undecided(rules: Languages, table: pa.Table) -> list[Item]:
-    """The questions of a shard of pairs that are left for Gemini."""
+def with_decisions(rules: Languages, table: pa.Table) -> pa.Table:
+    """A shard of pairs with the column DECIDED."""
     local = detector(rules)
-    texts, tags = table.column("query").to_pylist(), table.column("language").to_pylist()
-    questions = dict.fromkeys(zip(texts, tags, strict=True))
-    return [Item(text) for text, tag in questions if decide(text, tag, rules, local) is None]
+    found = {question: decide(*question, rules, local) for question in dict.fromkeys(_questions(table))}
+    return table.append_column(DECIDED, pa.array([found[question] for question in _questions(table)], pa.string()))
+
+
+def undecided(table: pa.Table) -> dict[tuple[str, str], Item]:
+    """What is left for Gemini of a shard with decisions: items by query and tag."""
+    left = table.filter(table.column(DECIDED).is_null())
+    return {question: Item(question[0]) for question in _questions(left)}
+
+
+def _questions(table: pa.Table) -> list[tuple[str, str]]:
+    """The query and the tag of each row."""
+    return list(zip(table.column("query").to_pylist(), table.column("language").to_pylist(), strict=True))
 
 
 class Correction:
-    """Corrects the language column of a shard of pairs."""
+    """Corrects the language column of a shard of pairs with decisions."""
 
     def __init__(self, recipe: Recipe, workdir: str, held: Any = None) -> None:
         self._rules = recipe.languages
-        self._detector = detector(self._rules)
         self._fanout = None
         if self._rules.gemini:
             workers = recipe.runtime.translate_workers
             self._fanout = Fanout(recipe.gemini, "detect_language", workdir, held, self._rules.candidates, workers)
 
     def __call__(self, table: pa.Table) -> shards.Result:
-        texts, tags = table.column("query").to_pylist(), table.column("language").to_pylist()
-        questions = dict.fromkeys(zip(texts, tags, strict=True))
-        decided = {q: decide(q[0], q[1], self._rules, self._detector) for q in questions}
-        asked = {q: Item(q[0]) for q, language in decided.items() if language is None}
+        asked, told = undecided(table), dict[tuple[str, str], str | None]()
         extra = {"asked": float(len(asked))}
         if self._fanout is not None:
             self._fanout.skip(table.num_rows - len(asked))
             answers = self._fanout.answer(list(asked.values()))
-            for question, item in asked.items():
-                decided[question] = self._accept(answers[item.key].text)
+            told = {question: self._accept(answers[item.key].text) for question, item in asked.items()}
             extra["unanswered"] = float(sum(answers[item.key].text is None for item in asked.values()))
             extra |= self._fanout.counts()
-        languages = [decided[question] or question[1] for question in zip(texts, tags, strict=True)]
-        extra["corrected"] = float(sum(new != old for new, old in zip(languages, tags, strict=True)))
-        column = table.schema.get_field_index("language")
-        return shards.Result(table.set_column(column, "language", pa.array(languages, pa.string())), extra=extra)
+        questions, decided = _questions(table), table.column(DECIDED).to_pylist()
+        languages = [own or told.get(one) or one[1] for own, one in zip(decided, questions, strict=True)]
+        extra["corrected"] = float(sum(new != old for new, (_, old) in zip(languages, questions, strict=True)))
+        made = table.drop_columns([DECIDED])
+        column = made.schema.get_field_index("language")
+        return shards.Result(made.set_column(column, "language", pa.array(languages, pa.string())), extra=extra)
 
     def _accept(self, answer: str | None) -> str | None:
         """Gemini's answer if it is one of the possible ones; else the tag stands."""
@@ -168,7 +177,7 @@ def run(context: Context) -> Outcome:
         return _ask(context)
     counts = shards.map_shards(
         shards.sources([pairs]),
-        partial(Correction, recipe, context.workdir) if recipe.languages.correct else _keep,
+        partial(_local, recipe, context.workdir) if recipe.languages.correct else _keep,
         context.folder,
         tables.PAIRS,
         workers=runtime.worker_count(recipe.runtime.map_workers),
@@ -178,29 +187,37 @@ def run(context: Context) -> Outcome:
 
 
 def _ask(context: Context) -> Outcome:
-    """Bring equal queries into one shard, so that each is asked about once, then decide shard by shard."""
+    """Decide what is clear and bring equal queries into one shard, so that each is asked about once; then ask."""
     recipe, workdir = context.recipe, context.workdir
-    sources = _by_query(context)
-    questions = Questions("detect_language", recipe.languages.candidates, partial(undecided, recipe.languages))
+    sources = _decided(context)
+    questions = Questions("detect_language", recipe.languages.candidates, lambda table: [*undecided(table).values()])
     counts = fan_out(context, sources, questions, partial(Correction, recipe, workdir), tables.PAIRS, "languages")
     return Outcome(counts, _tally(counts) | fanout.account(recipe.gemini, counts.extra))
 
 
-def _by_query(context: Context) -> list[Source]:
-    """Pairs in shards by query."""
-    folder, inputs = storage.join(context.folder, "by_query"), shards.sources([context.inputs["ingest"]])
+def _local(recipe: Recipe, workdir: str) -> shards.Work:
+    """Corrects a shard by what can be told without Gemini."""
+    work = Correction(recipe, workdir)
+    return lambda table: work(with_decisions(recipe.languages, table))
+
+
+def _decided(context: Context) -> list[Source]:
+    """Pairs with decisions, in shards by query; the detector runs where the shuffle begins, on every CPU."""
+    folder, inputs = storage.join(context.folder, "decided"), shards.sources([context.inputs["ingest"]])
     buckets = shards.bucket_count(sum(source.rows for source in inputs), context.recipe.runtime.shard_rows)
 
     def make() -> None:
         write = partial(_write, folder)
-        shards.shuffle(_bucketed(inputs, buckets), write, buckets=buckets, label="languages: by query")
+        shuffled = _bucketed(inputs, context.recipe.languages, buckets)
+        shards.shuffle(shuffled, write, buckets=buckets, label="languages: by query")
 
     return shards.once(folder, make)
 
 
-def _bucketed(inputs: Sequence[Source], buckets: int) -> Any:
+def _bucketed(inputs: Sequence[Source], rules: Languages, buckets: int) -> Any:
     def bucketed(table: pa.Table) -> pa.Table:
-        return table.append_column(shards.BUCKET, shards.text_buckets(table.column("query"), buckets))
+        made = with_decisions(rules, table)
+        return made.append_column(shards.BUCKET, shards.text_buckets(made.column("query"), buckets))
 
     return shards.dataset(inputs, bucketed)
 
@@ -217,4 +234,4 @@ def _keep() -> shards.Work:
     return shards.Result
 
 
-STAGE = Stage("languages", ("ingest",), config, run, schema_version=4)
+STAGE = Stage("languages", ("ingest",), config, run, schema_version=5)

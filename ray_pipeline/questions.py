@@ -1,14 +1,14 @@
 """A stage's questions to Gemini on Ray: one quota, batch jobs where they pay, live requests for the rest."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from ray_pipeline import artifact, shards, storage
+from ray_pipeline import artifact, runtime, shards, storage
 from ray_pipeline.artifact import Counts
 from ray_pipeline.gemini import batch, ledger, mode, pricing, quota_actor
 from ray_pipeline.gemini.batch import BatchOutcome
@@ -18,10 +18,10 @@ from ray_pipeline.gemini.prompts import Item, Kind
 from ray_pipeline.gemini.watch import FanoutProgress
 from ray_pipeline.logs import tell
 from ray_pipeline.recipe import Gemini
-from ray_pipeline.runtime import check_room
 from ray_pipeline.shards import Source, Work
 from ray_pipeline.stage import Context
 
+ITEMS = pa.schema([pa.field(one.name, pa.string(), nullable=False) for one in fields(Item)])
 LOGGED_ANSWERS = 100_000
 """How many answers of batch jobs are held in memory until their logs are ended."""
 BATCH_LOGS = 16
@@ -53,7 +53,7 @@ def fan_out(
     spent = ledger.spent(workdir, recipe.gemini)
     with quota_actor.held(recipe.gemini, workdir, spent, context.watch, label) as held:
         before = _batch(context, sources, questions, held, label)
-        check_room(recipe.runtime, 1, needs(recipe.runtime))
+        runtime.check_room(recipe.runtime, 1, needs(recipe.runtime))
         rows = sum(source.rows for source in _missing(context.folder, sources))
         return before + shards.map_shards(
             sources,
@@ -77,12 +77,12 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
     chosen = gemini.mode != "live" and _is_chosen(gemini, missing, questions, folder, label)
     if not chosen and not batch.under_way(gemini, questions.kind, questions.languages, place):
         return Counts()  # jobs of an earlier run are read in any mode: they are paid for
-    logs = _Logs(folder)
+    logs, written = _Logs(folder), storage.join(context.folder, "unanswered")
     outcome = batch.fill(
         gemini,
         questions.kind,
         questions.languages,
-        _unanswered(missing, questions, folder) if chosen else (),
+        _unanswered(context, missing, questions, folder, written) if chosen else (),
         place,
         logs.keep,
         known=partial(_known, folder),
@@ -90,6 +90,7 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
         tell=partial(_tell, label),
     )
     logs.close()
+    storage.remove_tree(written)
     _tell(label, outcome.sentence())
     return _settle(gemini, outcome, held)
 
@@ -129,18 +130,25 @@ def _is_chosen(gemini: Gemini, sources: Sequence[Source], questions: Questions, 
     return chosen == "batch"
 
 
-def _unanswered(sources: Sequence[Source], questions: Questions, folder: str) -> Iterator[Item]:
-    """The distinct items without an answer; found on Ray, shard by shard, since a text stands in one shard only."""
+def _unanswered(
+    context: Context, sources: Sequence[Source], questions: Questions, folder: str, written: str
+) -> Iterator[Item]:
+    """The distinct items without an answer; found on Ray, shard by shard, since a text stands in one shard only.
 
-    def missing(table: pa.Table) -> pa.Table:
+    They are all `written` before the first is given out: between two jobs may lie hours, for which Ray would not wait.
+    """
+
+    def missing(table: pa.Table) -> shards.Result:
         items = {item.key: item for item in questions.items(table)}
         known = Ledger(folder, items)
         rows = [asdict(item) for key, item in items.items() if known.get(key) is None]
-        names = list(asdict(Item("")))
-        return pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in names})
+        return shards.Result(pa.Table.from_pylist(rows, ITEMS))
 
-    for row in shards.rows_of(shards.dataset(sources, missing), "questions"):
-        yield Item(**row)
+    storage.remove_tree(written)  # of an attempt that knew fewer answers
+    workers = runtime.worker_count(context.recipe.runtime.map_workers)
+    shards.map_shards(sources, lambda: missing, written, ITEMS, workers=workers, label="questions")
+    found = storage.ahead(lambda one: artifact.read_shard(one.url, one.rows), shards.written(written), lambda o: o.url)
+    return (Item(**row) for table in found for row in table.to_pylist())
 
 
 class _Logs:

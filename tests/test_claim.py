@@ -29,9 +29,9 @@ with claim.held(sys.argv[1]):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "RENEWAL_SECONDS", 0.2)
-    monkeypatch.setattr(claim, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(claim, "WATCH_SECONDS", 5.0 if "s3" in request.node.name else 1.0)
     monkeypatch.setattr(claim, "SETTLE_SECONDS", 0.1)
 
 

@@ -41,7 +41,7 @@ MACHINES = {
 """vCPUs, GiB and GPUs, as AWS states them."""
 FIELDS: dict[str, dict[str, type]] = {
     "job": {"entrypoint": str, "backoffLimit": int, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int,
-            "rayClusterSpec": dict, "submitterPodTemplate": dict},
+            "rayClusterSpec": dict, "submitterPodTemplate": dict, "submitterConfig": dict},
     "cluster": {"rayVersion": str, "authOptions": dict, "enableInTreeAutoscaling": bool, "autoscalerOptions": dict,
                 "headGroupSpec": dict, "workerGroupSpecs": list},
     "autoscaler": {"version": str, "idleTimeoutSeconds": int, "resources": dict, "securityContext": dict},
@@ -200,6 +200,14 @@ def test_every_pod_fits_its_machine_and_runs_without_rights(job: dict[str, Any])
         assert {"name": "shared-memory", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
 
 
+def test_workers_are_not_promised_the_memory_of_objects_and_of_ray_itself(job: dict[str, Any]) -> None:
+    for group, (_, pod) in zip(job["rayClusterSpec"]["workerGroupSpecs"], list(pods(job))[1:], strict=True):
+        limit = quantity(pod["containers"][0]["resources"]["limits"]["memory"])
+        objects = quantity(pod["volumes"][0]["emptyDir"]["sizeLimit"])
+        promised = node_types(job)[group["groupName"]]["resources"]["memory"] / 2**30
+        assert 0.5 * limit < promised <= limit - objects
+
+
 def test_no_container_has_rights(job: dict[str, Any]) -> None:
     bare = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     for _, pod in [*pods(job), ("submitter", job["submitterPodTemplate"]["spec"])]:
@@ -216,7 +224,9 @@ def test_what_cannot_be_spared_is_on_demand_and_nothing_is_moved_to_save_nodes(j
     ):
         assert one["metadata"]["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
     bought = {group: pod["nodeSelector"]["karpenter.sh/capacity-type"] for group, pod in pods(job)}
-    assert bought.pop("head") == "on-demand"
+    submitter = job["submitterPodTemplate"]["spec"]["nodeSelector"]["karpenter.sh/capacity-type"]
+    assert bought.pop("head") == submitter == "on-demand"
+    assert job["submitterConfig"]["backoffLimit"] >= 10, "KubeRay ends the whole job with the last submitter"
     alone = any("g6e.48xlarge" in pod["nodeSelector"].values() for _, pod in pods(job))
     assert set(bought.values()) == {"on-demand" if alone else "spot"}
 

@@ -243,6 +243,11 @@ def test_the_plan_says_what_fits_and_what_does_not(make_recipe: Any, tmp_path: P
     assert "micro-batches of 8 rows under-use a GPU" in dry_run.describe([slow], str(tmp_path / "work"), None)
     full = variant(slow, {"train.micro_batch_tokens": 2048})
     assert "under-use a GPU" not in dry_run.describe([full], str(tmp_path / "work"), None) + said
+    told = dry_run.describe([full], str(tmp_path / "work"), None)
+    assert "measured in passes of 8,192 tokens: those of this recipe have about 2" not in told
+    assert re.search(r"measured in passes of 8,192 tokens: those of this recipe have about 1,\d{3}, so", told)
+    filled = variant(full, {"train.micro_batch_tokens": 8192, "train.batch_rows": 512})
+    assert "measured in passes of" not in dry_run.describe([filled], str(tmp_path / "work"), None)
     shared = variant(full, {"train.lora.dropout": 0.0, "train.micro_batch_tokens": 8192})
     told = dry_run.describe([shared], str(tmp_path / "work"), None)
     assert re.search(r"a pass of 8,192 tokens \([6-9]\d% of them shared\)", told) and "H100 does not fit" not in told

@@ -224,8 +224,11 @@ def test_an_answer_is_taken_where_it_is_possible_and_counted(
     monkeypatch.setattr(languages, "Fanout", Asked)
     monkeypatch.setattr(languages, "detector", lambda rules: Fixed(("de", 0.1)))
     texts, tags = [*answers, "zapatos"], ["en", "en", "en", "en", "de", "en"]
-    given = pa.table({"query": texts, "language": tags})
-    result = languages.Correction(make_recipe(), "")(given)
+    recipe, given = make_recipe(), pa.table({"query": texts, "language": tags})
+    decided = languages.with_decisions(recipe.languages, given)
+    assert decided.column(languages.DECIDED).to_pylist() == [None, None, None, None, "de", None]
+    result = languages.Correction(recipe, "")(decided)
+    assert result.table.column_names == ["query", "language"]
     assert result.table.column("language").to_pylist() == ["fr", "en", "und", "en", "de", "fr"]
     assert result.extra == {"asked": 4, "unanswered": 1, "corrected": 3, "skipped": 2}
 

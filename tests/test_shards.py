@@ -57,7 +57,7 @@ class Squares:
     def __call__(self, table: pa.Table) -> Result:
         if table.column_names != ["number"]:
             raise ValueError(f"these columns were not asked for: {table.column_names}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(self._notes.glob("made-*"))) < self._workers:
             if time.monotonic() > deadline:
                 raise TimeoutError("one worker has taken the shards of all")
@@ -159,7 +159,7 @@ def test_a_shard_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: p
     assert str(found).startswith("dies: part-00000.parquet: 1 worker(s) in a row")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_work_that_failed_holds_no_cpus(tmp_path: Path, notes: Path) -> None:
     made = written(str(tmp_path / "in"), [5, 5, 5, 5])
 

@@ -458,7 +458,7 @@ def test_a_bucket_that_is_not_there(s3_bucket: str) -> None:
     assert str(caught.value).startswith(f"{url}: cannot write it: The specified bucket does not exist")
     with pytest.raises(InputError, match="no-such-bucket.*check the recipe's data section"):
         storage.expand("s3://no-such-bucket/*.txt")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # far from the minutes of a store that is away for a while
 
 
 def test_an_unreachable_s3_server(other_endpoint: pytest.MonkeyPatch) -> None:
@@ -471,7 +471,7 @@ def test_an_unreachable_s3_server(other_endpoint: pytest.MonkeyPatch) -> None:
         assert str(caught.value).startswith("s3://bucket/a/file: cannot write it: ")
         with pytest.raises(StorageError, match="s3://bucket/a/file: cannot read it: "):
             storage.read_bytes("s3://bucket/a/file")
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 90
 
 
 def test_an_s3_server_refuses_the_credentials(s3_bucket: str) -> None:

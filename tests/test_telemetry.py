@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from ray_pipeline import artifact, shards, telemetry
 from ray_pipeline.artifact import Counts
 
 SCHEMA = pa.schema([pa.field("number", pa.int64())])
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds; Ray reports every ten."""
 DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana-dashboard.json"
 FULL = """
@@ -54,11 +55,12 @@ def test_rows_shards_and_seconds_are_exported_by_stage(tmp_path: Path) -> None:
 
     rows = pa.table({"number": pa.array(range(3), pa.int64()), shards.BUCKET: pa.array([0, 0, 0], pa.int64())})
     shards.shuffle(ray.data.from_arrow(rows), reduce, buckets=1, label=shuffled)
-    found: dict[str, dict[str, float]] = {}
+    page, found = "", dict[str, dict[str, float]]()
     until = time.monotonic() + PATIENCE
     while sum(map(len, found.values())) < 10 and time.monotonic() < until:
         time.sleep(0.5)
-        page = metrics()
+        with suppress(OSError):  # an agent that is busy is asked again
+            page = metrics()
         found = {stage: counted(page, stage) for stage in (mapped, shuffled)}
     seconds = [found[stage].pop("ray_pipeline_shard_seconds_total") for stage in (mapped, shuffled)]
     assert found[mapped] == {"in": 6.0, "out": 4.0, "rejected": 2.0, "ray_pipeline_shards_total": 2.0}

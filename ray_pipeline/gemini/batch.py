@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ray_pipeline import claim, storage
 from ray_pipeline.errors import GeminiError
-from ray_pipeline.gemini.batch_jobs import Job, Jobs
+from ray_pipeline.gemini.batch_jobs import UNLISTED_SECONDS, Job, Jobs
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records, request_key
 from ray_pipeline.gemini.batch_results import Lines, answers, replies
 from ray_pipeline.gemini.client import (
@@ -39,8 +40,8 @@ REPLIES_AT_ONCE = 250
 """Whose answers are handed over together."""
 FIRST_POLL_SECONDS = 2.0
 POLL_GROWTH = 1.5
-UNLISTED_SECONDS = 300.0
-"""For which a job may have been created although the server does not list it."""
+KEPT_SECONDS = 48 * 3600.0
+"""For which the server has a job in any case; one that is not there before that is more likely another project's."""
 CANCEL_LOOKS = 20
 """At a job that is to end, before it is left to a later run."""
 
@@ -288,22 +289,24 @@ class _Run:
         record = Record(name, self._clock(), file, len(spool.asked), count, most_usd, self._deadline)
         self._records.save_asked(record, spool.asked)
         self._records.save(record)
-        job = await self._jobs.create(file, name, lambda: self._may_wait(record))
+        may_wait, refused = partial(self._may_wait, record), partial(self._records.drop, record)
+        job = await self._jobs.create(file, name, may_wait, refused)
         if job is None:
             await self._jobs.discard(file)
             self._records.drop(record)
             return None
-        record = replace(record, job=job)
+        record = replace(record, job=job, started=self._clock())
         self._records.save(record)
         self._tell(f"{name}: created with {record.requests:,} requests about {record.items:,} items")
         return record
 
-    def _may_wait(self, record: Record) -> bool:
-        """Whether a job that the server has no room for may be offered again later."""
+    def _may_wait(self, record: Record, detail: str) -> bool:
+        """Whether a job that the server has no room for, as it says in detail, may be offered again later."""
         late = self._is_late(record)
         wait = "its items are left to live requests" if late else "waiting"
         self._tell(
-            f"{record.display_name}: the server's queue is full, {wait} (gemini.batch_requests makes jobs smaller)"
+            f"{record.display_name}: the server takes no more ({detail or '429'}), {wait}; if its queue is full, "
+            "gemini.batch_requests makes jobs smaller"
         )
         return not late
 
@@ -317,7 +320,7 @@ class _Run:
         at_deadline = " at the deadline" if name in self._cancelled else ""
         match job:
             case Missing():
-                return await self._end(record, "is not there any more")
+                return await self._is_gone(record)
             case Job(ended=str(end), result=str(result), succeeded=succeeded):
                 return await self._is_read(record, end, result, succeeded)
             case Job(ended=str(end)):
@@ -327,6 +330,19 @@ class _Run:
                 return False
             case RateLimited() | Unavailable():
                 return self._no_news(record, job)
+
+    async def _is_gone(self, record: Record) -> bool:
+        """Pass over a job that the server has forgotten; raises GeminiError for one that it cannot have."""
+        age = self._clock() - record.started
+        if age < UNLISTED_SECONDS:
+            return False
+        if age < KEPT_SECONDS:
+            raise GeminiError(
+                f"{record.display_name}: the server has no job {record.job}, or does not show it to this key: run the "
+                "same command with a key of the project that created it; if the job was deleted, delete its record in "
+                f"{self._url} to have all asked anew"
+            )
+        return await self._end(record, "is not there any more")
 
     async def _is_given_up(self, record: Record, name: str) -> bool:
         """Cancel a late job, all of them before any is waited for; one that does not end is left to a later run."""

@@ -30,6 +30,8 @@ TRANSFER_SECONDS = 600
 MIME_TYPE = "application/jsonl"
 GONE = (403, 404)
 """How the API says that a file or job is not there; of files, it denies the permission."""
+UNLISTED_SECONDS = 300.0
+"""For which a job may have been created although the server does not list it, or does not find it."""
 PAGE = 100
 ENDS = {
     "JOB_STATE_SUCCEEDED": "succeeded",
@@ -64,6 +66,8 @@ class Jobs:
     def __init__(self, gemini: Gemini, tell: Callable[[str], None]) -> None:
         self._gemini, self._tell = gemini, tell
         self._connected: Any = None
+        self._replied_at: float | None = None
+        """When the server last did what it was asked to, by the monotonic clock."""
 
     @property
     def _client(self) -> Any:
@@ -91,29 +95,46 @@ class Jobs:
         file: Any = await self._persist(send)
         return str(file.name)
 
-    async def create(self, file: str, display_name: str, may_wait: Callable[[], bool]) -> str | None:
+    async def create(
+        self, file: str, display_name: str, may_wait: Callable[[str], bool], refused: Callable[[], None]
+    ) -> str | None:
         """Create a job, or find the one that an earlier try has created unseen; the server's name for it.
 
-        Null if the server, which limits what waits in its queue, takes no more for as long as we may wait.
+        Null if the server, which limits what waits in its queue, takes no more for as long as we may wait; `may_wait`
+        is given its words. `refused` is called before an error by which no job can have been created.
         """
         from google.genai import types
 
         config = types.CreateBatchJobConfig(display_name=display_name)
-        failures = 0
-        while True:
-            call = self._client.aio.batches.create(model=self._gemini.model, src=file, config=config)
-            outcome: Any = await attempt(self._gemini, call)
-            if not isinstance(outcome, RateLimited | Unavailable):
-                return str(outcome.name)
-            if isinstance(outcome, Unavailable):
-                failures += 1
-                await self._rest(failures, outcome)
-                if (found := await self.find(display_name)) is not None:
-                    return found
-            elif may_wait():
-                await self._rest(0, outcome)
-            else:
-                return None
+        failures, unsure = 0, False
+        try:
+            while True:
+                call = self._client.aio.batches.create(model=self._gemini.model, src=file, config=config)
+                outcome: Any = await self._try(call)
+                if not isinstance(outcome, RateLimited | Unavailable):
+                    return str(outcome.name)
+                if isinstance(outcome, Unavailable):
+                    failures, unsure = failures + 1, unsure or outcome.billed or outcome.reason == "server error"
+                    await self._rest(failures, outcome)
+                    if (found := await self._unseen(display_name, outcome.billed)) is not None:
+                        return found
+                elif may_wait(outcome.detail):
+                    await self._rest(0, outcome)
+                else:
+                    return None
+        except GeminiError:
+            if not unsure:
+                refused()
+            raise
+
+    async def _unseen(self, display_name: str, likely: bool) -> str | None:
+        """The job that a try without an answer has created, if it has; where that is `likely`, it is looked for until
+        the server would list it: two jobs of the same requests are paid twice."""
+        until, looks = time.monotonic() + (UNLISTED_SECONDS if likely else 0.0), 0
+        while (found := await self.find(display_name)) is None and time.monotonic() < until:
+            looks += 1
+            await asyncio.sleep(self._pause(looks))
+        return found
 
     async def find(self, display_name: str) -> str | None:
         """The server's name of the newest job of that display name, if there is one."""
@@ -129,7 +150,7 @@ class Jobs:
 
     async def look(self, name: str) -> Job | Missing | RateLimited | Unavailable:
         """How a job is, or that the server does not say (one try)."""
-        outcome: Any = await attempt(self._gemini, self._client.aio.batches.get(name=name), missing=GONE)
+        outcome: Any = await self._try(self._client.aio.batches.get(name=name), missing=GONE)
         if isinstance(outcome, Missing | RateLimited | Unavailable):
             return await self._not_the_key(outcome)
         state = getattr(outcome.state, "name", "")
@@ -142,7 +163,7 @@ class Jobs:
         config = types.DownloadFileConfig(http_options=self._long())
         path.unlink(missing_ok=True)
         call = self._client.aio.files.download(file=file, destination=_Appended(path), config=config)
-        outcome: Any = await attempt(self._gemini, call, missing=GONE)
+        outcome: Any = await self._try(call, missing=GONE)
         return None if outcome is None else await self._not_the_key(outcome)
 
     async def cancel(self, name: str) -> None:
@@ -162,13 +183,19 @@ class Jobs:
     async def _persist(self, call: Callable[[], Awaitable[T]], missing: Collection[int] = ()) -> T | Missing:
         failures, refused = 0, None
         while True:
-            outcome = await attempt(self._gemini, call(), missing)
+            outcome = await self._try(call(), missing)
             if not isinstance(outcome, RateLimited | Unavailable):
                 return outcome
             if isinstance(outcome, RateLimited):
                 refused = self._refused(outcome, refused)
             failures += isinstance(outcome, Unavailable)
             await self._rest(failures, outcome)
+
+    async def _try(self, call: Awaitable[T], missing: Collection[int] = ()) -> T | RateLimited | Unavailable | Missing:
+        outcome = await attempt(self._gemini, call, missing)
+        if not isinstance(outcome, RateLimited | Unavailable):
+            self._replied_at = time.monotonic()
+        return outcome
 
     def _refused(self, outcome: RateLimited, since: float | None) -> float:
         """When a call was first answered 429, which is told; raises GeminiError if that is too long ago."""
@@ -181,17 +208,19 @@ class Jobs:
         return since
 
     async def _rest(self, failures: int, outcome: RateLimited | Unavailable) -> None:
-        """Wait before another try; raises GeminiError after too many failures."""
+        """Wait before another try; raises GeminiError after too many failures, of a server that has answered before
+        once it has been away for `gemini.outage_seconds`."""
         if isinstance(outcome, RateLimited):
             seconds = self._gemini.poll_seconds if outcome.seconds is None else outcome.seconds
             await asyncio.sleep(min(seconds, LONGEST_REFUSAL_SECONDS))
             return
-        if failures >= self._gemini.attempts:
+        patience = 0.0 if self._replied_at is None else self._replied_at + self._gemini.outage_seconds
+        if failures >= self._gemini.attempts and time.monotonic() > patience:
             raise self.unreachable(outcome)
         await asyncio.sleep(self._pause(failures))
 
     def _pause(self, failures: int) -> float:
-        return min(self._gemini.poll_seconds, 0.5 * 2.0**failures) * random.uniform(0.5, 1.0)
+        return min(self._gemini.poll_seconds, 0.5 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
 
     def _long(self) -> Any:
         from google.genai import types
@@ -202,7 +231,7 @@ class Jobs:
     def unreachable(self, outcome: RateLimited | Unavailable) -> GeminiError:
         """The error of a server that stays away."""
         where = shown(self._gemini)
-        last = outcome.detail if isinstance(outcome, Unavailable) else "429"
+        last = outcome.detail if isinstance(outcome, Unavailable) else f"429 {outcome.detail}".rstrip()
         return GeminiError(
             f"{where} cannot be reached or keeps failing when asked about batch jobs (last: {last}): check "
             "gemini.base_url, GOOGLE_GEMINI_BASE_URL and the network; jobs go on: the same command finds them again"

@@ -24,7 +24,7 @@ class Record:
     display_name: str
     """Made from what the job asks; the server lists jobs by it."""
     started: float
-    """When it was asked for, in seconds since 1970."""
+    """When it was asked for, or created once that is known, in seconds since 1970."""
     input: str
     """The server's name of the uploaded file."""
     requests: int

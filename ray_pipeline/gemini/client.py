@@ -66,6 +66,8 @@ class RateLimited:
     """429: the server asks to wait, in seconds; null where it does not say."""
 
     seconds: float | None
+    detail: str = field(default="", compare=False)
+    """The server's own words."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ def _api_error(gemini: Gemini, error: Any) -> RateLimited | Unavailable:
                 f"the day's quota of {gemini.model} is spent: run the same command again tomorrow, or raise "
                 "the project's quota; what was answered is kept and not asked again"
             ) from error
-        return RateLimited(_retry_delay(error.details))
+        return RateLimited(_retry_delay(error.details), str(error.message or ""))
     if error.code >= 500 or error.code in RETRIED_CODES:
         reason: Literal["timed out", "server error"] = "timed out" if error.code in (408, 504) else "server error"
         return Unavailable(f"{error.code} {error.status}", reason, billed=reason == "timed out")

@@ -202,14 +202,15 @@ class Fanout:
                 return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
             if outcome.reason == "refused":
                 raise GeminiError(f"{shown(self._gemini)} refuses the request: {outcome.detail}")
-            if not answers_others and time.monotonic() - self._replied_at > self._patience():
+            if not answers_others and time.monotonic() > self._patience(session):
                 raise GeminiError(self._unreachable(outcome.detail))
             # After an outage the request has another turn, before it is taken to be at fault.
             silent = not answers_others
 
-    def _patience(self) -> float:
-        """Seconds without an answer after which nothing is asked any more: none at all before the first."""
-        return self._gemini.outage_seconds if self._replied_at else 0.0
+    def _patience(self, session: _Session) -> float:
+        """Until when nothing but failures is put up with: not at all before the first answer to any worker."""
+        answered_at = max(self._replied_at, session.permits.answered_at)
+        return answered_at + self._gemini.outage_seconds if answered_at else 0.0
 
     async def _answers_others(self, session: _Session, ledger: Ledger, begun: float) -> bool:
         """Whether the server has answered anything since `begun`; if not, ask it, one worker's requests together."""

@@ -35,6 +35,8 @@ class Lease:
 
     permits: list[tuple[int, float]]
     wait: float
+    silence: float | None = None
+    """Seconds since the server has last answered any worker; null where it never has."""
 
 
 @dataclass
@@ -124,19 +126,23 @@ class Quota:
     def give_back(self, permit: int) -> None:
         """Take back a permit whose request was never sent."""
         if permit in self.reserved:
-            self.used.requests = max(0, self.used.requests - 1)
             self.next_request -= self._request_seconds
-            self.settle(permit, 0, 0.0)
+            self._release(permit)
 
     def limited(self, permit: int, now: float, started: float, seconds: float) -> None:
         """The server has said 429 to a request that started at `started`: pause for `seconds`, and slow down."""
         if permit in self.reserved:
-            self.used.requests = max(0, self.used.requests - 1)  # refused requests are no part of the day's quota
-            self.settle(permit, 0, 0.0)
+            self._release(permit)  # refused requests are no part of the day's quota
         self.paused_until = max(self.paused_until, now + seconds)
         if started >= self.slowed_at:
             self.rate = max(SLOWEST, self.rate * SLOWER)
             self.slowed_at = self.recovered_at = max(now, self.paused_until)
+
+    def _release(self, permit: int) -> None:
+        """Forget a request that was not worked on, and says nothing of what others cost."""
+        _, ask = self.reserved.pop(permit)
+        self.used.requests = max(0, self.used.requests - 1)
+        self.next_tokens -= self._token_seconds(ask.tokens)
 
     @property
     def _request_seconds(self) -> float:

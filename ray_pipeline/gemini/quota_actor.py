@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -78,6 +78,7 @@ class QuotaActor:
         self._quota = Quota(*limits, whole_usd)
         self._remember(usd)
         self._stopped: GeminiError | None = None
+        self._answered_at: float | None = None
         self._traffic, self._minute = Traffic(), deque[tuple[float, int, int]]()
         self._started = time.monotonic()
         self._metrics = _metrics(gemini.model, stage)
@@ -91,13 +92,15 @@ class QuotaActor:
             self._quota.used.day, self._quota.used.requests = today, 0
         lease = self._quota.lease(time.monotonic(), asks, self._timeout)
         if self._is_promised(SAVE_SECONDS):
-            return lease
+            silence = None if self._answered_at is None else time.monotonic() - self._answered_at
+            return replace(lease, silence=silence)
         self.give_back([permit for permit, _ in lease.permits])
         return Lease([], SAVE_SECONDS)
 
     def settle(self, permit: int, tokens: tuple[int, int], usd: float, items: int) -> None:
         """See Quota.settle; `tokens` of input and output."""
         self._quota.settle(permit, tokens[0], usd)
+        self._answered_at = time.monotonic() if items else self._answered_at
         self._is_promised()
         self._count(1, tokens[0], tokens[1], usd, items)
 

@@ -365,7 +365,20 @@ def _join_workers(recipe: Recipe) -> str:
     import deepspeed
 
     deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False)
+    if device == "cuda" and recipe.train.workers > 1:
+        _leave_room()
     return device
+
+
+def _leave_room() -> None:
+    """Keep torch from taking what NCCL needs of a GPU beside it: what NCCL lacks is no error that says so by its type,
+    what torch lacks is."""
+    import torch
+
+    from ray_pipeline import footprint
+
+    whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(1 - footprint.RESERVE / whole)
 
 
 def _rank() -> int:

@@ -706,9 +706,13 @@ def test_a_key_that_is_wrong_from_the_start_and_a_model_that_is_not_there(
     with pytest.raises(GeminiError, match="refuses the key"):
         fill(settings(server), tmp_path, kept)
     assert server.stats.batch_jobs == 0
+    assert records_in(tmp_path) == [], "with the right words, all goes into jobs"
 
 
-def test_a_server_that_errs_now_and_then_is_asked_again(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+def test_a_server_that_errs_now_and_then_is_asked_again(
+    server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_jobs, "UNLISTED_SECONDS", 0.0)  # as is true of this one
     server.batch_faults = BatchFaults(
         control429=0.2, control503=0.2, control_dropped=0.2, create_lost=0.5, retry_seconds=0.01, delay_seconds=0.2
     )
@@ -722,16 +726,45 @@ def test_429_without_end_is_told_once_and_given_up(
 ) -> None:
     monkeypatch.setattr(batch_jobs, "LONGEST_REFUSAL_SECONDS", 0.3)
     server.batch_faults = BatchFaults(control429=1, retry_seconds=0.05)
-    with pytest.raises(GeminiError, match=r"keeps failing when asked about batch jobs \(last: 429\)"):
+    with pytest.raises(GeminiError, match=r"keeps failing when asked about batch jobs \(last: 429 .*\): check"):
         fill(settings(server), tmp_path, kept)
     assert kept.told == ["the server answers 429 when asked about batch jobs: waiting, up to an hour"]
-    assert server.stats.control_requests > 2
+    assert server.stats.control_requests >= 2
 
 
 def test_a_job_created_unseen_is_found(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
     server.batch_faults = BatchFaults(create_lost=1)
     assert fill(settings(server), tmp_path, kept).left == 0
     assert server.stats.batch_jobs == 2 and once(server)
+
+
+def test_a_job_created_unseen_is_not_made_again_before_it_can_be_listed(
+    server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, find = itertools.count(1), batch_jobs.Jobs.find
+
+    async def late(jobs: batch_jobs.Jobs, name: str) -> str | None:
+        return await find(jobs, name) if next(looks) % 3 == 0 else None
+
+    monkeypatch.setattr(batch_jobs.Jobs, "find", late)
+    server.batch_faults = BatchFaults(create_lost=1)
+    assert fill(settings(server), tmp_path, kept).left == 0
+    assert server.stats.batch_jobs == 2 and once(server), "and paid for once"
+
+
+def test_an_outage_while_jobs_are_made_is_waited_for(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+    back = threading.Timer(1, lambda: setattr(server, "batch_faults", BatchFaults()))
+
+    def told(line: str) -> None:
+        kept.told.append(line)
+        if "created" in line and not back.is_alive() and len(kept.told) == 1:
+            server.batch_faults = BatchFaults(control503=1)
+            back.start()
+
+    gemini = settings(server, attempts=2, batch_requests=1)
+    assert fill(gemini, tmp_path, kept, tell=told).left == 0
+    back.join()
+    assert server.stats.batch_jobs == 10 and once(server)
 
 
 def test_a_network_that_is_away_for_a_while(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
@@ -854,10 +887,11 @@ def test_no_job_is_made_after_the_deadline(server: GeminiServer, tmp_path: Path,
 
 
 def test_a_job_or_a_result_that_is_gone(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
+    clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         dying(patch, 7)
         with pytest.raises(Killed):
-            fill(settings(server), tmp_path, kept)
+            fill(settings(server), tmp_path, kept, clock=clock)
     kept.answers.clear()
     first, second = jobs_of(server)
 
@@ -867,7 +901,12 @@ def test_a_job_or_a_result_that_is_gone(server: GeminiServer, tmp_path: Path, ke
         await client.aio.files.delete(name=second.dest.file_name)
 
     with_client(server, delete)
-    outcome = fill(settings(server), tmp_path, kept)
+    clock.now += batch.UNLISTED_SECONDS
+    with pytest.raises(GeminiError, match=r"has no job batches/.*a key of the project that created it; .*its record"):
+        fill(settings(server), tmp_path, kept, clock=clock)
+    assert any(record.ended is None for record in records_in(tmp_path)), "another project's key costs nothing"
+    clock.now += batch.KEPT_SECONDS
+    outcome = fill(settings(server), tmp_path, kept, clock=clock)
     assert sorted(outcome.states.values()) == [
         "is not there any more",
         "succeeded, but its result is not there any more",

@@ -9,10 +9,11 @@ import ray
 
 from ray_pipeline import progress
 from ray_pipeline.gemini import quota_actor
-from ray_pipeline.gemini.quota import Ask
 from ray_pipeline.gemini.quota_actor import Traffic
 from ray_pipeline.gemini.watch import FanoutProgress
 from ray_pipeline.recipe import Gemini
+
+from .test_quota import leased
 
 GEMINI = Gemini(requests_per_minute=3000, tokens_per_minute=1_000_000)
 
@@ -45,7 +46,7 @@ def test_it_sees_what_all_workers_do(
     monkeypatch.setenv("PIPELINE_LOG", "json")
     said: list[str] = []
     with quota_actor.held(GEMINI, str(tmp_path)) as held:
-        [(permit, _)] = ray.get(held.lease.remote([Ask(100)])).permits
+        permit = leased(held)
         ray.get(held.settle.remote(permit, (90, 30), 0.05, 40))
         with FanoutProgress("translate", GEMINI, 100, held) as shown:
             shown.advance(1, rows=50)

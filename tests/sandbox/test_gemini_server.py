@@ -173,7 +173,7 @@ def test_async_client_twenty_at_once() -> None:
     with running(faults=Faults(latency_min=0.3, latency_max=0.4)) as server:
         start = time.monotonic()
         responses = asyncio.run(many(client(server)))
-        assert 0.3 < time.monotonic() - start < 3  # side by side, not 20 × 0.3 s
+        assert 0.3 < time.monotonic() - start < 20 * 0.3, "side by side"
     assert [answers(response) for response in responses] == [{f"k{n}": f"dress {n}"} for n in range(20)]
 
 
@@ -227,14 +227,14 @@ def test_a_model_of_another_name_is_not_found(server: GeminiServer) -> None:
 
 
 def test_requests_per_minute() -> None:
-    with running(requests_per_minute=60, window_seconds=2) as server:  # two in any two seconds
+    with running(requests_per_minute=12, window_seconds=10) as server:  # two in any ten seconds
         ask(server)
         ask(server)
         with pytest.raises(errors.ClientError) as caught:
             ask(server)
         assert (caught.value.code, caught.value.status) == (429, "RESOURCE_EXHAUSTED")
         wait = retry_seconds(caught.value)
-        assert 0 < wait <= 2
+        assert 0 < wait <= 10
         time.sleep(wait)
         ask(server)
         assert server.stats.snapshot()["statuses"] == {"200": 3, "429": 1}
@@ -466,7 +466,7 @@ def test_alone_it_serves_until_sigterm() -> None:
         assert answer["modelVersion"] == "v7"
         assert http_call(path, json.dumps(request).encode(), key="k")[0] == 429
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0
     finally:
         process.kill()
         process.communicate()
