@@ -2,8 +2,8 @@
 
     python jobs/index.py runs
 
-Runs whose output is below that folder update it when they end; those without --output make it. Needs no cluster: the
-folder may be an s3:// url.
+Runs whose output is directly in that folder update it when they end; those without --output make it. Needs no cluster:
+the folder may be an s3:// url.
 """
 
 import sys

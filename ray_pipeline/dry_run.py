@@ -197,8 +197,8 @@ def _mode(one: Estimate) -> str:
 def _status(step: Step) -> str:
     if step.finished is None:
         why = difference.told(step)
-        return f"{step.stage.name:<10} to do   {step.fingerprint}" + (f"  {why}" if why else "")
-    return f"{step.stage.name:<10} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
+        return f"{step.stage.name:<15} to do   {step.fingerprint}" + (f"  {why}" if why else "")
+    return f"{step.stage.name:<15} done    {step.fingerprint}  {step.finished.manifest.rows_out} rows"
 
 
 def _rows(recipe: Recipe, ingested: Artifact | None) -> tuple[Counter[str], list[str]]:

@@ -104,7 +104,7 @@ def _expect_fitting(recipe: Recipe) -> None:
 
 def expect_room(recipe: Recipe, pending: set[str]) -> None:
     """Raise PipelineError if a stage that holds a model or asks Gemini can never get its workers; Ray must be up."""
-    if "train" in pending:
+    if pending & ({"train"} if recipe.self_validation.folds is None else {"out_of_fold", "train"}):
         runtime.check_limits(recipe.runtime, recipe.train.fewest_workers)
     elif _holding_models(recipe) & pending:
         runtime.check_limits(recipe.runtime)

@@ -188,7 +188,7 @@ def test_joint_training_needs_the_other_recipe_its_base_and_its_split(make_recip
 
 def both_tasks(make_recipe: Make, folder: Path) -> tuple[Recipe, Any, Any]:
     """A recipe that learns jointly, and the encoded training sets of both tasks; QI has its own tune rows."""
-    chosen = runs.make(workers=1, epochs=1, joint=True)
+    chosen = runs.make(workers=1, epochs=1, joint=True, in_process=True)
     other = chosen.model_copy(update={"task": "QI", "train": chosen.train.model_copy(update={"joint": False})})
     rows = [
         made.pair(i, pair_id=f"QI-train-{i}", task="QI", part="train" if i < 40 else "tune", group_id=f"g{i}",

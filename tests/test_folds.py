@@ -85,7 +85,7 @@ def test_a_fold_that_cannot_be_judged_is_refused_before_anything_is_trained(tmp_
 def interrupted(ray_up: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, bytes]:
     """A run by folds that was stopped after its first one, and went on: its folder, and the first adapter before."""
     folder = tmp_path_factory.mktemp("folds")
-    chosen = runs.make(workers=1, epochs=1, folds=2)
+    chosen = runs.make(workers=1, epochs=1, folds=2, in_process=True)
     encoded = runs.encoded(chosen, runs.training_set(folder), folder / "encoded")
     context = Context(chosen, {"encode": encoded}, str(folder / "f0"), str(folder), {})
     stage._train_and_keep(context, 0, folds.of(chosen.train)[0])

@@ -210,6 +210,10 @@ def test_before_any_work_the_room_of_all_stages_is_looked_at(
     assert asked[2:] == [{"workers": 1}]
     preflight.expect_room(recipe, {"ingest", "embed", "mix", "evaluate"})
     assert len(asked) == 3, "without negatives there is nothing to embed"
+    preflight.expect_room(recipe, {"out_of_fold"})
+    assert len(asked) == 3, "without folds there is nothing to train"
+    preflight.expect_room(make_recipe(self_validation__folds=2, train__workers=2), {"out_of_fold", "self_validation"})
+    assert asked[3:] == [{"workers": 2}]
 
 
 def test_only_stages_that_begin_with_work_for_any_cpu_ask_for_one(
