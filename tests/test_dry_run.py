@@ -299,7 +299,7 @@ def test_the_plan_names_rows_and_stages_and_writes_nothing(make: Any, tmp_path: 
     recipe = make(translate__pivot=True)
     said = dry_run.describe([recipe], str(tmp_path / "work"), "split")
     assert f"rows: train {ROWS}, dev 0, test 0" in said
-    assert [name for name in pipeline.STAGE_NAMES if f"{name:<10} to do" in said] == ["ingest", "languages", "split"]
+    assert [name for name in pipeline.STAGE_NAMES if f"{name:<15} to do" in said] == ["ingest", "languages", "split"]
     assert sorted(tmp_path.rglob("*")) == before
 
 

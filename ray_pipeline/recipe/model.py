@@ -85,7 +85,8 @@ class Train(Section):
     """So many workers are enough to begin, and to go on from the newest checkpoint when a node is lost; up to `workers`
     take part again when there is room (`runtime.resize_seconds`). A step keeps its rows and its loss whatever the
     number, so the result differs by rounding where `lora.dropout` is 0, and with dropout by other masks from then on.
-    Null: always `workers`, which a training that has lost a node waits for."""
+    Ray counts GPUs by nodes: those that other jobs hold on them it takes for free, and waits for. Null: always
+    `workers`, which a training that has lost a node waits for."""
     in_process: bool = False
     """For a debugger: train in the command's own process by torch alone, without Ray Train's workers, DeepSpeed and
     checkpoints to go on from. The adapter is rounded otherwise, so it goes by an identity of its own."""

@@ -286,7 +286,7 @@ def test_a_dropped_connection_is_worth_another_try(server: GeminiServer) -> None
 
 
 def test_a_server_that_does_not_answer_in_time_is_worth_another_try(server: GeminiServer) -> None:
-    server.faults = Faults(slow=1, slow_seconds=1)
+    server.faults = Faults(slow=1, slow_seconds=6)
     outcome = ask(server.url, timeout_seconds=2)
     assert isinstance(outcome, Unavailable) and "Timeout" in outcome.detail
     assert outcome.billed, "it may have been answered"
