@@ -99,8 +99,8 @@ class Manifest:
 
     @property
     def weights(self) -> dict[str, str]:
-        """Hashes of the weights that it is, or was made with, by the training's fingerprint; of scores out of fold, of
-        these, and of a self-validation, of what it drops by them.
+        """Hashes of the weights that it is, or was made with, by the training's fingerprint. Scores out of fold have
+        their own hash in its place, a self-validation that of what it drops.
 
         Of all artifacts, those of trainings alone may come out otherwise when they are made again.
         """

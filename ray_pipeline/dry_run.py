@@ -132,6 +132,8 @@ def _training(recipe: Recipe, steps: Sequence[Step], known: Rows | None, joint: 
     each = footprint.lengths(recipe, sample, rules.shares_prefix, rules.joint)
     if "encode" in done:
         each = replace(each, mean=_mean_tokens(done["encode"]))
+    if "out_of_fold" in done:  # its trainings are not to do
+        recipe = recipe.model_copy(update={"self_validation": recipes.SelfValidation()})
     yield from footprint.describe(found, recipe, _train_rows(recipe, done, known) + joint, each)
 
 

@@ -314,10 +314,14 @@ def describe(of: Shape, recipe: Recipe, rows: int, each: Lengths) -> Iterator[st
         )
     elif recipe.runtime.gpus_per_worker and usual < MEASURED_TOKENS / 2:
         full = math.ceil(MEASURED_TOKENS * rules.workers / each.mean)
+        more = (
+            f" and train.batch_rows ({full:,} fill them on {rules.workers} worker(s))"
+            if rules.batch_rows < full
+            else ""
+        )
         yield (
             f"  measured in passes of {MEASURED_TOKENS:,} tokens: those of this recipe have about {usual:,.0f}, so "
-            "it takes longer. Where memory allows, raise train.micro_batch_tokens, and with it train.batch_rows, of "
-            f"which {full:,} would fill such passes on {rules.workers} worker(s); fewer workers are used better, too"
+            f"it takes longer; where memory allows, raise train.micro_batch_tokens{more}"
         )
     asked = recipe.runtime.accelerator_type
     kinds = kinds_of(asked) if asked else []

@@ -19,10 +19,13 @@ def expect_price(recipe: Recipe) -> None:
 
 def expect_engine(recipe: Recipe, pending: set[str]) -> None:
     """Raise RecipeError if rows are to be scored by an engine that is not there, or not for this recipe."""
-    if "score" in pending and recipe.score.engine == "vllm":
-        vllm.check(recipe.train.folds or 1, recipe.runtime.gpus_per_worker)
-    elif "score" in pending and recipe.score.merge:
-        adapters.expect_mergeable(recipe.train, recipe.train.folds or 1)
+    scoring = [recipe.train.folds or 1] if "score" in pending else []
+    scoring += [1] if "out_of_fold" in pending and recipe.self_validation.folds else []
+    for number in scoring:
+        if recipe.score.engine == "vllm":
+            vllm.check(number, recipe.runtime.gpus_per_worker)
+        elif recipe.score.merge:
+            adapters.expect_mergeable(recipe.train, number)
 
 
 def expect(recipe: Recipe, pending: set[str]) -> None:

@@ -75,9 +75,11 @@ def _batch(context: Context, sources: Sequence[Source], questions: Questions, he
     place = storage.join(context.workdir, "ledger", "batches")
     folder = ledger.folder(context.workdir, gemini, questions.kind, questions.languages)
     chosen = gemini.mode != "live" and _is_chosen(gemini, missing, questions, folder, label)
+    written = storage.join(context.folder, "unanswered")
     if not chosen and not batch.under_way(gemini, questions.kind, questions.languages, place):
+        storage.remove_tree(written)  # of an attempt that was killed, in another mode
         return Counts()  # jobs of an earlier run are read in any mode: they are paid for
-    logs, written = _Logs(folder), storage.join(context.folder, "unanswered")
+    logs = _Logs(folder)
     outcome = batch.fill(
         gemini,
         questions.kind,

@@ -226,7 +226,7 @@ def test_what_cannot_be_spared_is_on_demand_and_nothing_is_moved_to_save_nodes(j
     bought = {group: pod["nodeSelector"]["karpenter.sh/capacity-type"] for group, pod in pods(job)}
     submitter = job["submitterPodTemplate"]["spec"]["nodeSelector"]["karpenter.sh/capacity-type"]
     assert bought.pop("head") == submitter == "on-demand"
-    assert job["submitterConfig"]["backoffLimit"] >= 10, "KubeRay ends the whole job with the last submitter"
+    assert job["submitterConfig"]["backoffLimit"] > 2, "KubeRay ends the whole job with the last submitter"
     alone = any("g6e.48xlarge" in pod["nodeSelector"].values() for _, pod in pods(job))
     assert set(bought.values()) == {"on-demand" if alone else "spot"}
 

@@ -162,6 +162,8 @@ class _Run:
         self._price = price_of(gemini)
         self._deadline = clock() + gemini.deadline_hours * 3600
         self._failures = 0
+        self._lost: GeminiError | None = None
+        """That a job is not there which has to be."""
         self._cancelled: dict[str, int] = {}
         """Looks at each late job since it was to end."""
         self._early: set[str] = set()
@@ -180,7 +182,8 @@ class _Run:
 
     async def _fill(self, items: Iterable[Item]) -> None:
         records = await self._found_again()
-        waiting = [record for record in records if record.ended is None and record.job is not None]
+        named = [record for record in records if record.ended is None and record.job is not None]
+        waiting = [record for record in named if not await self._is_over(record)]
         self._recorded = Recorded(self._records.asked(record) for record in records)
         self._found = {record.display_name for record in waiting}
         for record in waiting:
@@ -200,6 +203,8 @@ class _Run:
         delay, ending = min(FIRST_POLL_SECONDS, self._gemini.poll_seconds), set[str]()
         while True:
             left = [record for record in jobs if not await self._is_done(record)]
+            if self._lost is not None:  # the others have been looked at
+                raise self._lost
             if len(left) < len(jobs):
                 return left
             if self._cancelled.keys() > ending:
@@ -221,8 +226,7 @@ class _Run:
                     known.append(record)
                     continue
                 if name is None:
-                    await self._jobs.discard(record.input)
-                    self._records.drop(record)
+                    await self._drop(record)
                     continue
                 record = replace(record, job=name)
                 self._records.save(record)
@@ -289,16 +293,18 @@ class _Run:
         record = Record(name, self._clock(), file, len(spool.asked), count, most_usd, self._deadline)
         self._records.save_asked(record, spool.asked)
         self._records.save(record)
-        may_wait, refused = partial(self._may_wait, record), partial(self._records.drop, record)
-        job = await self._jobs.create(file, name, may_wait, refused)
+        job = await self._jobs.create(file, name, partial(self._may_wait, record), partial(self._drop, record))
         if job is None:
-            await self._jobs.discard(file)
-            self._records.drop(record)
             return None
         record = replace(record, job=job, started=self._clock())
         self._records.save(record)
         self._tell(f"{name}: created with {record.requests:,} requests about {record.items:,} items")
         return record
+
+    async def _drop(self, record: Record) -> None:
+        """Forget a job that was not created."""
+        self._records.drop(record)
+        await self._jobs.discard(record.input)
 
     def _may_wait(self, record: Record, detail: str) -> bool:
         """Whether a job that the server has no room for, as it says in detail, may be offered again later."""
@@ -331,18 +337,24 @@ class _Run:
             case RateLimited() | Unavailable():
                 return self._no_news(record, job)
 
+    async def _is_over(self, record: Record) -> bool:
+        """Whether nothing will come of an earlier run's job; raises GeminiError, before others are made, if it has to
+        be there and is not."""
+        gone = isinstance(await self._jobs.look(str(record.job)), Missing) and await self._is_gone(record)
+        if self._lost is not None:
+            raise self._lost
+        return gone
+
     async def _is_gone(self, record: Record) -> bool:
-        """Pass over a job that the server has forgotten; raises GeminiError for one that it cannot have."""
+        """Pass over a job that the server has forgotten; one that it cannot have ends the run."""
         age = self._clock() - record.started
-        if age < UNLISTED_SECONDS:
-            return False
-        if age < KEPT_SECONDS:
-            raise GeminiError(
+        if UNLISTED_SECONDS <= age < KEPT_SECONDS:
+            self._lost = GeminiError(
                 f"{record.display_name}: the server has no job {record.job}, or does not show it to this key: run the "
                 "same command with a key of the project that created it; if the job was deleted, delete its record in "
                 f"{self._url} to have all asked anew"
             )
-        return await self._end(record, "is not there any more")
+        return age >= KEPT_SECONDS and await self._end(record, "is not there any more")
 
     async def _is_given_up(self, record: Record, name: str) -> bool:
         """Cancel a late job, all of them before any is waited for; one that does not end is left to a later run."""

@@ -66,8 +66,8 @@ class Jobs:
     def __init__(self, gemini: Gemini, tell: Callable[[str], None]) -> None:
         self._gemini, self._tell = gemini, tell
         self._connected: Any = None
-        self._replied_at: float | None = None
-        """When the server last did what it was asked to, by the monotonic clock."""
+        self._has_replied = False
+        """Whether the server has ever done what it was asked to."""
 
     @property
     def _client(self) -> Any:
@@ -96,17 +96,17 @@ class Jobs:
         return str(file.name)
 
     async def create(
-        self, file: str, display_name: str, may_wait: Callable[[str], bool], refused: Callable[[], None]
+        self, file: str, display_name: str, may_wait: Callable[[str], bool], refused: Callable[[], Awaitable[None]]
     ) -> str | None:
         """Create a job, or find the one that an earlier try has created unseen; the server's name for it.
 
         Null if the server, which limits what waits in its queue, takes no more for as long as we may wait; `may_wait`
-        is given its words. `refused` is called before an error by which no job can have been created.
+        is given its words. `refused` is called where it is sure that no job has been created.
         """
         from google.genai import types
 
         config = types.CreateBatchJobConfig(display_name=display_name)
-        failures, unsure = 0, False
+        failures, unsure, since = 0, False, time.monotonic()
         try:
             while True:
                 call = self._client.aio.batches.create(model=self._gemini.model, src=file, config=config)
@@ -114,18 +114,25 @@ class Jobs:
                 if not isinstance(outcome, RateLimited | Unavailable):
                     return str(outcome.name)
                 if isinstance(outcome, Unavailable):
+                    if failures == 0:
+                        since = time.monotonic()
+                        self._tell(f"{display_name}: the server does not take it ({outcome.detail}); trying again")
                     failures, unsure = failures + 1, unsure or outcome.billed or outcome.reason == "server error"
-                    await self._rest(failures, outcome)
+                    await self._rest(failures, outcome, since)
                     if (found := await self._unseen(display_name, outcome.billed)) is not None:
                         return found
                 elif may_wait(outcome.detail):
-                    await self._rest(0, outcome)
+                    failures = 0
+                    await self._rest(0, outcome, since)
                 else:
-                    return None
+                    break
         except GeminiError:
             if not unsure:
-                refused()
+                await refused()
             raise
+        if not unsure:
+            await refused()
+        return None
 
     async def _unseen(self, display_name: str, likely: bool) -> str | None:
         """The job that a try without an answer has created, if it has; where that is `likely`, it is looked for until
@@ -181,7 +188,7 @@ class Jobs:
         return outcome
 
     async def _persist(self, call: Callable[[], Awaitable[T]], missing: Collection[int] = ()) -> T | Missing:
-        failures, refused = 0, None
+        failures, refused, since = 0, None, time.monotonic()
         while True:
             outcome = await self._try(call(), missing)
             if not isinstance(outcome, RateLimited | Unavailable):
@@ -189,12 +196,11 @@ class Jobs:
             if isinstance(outcome, RateLimited):
                 refused = self._refused(outcome, refused)
             failures += isinstance(outcome, Unavailable)
-            await self._rest(failures, outcome)
+            await self._rest(failures, outcome, since)
 
     async def _try(self, call: Awaitable[T], missing: Collection[int] = ()) -> T | RateLimited | Unavailable | Missing:
         outcome = await attempt(self._gemini, call, missing)
-        if not isinstance(outcome, RateLimited | Unavailable):
-            self._replied_at = time.monotonic()
+        self._has_replied = self._has_replied or not isinstance(outcome, RateLimited | Unavailable)
         return outcome
 
     def _refused(self, outcome: RateLimited, since: float | None) -> float:
@@ -207,15 +213,15 @@ class Jobs:
             raise self.unreachable(outcome)
         return since
 
-    async def _rest(self, failures: int, outcome: RateLimited | Unavailable) -> None:
-        """Wait before another try; raises GeminiError after too many failures, of a server that has answered before
-        once it has been away for `gemini.outage_seconds`."""
+    async def _rest(self, failures: int, outcome: RateLimited | Unavailable, since: float) -> None:
+        """Wait before another try; raises GeminiError after too many failures, of a server that has replied before
+        only where they have begun, `since`, more than `gemini.outage_seconds` ago."""
         if isinstance(outcome, RateLimited):
             seconds = self._gemini.poll_seconds if outcome.seconds is None else outcome.seconds
             await asyncio.sleep(min(seconds, LONGEST_REFUSAL_SECONDS))
             return
-        patience = 0.0 if self._replied_at is None else self._replied_at + self._gemini.outage_seconds
-        if failures >= self._gemini.attempts and time.monotonic() > patience:
+        until = since + self._gemini.outage_seconds if self._has_replied else 0.0
+        if failures >= self._gemini.attempts and time.monotonic() > until:
             raise self.unreachable(outcome)
         await asyncio.sleep(self._pause(failures))
 

@@ -191,7 +191,7 @@ class Fanout:
         """Ask until the server answers; a request that keeps failing while others succeed has an empty answer."""
         if input_tokens(self._kind, items, self._languages) > self._gemini.tokens_per_minute:
             return Reply({}, TOO_LONG, None, 0, 0, 0, unavailable=True)  # no minute could ever let it through
-        silent = False
+        silent, first = False, time.monotonic()
         while True:
             begun = time.monotonic()
             outcome = await self._try(session, ledger, items, cap_factor)
@@ -202,15 +202,17 @@ class Fanout:
                 return Reply({}, outcome.reason, None, 0, 0, 0, unavailable=True)
             if outcome.reason == "refused":
                 raise GeminiError(f"{shown(self._gemini)} refuses the request: {outcome.detail}")
-            if not answers_others and time.monotonic() > self._patience(session):
+            if not answers_others and time.monotonic() > self._patient_until(session, first):
                 raise GeminiError(self._unreachable(outcome.detail))
             # After an outage the request has another turn, before it is taken to be at fault.
             silent = not answers_others
 
-    def _patience(self, session: _Session) -> float:
-        """Until when nothing but failures is put up with: not at all before the first answer to any worker."""
-        answered_at = max(self._replied_at, session.permits.answered_at)
-        return answered_at + self._gemini.outage_seconds if answered_at else 0.0
+    def _patient_until(self, session: _Session, first: float) -> float:
+        """Until when nothing but failures is put up with, by the last answer; of a worker that has had none, by its
+        `first` try if others have been answered, and else not at all."""
+        if not self._replied_at and not session.permits.answered:
+            return 0.0
+        return (self._replied_at or first) + self._gemini.outage_seconds
 
     async def _answers_others(self, session: _Session, ledger: Ledger, begun: float) -> bool:
         """Whether the server has answered anything since `begun`; if not, ask it, one worker's requests together."""

@@ -31,8 +31,8 @@ class Permits:
         self._pump: asyncio.Task[None] | None = None
         self._granted: dict[int, tuple[_Waiting, asyncio.TimerHandle]] = {}
         self._stopped = False
-        self.answered_at = 0.0
-        """When the server has last answered any worker, as far as is known here (monotonic); 0 where it never has."""
+        self.answered = False
+        """Whether the server has answered any worker."""
 
     async def take(self, ask: Ask) -> int:
         """Wait until a request may start; returns its permit.
@@ -79,8 +79,7 @@ class Permits:
             except Exception as error:  # the waiting ones raise it
                 self._refuse(getattr(error, "cause", None) or error)
                 return
-            if lease.silence is not None:
-                self.answered_at = max(self.answered_at, time.monotonic() - lease.silence)
+            self.answered = self.answered or lease.answered
             for place, (number, seconds) in enumerate(lease.permits):
                 if not self._queue:  # stopped meanwhile
                     self._quota.give_back.remote([number for number, _ in lease.permits[place:]])

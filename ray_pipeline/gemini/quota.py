@@ -35,8 +35,8 @@ class Lease:
 
     permits: list[tuple[int, float]]
     wait: float
-    silence: float | None = None
-    """Seconds since the server has last answered any worker; null where it never has."""
+    answered: bool = False
+    """Whether the server has answered any worker."""
 
 
 @dataclass

@@ -371,8 +371,8 @@ def _join_workers(recipe: Recipe) -> str:
 
 
 def _leave_room() -> None:
-    """Keep torch from taking what NCCL needs of a GPU beside it: what NCCL lacks is no error that says so by its type,
-    what torch lacks is."""
+    """Keep torch from taking what NCCL needs of a GPU: a lack of memory in torch has a type of its own, one in NCCL
+    has not."""
     import torch
 
     from ray_pipeline import footprint

@@ -24,7 +24,7 @@ from ray_pipeline.gemini import batch, batch_jobs, batch_results
 from ray_pipeline.gemini.batch import BatchOutcome
 from ray_pipeline.gemini.batch_records import Record, Recorded, Records
 from ray_pipeline.gemini.batch_results import Lines, replies
-from ray_pipeline.gemini.client import UNKNOWN_VERSION, Client, Reply, request_body
+from ray_pipeline.gemini.client import UNKNOWN_VERSION, Client, Reply, Unavailable, request_body
 from ray_pipeline.gemini.fanout import VERSION, account, expect_version
 from ray_pipeline.gemini.ledger import NOTHING, Answer
 from ray_pipeline.gemini.prices import price_of
@@ -767,6 +767,26 @@ def test_an_outage_while_jobs_are_made_is_waited_for(server: GeminiServer, tmp_p
     assert server.stats.batch_jobs == 10 and once(server)
 
 
+def test_a_server_that_only_creates_no_jobs_is_given_up(
+    server: GeminiServer, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = batch_jobs.attempt
+
+    async def refusing(gemini: Gemini, call: Any, missing: Any = ()) -> Any:
+        outcome = await attempt(gemini, call, missing)
+        return Unavailable("503", "server error") if getattr(outcome, "name", "").startswith("batches/") else outcome
+
+    async def none(jobs: batch_jobs.Jobs, name: str) -> None:
+        await jobs._persist(lambda: jobs._client.aio.batches.list())
+
+    monkeypatch.setattr(batch_jobs, "attempt", refusing)
+    monkeypatch.setattr(batch_jobs.Jobs, "find", none)
+    with pytest.raises(GeminiError, match="keeps failing when asked about batch jobs .last: 503.: check"):
+        fill(settings(server, attempts=2, outage_seconds=1), tmp_path, kept)
+    assert sum("does not take it (503); trying again" in line for line in kept.told) == 1
+    assert [record.job for record in records_in(tmp_path)] == [None], "it may have been created after all"
+
+
 def test_a_network_that_is_away_for_a_while(server: GeminiServer, tmp_path: Path, kept: Kept) -> None:
     server.batch_faults = BatchFaults(never_ends=1)
 
@@ -902,8 +922,10 @@ def test_a_job_or_a_result_that_is_gone(server: GeminiServer, tmp_path: Path, ke
 
     with_client(server, delete)
     clock.now += batch.UNLISTED_SECONDS
+    more = [*ITEMS, *(Item(f"blue shoes {size}", "en", "de") for size in range(20, 40))]
     with pytest.raises(GeminiError, match=r"has no job batches/.*a key of the project that created it; .*its record"):
-        fill(settings(server), tmp_path, kept, clock=clock)
+        fill(settings(server), tmp_path, kept, more, clock=clock)
+    assert server.stats.batch_jobs == 2, "none is made by the key of another project"
     assert any(record.ended is None for record in records_in(tmp_path)), "another project's key costs nothing"
     clock.now += batch.KEPT_SECONDS
     outcome = fill(settings(server), tmp_path, kept, clock=clock)
