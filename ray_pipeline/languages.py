@@ -112,9 +112,9 @@ def expect_candidates(rules: Languages, tags: Mapping[str, int]) -> None:
 
 def with_decisions(rules: Languages, table: pa.Table) -> pa.Table:
     """A shard of pairs with the column DECIDED."""
-    local = detector(rules)
-    found = {question: decide(*question, rules, local) for question in dict.fromkeys(_questions(table))}
-    return table.append_column(DECIDED, pa.array([found[question] for question in _questions(table)], pa.string()))
+    local, questions = detector(rules), _questions(table)
+    found = {question: decide(*question, rules, local) for question in dict.fromkeys(questions)}
+    return table.append_column(DECIDED, pa.array([found[question] for question in questions], pa.string()))
 
 
 def undecided(table: pa.Table) -> dict[tuple[str, str], Item]:

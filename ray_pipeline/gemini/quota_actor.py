@@ -78,7 +78,6 @@ class QuotaActor:
         self._quota = Quota(*limits, whole_usd)
         self._remember(usd)
         self._stopped: GeminiError | None = None
-        self._answered = False
         self._traffic, self._minute = Traffic(), deque[tuple[float, int, int]]()
         self._started = time.monotonic()
         self._metrics = _metrics(gemini.model, stage)
@@ -92,14 +91,13 @@ class QuotaActor:
             self._quota.used.day, self._quota.used.requests = today, 0
         lease = self._quota.lease(time.monotonic(), asks, self._timeout)
         if self._is_promised(SAVE_SECONDS):
-            return replace(lease, answered=self._answered)
+            return replace(lease, answered=self._traffic.asked > 0)
         self.give_back([permit for permit, _ in lease.permits])
         return Lease([], SAVE_SECONDS)
 
     def settle(self, permit: int, tokens: tuple[int, int], usd: float, items: int) -> None:
         """See Quota.settle; `tokens` of input and output."""
         self._quota.settle(permit, tokens[0], usd)
-        self._answered = self._answered or items > 0
         self._is_promised()
         self._count(1, tokens[0], tokens[1], usd, items)
 
